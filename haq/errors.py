@@ -1,0 +1,62 @@
+"""Mistakes of a user: one sentence each, with the offending value and the way out.
+
+The command line prints a ``HaqError`` without a traceback and exits with 2; a mistake of a caller
+(wrong type, impossible argument) is a ``ValueError`` instead.
+"""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class HaqError(Exception):
+    """Something the user asked for cannot be done; the message says what and how to go on."""
+
+
+class BudgetError(HaqError):
+    """A budget that cannot be read, or that no policy meets."""
+
+
+class DataError(HaqError):
+    """Images, labels or a data folder that cannot be used."""
+
+
+class ModelError(HaqError):
+    """A model or a checkpoint that cannot be used."""
+
+
+class PolicyError(HaqError):
+    """A policy that does not fit the layers of the model."""
+
+
+class RunError(HaqError):
+    """A run's folder that is missing, damaged or belongs to another job."""
+
+
+class TargetError(HaqError):
+    """A target that does not exist or cannot give the cost asked for."""
+
+
+def look_up(table: Mapping[str, T], kind: str, name: str) -> T:
+    """Return ``table[name]``, or say which name was probably meant.
+
+    Args:
+        table: What is known, by name.
+        kind: What the table holds, for the message: "agent", "model", ….
+        name: What was asked for.
+
+    Raises:
+        HaqError: ``name`` is not in the table.
+
+    >>> look_up({"ddpg": 1, "random": 2}, "agent", "dpg")
+    Traceback (most recent call last):
+    ...
+    haq.errors.HaqError: unknown agent 'dpg'; did you mean 'ddpg'? (known: ddpg, random)
+    """
+    if name in table:
+        return table[name]
+    close = get_close_matches(name, table, n=1)
+    meant = f"; did you mean {close[0]!r}?" if close else ""
+    raise HaqError(f"unknown {kind} {name!r}{meant} (known: {', '.join(sorted(table))})")
