@@ -1,4 +1,4 @@
-"""The layer inventory: what a model is made of, as the costs and the search see it.
+"""The record of a layer: what the costs and the search know of it. ``haq.graph`` fills it in.
 
 Everything downstream (costs, env, policy, export) speaks of layers by the name that
 ``model.named_modules()`` gives them, never by position.
@@ -34,6 +34,7 @@ class Layer:
         signed: Whether its input can be negative.
         reads: Name of the first layer that reads the same input tensor: layers with equal
             ``reads`` share one activation bit-width. Its own name where nobody read it before.
+        reads_input: Whether that tensor is the network's input, which always has 8 bits.
     """
 
     name: str
@@ -52,3 +53,4 @@ class Layer:
     calls: int = 1
     signed: bool = False
     reads: str = ""
+    reads_input: bool = False

@@ -1,0 +1,74 @@
+"""What a user asks for, checked once for the command line and for Python."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from haq.errors import HaqError
+
+Width = Annotated[int, Field(ge=2, le=8)]
+
+
+class Job(BaseModel):
+    """One search, as it is kept in ``job.json``.
+
+    Paths and names are as the user gave them; nothing here is looked up yet.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = "digits_cnn"
+    width: Annotated[float, Field(gt=0, le=8)] = 1.0
+    weights: Path | None = None
+    data: str = "digits"
+    target: str | None = None
+    batch: Annotated[int, Field(ge=1)] | None = None
+    budgets: tuple[str, ...] = ("avg_weight_bits=3",)
+    agent: str = "ddpg"
+    paper: bool = False
+    episodes: Annotated[int, Field(ge=1)] = 60
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    weight_bits: tuple[Width, Width] = (2, 8)
+    act_bits: Width | Literal["search"] | None = None
+    pins: dict[str, Width] | None = None
+    clipping: str = "kl"
+    per_channel: bool = True
+    calibration_images: Annotated[int, Field(ge=1)] = 512
+    train_images: Annotated[int, Field(ge=2)] = 5000
+    val_images: Annotated[int, Field(ge=1)] = 2500
+    lr: Annotated[float, Field(gt=0)] = 0.02
+    distill: bool = True
+    final_epochs: Annotated[int, Field(ge=0)] = 1
+    float_epochs: Annotated[int, Field(ge=0)] | None = None
+
+    @property
+    def fixed_act_bits(self) -> int | None:
+        """The activations' width where it is fixed, None where it is searched."""
+        if isinstance(self.act_bits, int):
+            return self.act_bits
+        costly = any(text.split("=")[0].strip() in _OF_ACTIVATIONS for text in self.budgets)
+        return None if self.act_bits == "search" or costly else 8
+
+
+_OF_ACTIVATIONS = ("latency", "energy", "bops")
+
+
+def parse_job(**fields: object) -> Job:
+    """Return the job, or say in one sentence which field is wrong.
+
+    Raises:
+        HaqError: A field is unknown or out of range.
+    """
+    try:
+        job = Job.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"][:1]).replace("_", "-")
+        raise HaqError(f"{field} {first['input']!r}: {first['msg']}") from error
+    if job.weight_bits[0] > job.weight_bits[1]:
+        low, high = job.weight_bits
+        raise HaqError(f"weight-bits {low}..{high} is empty; give the smaller number first")
+    if not job.budgets:
+        raise HaqError("a search needs a budget, such as avg_weight_bits=3 or latency=50%w8a8")
+    return job.model_copy(update={"distill": job.distill and not job.paper})

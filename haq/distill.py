@@ -1,0 +1,54 @@
+"""Distillation: what the float network knows beyond the labels."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
+    """Return how far the student's softened class distribution is from the teacher's::
+
+        T**2 * mean over images of KL(softmax(teacher / T) || softmax(student / T))
+
+    The factor T**2 keeps the gradient's size independent of the temperature.
+
+    Args:
+        student: Logits (N, classes), any float dtype; the loss is computed in float32 at least.
+        teacher: Logits (N, classes); no gradient reaches them.
+        temperature: Positive.
+
+    Returns:
+        A scalar.
+
+    Source: Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network",
+    arXiv:1503.02531, section 2.
+    """
+    student, teacher = _wide(student), _wide(teacher.detach())
+    log_q = functional.log_softmax(student / temperature, 1)
+    log_p = functional.log_softmax(teacher / temperature, 1)
+    divergence = functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+    return divergence * temperature**2
+
+
+def hard_and_soft_loss(
+    student: Tensor, labels: Tensor, teacher: Tensor | None, soft: float = 0.9
+) -> Tensor:
+    """Return ``(1 - soft)`` times the cross-entropy plus ``soft`` times the distillation loss.
+
+    Args:
+        student: Logits (N, classes).
+        labels: Class indices (N,).
+        teacher: Logits (N, classes), or None for the cross-entropy alone.
+        soft: Share of the distillation loss, in [0, 1].
+
+    Returns:
+        A scalar.
+    """
+    hard = functional.cross_entropy(_wide(student), labels)
+    if teacher is None:
+        return hard
+    return (1 - soft) * hard + soft * distillation_loss(student, teacher)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()

@@ -1,0 +1,167 @@
+"""What one policy is worth: quantize, fine-tune for one epoch, validate.
+
+Everything that does not depend on the policy (augmented training images, what the float network
+answers to them) is computed once, so that an episode is little more than the network's own forward
+and backward passes.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from haq.datasets import Data, Split
+from haq.graph import Graph
+from haq.policy import Policy
+from haq.quantize import Clips, quantize
+from haq.train import Step, Teacher, imitate, score, train
+from haq.trials import Score
+
+OnStep = Callable[[Step], None]
+
+FREEZABLE = 2**28
+"""Values (of 4 bytes) of images that are kept ready in memory."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a quantized network is fine-tuned and scored in an episode.
+
+    Attributes:
+        train_images: Training images of the one epoch.
+        val_images: Validation images that give the score.
+        lr: Highest learning rate of the one cycle.
+        distill: Whether the float network teaches.
+        batch: Images a step.
+    """
+
+    train_images: int = 5000
+    val_images: int = 2500
+    lr: float = 0.02
+    distill: bool = True
+    batch: int = 64
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Images (N, C, H, W) augmented once, as a split that ignores further augmentation."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(
+        self, index: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the images and labels at ``index``."""
+        return self.images[index], self.labels[index]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some images of a split."""
+
+    split: Split
+    chosen: Tensor
+
+    @property
+    def labels(self) -> Tensor:
+        """Class indices (N,)."""
+        return self.split.labels[self.chosen]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def batch(
+        self, index: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the split gives for its images at ``chosen[index]``."""
+        return self.split.batch(self.chosen[index], generator)
+
+
+def freeze(part: Part, generator: torch.Generator | None = None) -> Part | Frozen:
+    """Return the images of a part, read (and augmented by the generator) once for all.
+
+    A part of more than ``FREEZABLE`` values stays as it is: it would not fit into memory.
+    """
+    first, _ = part.batch(torch.zeros(1, dtype=torch.int64))
+    if first.numel() * len(part) > FREEZABLE:
+        return part
+    batches = [part.batch(index, generator) for index in torch.arange(len(part)).split(500)]
+    pictures = torch.cat([pictures for pictures, _ in batches])
+    return Frozen(
+        pictures.contiguous(memory_format=torch.channels_last),
+        torch.cat([labels for _, labels in batches]),
+    )
+
+
+class Evaluator:
+    """From a policy to its score, the same for the same policy and seed, in any order.
+
+    Every evaluation starts from the float weights of the graph's model.
+    """
+
+    def __init__(self, graph: Graph, clips: Clips, data: Data, recipe: Recipe, seed: int):
+        self.graph, self.clips, self.data, self.recipe, self.seed = graph, clips, data, recipe, seed
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(data.train), generator=generator)[: recipe.train_images]
+        self.images = freeze(Part(data.train, chosen), generator)
+        count = min(recipe.val_images, len(data.val))
+        self.validation = freeze(Part(data.val, torch.arange(count)))
+        self.teacher = self._teacher() if recipe.distill else None
+
+    def _teacher(self) -> Teacher:
+        answer = imitate(self.graph.traced)
+        if not isinstance(self.images, Frozen):
+            return answer
+        indices = torch.arange(len(self.images)).split(500)
+        answers = torch.cat([answer(index, self.images.images[index]) for index in indices])
+        return lambda index, images: answers[index]
+
+    def tuned(self, policy: Policy) -> nn.Module:
+        """Return the quantized network after its one epoch."""
+        model = quantize(self.graph, policy, self.clips)
+        train(
+            model,
+            self.images,
+            epochs=1,
+            lr=self.recipe.lr,
+            seed=policy_seed(self.seed, policy),
+            weight_decay=4e-5,
+            batch=self.recipe.batch,
+            teacher=self.teacher,
+        )
+        return model
+
+    def score(self, model: nn.Module) -> Score:
+        """Return the score of a network on the validation images of an episode."""
+        return score(model, self.validation)
+
+
+def finish(
+    model: nn.Module, graph: Graph, data: Data, *, epochs: int, recipe: Recipe, seed: int,
+    on_step: OnStep | None = None,
+) -> None:  # fmt: skip
+    """Fine-tune a quantized network in place on all training images, augmented anew each epoch."""
+    train(
+        model,
+        data.train,
+        epochs=epochs,
+        lr=recipe.lr,
+        seed=seed,
+        weight_decay=4e-5,
+        batch=recipe.batch,
+        teacher=imitate(graph.traced) if recipe.distill else None,
+        on_step=on_step,
+    )
+
+
+def policy_seed(seed: int, policy: Policy) -> int:
+    """Return the seed of the evaluation of a policy in a run with ``seed``."""
+    text = json.dumps([seed, sorted((name, *bits) for name, bits in policy.items())])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")

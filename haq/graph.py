@@ -1,0 +1,438 @@
+"""One traced forward: the inventory of the layers, and the tensors between them that are quantized.
+
+The quantized network must be the network that an integer runtime executes, so it is not only the
+inputs of the layers that are rounded:
+
+- A tensor that layers read has their activation bit-width; all that read it share one.
+- What leaves a layer (after its BatchNorm and ReLU) or an addition and is read by anything that is
+  not a layer (the other side of an addition, a pooling) has 8 bits there.
+- Both operands of an addition have 8 bits; the network's input has 8 bits, its output none.
+"""
+
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from haq.errors import ModelError
+from haq.layers import Kind, Layer
+
+EDGE_BITS = 8
+"""Bits of the network's input, of residual operands and sums, and of what is pooled."""
+
+Sample = Tensor | tuple[Tensor, ...]
+LayerModule = nn.Conv2d | nn.Linear
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_RELUS = {nn.ReLU, nn.ReLU6, torch.relu, functional.relu, functional.relu6, "relu", "relu_"}
+_ADDS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+# Move or drop values without changing any: rounding commutes with them.
+_SHAPES = {
+    nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Unflatten, torch.flatten, torch.reshape,
+    torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, functional.dropout, "flatten",
+    "view", "reshape", "permute", "transpose", "contiguous", "squeeze", "unsqueeze",
+}  # fmt: skip
+# Give values that were there before, or zeros: what was on a grid with a zero stays on it.
+_SELECTIONS = _SHAPES | {
+    operator.getitem, functional.pad, functional.max_pool2d, nn.MaxPool2d, nn.AdaptiveMaxPool2d,
+    nn.ZeroPad2d,
+}  # fmt: skip
+_NON_NEGATIVE = _RELUS | {
+    nn.Sigmoid, nn.Softmax, nn.Hardsigmoid, nn.Softplus, torch.sigmoid, torch.softmax, torch.abs,
+    torch.square, functional.sigmoid, functional.softmax, functional.hardsigmoid, "sigmoid",
+    "softmax", "abs", "square",
+}  # fmt: skip
+# Non-negative where all their operands are.
+_SIGN_KEEPING = _SELECTIONS | _ADDS | {
+    nn.AvgPool2d, nn.AdaptiveAvgPool2d, functional.avg_pool2d, functional.adaptive_avg_pool2d,
+    torch.cat, torch.mul, operator.mul, torch.mean, "mul", "mean", "sum",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Point:
+    """A tensor that is quantized.
+
+    Attributes:
+        tensor: Name of the graph's node that computes it.
+        layers: The layers that read it, for which it has their activation bits; empty for the
+            8-bit copy that everything else reads.
+        signed: Whether it can be negative.
+    """
+
+    tensor: str
+    layers: tuple[str, ...]
+    signed: bool
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What a forward of a model consists of.
+
+    Attributes:
+        layers: Every Conv2d and Linear in order of execution.
+        points: The tensors that are quantized.
+        floats: Names of modules and parameters with weights that stay float and do not fold into
+            a layer.
+        traced: The model's own modules under a graph; never run in place of the model, only copied.
+    """
+
+    layers: tuple[Layer, ...]
+    points: tuple[Point, ...]
+    floats: tuple[str, ...]
+    traced: fx.GraphModule
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m) in (nn.Conv2d, nn.Linear) or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace(model: nn.Module, sample: Sample) -> Graph:
+    """Return the layers and quantized tensors of ``model``, from one forward of ``sample``.
+
+    Args:
+        model: Left as it is. Its forward must not depend on the values it computes.
+        sample: What one forward takes, with a leading batch axis; costs are per image.
+
+    Returns:
+        The graph; layers in order of execution, each once.
+
+    Raises:
+        ModelError: The forward cannot be traced or fails on the sample, there is no layer to
+            quantize, or a layer is never reached.
+    """
+    traced = _traced(model)
+    shapes = _shapes(traced, sample)
+    calls = _layer_calls(traced)
+    _check_reached(model, calls)
+    signs = _signs(traced)
+    tensors = {node: _tensor(node.args[0]) for nodes in calls.values() for node in nodes}
+    first = _first_readers(calls, tensors)
+    layers = tuple(
+        _layer(name, nodes, traced, shapes, signs, tensors, first[name])
+        for name, nodes in calls.items()
+    )
+    points = _points(traced, tensors, signs)
+    return Graph(layers, points, _floats(model, traced, calls), traced)
+
+
+def inventory(model: nn.Module, sample: Sample) -> tuple[Layer, ...]:
+    """Return every Conv2d and Linear of ``model`` in order of execution; see ``trace``."""
+    return trace(model, sample).layers
+
+
+def _traced(model: nn.Module) -> fx.GraphModule:
+    try:
+        return fx.GraphModule(model, _Tracer().trace(model))
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(
+            f"the forward of {type(model).__name__} cannot be traced: {reason}; "
+            "it must not branch on the values it computes (torch.fx.symbolic_trace)"
+        ) from error
+
+
+class _Shapes(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule):
+        super().__init__(module)
+        self.shapes: dict[fx.Node, torch.Size] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.shapes[n] = result.shape
+        return result
+
+
+def _shapes(traced: fx.GraphModule, sample: Sample) -> dict[fx.Node, torch.Size]:
+    inputs = sample if isinstance(sample, tuple) else (sample,)
+    interpreter = _Shapes(traced)
+    modes = {module: module.training for module in traced.modules()}
+    traced.eval()
+    try:
+        with torch.no_grad():
+            interpreter.run(*inputs)
+    except Exception as error:
+        shapes = ", ".join("x".join(map(str, value.shape)) for value in inputs)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"the model does not run on a sample of {shapes}: {reason}") from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return interpreter.shapes
+
+
+def _layer_calls(traced: fx.GraphModule) -> dict[str, list[fx.Node]]:
+    calls: dict[str, list[fx.Node]] = {}
+    names = {id(module): name for name, module in traced.named_modules()}
+    for node in traced.graph.nodes:
+        if node.op == "call_module":
+            module = traced.get_submodule(node.target)
+            if isinstance(module, LayerModule):
+                calls.setdefault(names[id(module)], []).append(node)
+    if not calls:
+        raise ModelError("the model has no Conv2d and no Linear that its forward calls")
+    return calls
+
+
+def _check_reached(model: nn.Module, calls: dict[str, list[fx.Node]]) -> None:
+    for name, module in model.named_modules():
+        if not isinstance(module, LayerModule) or name in calls:
+            continue
+        if type(module) not in (nn.Conv2d, nn.Linear):
+            raise ModelError(
+                f"layer {name!r} is a {type(module).__name__} with a forward of its own; "
+                "only plain Conv2d and Linear modules can be quantized"
+            )
+        raise ModelError(
+            f"layer {name!r} is never reached by the forward; remove it from the model or call it"
+        )
+
+
+def _kind(node: fx.Node) -> Any:
+    """Return what the tables above list: a module's type, a function, or a method's name."""
+    if node.op == "call_module":
+        owner = node.graph.owning_module
+        assert owner is not None
+        return type(owner.get_submodule(str(node.target)))
+    return node.target if node.op in ("call_function", "call_method") else node.op
+
+
+def _is_layer(node: fx.Node) -> bool:
+    return _kind(node) in (nn.Conv2d, nn.Linear)
+
+
+def _tensor(node: Any) -> fx.Node:
+    """Return the node that computed the values ``node`` holds, before any change of shape."""
+    while _kind(node) in _SHAPES and len(node.users) == 1:
+        node = node.args[0]
+    assert isinstance(node, fx.Node)
+    return node
+
+
+def _signs(traced: fx.GraphModule) -> dict[fx.Node, bool]:
+    """Return for every node whether it can be negative, from what it computes and not from data."""
+    signed: dict[fx.Node, bool] = {}
+    for node in traced.graph.nodes:
+        kind = _kind(node)
+        if kind in _NON_NEGATIVE:
+            signed[node] = False
+        elif kind in _SIGN_KEEPING and not _pads_negative(node):
+            signed[node] = any(signed[operand] for operand in node.all_input_nodes)
+        else:
+            signed[node] = True
+    return signed
+
+
+def _pads_negative(node: fx.Node) -> bool:
+    return node.target is functional.pad and (len(node.args) > 2 or "value" in node.kwargs)
+
+
+def _first_readers(
+    calls: dict[str, list[fx.Node]], tensors: dict[fx.Node, fx.Node]
+) -> dict[str, str]:
+    """Return for every layer the first one with which it shares a tensor, directly or not."""
+    parent = {name: name for name in calls}
+
+    def root(name: str) -> str:
+        return name if parent[name] == name else root(parent[name])
+
+    readers: dict[fx.Node, str] = {}
+    order = {name: position for position, name in enumerate(calls)}
+    for name, nodes in calls.items():
+        for node in nodes:
+            one, other = root(readers.setdefault(tensors[node], name)), root(name)
+            early, late = sorted((one, other), key=order.__getitem__)
+            parent[late] = early
+    return {name: root(name) for name in calls}
+
+
+def _layer(
+    name: str,
+    nodes: list[fx.Node],
+    traced: fx.GraphModule,
+    shapes: dict[fx.Node, torch.Size],
+    signs: dict[fx.Node, bool],
+    tensors: dict[fx.Node, fx.Node],
+    reads: str,
+) -> Layer:
+    module = traced.get_submodule(name)
+    assert isinstance(module, LayerModule)
+    sources = [tensors[node] for node in nodes]
+    layer = Layer(
+        name=name,
+        kind=_layer_kind(module),
+        c_in=module.weight.shape[1],
+        c_out=module.weight.shape[0],
+        weights=module.weight.numel(),
+        biases=module.weight.shape[0] if module.bias is not None or _norm(nodes[0]) else 0,
+        macs=sum(module.weight.numel() * _positions(module, shapes[node]) for node in nodes),
+        calls=len(nodes),
+        signed=any(signs[source] for source in sources),
+        reads=reads,
+        reads_input=any(source.op == "placeholder" for source in sources),
+    )
+    first_in, first_out = shapes[nodes[0].args[0]], shapes[nodes[0]]  # type: ignore[index]
+    if isinstance(module, nn.Linear):
+        rows = prod(first_in[1:-1])
+        return replace(layer, in_size=(rows, 1), out_size=(rows, 1))
+    return replace(
+        layer,
+        c_in=module.in_channels,
+        kernel=_pair(module.kernel_size),
+        stride=_pair(module.stride),
+        padding=_padding(module, first_in, first_out),
+        groups=module.groups,
+        in_size=_pair(first_in[-2:]),
+        out_size=_pair(first_out[-2:]),
+    )
+
+
+def _pair(values: Iterable[int]) -> tuple[int, int]:
+    height, width = values
+    return int(height), int(width)
+
+
+def _padding(module: nn.Conv2d, size_in: torch.Size, size_out: torch.Size) -> tuple[int, int]:
+    if not isinstance(module.padding, str):
+        return _pair(module.padding)
+    if module.padding == "valid":
+        return 0, 0
+    spans = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    return _pair(-(-span // 2) for span in spans)
+
+
+def _layer_kind(module: LayerModule) -> Kind:
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if module.groups > 1:
+        dense = module.groups == module.in_channels == module.out_channels
+        return "depthwise" if dense else "grouped"
+    return "pointwise" if tuple(module.kernel_size) == (1, 1) else "conv"
+
+
+def _positions(module: LayerModule, shape: torch.Size) -> int:
+    return prod(shape[1:-1]) if isinstance(module, nn.Linear) else prod(shape[-2:])
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _norm(node: fx.Node) -> fx.Node | None:
+    """Return the BatchNorm that folds into the layer called at ``node``, if there is one."""
+    user = _only_user(node)
+    return user if user is not None and _is_norm(user) else None
+
+
+def _is_norm(node: fx.Node) -> bool:
+    kind = _kind(node)
+    return isinstance(kind, type) and issubclass(kind, _BATCH_NORMS)
+
+
+def _leaves(node: fx.Node) -> fx.Node:
+    """Return what leaves a layer or an addition: its value after BatchNorm and ReLU."""
+    if _is_layer(node):
+        node = _norm(node) or node
+    user = _only_user(node)
+    return user if user is not None and _kind(user) in _RELUS else node
+
+
+def _points(
+    traced: fx.GraphModule, tensors: dict[fx.Node, fx.Node], signs: dict[fx.Node, bool]
+) -> tuple[Point, ...]:
+    readers: dict[fx.Node, list[str]] = {}
+    for node, tensor in tensors.items():
+        readers.setdefault(tensor, []).append(str(node.target))
+    ends = {_leaves(node): None for node in traced.graph.nodes if _computes(node)}
+    rounded = {end for end in ends if _others(end, tensors)}
+    for node in traced.graph.nodes:
+        if _is_sum(node):
+            rounded |= {operand for operand in node.all_input_nodes if _origin(operand) not in ends}
+    points: list[Point] = []
+    for node in traced.graph.nodes:
+        if node in rounded:
+            points.append(Point(node.name, (), signs[node]))
+        if node in readers:
+            points.append(Point(node.name, tuple(dict.fromkeys(readers[node])), signs[node]))
+    return tuple(points)
+
+
+def _is_sum(node: fx.Node) -> bool:
+    return _kind(node) in _ADDS and len(node.all_input_nodes) == 2
+
+
+def _computes(node: fx.Node) -> bool:
+    return _is_layer(node) or _is_sum(node)
+
+
+def _origin(node: fx.Node) -> fx.Node:
+    while _kind(node) in _SELECTIONS:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _others(node: fx.Node, tensors: dict[fx.Node, fx.Node]) -> list[fx.Node]:
+    """Return the users of ``node`` that read it for something other than a layer."""
+    return [
+        user for user in node.users if user.op != "output" and _reader(user, node, tensors) is None
+    ]
+
+
+def _reader(user: fx.Node, tensor: fx.Node, tensors: dict[fx.Node, fx.Node]) -> fx.Node | None:
+    """Return the layer's call that ``user`` leads to without changing a value, if it does."""
+    while user not in tensors and _kind(user) in _SHAPES and len(user.users) == 1:
+        user = next(iter(user.users))
+    return user if tensors.get(user) is tensor else None
+
+
+def insert(
+    traced: fx.GraphModule, points: Iterable[Point], make: Callable[[Point], nn.Module]
+) -> fx.GraphModule:
+    """Put a module behind every quantized tensor, in place, and return the graph's module.
+
+    The module of a point with layers is what those layers read; the other kind is what everything
+    else reads, the layers' own module included.
+    """
+    nodes = {node.name: node for node in traced.graph.nodes}
+    calls = _layer_calls(traced)
+    tensors = {node: _tensor(node.args[0]) for group in calls.values() for node in group}
+    for point in points:
+        tensor = nodes[point.tensor]
+        source = next((u for u in tensor.users if u.target == module_name(point.tensor, ())), tensor)
+        chosen = [
+            user for user in tensor.users
+            if user.op != "output" and (_reader(user, tensor, tensors) is not None) == bool(point.layers)
+        ]  # fmt: skip
+        name = module_name(point.tensor, point.layers)
+        traced.add_submodule(name, make(point))
+        with traced.graph.inserting_after(source):
+            rounding = traced.graph.call_module(name, (source,))
+        for user in chosen:
+            user.replace_input_with(tensor, rounding)
+    traced.graph.lint()
+    traced.recompile()
+    return traced
+
+
+def module_name(tensor: str, layers: tuple[str, ...]) -> str:
+    """Return the name of the quantizer of a point in the quantized network."""
+    return f"quantizers.{tensor}_{'read' if layers else 'kept'}"
+
+
+def _floats(
+    model: nn.Module, traced: fx.GraphModule, calls: dict[str, list[fx.Node]]
+) -> tuple[str, ...]:
+    folded = {norm.target for nodes in calls.values() for n in nodes if (norm := _norm(n))}
+    mine = [
+        name
+        for name, module in model.named_modules()
+        if name not in calls and name not in folded and next(module.parameters(recurse=False), None) is not None
+    ]
+    return tuple(name or type(model).__name__ for name in mine)

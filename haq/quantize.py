@@ -1,0 +1,244 @@
+"""Put a policy into a copy of a model.
+
+The copy computes with rounded values in floating point; its parameters stay float underneath, so
+it can be fine-tuned, and rounding them is the last step of every forward.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, fx, nn
+
+from haq.calibrate import activation_clips, weight_clips
+from haq.errors import ModelError
+from haq.files import write_bytes
+from haq.graph import EDGE_BITS, Graph, LayerModule, Point, Sample, insert
+from haq.policy import FLOAT, Bits, Policy
+from haq.quantizers import quantize as rounded
+
+WIDTHS = tuple(range(2, 9))
+"""Bit-widths that a search may choose."""
+
+SAMPLED = 200_000
+"""How many values of each activation tensor the calibration keeps."""
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Where every tensor is clipped at every bit-width, chosen once before the search.
+
+    Attributes:
+        weights: Layer to bits to clip (channels,), one value where clipped per tensor.
+        acts: Tensor of the graph to bits to clip, a scalar.
+    """
+
+    weights: Mapping[str, Mapping[int, Tensor]]
+    acts: Mapping[str, Mapping[int, Tensor]]
+
+
+class Rounding(nn.Module):
+    """Rounds an activation tensor of any shape to ``bits`` bits below ``clip``; 32 bits do nothing."""
+
+    clip: Tensor
+
+    def __init__(self, bits: int, clip: Tensor, signed: bool):
+        super().__init__()
+        self.bits, self.signed = bits, signed
+        self.register_buffer("clip", clip)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` on the grid, in x's shape and dtype."""
+        return x if self.bits == FLOAT else rounded(x, self.bits, self.clip, self.signed)
+
+    def extra_repr(self) -> str:
+        """Describe the grid."""
+        return f"bits={self.bits}, clip={float(self.clip):.4g}, signed={self.signed}"
+
+
+class QuantConv2d(nn.Conv2d):
+    """A Conv2d whose weights are rounded in every forward."""
+
+    weight_bits: int
+    weight_clip: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the convolution of (N, c_in, H, W) with the rounded weights."""
+        return self._conv_forward(input, _weights(self), self.bias)
+
+
+class QuantLinear(nn.Linear):
+    """A Linear whose weights are rounded in every forward."""
+
+    weight_bits: int
+    weight_clip: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the product of (N, ..., c_in) with the rounded weights."""
+        return nn.functional.linear(input, _weights(self), self.bias)
+
+
+def _weights(layer: QuantConv2d | QuantLinear) -> Tensor:
+    clip = layer.weight_clip.view(-1, *(1,) * (layer.weight.dim() - 1))  # (out or 1, 1, ...)
+    return rounded(layer.weight, layer.weight_bits, clip)
+
+
+def quantize(graph: Graph, policy: Policy, clips: Clips) -> fx.GraphModule:
+    """Return a quantized copy of the model that ``graph`` was traced from, in evaluation mode.
+
+    Parameters keep their names; layers at 32 bits stay as they are.
+
+    Args:
+        graph: The model's, with the weights it has now.
+        policy: Bits of every layer, equal activation bits for layers that read one tensor.
+        clips: From ``calibrate`` on the same graph.
+
+    Returns:
+        A module that takes what the model takes, on the model's device and with gradients that
+        pass straight through the rounding.
+    """
+    model = copy.deepcopy(graph.traced)
+    for layer in graph.layers:
+        bits = policy[layer.name].weight
+        if bits != FLOAT:
+            _round_weights(model.get_submodule(layer.name), bits, clips.weights[layer.name][bits])
+    insert(model, graph.points, lambda point: _rounding(point, policy, clips))
+    return model.eval()
+
+
+def _round_weights(module: nn.Module, bits: int, clip: Tensor) -> None:
+    assert isinstance(module, LayerModule)
+    module.__class__ = QuantConv2d if isinstance(module, nn.Conv2d) else QuantLinear
+    module.weight_bits = bits  # type: ignore[assignment]
+    module.register_buffer("weight_clip", clip.clone())
+
+
+def _rounding(point: Point, policy: Policy, clips: Clips) -> Rounding:
+    bits = policy[point.layers[0]].act if point.layers else _kept_bits(policy)
+    clip = clips.acts[point.tensor][bits] if bits != FLOAT else torch.ones(())
+    return Rounding(bits, clip.clone(), point.signed)
+
+
+def _kept_bits(policy: Policy) -> int:
+    """Return the bits of what no layer reads: float where the whole network is."""
+    return FLOAT if all(bits == (FLOAT, FLOAT) for bits in policy.values()) else EDGE_BITS
+
+
+def uniform(graph: Graph, weight: int, act: int, edge: int = EDGE_BITS) -> dict[str, Bits]:
+    """Return the policy with the same bits everywhere but in the first and the last layer.
+
+    Args:
+        graph: Whose layers.
+        weight: Bits of the weights.
+        act: Bits of the activations.
+        edge: Bits of both in the first and the last layer.
+    """
+    ends = (graph.layers[0].name, graph.layers[-1].name)
+    return {
+        layer.name: Bits(edge, edge) if layer.name in ends else Bits(weight, act)
+        for layer in graph.layers
+    }
+
+
+def calibrate(
+    graph: Graph,
+    batches: Iterable[Sample],
+    method: str = "kl",
+    per_channel: bool = True,
+    on_tensor: Callable[[int, int], None] | None = None,
+) -> Clips:
+    """Return where to clip every tensor at 2 to 8 bits, from the float network.
+
+    Args:
+        graph: The model's, with the weights it has now.
+        batches: Calibration inputs, as the model takes them; a few hundred images.
+        method: A name in ``haq.calibrate.CLIPPING``.
+        per_channel: One clip per output channel of the weights, or one per layer.
+        on_tensor: Called with (done, total) as tensors are finished.
+
+    Returns:
+        The clips; activations in the unit of the tensor they clip.
+
+    Raises:
+        ModelError: A weight or an activation is not a finite number; the message names it.
+    """
+    total = len(graph.layers) + len({point.tensor for point in graph.points})
+    done = 0
+
+    def finished() -> None:
+        nonlocal done
+        done += 1
+        if on_tensor:
+            on_tensor(done, total)
+
+    weights = {}
+    for layer in graph.layers:
+        weight = graph.traced.get_submodule(layer.name).weight.detach().float()  # type: ignore[operator, union-attr]
+        _check_finite(weight, f"layer {layer.name!r} has weights")
+        weights[layer.name] = weight_clips(weight, WIDTHS, method, per_channel)
+        finished()
+    acts = {}
+    signs = {point.tensor: point.signed for point in graph.points}
+    for tensor, values in _activations(graph, batches, list(signs)).items():
+        _check_finite(values, f"tensor {tensor!r} has activations")
+        clips = activation_clips(values, WIDTHS, signs[tensor], method)
+        acts[tensor] = {bits: torch.tensor(clip) for bits, clip in clips.items()}
+        finished()
+    return Clips(weights, acts)
+
+
+def _check_finite(values: Tensor, what: str) -> None:
+    bad = int((~torch.isfinite(values)).sum())
+    if bad:
+        raise ModelError(f"{what} that are not finite numbers ({bad} of {values.numel()})")
+
+
+class _Collector(fx.Interpreter):
+    """Keeps evenly spaced values of chosen tensors while it runs a graph."""
+
+    def __init__(self, module: fx.GraphModule, tensors: Sequence[str]):
+        super().__init__(module)
+        self.kept: dict[str, list[Tensor]] = {tensor: [] for tensor in tensors}
+
+    def run_node(self, n: fx.Node) -> object:
+        result = super().run_node(n)
+        if n.name in self.kept:
+            assert isinstance(result, Tensor)
+            # A stride that shares no factor with the sizes of feature maps sees every channel.
+            stride = max(1, result.numel() // (SAMPLED // 4)) | 1
+            self.kept[n.name].append(result.detach().flatten()[::stride].float())
+        return result
+
+
+def _activations(
+    graph: Graph, batches: Iterable[Sample], tensors: Sequence[str]
+) -> dict[str, Tensor]:
+    collector = _Collector(graph.traced, tensors)
+    graph.traced.eval()
+    with torch.no_grad():
+        for batch in batches:
+            collector.run(*(batch if isinstance(batch, tuple) else (batch,)))
+    return {tensor: _thinned(torch.cat(parts)) for tensor, parts in collector.kept.items()}
+
+
+def _thinned(values: Tensor) -> Tensor:
+    return values[:: max(1, -(-len(values) // SAMPLED))]
+
+
+def save_clips(clips: Clips, path: Path) -> None:
+    """Write clips as safetensors, atomically."""
+    tensors = {f"weight/{n}/{b}": c for n, row in clips.weights.items() for b, c in row.items()}
+    tensors |= {f"act/{n}/{b}": c for n, row in clips.acts.items() for b, c in row.items()}
+    write_bytes(path, save(tensors))
+
+
+def load_clips(path: Path) -> Clips:
+    """Read clips that ``save_clips`` wrote."""
+    kinds: dict[str, dict[str, dict[int, Tensor]]] = {"weight": {}, "act": {}}
+    for key, clip in load_file(path).items():
+        kind, name, bits = key.split("/")
+        kinds[kind].setdefault(name, {})[int(bits)] = clip
+    return Clips(kinds["weight"], kinds["act"])

@@ -1,0 +1,164 @@
+"""Train, fine-tune and score a network on a CPU.
+
+Convolutions run in bfloat16 autocast and channels-last memory where the CPU multiplies bfloat16
+natively, in float32 elsewhere; accuracy is always computed in float32.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from haq.datasets import Split
+from haq.distill import hard_and_soft_loss
+from haq.errors import HaqError
+from haq.trials import Score
+
+Teacher = Callable[[Tensor, Tensor], Tensor]
+"""From image indices (N,) and the images (N, C, H, W) to the logits (N, classes) to imitate."""
+
+
+class Step(NamedTuple):
+    """Where a training run stands, for a progress bar."""
+
+    done: int
+    total: int
+    loss: float
+
+
+def train(
+    model: nn.Module,
+    split: Split,
+    *,
+    epochs: int,
+    lr: float,
+    seed: int,
+    weight_decay: float = 5e-4,
+    batch: int = 128,
+    teacher: Teacher | None = None,
+    on_step: Callable[[Step], None] | None = None,
+) -> None:
+    """Train ``model`` in place by SGD with momentum under a one-cycle learning rate.
+
+    The last, smaller batch of an epoch is used unless it is a single image, which has no batch
+    statistics.
+
+    Args:
+        model: Takes (N, C, H, W), gives logits (N, classes).
+        split: The training images; every image is seen once an epoch, augmented.
+        epochs: How often.
+        lr: Highest learning rate, reached after a tenth of the steps; falls to zero at the end.
+        seed: Decides order and augmentation.
+        weight_decay: Of all parameters.
+        batch: Images a step.
+        teacher: Logits to imitate as well; see ``hard_and_soft_loss``.
+        on_step: Called after every step.
+
+    Raises:
+        HaqError: The loss is no longer finite.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    starts = range(0, len(split), batch)
+    starts = starts[:-1] if len(starts) > 1 and len(split) % batch == 1 else starts
+    total = epochs * len(starts)
+    if total == 0:
+        return
+    model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad],
+        lr, momentum=0.9, nesterov=True, weight_decay=weight_decay,
+    )  # fmt: skip
+    schedule = _one_cycle(optimizer, total)
+    done = 0
+    for _ in range(epochs):
+        order = torch.randperm(len(split), generator=generator)
+        for start in starts:
+            index = order[start : start + batch]
+            loss = _step(model, split, index, generator, teacher)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            done += 1
+            if on_step:
+                on_step(Step(done, total, loss))
+    model.eval()
+
+
+def _one_cycle(
+    optimizer: torch.optim.Optimizer, total: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    rise = max(1, total // 10)
+
+    def share(step: int) -> float:
+        return min((step + 1) / rise, (total - step) / max(1, total - rise))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+
+
+def _step(
+    model: nn.Module,
+    split: Split,
+    index: Tensor,
+    generator: torch.Generator,
+    teacher: Teacher | None,
+) -> float:
+    images, labels = split.batch(index, generator)
+    images = images.contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=has_bfloat16()):
+        logits = model(images)
+    target = teacher(index, images) if teacher else None
+    loss = hard_and_soft_loss(logits, labels, target)
+    value = float(loss.detach())
+    if value != value or value in (float("inf"), float("-inf")):
+        raise HaqError(f"training diverged: the loss is {value}; lower the learning rate")
+    loss.backward()  # type: ignore[no-untyped-call]
+    return value
+
+
+@torch.inference_mode()
+def logits(model: nn.Module, images: Tensor, batch: int = 500) -> Tensor:
+    """Return the logits (N, classes) of images (N, C, H, W), in float32 and evaluation mode."""
+    model.eval()
+    parts = images.contiguous(memory_format=torch.channels_last).split(batch)
+    return torch.cat([model(part).float() for part in parts])
+
+
+def score(model: nn.Module, split: Split, images: int | None = None, batch: int = 500) -> Score:
+    """Return the accuracy and the cross-entropy of ``model`` on the first ``images`` of a split.
+
+    Args:
+        model: Put into evaluation mode; gives logits (N, classes).
+        split: Scored without augmentation, in its own order.
+        images: How many; None for all.
+        batch: Images a forward.
+
+    Returns:
+        Accuracy as a share in [0, 1], mean cross-entropy in nats.
+    """
+    count = min(images or len(split), len(split))
+    right, loss = 0, 0.0
+    for index in torch.arange(count).split(batch):
+        pictures, labels = split.batch(index)
+        output = logits(model, pictures, batch)
+        right += int((output.argmax(1) == labels).sum())
+        loss += float(functional.cross_entropy(output.double(), labels, reduction="sum"))
+    return Score(right / count, loss / count)
+
+
+def imitate(model: nn.Module) -> Teacher:
+    """Return a teacher that answers with the logits of ``model``, which it leaves as it is."""
+
+    def teacher(index: Tensor, images: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=has_bfloat16()):
+            return logits(model, images, len(images))
+
+    return teacher
+
+
+@cache
+def has_bfloat16() -> bool:
+    """Return whether this CPU multiplies bfloat16 natively (AMX or AVX512-BF16)."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
