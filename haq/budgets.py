@@ -328,11 +328,12 @@ def _cheapest_policy(table: CostTable, quantity: str) -> dict[str, Bits]:
     cost = {name: dict(zip(table.choices[name], rows[name], strict=True)) for name in rows}
     best: dict[str, Bits] = {}
     for group in dict.fromkeys(readers(table.layers).values()):
-        picks = [
+        picks: list[dict[str, Bits]] = [
             {name: min(_at(choices[name], act), key=cost[name].__getitem__) for name in group}
             for act in sorted({bits.act for bits in choices[group[0]]})
         ]
-        best.update(min(picks, key=lambda pick: math.fsum(cost[name][pick[name]] for name in pick)))
+        sums = [math.fsum(cost[name][bits] for name, bits in pick.items()) for pick in picks]
+        best |= picks[sums.index(min(sums))]
     return {layer.name: best[layer.name] for layer in table.layers}
 
 

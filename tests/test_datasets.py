@@ -41,7 +41,8 @@ def write_parquet(path: Path, images: list, labels, column: str = "img") -> None
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [{"bytes": image, "path": None} for image in images]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    pq.write_table(pa.table({column: pa.array(rows, kind), "label": labels}), path)
+    table = {column: pa.array(rows, kind), "label": pa.array(labels, pa.int64())}
+    pq.write_table(pa.table(table), path)
 
 
 def write_cifar10(place: Path, train: int = 20, test: int = 5, column: str = "img") -> None:
@@ -595,6 +596,15 @@ def with_nan():
 def test_what_is_wrong_with_a_users_splits_is_named(splits, message):
     with pytest.raises(DataError, match=message):
         from_splits(splits)
+
+
+def test_a_factory_may_lie_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    (tmp_path / "lying_here.py").write_text(
+        "import torch\ndef make():\n    return [(torch.ones(2, 1, 3, 3), torch.arange(2))] * 3\n"
+    )
+    assert load("lying_here:make").shape == (1, 3, 3)
 
 
 def test_a_factory_that_is_not_there_is_named(module):

@@ -92,7 +92,7 @@ def test_the_mlp_by_hand():
 def test_the_small_cnn_by_hand():
     convolutions = 9 * 16 + 9 * 16 * 32 + 9 * 32 + 32 * 64
     norms = 2 * (16 + 32 + 32 + 64)
-    assert parameters(build("digits_cnn")) == convolutions + norms + (64 * 2 * 2 + 1) * 10
+    assert parameters(build("digits_cnn")) == convolutions + norms + (64 + 1) * 10
 
 
 @pytest.mark.parametrize(

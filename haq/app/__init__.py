@@ -1,0 +1,1 @@
+"""The front doors: what a user asks for, how it runs, where its results lie."""

@@ -71,4 +71,6 @@ def parse_job(**fields: object) -> Job:
         raise HaqError(f"weight-bits {low}..{high} is empty; give the smaller number first")
     if not job.budgets:
         raise HaqError("a search needs a budget, such as avg_weight_bits=3 or latency=50%w8a8")
+    if job.paper and job.agent != "ddpg":
+        raise HaqError(f"paper is a way to run ddpg, not {job.agent}; leave one of them out")
     return job.model_copy(update={"distill": job.distill and not job.paper})

@@ -5,6 +5,8 @@ a function of the user's own that returns the three splits.
 """
 
 import importlib
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -32,7 +34,8 @@ def load(spec: str, seed: int = 0, size: int | None = None) -> Data:
 
     Args:
         spec: "digits", "cifar10:DIR", "folder:DIR", or "package.module:factory": a function
-            without arguments that returns train, val and test, see ``from_splits``.
+            without arguments that returns train, val and test, see ``from_splits``; it is
+            imported with the current folder on the path.
         seed: Splits a folder that is not split yet; the splits of the others are fixed.
         size: Height and width of an image; only a folder's images are brought to it.
 
@@ -41,7 +44,7 @@ def load(spec: str, seed: int = 0, size: int | None = None) -> Data:
         DataError: What it names is missing or damaged, or its images have another size.
     """
     name, _, rest = spec.partition(":")
-    if name not in DATASETS and _is_module(name) and rest:
+    if name not in DATASETS and rest and _is_module(name):
         data = from_splits(_factory(name, rest)(), spec)
     else:
         data = look_up(DATASETS, "data", name)(rest, seed, size)
@@ -200,6 +203,8 @@ def _times(shape: Sequence[int]) -> str:
 def _is_module(name: str) -> bool:
     if not all(part.isidentifier() for part in name.split(".")):
         return False
+    if os.getcwd() not in sys.path:  # as with python -m: the user's own module lies here
+        sys.path.insert(0, os.getcwd())
     return "." in name or find_spec(name) is not None
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from haq.datasets.tensors import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    UNDECODABLE,
     Data,
     decode,
     flip,
@@ -212,5 +213,5 @@ def _is_image(path: Path) -> bool:
     try:
         with Image.open(path):  # reads the header only
             return True
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except UNDECODABLE:
         return False

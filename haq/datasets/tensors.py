@@ -24,6 +24,9 @@ from haq.errors import DataError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+UNDECODABLE = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
+"""What Pillow raises for damaged images."""
+
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """Images (B, C, H, W), any dtype, to changed images of the same shape and dtype."""
 
@@ -183,7 +186,7 @@ def decode(source: bytes | Path, what: str) -> Image.Image:
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except UNDECODABLE as error:
         raise DataError(f"{what} cannot be decoded: {error}; replace or remove it") from error
 
 

@@ -14,14 +14,15 @@ class DigitsCNN(nn.Module):
         self.conv2 = nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(32)
         self.relu2 = nn.ReLU()
-        self.conv3 = nn.Conv2d(32, 32, 3, stride=2, padding=1, groups=32, bias=False)
+        self.conv3 = nn.Conv2d(32, 32, 3, padding=1, groups=32, bias=False)
         self.bn3 = nn.BatchNorm2d(32)
         self.relu3 = nn.ReLU()
         self.conv4 = nn.Conv2d(32, 64, 1, bias=False)
         self.bn4 = nn.BatchNorm2d(64)
         self.relu4 = nn.ReLU()
+        self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.linear = nn.Linear(64 * 2 * 2, classes)
+        self.linear = nn.Linear(64, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, classes) of images ``x`` (N, 1, 8, 8)."""
@@ -29,7 +30,7 @@ class DigitsCNN(nn.Module):
         x = self.relu2(self.bn2(self.conv2(x)))
         x = self.relu3(self.bn3(self.conv3(x)))
         x = self.relu4(self.bn4(self.conv4(x)))
-        logits: Tensor = self.linear(self.flatten(x))
+        logits: Tensor = self.linear(self.flatten(self.pool(x)))
         return logits
 
 

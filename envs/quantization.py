@@ -1,0 +1,251 @@
+"""The environment in which an agent gives each layer its bits, one action after the other.
+
+It knows neither torch nor data: it gets a cost table and a function that says how good a policy is.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.error import ResetNeeded
+from gymnasium.spaces import Box
+from numpy.typing import NDArray
+
+from haq.budgets import Budget, fit
+from haq.costs import CostTable, share_activations, total
+from haq.errors import HaqError
+from haq.layers import Layer
+from haq.policy import Bits, Policy, readers
+from haq.trials import Score
+
+Array = NDArray[Any]
+
+
+class _Step(NamedTuple):
+    """One decision of an episode: of the weights or of the activations of one layer."""
+
+    layer: str
+    of_weights: bool
+
+
+class QuantizationEnv(gym.Env[Array, Array]):
+    """Walk through the layers of a network and choose the bits of weights and activations.
+
+    ## Action Space
+
+    A ``Box(0, 1, (1,), float32)``: few bits to many.
+
+    | Num | Action                                      | Unit  | Min | Max |
+    |-----|---------------------------------------------|-------|-----|-----|
+    | 0   | place among the bit-widths the step offers  | share | 0   | 1   |
+
+    With n widths on offer, the lowest of them ``lo``, action a takes the one at place
+    ``clip(round(lo - 0.5 + a * n) - lo, 0, n - 1)``; for the widths from b_min to b_max without a
+    gap that is the paper's b = round(b_min - 0.5 + a * (b_max - b_min + 1)), clipped. An action
+    beyond [0, 1] counts as the nearest one within.
+
+    ## Observation Space
+
+    A ``Box(0, 1, (10,), float32)``. Numbers 0 to 7 describe the layer of the step and are scaled so
+    that the least among the layers walked becomes 0 and the greatest 1; where all are equal, 0.
+
+    | Num | Observation                             | Unit before scaling | Linear layer | Range  |
+    |-----|-----------------------------------------|---------------------|--------------|--------|
+    | 0   | place of the layer in the network       | layers              | the same     | [0, 1] |
+    | 1   | input channels                          | channels            | features     | [0, 1] |
+    | 2   | output channels                         | channels            | features     | [0, 1] |
+    | 3   | kernel, the longer side                 | pixels              | 1            | [0, 1] |
+    | 4   | stride, the longer one                  | pixels              | 0            | [0, 1] |
+    | 5   | input feature map, height times width   | pixels              | positions    | [0, 1] |
+    | 6   | parameters: weights without biases      | weights             | the same     | [0, 1] |
+    | 7   | depthwise convolution                   | 1 if so, else 0     | 0            | [0, 1] |
+    | 8   | what is decided: weights 1, activations 0 | not scaled        | the same     | 0 or 1 |
+    | 9   | the action before this one, at first 0  | share, not scaled   | the same     | [0, 1] |
+
+    ## Steps
+
+    In execution order, each layer has a step for its weights if it may have more than one width of
+    weights, then one for its activations if it may have more than one width of those and is the
+    first to read its tensor; later readers take over what was decided there. So every episode has
+    the same ``n_steps``. The second step offers the activation widths that go with the weights just
+    chosen, if only one; a later reader's weights are chosen among those that go with the
+    activations it takes over.
+
+    ## Reward
+
+    0 at every step but the last, where the budgets are enforced on the whole policy
+    (``haq.budgets.fit``), it is evaluated once, and the reward is 0.1 times (accuracy -
+    ``float_accuracy``) in percentage points.
+
+    ## Starting State
+
+    The first step, with a previous action of 0. Nothing is random, and nothing is left over from
+    the episode before.
+
+    ## Episode End
+
+    The episode terminates with the step that completes the policy; it is never truncated. ``info``
+    is empty until then, and at the end holds "policy" (what was evaluated), "proposed" (the same
+    before the budgets), "cost" (quantity to cost, in the table's units), "accuracy" and "loss".
+
+    ## Arguments
+
+    * ``table``: layers, the bits they may have, and what they cost.
+    * ``evaluate``: from a policy to its score. What it raises goes through; ``reset`` starts anew.
+    * ``budgets``: all are kept by every policy that is evaluated.
+    * ``float_accuracy``: of the network before quantization, in the unit of the score's accuracy.
+
+    Raises ``HaqError`` if the table leaves nothing to choose.
+
+    Source: Wang et al., "HAQ: Hardware-Aware Automated Quantization with Mixed Precision",
+    arXiv:1811.08886, sections 3.1 to 3.4.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (gymnasium's own declaration)
+
+    def __init__(
+        self,
+        table: CostTable,
+        evaluate: Callable[[Policy], Score],
+        budgets: Sequence[Budget] = (),
+        float_accuracy: float = 1.0,
+    ) -> None:
+        self.table = table
+        self.evaluate = evaluate
+        self.budgets = tuple(budgets)
+        self.float_accuracy = float_accuracy
+        self.action_space = Box(0.0, 1.0, (1,), np.float32)
+        self.observation_space = Box(0.0, 1.0, (10,), np.float32)
+        self._first = {name: group[0] for name, group in readers(table.layers).items()}
+        self._choices = share_activations(table.layers, table.choices)
+        self._walk = _steps(table.layers, self._choices, self._first)
+        if not self._walk:
+            raise HaqError("every layer is left with one choice of bits: take away a pin or widen")
+        self._features = _features(table.layers, self._walk)
+        self._begin()
+
+    @property
+    def n_steps(self) -> int:
+        """Number of steps of every episode."""
+        return len(self._walk)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """Return the first observation of a new episode; the seed changes nothing."""
+        super().reset(seed=seed)
+        self._begin()
+        return self._observation(), {}
+
+    def step(self, action: Array) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Decide one width, and at the last step evaluate the policy.
+
+        Args:
+            action: Of shape (1,), finite.
+
+        Raises:
+            ValueError: The action has another shape or is not finite.
+            ResetNeeded: The episode is over.
+            BudgetError: No policy keeps the budgets.
+        """
+        if self._done == self.n_steps:
+            raise ResetNeeded("the episode is over; call reset() for the next one")
+        share = _share(action)
+        self._decide(self._walk[self._done], share)
+        self._previous = share
+        self._done += 1
+        if self._done < self.n_steps:
+            return self._observation(), 0.0, False, False, {}
+        info = self._judge()
+        reward = 0.1 * 100 * (info["accuracy"] - self.float_accuracy)
+        return self._observation(), reward, True, False, info
+
+    def _begin(self) -> None:
+        self._done = 0
+        self._previous = 0.0
+        # What is left to each layer: every decision narrows it, for the activations in the group.
+        self._left = dict(self._choices)
+
+    def _observation(self) -> Array:
+        features = self._features[min(self._done, self.n_steps - 1)]  # the end has no next step
+        return np.append(features, self._previous).astype(np.float32)
+
+    def _decide(self, step: _Step, share: float) -> None:
+        left = self._left[step.layer]
+        if step.of_weights:
+            width = _pick(sorted({bits.weight for bits in left}), share)
+            self._left[step.layer] = tuple(bits for bits in left if bits.weight == width)
+            return
+        width = _pick(sorted({bits.act for bits in left}), share)
+        for name, first in self._first.items():
+            if first == step.layer:
+                self._left[name] = tuple(bits for bits in self._left[name] if bits.act == width)
+
+    def _judge(self) -> dict[str, Any]:
+        proposed = {layer.name: self._only(layer.name) for layer in self.table.layers}
+        policy = fit(proposed, self.table, self.budgets)
+        score = self.evaluate(dict(policy))
+        if not math.isfinite(score.accuracy):
+            raise ValueError(f"evaluate gave an accuracy of {score.accuracy}; it must be finite")
+        return {
+            "policy": policy,
+            "proposed": proposed,
+            "cost": {quantity: total(self.table, policy, quantity) for quantity in self.table.rows},
+            "accuracy": float(score.accuracy),
+            "loss": float(score.loss),
+        }
+
+    def _only(self, name: str) -> Bits:
+        (bits,) = self._left[name]
+        return bits
+
+
+def _steps(
+    layers: Sequence[Layer], choices: Mapping[str, Sequence[Bits]], first: Mapping[str, str]
+) -> list[_Step]:
+    steps = []
+    for layer in layers:
+        offered = choices[layer.name]
+        if len({bits.weight for bits in offered}) > 1:
+            steps.append(_Step(layer.name, of_weights=True))
+        if first[layer.name] == layer.name and len({bits.act for bits in offered}) > 1:
+            steps.append(_Step(layer.name, of_weights=False))
+    return steps
+
+
+def _features(layers: Sequence[Layer], steps: Sequence[_Step]) -> Array:
+    """Return what each step observes, but for the previous action: (steps, 9)."""
+    described = {layer.name: _described(place, layer) for place, layer in enumerate(layers)}
+    raw = np.array([described[step.layer] for step in steps], np.float64)  # (steps, 8)
+    low, span = raw.min(axis=0), np.ptp(raw, axis=0)
+    scaled = (raw - low) / np.where(span > 0, span, 1.0)
+    return np.column_stack([scaled, [float(step.of_weights) for step in steps]])
+
+
+def _described(place: int, layer: Layer) -> tuple[int, ...]:
+    linear = layer.kind == "linear"
+    return (
+        place,
+        layer.c_in,
+        layer.c_out,
+        1 if linear else max(layer.kernel),
+        0 if linear else max(layer.stride),
+        math.prod(layer.in_size),
+        layer.weights,
+        int(layer.kind == "depthwise"),
+    )
+
+
+def _share(action: Array) -> float:
+    values = np.asarray(action, np.float64)
+    if values.shape != (1,) or not np.isfinite(values).all():
+        raise ValueError(f"an action is one finite number in an array of shape (1,), not {action}")
+    return float(np.clip(values[0], 0.0, 1.0))
+
+
+def _pick(widths: Sequence[int], share: float) -> int:
+    low, count = widths[0], len(widths)
+    place = int(np.round(low - 0.5 + share * count)) - low
+    return widths[min(max(place, 0), count - 1)]

@@ -1,0 +1,243 @@
+"""The command line: heavy imports stand inside the commands, so ``haq --help`` is instant."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from haq.errors import HaqError
+
+if TYPE_CHECKING:
+    from haq.app.search import OnProgress
+
+app = typer.Typer(
+    help="Find how many bits each layer of a network should have, under a budget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[str, typer.Option(help="resnet20, mobilenet_v2, … or package.module:factory.")]
+Data = Annotated[
+    str, typer.Option(help="digits, cifar10:DIR, folder:DIR or package.module:factory.")
+]
+Width = Annotated[float, typer.Option(help="Width multiplier (MobileNets).")]
+Seed = Annotated[int, typer.Option(help="Decides everything random.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all cores.")]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    sys.path.insert(0, os.getcwd())  # so that --model mymodule:factory finds what lies here
+    try:
+        app()
+    except HaqError as error:
+        typer.echo(f"haq: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("haq: interrupted", err=True)
+        sys.exit(130)
+
+
+@app.command("train")
+def train_command(
+    out: Annotated[Path, typer.Option(help="Where to write the weights (.safetensors).")],
+    model: Model = "resnet20",
+    data: Data = "digits",
+    width: Width = 1.0,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs.")] = 30,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 0.2,
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """Train a float network."""
+    from haq.app.train import run_training
+
+    _use_threads(threads)
+    with _progress() as on_progress:
+        summary = run_training(
+            model, data, out, width=width, epochs=epochs, lr=lr, seed=seed, on_progress=on_progress
+        )
+    typer.echo(
+        f"validation accuracy {summary['val_accuracy']:.2%}, "
+        f"test accuracy {summary['test_accuracy']:.2%}; weights in {out}"
+    )
+
+
+@app.command("search")
+def search_command(  # noqa: PLR0913 - one argument an option
+    model: Model = "digits_cnn",
+    data: Data = "digits",
+    width: Width = 1.0,
+    weights: Annotated[Path | None, typer.Option(help="Float weights to start from.")] = None,
+    target: Annotated[str | None, typer.Option(help="bismo-cloud, bismo-edge.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images the target computes at once.")] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(help="avg_weight_bits=3, size=90kB, latency=50%w8a8, …; may be repeated."),
+    ] = None,
+    agent: Annotated[str, typer.Option(help="ddpg, random or uniform.")] = "ddpg",
+    paper: Annotated[bool, typer.Option("--paper", help="DDPG to the letter.")] = False,
+    episodes: Annotated[int, typer.Option(min=1, help="Policies to try.")] = 60,
+    weight_bits: Annotated[str, typer.Option(help="Range of the weights' bits.")] = "2..8",
+    act_bits: Annotated[str | None, typer.Option(help="2 to 8, or search.")] = None,
+    pin: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=BITS, or none; default: first and last layer at 8."),
+    ] = None,
+    clipping: Annotated[str, typer.Option(help="kl, mse, percentile or max.")] = "kl",
+    per_tensor: Annotated[
+        bool, typer.Option("--per-tensor", help="One scale a layer, not one a channel.")
+    ] = False,
+    calibration_images: Annotated[int, typer.Option(help="Images for the clips.")] = 512,
+    train_images: Annotated[int, typer.Option(help="Of an episode's epoch.")] = 5000,
+    val_images: Annotated[int, typer.Option(help="Of an episode's score.")] = 2500,
+    lr: Annotated[float, typer.Option(help="Of fine-tuning.")] = 0.02,
+    distill: Annotated[bool, typer.Option(help="Learn from the float network too.")] = True,
+    final_epochs: Annotated[int, typer.Option(help="For the policy found.")] = 1,
+    float_epochs: Annotated[
+        int | None, typer.Option(help="Train the float network first; digits: 30.")
+    ] = None,
+    seed: Seed = 0,
+    out: Annotated[str | None, typer.Option(help="Name or folder of the run.")] = None,
+    resume: Annotated[str | None, typer.Option(help="A run to go on with.")] = None,
+    threads: Threads = None,
+) -> None:
+    """Search the bits of every layer, fine-tune the best policy, write the run."""
+    from haq.app import results
+    from haq.app.job import parse_job
+    from haq.app.search import run
+
+    _use_threads(threads)
+    if resume is not None:
+        folder = results.find_folder(resume)
+        job = results.read_job(folder)
+    else:
+        job = parse_job(
+            model=model, data=data, width=width, weights=weights, target=target, batch=batch,
+            agent=agent, paper=paper, episodes=episodes, weight_bits=_range(weight_bits),
+            act_bits=_bits_or_search(act_bits), pins=_pins(pin), clipping=clipping,
+            per_channel=not per_tensor, calibration_images=calibration_images,
+            train_images=train_images, val_images=val_images, lr=lr, distill=distill,
+            final_epochs=final_epochs, float_epochs=float_epochs, seed=seed,
+            **({"budgets": tuple(budget)} if budget else {}),
+        )  # fmt: skip
+        folder = results.new_folder(job, out)
+    with _progress() as on_progress:
+        summary = run(job, folder, on_progress)
+    _show(folder, summary)
+    if summary["state"] == "interrupted":
+        typer.echo(f"interrupted; go on with: haq search --resume {folder}")
+
+
+@app.command("show")
+def show_command(run: Annotated[str, typer.Argument(help="A run's name or folder.")]) -> None:
+    """Show what a run found, layer by layer."""
+    from haq.app import results
+
+    folder = results.find_folder(run)
+    if not (folder / "summary.json").exists():
+        raise HaqError(f"run {folder} has no finished episode yet: haq search --resume {folder}")
+    _show(folder, results.read_json(folder / "summary.json"))
+
+
+@app.command("cost")
+def cost_command(
+    model: Model,
+    target: Annotated[str, typer.Option(help="bismo-cloud, bismo-edge.")],
+    batch: Annotated[int | None, typer.Option(help="Images computed at once.")] = None,
+    width: Width = 1.0,
+    size: Annotated[int | None, typer.Option(help="Height and width of an image.")] = None,
+    classes: Annotated[int | None, typer.Option(help="Classes of the last layer.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Every pair of bits, as JSON.")] = False,
+) -> None:
+    """Print what each layer costs on a target."""
+    from haq.app.cost import cost_table
+
+    table = cost_table(model, target, batch=batch, width=width, size=size, classes=classes)
+    if as_json:
+        typer.echo(json.dumps(table))
+    else:
+        from haq.app.show import print_costs
+
+        print_costs(table)
+
+
+def _show(folder: Path, summary: dict[str, Any]) -> None:
+    from haq.app.show import print_run
+
+    print_run(folder, summary)
+
+
+def _use_threads(threads: int | None) -> None:
+    # Spinning threads starve each other where processes share the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    import torch
+
+    if threads is not None and threads < 1:
+        raise HaqError(f"threads {threads}: give at least 1")
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+
+
+def _range(text: str) -> tuple[int, int]:
+    low, dots, high = text.partition("..")
+    try:
+        return int(low), int(high if dots else low)
+    except ValueError:
+        raise HaqError(f"weight-bits {text!r}: write a range like 2..8, or one number") from None
+
+
+def _bits_or_search(text: str | None) -> int | str | None:
+    if text is None or text == "search":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise HaqError(f"act-bits {text!r}: give 2 to 8, or search") from None
+
+
+def _pins(texts: list[str] | None) -> dict[str, int] | None:
+    if not texts:
+        return None
+    if texts == ["none"]:
+        return {}
+    pins = {}
+    for text in texts:
+        name, _, bits = text.rpartition("=")
+        if not name or not bits.isdigit():
+            raise HaqError(f"pin {text!r}: write NAME=BITS, or none alone")
+        pins[name] = int(bits)
+    return pins
+
+
+@contextmanager
+def _progress() -> "Iterator[OnProgress]":
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from haq.app.search import Progress as Where
+
+    columns = (
+        TextColumn("{task.description:>10}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def on_progress(where: Where) -> None:
+            if where.stage not in tasks:
+                tasks[where.stage] = bars.add_task(where.stage, total=where.total, note="")
+            bars.update(
+                tasks[where.stage], completed=where.done, total=where.total, note=where.note
+            )
+
+        yield on_progress

@@ -1,0 +1,277 @@
+"""The main job on the embedded digits: whole runs, killed runs, runs from Python."""
+
+import itertools
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch import nn
+
+import haq
+from haq.app import results
+from haq.app.job import parse_job
+from haq.app.search import calibration_batches, kept_clips, plan, run
+from haq.budgets import parse_budget
+from haq.costs import total
+from haq.datasets import load
+from haq.errors import BudgetError, HaqError, RunError
+from haq.evaluate import Evaluator, Recipe
+from haq.hw_profiles import load as load_target
+from haq.models import build
+from haq.models.weights import load_weights
+from haq.policy import Bits, read_policy
+from haq.trials import best
+
+SMALL = {"model": "digits_mlp", "episodes": 6, "float_epochs": 3, "val_images": 120,
+         "train_images": 200, "budgets": ["avg_weight_bits=6.2"]}  # fmt: skip
+
+
+def small(**changes):
+    return parse_job(**SMALL | changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, run(small(), folder)
+
+
+def test_a_run_leaves_these_files(finished):
+    folder, _ = finished
+    assert {path.name for path in folder.iterdir()} == {
+        "job.json", "float.safetensors", "clips.safetensors", "trials.jsonl", "policy.json",
+        "weights.safetensors", "summary.json",
+    }  # fmt: skip
+
+
+def test_the_policy_keeps_the_budget_and_the_pins(finished):
+    folder, summary = finished
+    policy = read_policy(folder / "policy.json")
+    assert policy["fc1"] == policy["linear"] == Bits(8, 8)
+    assert summary["budgets"][0]["achieved"] <= 6.2
+    widths = [policy[name].weight for name in ("fc1", "fc2", "fc3", "linear")]
+    weights = [64 * 64, 64 * 48, 48 * 32, 32 * 10]
+    by_hand = sum(w * n for w, n in zip(widths, weights, strict=True)) / sum(weights)
+    assert summary["cost"]["avg_weight_bits"] == pytest.approx(by_hand)
+
+
+def test_the_reward_is_a_tenth_of_the_points_lost(finished):
+    folder, summary = finished
+    for trial in results.read_trials(folder):
+        points = 100 * (trial.accuracy - summary["float_val_accuracy"])
+        assert trial.reward == pytest.approx(0.1 * points)
+
+
+def test_the_same_seed_gives_the_same_trials(finished, tmp_path):
+    run(small(), tmp_path)
+    assert scores(tmp_path) == scores(finished[0])
+
+
+def test_another_seed_gives_other_trials(finished, tmp_path):
+    run(small(seed=1), tmp_path)
+    assert scores(tmp_path) != scores(finished[0])
+
+
+def scores(folder):
+    return [(t.policy, t.accuracy, t.loss, t.reward) for t in results.read_trials(folder)]
+
+
+@pytest.mark.parametrize("kept", ["none", "some", "torn"])
+def test_a_killed_run_goes_on_to_the_same_trials(finished, tmp_path, kept):
+    whole = finished[0]
+    for name in ("job.json", "float.safetensors", "clips.safetensors"):
+        (tmp_path / name).write_bytes((whole / name).read_bytes())
+    lines = (whole / "trials.jsonl").read_bytes().splitlines(keepends=True)
+    left = {"none": b"", "some": b"".join(lines[:3]), "torn": b"".join(lines[:3]) + lines[3][:20]}
+    (tmp_path / "trials.jsonl").write_bytes(left[kept])
+    run(results.read_job(tmp_path), tmp_path)
+    assert scores(tmp_path) == scores(whole)
+    assert policies(tmp_path) == policies(whole)
+
+
+def policies(folder):
+    return read_policy(folder / "policy.json")
+
+
+def test_a_finished_run_resumed_stays_as_it_is(finished):
+    folder, summary = finished
+    before = (folder / "trials.jsonl").read_bytes()
+    again = run(results.read_job(folder), folder)
+    assert (folder / "trials.jsonl").read_bytes() == before
+    assert again["final_test_accuracy"] == summary["final_test_accuracy"]
+
+
+def test_a_run_of_other_trials_is_not_gone_on_with(finished, tmp_path):
+    for path in finished[0].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    job = json.loads((tmp_path / "job.json").read_text())
+    (tmp_path / "job.json").write_text(json.dumps(job | {"seed": 7}))
+    with pytest.raises(RunError, match="episode 0 does not repeat"):
+        run(results.read_job(tmp_path), tmp_path)
+
+
+# Kills itself in the third evaluation, when it is first run.
+VICTIM = """
+    import os, signal, sys
+    import torch, haq
+    from torch import nn
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(5)))
+    inputs = torch.randn(64, 8)
+    truth = model(inputs).detach()
+    calls = 0
+
+    def closeness(network):
+        global calls
+        calls += 1
+        if calls == 4 and sys.argv[2] == "die":  # the first call is of the float network
+            os.kill(os.getpid(), signal.SIGKILL)
+        return -float((network(inputs) - truth).square().mean())
+
+    haq.search(model, inputs, evaluate=closeness, out=sys.argv[1], resume=sys.argv[2] == "resume",
+               episodes=8, budgets=["avg_weight_bits=6"], seed=3)
+"""
+
+
+def test_killed_with_9_and_resumed_equals_undisturbed(tmp_path):
+    script = tmp_path / "victim.py"
+    script.write_text(textwrap.dedent(VICTIM))
+
+    def start(folder, mode):
+        command = [sys.executable, str(script), str(tmp_path / folder), mode]
+        return subprocess.run(command, check=False, capture_output=True).returncode
+
+    assert start("undisturbed", "whole") == 0
+    assert start("killed", "die") == -9
+    assert len(results.read_trials(tmp_path / "killed")) < 8
+    assert start("killed", "resume") == 0
+    assert scores(tmp_path / "killed") == scores(tmp_path / "undisturbed")
+
+
+def test_ctrl_c_leaves_a_usable_run(tmp_path):
+    seen = []
+
+    def interrupt(where):
+        seen.append(where.stage)
+        if seen.count("search") == 3:
+            raise KeyboardInterrupt
+
+    summary = run(small(), tmp_path, interrupt)
+    assert summary["state"] == "interrupted"
+    assert summary["episodes"] == 3
+    top = best(results.read_trials(tmp_path))
+    assert policies(tmp_path) == top.policy
+    assert (tmp_path / "weights.safetensors").exists()
+    assert run(results.read_job(tmp_path), tmp_path)["state"] == "finished"
+
+
+def test_an_impossible_budget_leaves_nothing_behind(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with pytest.raises(BudgetError, match="the cheapest one needs"):
+        run(small(budgets=["avg_weight_bits=2"]), folder)
+    assert not folder.exists()
+
+
+def test_the_best_of_100_episodes_is_near_the_best_of_all_policies(tmp_path):
+    job = small(episodes=100, float_epochs=60, val_images=359, train_images=400)
+    summary = run(job, tmp_path)
+    model = build("digits_mlp")
+    load_weights(model, tmp_path / "float.safetensors")
+    data = load("digits")
+    planned = plan(job, model, data.shape)
+    clips = kept_clips(job, tmp_path, planned.graph, [], lambda _: None)
+    recipe = Recipe(job.train_images, job.val_images, job.lr)
+    evaluator = Evaluator(planned.graph, clips, data, recipe, job.seed)
+    budget = planned.budgets[0]
+    every = [
+        dict(zip(planned.table.choices, bits, strict=True))
+        for bits in itertools.product(*planned.table.choices.values())
+    ]
+    allowed = [p for p in every if total(planned.table, p, budget.quantity) <= budget.limit]
+    assert 10 < len(allowed) < len(every) == 49
+    optimum = max(evaluator.score(evaluator.tuned(p)).accuracy for p in allowed)
+    assert summary["episode_val_accuracy"] >= optimum - 0.005
+
+
+def test_calibration_never_sees_an_augmented_or_a_validation_image():
+    data = load("digits")
+    seen = torch.cat(list(calibration_batches(data, 50, seed=0)))
+    train, _ = data.train.batch(torch.arange(len(data.train)))
+    assert all(bool((image == train).flatten(1).all(1).any()) for image in seen)
+
+
+class Detector(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.body = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Conv2d(8, 5, 1)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.body(torch.relu(self.stem(x)))))
+
+
+def test_any_score_and_any_network_from_python(tmp_path):
+    torch.manual_seed(0)
+    model, inputs = Detector().eval(), torch.randn(16, 3, 12, 12)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        truth = model(inputs)
+
+    def closeness(network):
+        return 1 - float((network(inputs) - truth).detach().abs().mean())
+
+    found = haq.search(model, inputs, evaluate=closeness, out=tmp_path / "run", episodes=5,
+                       budgets=["size=900B"])  # fmt: skip
+    assert found.summary["budgets"][0]["achieved"] <= 900
+    assert [t.accuracy for t in found.trials][found.summary["best_episode"]] == pytest.approx(
+        closeness(found.model), abs=1e-6
+    )
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_three_splits_of_ones_own_from_python(tmp_path):
+    data = load("digits")
+    splits = [split.batch(torch.arange(120)) for split in (data.train, data.val, data.test)]
+    model = build("digits_mlp")
+    found = haq.search(model, splits, out=tmp_path / "run", episodes=3,
+                       budgets=["avg_weight_bits=6"])  # fmt: skip
+    assert len(found.trials) == 3
+    assert 0 <= found.summary["final_test_accuracy"] <= 1
+
+
+def test_inputs_without_a_score_are_refused():
+    with pytest.raises(HaqError, match="give evaluate="):
+        haq.search(Detector(), torch.randn(4, 3, 8, 8))
+
+
+def test_a_resumed_model_must_have_the_weights_it_had(tmp_path):
+    model, inputs = Detector(), torch.randn(8, 3, 8, 8)
+    asked = {"evaluate": lambda network: 0.5, "out": tmp_path / "run", "episodes": 2,
+             "budgets": ["avg_weight_bits=5"]}  # fmt: skip
+    haq.search(model, inputs, **asked)
+    with pytest.raises(RunError, match="not those that the run started from"):
+        haq.search(Detector(), inputs, resume=True, **asked)
+
+
+def test_activations_are_searched_where_a_budget_counts_them():
+    assert small().fixed_act_bits == 8
+    assert small(budgets=["latency=5ms"]).fixed_act_bits is None
+    assert small(budgets=["latency=5ms"], act_bits=4).fixed_act_bits == 4
+    assert small(act_bits="search").fixed_act_bits is None
+
+
+def test_a_latency_budget_is_kept_on_the_target(tmp_path):
+    job = small(model="digits_cnn", target="bismo-edge", budgets=["latency=50%w8a8"], episodes=3)
+    summary = run(job, tmp_path)
+    data = load("digits")
+    layers = plan(job, build("digits_cnn"), data.shape).graph.layers
+    limit = parse_budget("latency=50%w8a8", layers, load_target("bismo-edge")).limit
+    assert summary["cost"]["latency"] <= limit
+    assert any(row["act_bits"] < 8 for row in summary["layers"])
