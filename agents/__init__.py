@@ -7,12 +7,13 @@ options give equal actions, whatever else draws from the process's random genera
 
 from collections.abc import Callable, Iterator, Mapping
 
-from haq.agents import ddpg, random_search
+from haq.agents import ddpg, random_search, uniform
 from haq.agents.episode import Episode
 
 AGENTS: Mapping[str, Callable[..., Iterator[Episode]]] = {
     "ddpg": ddpg.play,
     "random": random_search.play,
+    "uniform": uniform.play,
 }
 
 __all__ = ["AGENTS", "Episode"]

@@ -6,6 +6,7 @@ The room's README lists where this differs from the paper and from the original 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
@@ -28,7 +29,8 @@ UPDATES, PAPER_UPDATES = 3, 1
 
 SIGMA, LAST_SIGMA, PAPER_DECAY = 0.5, 0.05, 0.99
 ACTOR_RATE, CRITIC_RATE = 1e-4, 1e-3
-HIDDEN = 300
+HIDDEN = [300, 300]
+BATCH = 64
 REMEMBERED_EPISODES = 128
 BASELINE_RATE = 0.5
 
@@ -53,96 +55,130 @@ def play(
     arXiv:1811.08886; Lillicrap et al., "Continuous control with deep reinforcement learning",
     arXiv:1509.02971.
     """
-    # The actions have a generator to themselves: they start like those of random search.
+    # The actions have a generator to themselves, so that they start like those of random search.
     actions, learning = np.random.default_rng(seed), np.random.default_rng([seed, 1])
-    seen: list[tuple[Sequence[Step], float]] = []
+    seen: list[tuple[list[Step], float]] = []
     for episode, steps in roll_uniform(env, min(episodes, WARM_UP), actions, seed):
         seen.append((steps, episode.reward))
         yield episode
     if episodes <= WARM_UP:
         return
-
     with secluded(learning):
         learner = Learner(env, REMEMBERED_EPISODES * len(seen[0][0]))
     for steps, reward in seen:
         learner.remember(steps, reward)
-    updates = CATCHUP * sum(len(s) for s, _ in seen)
     for number in range(WARM_UP, episodes):
-        with secluded(learning):
-            learner.learn_(updates)
-        sigma = noise(number, episodes, paper)
-        episode, steps = roll(
-            env, lambda observation: truncated_normal(learner.act(observation), sigma, actions)
-        )
+        sigma = exploration(number, episodes, paper)
+        episode, steps = roll(env, partial(learner.explore, sigma=sigma, generator=actions))
         yield episode._replace(notes={"sigma": sigma})
         learner.remember(steps, episode.reward)
-        updates = (PAPER_UPDATES if paper else UPDATES) * len(steps)
-CATCHUP=0
-INIT=0
+        with secluded(learning):
+            learner.train((PAPER_UPDATES if paper else UPDATES) * len(steps), BATCH)
 
-def noise(number: int, episodes: int, paper: bool) -> float:
-    past = number - WARM_UP
+
+def exploration(number: int, episodes: int, paper: bool) -> float:
+    """Return sigma of episode ``number``, counted from 0, the warm-up included."""
+    since = number - WARM_UP
     if paper:
-        return SIGMA * PAPER_DECAY**past
-    return SIGMA * (LAST_SIGMA / SIGMA) ** (past / max(episodes - WARM_UP - 1, 1))
+        return SIGMA * PAPER_DECAY**since
+    return float(SIGMA * (LAST_SIGMA / SIGMA) ** (since / max(episodes - WARM_UP - 1, 1)))
 
 
 def truncated_normal(mean: Array, sigma: float, generator: np.random.Generator) -> Array:
+    """Draw from normal distributions around ``mean``, cut off below 0 and above 1.
+
+    Args:
+        mean: In [0, 1], any shape.
+        sigma: Standard deviation before the cut, positive.
+        generator: Gives one uniform number for each drawn one.
+    """
     low, high = ndtr((0.0 - mean) / sigma), ndtr((1.0 - mean) / sigma)
-    drawn = mean + sigma * ndtri(low + (high - low) * generator.random(mean.shape))
-    return drawn.clip(0.0, 1.0)
+    drawn: Array = mean + sigma * ndtri(low + (high - low) * generator.random(mean.shape))
+    return drawn.clip(0.0, 1.0)  # for what ndtri rounds
 
 
-class EpisodeReplay(ReplayBuffer):
+class Replay(ReplayBuffer):
+    """A replay that hands out rewards relative to their moving average over the batches."""
+
     baseline: float | None = None
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
+        """Return random transitions, the moving average brought up to date and subtracted."""
         batch = super().sample(batch_size, env)
         mean = float(batch.rewards.mean())
-        if self.baseline is None:
-            self.baseline = mean
-        self.baseline += BASELINE_RATE * (mean - self.baseline)
+        before = mean if self.baseline is None else self.baseline
+        self.baseline = before + BASELINE_RATE * (mean - before)
         return batch._replace(rewards=batch.rewards - self.baseline)
 
 
 class Learner(DDPG):
-    def __init__(self, env, memory):
-        super().__init__("MlpPolicy", env, learning_rate=CRITIC_RATE, buffer_size=memory, batch_size=64, tau=.01, gamma=1.0,
-            replay_buffer_class=EpisodeReplay, policy_kwargs={"net_arch": [HIDDEN, HIDDEN], "optimizer_kwargs": {"fused": True}}, device="cpu")
-        self.set_logger(Logger(None, []))
-        if INIT:
-            for net in (self.actor.mu[-2], self.critic.qf0[-1]):
-                torch.nn.init.uniform_(net.weight, -.003,.003); torch.nn.init.uniform_(net.bias, -.003,.003)
-            self.actor_target.load_state_dict(self.actor.state_dict()); self.critic_target.load_state_dict(self.critic.state_dict())
+    """The networks, what they learn from and the gradient step, without the episodes."""
 
-    def _update_learning_rate(self, optimizers) -> None:
-        for optimizer, rate in zip(optimizers, (ACTOR_RATE, CRITIC_RATE), strict=True):
-            update_learning_rate(optimizer, rate)
+    replay_buffer: Replay
 
-    def act(self, observation):
+    def __init__(self, env: gym.Env[Array, Array], capacity: int) -> None:
+        super().__init__(
+            "MlpPolicy",
+            env,
+            buffer_size=capacity,
+            tau=0.01,
+            gamma=1.0,
+            replay_buffer_class=Replay,
+            policy_kwargs={"net_arch": HIDDEN, "optimizer_kwargs": {"fused": True}},
+            device="cpu",
+        )
+        self.set_logger(Logger(None, []))  # or it looks for a folder and prints
+
+    def _update_learning_rate(
+        self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer
+    ) -> None:
+        # stable-baselines3 has one rate for both networks.
+        update_learning_rate(self.actor.optimizer, ACTOR_RATE)
+        update_learning_rate(self.critic.optimizer, CRITIC_RATE)
+
+    def explore(self, observation: Array, sigma: float, generator: np.random.Generator) -> Array:
+        """Return an action around what the actor says."""
         with one_thread():
-            return self.policy.predict(observation)[0].astype(np.float64)
+            action, _ = self.policy.predict(observation)  # in the environment's own range
+        return truncated_normal(action.astype(np.float64), sigma, generator)
 
-    def remember(self, steps, reward):
-        for s in steps:
-            self.replay_buffer.add(s.observation[None], s.next_observation[None], self.policy.scale_action(s.action)[None], np.array([reward]), np.array([s.terminated]), [{}])
+    def remember(self, steps: Sequence[Step], reward: float) -> None:
+        """Keep the steps of an episode, each with the reward of the whole."""
+        for step in steps:
+            self.replay_buffer.add(
+                step.observation[None],
+                step.next_observation[None],
+                self.policy.scale_action(step.action)[None],  # the networks live in [-1, 1]
+                np.array([reward]),
+                np.array([step.terminated]),
+                [{}],
+            )
 
-    def learn_(self, n):
-        if n: self.train(n, self.batch_size)
 
 @contextmanager
-def one_thread():
+def one_thread() -> Iterator[None]:
+    """Let torch compute on one thread: for networks this small more only wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try: yield
-    finally: torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
 
 @contextmanager
-def secluded(generator):
+def secluded(generator: np.random.Generator) -> Iterator[None]:
+    """Seed the global random generators from ``generator``, and put them back afterwards.
+
+    stable-baselines3 draws from those of numpy and torch. So neither does an evaluation between two
+    episodes change what the agent does, nor the agent what an evaluation draws.
+    """
     seed = int(generator.integers(2**32))
-    state = np.random.get_state()
+    before = np.random.get_state()
     with one_thread(), torch.random.fork_rng(devices=[]), torch.enable_grad():
         try:
-            np.random.seed(seed); torch.default_generator.manual_seed(seed)
+            np.random.seed(seed)
+            torch.default_generator.manual_seed(seed)
             yield
-        finally: np.random.set_state(state)
+        finally:
+            np.random.set_state(before)

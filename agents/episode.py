@@ -60,8 +60,8 @@ def roll(
 def roll_uniform(
     env: gym.Env[Array, Array], episodes: int, generator: np.random.Generator, seed: int
 ) -> Iterator[tuple[Episode, list[Step]]]:
-    """Play episodes of uniform actions drawn from ``generator``; ``seed`` is for the environment."""
-    assert env.action_space.shape is not None
+    """Play episodes of uniform actions from ``generator``; ``seed`` is the environment's."""
     shape = env.action_space.shape
+    assert shape is not None
     for number in range(episodes):
         yield roll(env, lambda _: generator.random(shape), None if number else seed)

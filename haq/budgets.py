@@ -125,12 +125,11 @@ def _factors(quantity: str, target: Target | None) -> dict[str, float]:
         return {"": 1.0, **_BYTES}
     if quantity == "bops":
         return {"": 1.0, **_COUNTS}
-    own = {"": 1.0}
-    if target and quantity in target.units:
-        if quantity in _SI and quantity in target.si:
-            symbol, si = _SI[quantity], target.si[quantity]
-            own |= {prefix + symbol: part / si for prefix, part in _PARTS.items()}
-        own[target.units[quantity]] = 1.0
+    units = {**UNITS, **(target.units if target else {})}
+    own = {"": 1.0, units[quantity]: 1.0}
+    if target and quantity in _SI and quantity in target.si:
+        symbol, si = _SI[quantity], target.si[quantity]
+        own |= {prefix + symbol: part / si for prefix, part in _PARTS.items()}
     return own
 
 
@@ -225,17 +224,19 @@ def _cheaper(
     """
     now = policy[name]
     edges = [edge for edge in table.edges if {edge.producer, edge.consumer} & set(group)]
-    limit = _local(policy, table, quantity, group, edges)
+    near = {*group, *(end for edge in edges for end in (edge.producer, edge.consumer))}
+    around = {other: policy[other] for other in near}
+    limit = _local(around, table, quantity, group, edges)
     found = []
     for bits in table.choices[name]:
-        moved = {**policy, **_together(policy, table, name, bits, group)}
-        cost = _local(moved, table, quantity, group, edges)
-        if moved[name] == bits and cost < limit:
+        moves = _together(policy, table, name, bits, group)
+        cost = _local({**around, **moves}, table, quantity, group, edges)
+        if moves and cost < limit:
             raises = bits.weight > now.weight or bits.act > now.act
             order = (raises, -cost, bits.act >= now.act, -sum(bits), -bits.weight)
-            found.append((order, moved))
-    for _, moved in sorted(found, key=lambda item: item[0]):
-        yield moved
+            found.append((order, moves))
+    for _, moves in sorted(found, key=lambda item: item[0]):
+        yield {**policy, **moves}
 
 
 def _together(

@@ -20,6 +20,9 @@ from haq.policy import FLOAT, Bits, Policy, readers
 SEARCHED = range(2, 9)
 """The bit-widths a search may use: one bit has no symmetric grid."""
 
+INPUT_BITS = 8
+"""Activation bits of what reads the network's input."""
+
 UNITS: Mapping[str, str] = {"size": "bytes", "avg_weight_bits": "bits", "bops": "bit operations"}
 """The quantities that need no target, and their units."""
 
@@ -101,7 +104,8 @@ def permitted(
     """Return the bits each layer may have, in rising order.
 
     Layers that read the same tensor end with the same activation widths. So a pin sets the
-    activations of all of them, also where ``act_bits`` says otherwise.
+    activations of all of them, also where ``act_bits`` says otherwise. The network's input always
+    has 8 bits, whatever a pin or ``act_bits`` says.
 
     Args:
         layers: In execution order.
@@ -119,7 +123,7 @@ def permitted(
     allowed: dict[str, tuple[Bits, ...]] = {}
     for layer in layers:
         pinned = any(name in pins for name in together[layer.name])
-        act = None if pinned else act_bits
+        act = INPUT_BITS if layer.reads_input else None if pinned else act_bits
         allowed[layer.name] = _narrowed(layer, target, weight_bits, act, pins.get(layer.name))
     return share_activations(layers, allowed)
 
@@ -153,9 +157,10 @@ def _narrowed(
     offered = every if target is None else sorted(set(target.choices(layer)) & set(every))
     can = f"{target.name if target else 'the search'} can run it at {_listed(offered)}"
     if pin is not None:
-        if Bits(pin, pin) not in offered:
+        pinned = Bits(pin, INPUT_BITS if layer.reads_input else pin)
+        if pinned not in offered:
             raise HaqError(f"pin {layer.name}={pin}: {can}")
-        return (Bits(pin, pin),)
+        return (pinned,)
     low, high = weight_bits
     left = [bits for bits in offered if low <= bits.weight <= high and act_bits in (None, bits.act)]
     if not left:

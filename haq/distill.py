@@ -6,7 +6,9 @@ from torch.nn import functional
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
-    """Return how far the student's softened class distribution is from the teacher's::
+    """Return how far the student's softened class distribution is from the teacher's.
+
+    That is::
 
         T**2 * mean over images of KL(softmax(teacher / T) || softmax(student / T))
 

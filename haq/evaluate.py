@@ -109,10 +109,11 @@ class Evaluator:
     def __init__(self, graph: Graph, clips: Clips, data: Data, recipe: Recipe, seed: int):
         self.graph, self.clips, self.data, self.recipe, self.seed = graph, clips, data, recipe, seed
         generator = torch.Generator().manual_seed(seed)
+        # At random: in a folder the images of a class stand together.
         chosen = torch.randperm(len(data.train), generator=generator)[: recipe.train_images]
+        picked = torch.randperm(len(data.val), generator=generator)[: recipe.val_images]
         self.images = freeze(Part(data.train, chosen), generator)
-        count = min(recipe.val_images, len(data.val))
-        self.validation = freeze(Part(data.val, torch.arange(count)))
+        self.validation = freeze(Part(data.val, picked))
         self.teacher = self._teacher() if recipe.distill else None
 
     def _teacher(self) -> Teacher:
@@ -140,7 +141,7 @@ class Evaluator:
 
     def score(self, model: nn.Module) -> Score:
         """Return the score of a network on the validation images of an episode."""
-        return score(model, self.validation)
+        return score(model, self.validation, quick=True)
 
 
 def finish(

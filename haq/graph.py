@@ -10,9 +10,9 @@ inputs of the layers that are rounded:
 """
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ EDGE_BITS = 8
 
 Sample = Tensor | tuple[Tensor, ...]
 LayerModule = nn.Conv2d | nn.Linear
+LAYERS = (nn.Conv2d, nn.Linear)  # to the letter: a subclass may compute something else
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _RELUS = {nn.ReLU, nn.ReLU6, torch.relu, functional.relu, functional.relu6, "relu", "relu_"}
@@ -40,17 +41,20 @@ _SHAPES = {
 # Give values that were there before, or zeros: what was on a grid with a zero stays on it.
 _SELECTIONS = _SHAPES | {
     operator.getitem, functional.pad, functional.max_pool2d, nn.MaxPool2d, nn.AdaptiveMaxPool2d,
-    nn.ZeroPad2d,
+    nn.ZeroPad2d, torch.chunk, torch.split, "chunk", "split",
 }  # fmt: skip
+# Ask what a tensor is, not for its values.
+_SIZES = {".shape", ".ndim", ".dtype", ".device", "size", "dim", "numel"}
 _NON_NEGATIVE = _RELUS | {
     nn.Sigmoid, nn.Softmax, nn.Hardsigmoid, nn.Softplus, torch.sigmoid, torch.softmax, torch.abs,
     torch.square, functional.sigmoid, functional.softmax, functional.hardsigmoid, "sigmoid",
     "softmax", "abs", "square",
 }  # fmt: skip
+_SCALABLE = _ADDS | {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 # Non-negative where all their operands are.
-_SIGN_KEEPING = _SELECTIONS | _ADDS | {
+_SIGN_KEEPING = _SCALABLE | {
     nn.AvgPool2d, nn.AdaptiveAvgPool2d, functional.avg_pool2d, functional.adaptive_avg_pool2d,
-    torch.cat, torch.mul, operator.mul, torch.mean, "mul", "mean", "sum",
+    torch.cat, torch.mean, "mean", "sum",
 }  # fmt: skip
 
 
@@ -79,7 +83,7 @@ class Graph:
         points: The tensors that are quantized.
         floats: Names of modules and parameters with weights that stay float and do not fold into
             a layer.
-        traced: The model's own modules under a graph; never run in place of the model, only copied.
+        traced: The model's own modules under a graph of its forward in evaluation mode.
     """
 
     layers: tuple[Layer, ...]
@@ -90,7 +94,7 @@ class Graph:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in (nn.Conv2d, nn.Linear) or super().is_leaf_module(m, module_qualified_name)
+        return type(m) in LAYERS or super().is_leaf_module(m, module_qualified_name)
 
 
 def trace(model: nn.Module, sample: Sample) -> Graph:
@@ -107,18 +111,20 @@ def trace(model: nn.Module, sample: Sample) -> Graph:
         ModelError: The forward cannot be traced or fails on the sample, there is no layer to
             quantize, or a layer is never reached.
     """
+    inputs = sample if isinstance(sample, tuple) else (sample,)
     traced = _traced(model)
-    shapes = _shapes(traced, sample)
     calls = _layer_calls(traced)
-    _check_reached(model, calls)
+    _check_reached(model, traced, calls)
+    shapes = _shapes(traced, inputs)
+    images = len(inputs[0])
     signs = _signs(traced)
-    tensors = {node: _tensor(node.args[0]) for nodes in calls.values() for node in nodes}
+    tensors = _inputs(calls)
     first = _first_readers(calls, tensors)
     layers = tuple(
-        _layer(name, nodes, traced, shapes, signs, tensors, first[name])
+        _layer(name, nodes, traced, shapes, signs, tensors, first[name], images)
         for name, nodes in calls.items()
     )
-    points = _points(traced, tensors, signs)
+    points = _points(shapes, tensors, signs)
     return Graph(layers, points, _floats(model, traced, calls), traced)
 
 
@@ -129,7 +135,8 @@ def inventory(model: nn.Module, sample: Sample) -> tuple[Layer, ...]:
 
 def _traced(model: nn.Module) -> fx.GraphModule:
     try:
-        return fx.GraphModule(model, _Tracer().trace(model))
+        with evaluating(model):
+            return fx.GraphModule(model, _Tracer().trace(model))
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
@@ -138,33 +145,41 @@ def _traced(model: nn.Module) -> fx.GraphModule:
         ) from error
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put all parts of a module into evaluation mode; each has its own mode back afterwards."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
 class _Shapes(fx.Interpreter):
     def __init__(self, module: fx.GraphModule):
         super().__init__(module)
+        self.extra_traceback = False  # takes seconds, and is not shown
         self.shapes: dict[fx.Node, torch.Size] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        if isinstance(result, Tensor):
+        if isinstance(result, Tensor) and result.is_floating_point():
             self.shapes[n] = result.shape
         return result
 
 
-def _shapes(traced: fx.GraphModule, sample: Sample) -> dict[fx.Node, torch.Size]:
-    inputs = sample if isinstance(sample, tuple) else (sample,)
+def _shapes(traced: fx.GraphModule, inputs: tuple[Tensor, ...]) -> dict[fx.Node, torch.Size]:
+    """Return the shape of every floating-point tensor, in order of execution."""
     interpreter = _Shapes(traced)
-    modes = {module: module.training for module in traced.modules()}
-    traced.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(traced):
             interpreter.run(*inputs)
     except Exception as error:
         shapes = ", ".join("x".join(map(str, value.shape)) for value in inputs)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"the model does not run on a sample of {shapes}: {reason}") from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
     return interpreter.shapes
 
 
@@ -174,18 +189,30 @@ def _layer_calls(traced: fx.GraphModule) -> dict[str, list[fx.Node]]:
     for node in traced.graph.nodes:
         if node.op == "call_module":
             module = traced.get_submodule(node.target)
-            if isinstance(module, LayerModule):
+            if type(module) in LAYERS:
                 calls.setdefault(names[id(module)], []).append(node)
     if not calls:
-        raise ModelError("the model has no Conv2d and no Linear that its forward calls")
+        raise ModelError("the model contains no Conv2d and no Linear that its forward calls")
     return calls
 
 
-def _check_reached(model: nn.Module, calls: dict[str, list[fx.Node]]) -> None:
+def _check_reached(
+    model: nn.Module, traced: fx.GraphModule, calls: dict[str, list[fx.Node]]
+) -> None:
+    called = {str(node.target) for node in traced.graph.nodes if node.op == "call_module"}
     for name, module in model.named_modules():
         if not isinstance(module, LayerModule) or name in calls:
             continue
-        if type(module) not in (nn.Conv2d, nn.Linear):
+        owner = next((path for path in called if name.startswith(f"{path}.")), None)
+        if owner is not None and type(module) not in LAYERS:
+            continue  # such as the projection of an attention: a part of a module that stays float
+        if owner is not None:
+            kind = type(model.get_submodule(owner)).__name__
+            raise ModelError(
+                f"layer {name!r} cannot be quantized: {owner!r} is a {kind}, whose forward "
+                "cannot be traced; write it with plain modules"
+            )
+        if type(module) not in LAYERS:
             raise ModelError(
                 f"layer {name!r} is a {type(module).__name__} with a forward of its own; "
                 "only plain Conv2d and Linear modules can be quantized"
@@ -196,23 +223,33 @@ def _check_reached(model: nn.Module, calls: dict[str, list[fx.Node]]) -> None:
 
 
 def _kind(node: fx.Node) -> Any:
-    """Return what the tables above list: a module's type, a function, or a method's name."""
+    """Return what the tables above list: a module's type, a function, a method or ".attribute"."""
     if node.op == "call_module":
         owner = node.graph.owning_module
         assert owner is not None
         return type(owner.get_submodule(str(node.target)))
+    if node.target is getattr:
+        return f".{node.args[1]}"
     return node.target if node.op in ("call_function", "call_method") else node.op
 
 
 def _is_layer(node: fx.Node) -> bool:
-    return _kind(node) in (nn.Conv2d, nn.Linear)
+    return _kind(node) in LAYERS
 
 
-def _tensor(node: Any) -> fx.Node:
+def _input(node: fx.Node) -> fx.Node:
+    return node.all_input_nodes[0]
+
+
+def _inputs(calls: dict[str, list[fx.Node]]) -> dict[fx.Node, fx.Node]:
+    """Return for every call of a layer the tensor it reads."""
+    return {node: _tensor(_input(node)) for nodes in calls.values() for node in nodes}
+
+
+def _tensor(node: fx.Node) -> fx.Node:
     """Return the node that computed the values ``node`` holds, before any change of shape."""
-    while _kind(node) in _SHAPES and len(node.users) == 1:
-        node = node.args[0]
-    assert isinstance(node, fx.Node)
+    while _kind(node) in _SHAPES and _only_user(node):
+        node = _input(node)
     return node
 
 
@@ -221,17 +258,31 @@ def _signs(traced: fx.GraphModule) -> dict[fx.Node, bool]:
     signed: dict[fx.Node, bool] = {}
     for node in traced.graph.nodes:
         kind = _kind(node)
-        if kind in _NON_NEGATIVE:
+        if kind in _NON_NEGATIVE or kind in _SIZES:
             signed[node] = False
-        elif kind in _SIGN_KEEPING and not _pads_negative(node):
+        elif _selects(node):
+            signed[node] = signed[_input(node)]
+        elif kind in _SIGN_KEEPING and not _has_negative(node):
             signed[node] = any(signed[operand] for operand in node.all_input_nodes)
         else:
             signed[node] = True
     return signed
 
 
-def _pads_negative(node: fx.Node) -> bool:
-    return node.target is functional.pad and (len(node.args) > 2 or "value" in node.kwargs)
+def _selects(node: fx.Node) -> bool:
+    """Return whether all values of ``node`` are values of what it reads, or zero."""
+    if node.target is functional.pad:
+        value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)
+        return value in (None, 0)
+    return _kind(node) in _SELECTIONS
+
+
+def _has_negative(node: fx.Node) -> bool:
+    """Return whether a sum or a product has a negative number among its operands."""
+    if _kind(node) not in _SCALABLE:
+        return False
+    values = (*node.args, *node.kwargs.values())
+    return any(isinstance(value, int | float) and value < 0 for value in values)
 
 
 def _first_readers(
@@ -261,36 +312,36 @@ def _layer(
     signs: dict[fx.Node, bool],
     tensors: dict[fx.Node, fx.Node],
     reads: str,
+    images: int,
 ) -> Layer:
     module = traced.get_submodule(name)
     assert isinstance(module, LayerModule)
     sources = [tensors[node] for node in nodes]
+    positions = [_positions(module, shapes[node], images) for node in nodes]
     layer = Layer(
         name=name,
         kind=_layer_kind(module),
         c_in=module.weight.shape[1],
         c_out=module.weight.shape[0],
         weights=module.weight.numel(),
-        biases=module.weight.shape[0] if module.bias is not None or _norm(nodes[0]) else 0,
-        macs=sum(module.weight.numel() * _positions(module, shapes[node]) for node in nodes),
+        biases=module.weight.shape[0] if module.bias is not None or _folding(nodes) else 0,
+        macs=sum(module.weight.numel() * count for count in positions),
         calls=len(nodes),
         signed=any(signs[source] for source in sources),
         reads=reads,
-        reads_input=any(source.op == "placeholder" for source in sources),
+        reads_input=any(_origin(source).op == "placeholder" for source in sources),
     )
-    first_in, first_out = shapes[nodes[0].args[0]], shapes[nodes[0]]  # type: ignore[index]
     if isinstance(module, nn.Linear):
-        rows = prod(first_in[1:-1])
-        return replace(layer, in_size=(rows, 1), out_size=(rows, 1))
+        return replace(layer, in_size=(positions[0], 1), out_size=(positions[0], 1))
     return replace(
         layer,
         c_in=module.in_channels,
         kernel=_pair(module.kernel_size),
         stride=_pair(module.stride),
-        padding=_padding(module, first_in, first_out),
+        padding=_padding(module),
         groups=module.groups,
-        in_size=_pair(first_in[-2:]),
-        out_size=_pair(first_out[-2:]),
+        in_size=_pair(shapes[_input(nodes[0])][-2:]),
+        out_size=_pair(shapes[nodes[0]][-2:]),
     )
 
 
@@ -299,7 +350,7 @@ def _pair(values: Iterable[int]) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _padding(module: nn.Conv2d, size_in: torch.Size, size_out: torch.Size) -> tuple[int, int]:
+def _padding(module: nn.Conv2d) -> tuple[int, int]:
     if not isinstance(module.padding, str):
         return _pair(module.padding)
     if module.padding == "valid":
@@ -317,23 +368,32 @@ def _layer_kind(module: LayerModule) -> Kind:
     return "pointwise" if tuple(module.kernel_size) == (1, 1) else "conv"
 
 
-def _positions(module: LayerModule, shape: torch.Size) -> int:
-    return prod(shape[1:-1]) if isinstance(module, nn.Linear) else prod(shape[-2:])
+def _positions(module: LayerModule, shape: torch.Size, images: int) -> int:
+    # Not a product of axes: windows of an image can stand in the batch axis.
+    return shape.numel() // (module.weight.shape[0] * images)
+
+
+def _users(node: fx.Node) -> list[fx.Node]:
+    """Return the nodes that read the values of ``node``."""
+    return [user for user in node.users if _kind(user) not in _SIZES]
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
+    users = _users(node)
+    return users[0] if len(users) == 1 else None
 
 
 def _norm(node: fx.Node) -> fx.Node | None:
-    """Return the BatchNorm that folds into the layer called at ``node``, if there is one."""
+    """Return the BatchNorm that follows the layer called at ``node``, if one does."""
     user = _only_user(node)
-    return user if user is not None and _is_norm(user) else None
+    return user if user is not None and _kind(user) in _BATCH_NORMS else None
 
 
-def _is_norm(node: fx.Node) -> bool:
-    kind = _kind(node)
-    return isinstance(kind, type) and issubclass(kind, _BATCH_NORMS)
+def _folding(nodes: list[fx.Node]) -> list[fx.Node]:
+    """Return the calls of the BatchNorm that folds into the layer called at ``nodes``."""
+    norms = [norm for node in nodes if (norm := _norm(node))]
+    one = len(norms) == len(nodes) and len({norm.target for norm in norms}) == 1
+    return norms if one else []
 
 
 def _leaves(node: fx.Node) -> fx.Node:
@@ -345,18 +405,17 @@ def _leaves(node: fx.Node) -> fx.Node:
 
 
 def _points(
-    traced: fx.GraphModule, tensors: dict[fx.Node, fx.Node], signs: dict[fx.Node, bool]
+    shapes: dict[fx.Node, torch.Size], tensors: dict[fx.Node, fx.Node], signs: dict[fx.Node, bool]
 ) -> tuple[Point, ...]:
     readers: dict[fx.Node, list[str]] = {}
     for node, tensor in tensors.items():
         readers.setdefault(tensor, []).append(str(node.target))
-    ends = {_leaves(node): None for node in traced.graph.nodes if _computes(node)}
-    rounded = {end for end in ends if _others(end, tensors)}
-    for node in traced.graph.nodes:
-        if _is_sum(node):
-            rounded |= {operand for operand in node.all_input_nodes if _origin(operand) not in ends}
+    ends = {_leaves(node) for node in shapes if _is_layer(node) or _is_sum(node)}
+    rounded = {end for end in ends if any(_use(u, end, tensors) == "other" for u in end.users)}
+    for node in filter(_is_sum, shapes):
+        rounded |= {operand for operand in node.all_input_nodes if _origin(operand) not in ends}
     points: list[Point] = []
-    for node in traced.graph.nodes:
+    for node in shapes:
         if node in rounded:
             points.append(Point(node.name, (), signs[node]))
         if node in readers:
@@ -365,31 +424,23 @@ def _points(
 
 
 def _is_sum(node: fx.Node) -> bool:
-    return _kind(node) in _ADDS and len(node.all_input_nodes) == 2
-
-
-def _computes(node: fx.Node) -> bool:
-    return _is_layer(node) or _is_sum(node)
+    operands = (*node.args, *node.kwargs.values())
+    return _kind(node) in _ADDS and sum(isinstance(value, fx.Node) for value in operands) == 2
 
 
 def _origin(node: fx.Node) -> fx.Node:
-    while _kind(node) in _SELECTIONS:
-        node = node.all_input_nodes[0]
+    while _selects(node):
+        node = _input(node)
     return node
 
 
-def _others(node: fx.Node, tensors: dict[fx.Node, fx.Node]) -> list[fx.Node]:
-    """Return the users of ``node`` that read it for something other than a layer."""
-    return [
-        user for user in node.users if user.op != "output" and _reader(user, node, tensors) is None
-    ]
-
-
-def _reader(user: fx.Node, tensor: fx.Node, tensors: dict[fx.Node, fx.Node]) -> fx.Node | None:
-    """Return the layer's call that ``user`` leads to without changing a value, if it does."""
-    while user not in tensors and _kind(user) in _SHAPES and len(user.users) == 1:
-        user = next(iter(user.users))
-    return user if tensors.get(user) is tensor else None
+def _use(user: fx.Node, tensor: fx.Node, tensors: dict[fx.Node, fx.Node]) -> str:
+    """Return what reads ``tensor`` at ``user``, or behind it where ``user`` only changes shape."""
+    while user not in tensors and _kind(user) in _SHAPES and (behind := _only_user(user)):
+        user = behind
+    if tensors.get(user) is tensor:
+        return "layer"
+    return "none" if user.op == "output" or _kind(user) in _SIZES else "other"
 
 
 def insert(
@@ -401,15 +452,14 @@ def insert(
     else reads, the layers' own module included.
     """
     nodes = {node.name: node for node in traced.graph.nodes}
-    calls = _layer_calls(traced)
-    tensors = {node: _tensor(node.args[0]) for group in calls.values() for node in group}
+    tensors = _inputs(_layer_calls(traced))
     for point in points:
         tensor = nodes[point.tensor]
-        source = next((u for u in tensor.users if u.target == module_name(point.tensor, ())), tensor)
-        chosen = [
-            user for user in tensor.users
-            if user.op != "output" and (_reader(user, tensor, tensors) is not None) == bool(point.layers)
-        ]  # fmt: skip
+        source = next(
+            (u for u in tensor.users if u.target == module_name(point.tensor, ())), tensor
+        )
+        use = "layer" if point.layers else "other"
+        chosen = [user for user in tensor.users if _use(user, tensor, tensors) == use]
         name = module_name(point.tensor, point.layers)
         traced.add_submodule(name, make(point))
         with traced.graph.inserting_after(source):
@@ -429,10 +479,11 @@ def module_name(tensor: str, layers: tuple[str, ...]) -> str:
 def _floats(
     model: nn.Module, traced: fx.GraphModule, calls: dict[str, list[fx.Node]]
 ) -> tuple[str, ...]:
-    folded = {norm.target for nodes in calls.values() for n in nodes if (norm := _norm(n))}
-    mine = [
-        name
+    folding = {norm for nodes in calls.values() for norm in _folding(nodes)}
+    alone = {node.target for node in traced.graph.nodes if node not in folding}
+    inside = {*calls} | {norm.target for norm in folding} - alone
+    return tuple(
+        name or type(model).__name__
         for name, module in model.named_modules()
-        if name not in calls and name not in folded and next(module.parameters(recurse=False), None) is not None
-    ]
-    return tuple(name or type(model).__name__ for name in mine)
+        if name not in inside and any(True for _ in module.parameters(recurse=False))
+    )

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor, fx, nn
 
 from haq.calibrate import activation_clips, weight_clips
-from haq.errors import ModelError
+from haq.errors import ModelError, PolicyError
 from haq.files import write_bytes
-from haq.graph import EDGE_BITS, Graph, LayerModule, Point, Sample, insert
-from haq.policy import FLOAT, Bits, Policy
+from haq.graph import EDGE_BITS, Graph, LayerModule, Point, Sample, evaluating, insert
+from haq.policy import FLOAT, Bits, Policy, check_policy, readers
 from haq.quantizers import quantize as rounded
 
 WIDTHS = tuple(range(2, 9))
@@ -41,7 +41,7 @@ class Clips:
 
 
 class Rounding(nn.Module):
-    """Rounds an activation tensor of any shape to ``bits`` bits below ``clip``; 32 bits do nothing."""
+    """Rounds activations of any shape to ``bits`` bits and clips them; 32 bits change nothing."""
 
     clip: Tensor
 
@@ -67,7 +67,8 @@ class QuantConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of (N, c_in, H, W) with the rounded weights."""
-        return self._conv_forward(input, _weights(self), self.bias)
+        output: Tensor = self._conv_forward(input, _weights(self), self.bias)
+        return output
 
 
 class QuantLinear(nn.Linear):
@@ -99,14 +100,28 @@ def quantize(graph: Graph, policy: Policy, clips: Clips) -> fx.GraphModule:
     Returns:
         A module that takes what the model takes, on the model's device and with gradients that
         pass straight through the rounding.
+
+    Raises:
+        PolicyError: The policy does not suit the layers, or has 1 bit somewhere.
     """
+    check_policy(policy, graph.layers)
+    _check_grids(policy)
     model = copy.deepcopy(graph.traced)
+    insert(model, graph.points, lambda point: _rounding(point, policy, clips))
     for layer in graph.layers:
         bits = policy[layer.name].weight
         if bits != FLOAT:
             _round_weights(model.get_submodule(layer.name), bits, clips.weights[layer.name][bits])
-    insert(model, graph.points, lambda point: _rounding(point, policy, clips))
     return model.eval()
+
+
+def _check_grids(policy: Policy) -> None:
+    for name, bits in policy.items():
+        if not {*WIDTHS, FLOAT}.issuperset(bits):
+            raise PolicyError(
+                f"layer {name!r} cannot have {bits.weight}-bit weights and {bits.act}-bit "
+                "activations: one bit has no symmetric grid; give 2 to 8, or 32 for float"
+            )
 
 
 def _round_weights(module: nn.Module, bits: int, clip: Tensor) -> None:
@@ -134,12 +149,13 @@ def uniform(graph: Graph, weight: int, act: int, edge: int = EDGE_BITS) -> dict[
         graph: Whose layers.
         weight: Bits of the weights.
         act: Bits of the activations.
-        edge: Bits of both in the first and the last layer.
+        edge: Bits of both in the first and the last layer, and of the activations of any layer
+            that reads the same tensor.
     """
-    ends = (graph.layers[0].name, graph.layers[-1].name)
+    ends = {graph.layers[0].name, graph.layers[-1].name}
     return {
-        layer.name: Bits(edge, edge) if layer.name in ends else Bits(weight, act)
-        for layer in graph.layers
+        name: Bits(edge if name in ends else weight, act if ends.isdisjoint(group) else edge)
+        for name, group in readers(graph.layers).items()
     }
 
 
@@ -176,7 +192,7 @@ def calibrate(
 
     weights = {}
     for layer in graph.layers:
-        weight = graph.traced.get_submodule(layer.name).weight.detach().float()  # type: ignore[operator, union-attr]
+        weight = graph.traced.get_parameter(f"{layer.name}.weight").detach().float()
         _check_finite(weight, f"layer {layer.name!r} has weights")
         weights[layer.name] = weight_clips(weight, WIDTHS, method, per_channel)
         finished()
@@ -191,17 +207,17 @@ def calibrate(
 
 
 def _check_finite(values: Tensor, what: str) -> None:
-    bad = int((~torch.isfinite(values)).sum())
-    if bad:
-        raise ModelError(f"{what} that are not finite numbers ({bad} of {values.numel()})")
+    if not torch.isfinite(values).all():
+        raise ModelError(f"{what} that are not finite numbers")
 
 
 class _Collector(fx.Interpreter):
-    """Keeps evenly spaced values of chosen tensors while it runs a graph."""
+    """Keeps evenly spaced values, and the extremes, of chosen tensors while it runs a graph."""
 
     def __init__(self, module: fx.GraphModule, tensors: Sequence[str]):
         super().__init__(module)
         self.kept: dict[str, list[Tensor]] = {tensor: [] for tensor in tensors}
+        self.ends: dict[str, list[Tensor]] = {tensor: [] for tensor in tensors}
 
     def run_node(self, n: fx.Node) -> object:
         result = super().run_node(n)
@@ -209,7 +225,10 @@ class _Collector(fx.Interpreter):
             assert isinstance(result, Tensor)
             # A stride that shares no factor with the sizes of feature maps sees every channel.
             stride = max(1, result.numel() // (SAMPLED // 4)) | 1
-            self.kept[n.name].append(result.detach().flatten()[::stride].float())
+            values = result.detach().flatten()
+            # A copy: an operation in place may change the tensor before the run ends.
+            self.kept[n.name].append(values[::stride].to(torch.float32, copy=True))
+            self.ends[n.name] += [end.float() for end in values.aminmax()]
         return result
 
 
@@ -217,11 +236,12 @@ def _activations(
     graph: Graph, batches: Iterable[Sample], tensors: Sequence[str]
 ) -> dict[str, Tensor]:
     collector = _Collector(graph.traced, tensors)
-    graph.traced.eval()
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(graph.traced):
         for batch in batches:
             collector.run(*(batch if isinstance(batch, tuple) else (batch,)))
-    return {tensor: _thinned(torch.cat(parts)) for tensor, parts in collector.kept.items()}
+    samples = {tensor: _thinned(torch.cat(parts)) for tensor, parts in collector.kept.items()}
+    ends = {tensor: torch.stack(parts).aminmax() for tensor, parts in collector.ends.items()}
+    return {tensor: torch.cat([samples[tensor], torch.stack(ends[tensor])]) for tensor in tensors}
 
 
 def _thinned(values: Tensor) -> Tensor:
@@ -239,6 +259,7 @@ def load_clips(path: Path) -> Clips:
     """Read clips that ``save_clips`` wrote."""
     kinds: dict[str, dict[str, dict[int, Tensor]]] = {"weight": {}, "act": {}}
     for key, clip in load_file(path).items():
-        kind, name, bits = key.split("/")
+        kind, rest = key.split("/", 1)
+        name, bits = rest.rsplit("/", 1)
         kinds[kind].setdefault(name, {})[int(bits)] = clip
     return Clips(kinds["weight"], kinds["act"])

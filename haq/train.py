@@ -1,9 +1,10 @@
 """Train, fine-tune and score a network on a CPU.
 
 Convolutions run in bfloat16 autocast and channels-last memory where the CPU multiplies bfloat16
-natively, in float32 elsewhere; accuracy is always computed in float32.
+natively, in float32 elsewhere. Scores are computed in float32 unless a quick one is asked for.
 """
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
@@ -29,7 +30,7 @@ class Step(NamedTuple):
     loss: float
 
 
-def train(
+def train(  # noqa: PLR0913 - all but two by keyword
     model: nn.Module,
     split: Split,
     *,
@@ -51,7 +52,7 @@ def train(
         split: The training images; every image is seen once an epoch, augmented.
         epochs: How often.
         lr: Highest learning rate, reached after a tenth of the steps; falls to zero at the end.
-        seed: Decides order and augmentation.
+        seed: Decides order, augmentation and dropout; torch's own random state stays as it is.
         weight_decay: Of all parameters.
         batch: Images a step.
         teacher: Logits to imitate as well; see ``hard_and_soft_loss``.
@@ -73,23 +74,23 @@ def train(
     )  # fmt: skip
     schedule = _one_cycle(optimizer, total)
     done = 0
-    for _ in range(epochs):
-        order = torch.randperm(len(split), generator=generator)
-        for start in starts:
-            index = order[start : start + batch]
-            loss = _step(model, split, index, generator, teacher)
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-            done += 1
-            if on_step:
-                on_step(Step(done, total, loss))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for _ in range(epochs):
+            order = torch.randperm(len(split), generator=generator)
+            for start in starts:
+                index = order[start : start + batch]
+                optimizer.zero_grad()
+                loss = _step(model, split, index, generator, teacher)
+                optimizer.step()
+                schedule.step()
+                done += 1
+                if on_step:
+                    on_step(Step(done, total, loss))
     model.eval()
 
 
-def _one_cycle(
-    optimizer: torch.optim.Optimizer, total: int
-) -> torch.optim.lr_scheduler.LambdaLR:
+def _one_cycle(optimizer: torch.optim.Optimizer, total: int) -> torch.optim.lr_scheduler.LambdaLR:
     rise = max(1, total // 10)
 
     def share(step: int) -> float:
@@ -112,50 +113,49 @@ def _step(
     target = teacher(index, images) if teacher else None
     loss = hard_and_soft_loss(logits, labels, target)
     value = float(loss.detach())
-    if value != value or value in (float("inf"), float("-inf")):
+    if not math.isfinite(value):
         raise HaqError(f"training diverged: the loss is {value}; lower the learning rate")
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     return value
 
 
 @torch.inference_mode()
-def logits(model: nn.Module, images: Tensor, batch: int = 500) -> Tensor:
-    """Return the logits (N, classes) of images (N, C, H, W), in float32 and evaluation mode."""
+def logits(model: nn.Module, images: Tensor, quick: bool = False) -> Tensor:
+    """Return the logits (N, classes) of images (N, C, H, W), in evaluation mode, as float32.
+
+    They are computed in float32, or quickly, in bfloat16 where the CPU has it.
+    """
     model.eval()
-    parts = images.contiguous(memory_format=torch.channels_last).split(batch)
-    return torch.cat([model(part).float() for part in parts])
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=quick and has_bfloat16()):
+        output: Tensor = model(images.contiguous(memory_format=torch.channels_last))
+    return output.float()
 
 
-def score(model: nn.Module, split: Split, images: int | None = None, batch: int = 500) -> Score:
-    """Return the accuracy and the cross-entropy of ``model`` on the first ``images`` of a split.
+def score(model: nn.Module, split: Split, batch: int = 500, quick: bool = False) -> Score:
+    """Return the accuracy and the cross-entropy of ``model`` on the images of a split.
 
     Args:
         model: Put into evaluation mode; gives logits (N, classes).
         split: Scored without augmentation, in its own order.
-        images: How many; None for all.
         batch: Images a forward.
+        quick: Compute as in training, in bfloat16 where the CPU has it: nearly the same figures in
+            half the time.
 
     Returns:
         Accuracy as a share in [0, 1], mean cross-entropy in nats.
     """
-    count = min(images or len(split), len(split))
     right, loss = 0, 0.0
-    for index in torch.arange(count).split(batch):
+    for index in torch.arange(len(split)).split(batch):
         pictures, labels = split.batch(index)
-        output = logits(model, pictures, batch)
+        output = logits(model, pictures, quick)
         right += int((output.argmax(1) == labels).sum())
         loss += float(functional.cross_entropy(output.double(), labels, reduction="sum"))
-    return Score(right / count, loss / count)
+    return Score(right / len(split), loss / len(split))
 
 
 def imitate(model: nn.Module) -> Teacher:
     """Return a teacher that answers with the logits of ``model``, which it leaves as it is."""
-
-    def teacher(index: Tensor, images: Tensor) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=has_bfloat16()):
-            return logits(model, images, len(images))
-
-    return teacher
+    return lambda index, images: logits(model, images, quick=True)
 
 
 @cache

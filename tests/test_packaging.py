@@ -59,11 +59,9 @@ def test_the_only_name_a_wheel_installs_is_haq(wheel):
 
 
 def test_a_wheel_holds_every_module(wheel, source):
-    modules = {f"haq/{path.relative_to(source / 'haq')}" for path in source.glob("haq/**/*.py")}
-    modules |= {
-        str("haq" / p.relative_to(source)) for r in ROOMS for p in source.glob(f"{r}/**/*.py")
-    }
-    assert {name for name in wheel if name.endswith(".py")} == modules
+    files = [path for room in ("haq", *ROOMS) for path in (source / room).rglob("*.py")]
+    modules = [path.relative_to(source).as_posix().removeprefix("haq/") for path in files]
+    assert {name for name in wheel if name.endswith(".py")} == {f"haq/{name}" for name in modules}
 
 
 def test_a_wheel_holds_profiles_readmes_and_the_mark_of_typing(wheel, source):
