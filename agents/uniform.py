@@ -1,6 +1,7 @@
 """The same bits everywhere: the policies anybody would try first, lowered where over the budget."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
@@ -24,8 +25,11 @@ def play(env: gym.Env[Array, Array], episodes: int, seed: int) -> Iterator[Episo
     assert env.action_space.shape is not None
     shape = env.action_space.shape
     for number in range(episodes):
-        action = 1 - (number % WIDTHS + 0.5) / WIDTHS
-        episode, _steps = roll(
-            env, lambda _, action=action: np.full(shape, action), None if number else seed
-        )
-        yield episode._replace(notes={"action": action})
+        share = 1 - (number % WIDTHS + 0.5) / WIDTHS
+        action = np.full(shape, share)
+        episode, _ = roll(env, partial(_always, action), None if number else seed)
+        yield episode._replace(notes={"action": share})
+
+
+def _always(action: Array, _observation: Array) -> Array:
+    return action

@@ -17,7 +17,7 @@ class Layer:
     Attributes:
         name: As in ``model.named_modules()``.
         kind: "pointwise" is a 1x1 convolution with one group, "depthwise" has as many groups as
-            input and output channels (more than one), "grouped" any other number of groups above one.
+            input and output channels (more than one), "grouped" any other number of groups > 1.
         c_in: Input channels, or input features of a linear layer.
         c_out: Output channels, or output features.
         kernel: Height and width; (1, 1) for a linear layer, as for stride; padding is then (0, 0).

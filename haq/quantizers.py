@@ -87,7 +87,7 @@ def quantize(x: Tensor, bits: int, clip: Tensor | float, signed: bool = True) ->
     size = step(bits, clip, signed)
     lo, hi = levels(bits, signed)
     bound = torch.as_tensor(clip, dtype=torch.float32).detach()
-    result: Tensor = _Round.apply(x, size.to(x.device), lo, hi, bound.to(x.device))
+    result: Tensor = _Round.apply(x, size.to(x.device), lo, hi, bound.to(x.device))  # type: ignore[no-untyped-call]
     return result
 
 

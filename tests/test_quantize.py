@@ -1,4 +1,5 @@
 import copy
+from functools import cache
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from haq.calibrate import CLIPPING
 from haq.errors import HaqError, ModelError, PolicyError
 from haq.graph import trace
-from haq.models import build
+from haq.models import build, input_shape
 from haq.policy import Bits
 from haq.quantize import Rounding, calibrate, load_clips, quantize, save_clips, uniform
 
@@ -68,9 +69,11 @@ def randomised(model):
     return model.eval()
 
 
-def made(model=None, method="max", per_channel=True):
+@cache
+def made(make=Residual, method="max", per_channel=True):
+    """Return a model that no test may change, its graph and its clips."""
     torch.manual_seed(5)
-    model = randomised(model or Residual())
+    model = randomised(make())
     graph = trace(model, IMAGES)
     return model, graph, calibrate(graph, [IMAGES[:10], IMAGES[10:]], method, per_channel)
 
@@ -114,7 +117,6 @@ def test_every_layer_computes_with_as_many_levels_as_its_bits_allow(method):
         assert len(values.unique()) <= levels
         most = 2 ** MIXED[name].weight - 1
         assert all(len(channel.unique()) <= most for channel in weight)
-        assert all(weight.flatten(1).min(1).values < 0)
 
 
 def test_weights_are_codes_times_the_step_of_their_channel():
@@ -231,16 +233,16 @@ def test_fine_tuning_moves_the_weights_and_stays_on_the_grid():
 def test_a_weight_beyond_the_clip_gets_no_gradient():
     _, graph, clips = made()
     network = quantize(graph, MIXED, clips)
-    inside, outside = (0, 0, 0, 0), (0, 0, 0, 1)
+    clip = clips.weights["one"][3][:, None, None]  # (8, 1, 1)
     with torch.no_grad():
-        network.one.weight[inside] = 0.5 * clips.weights["one"][3][0]
-        network.one.weight[outside] = 1.5 * clips.weights["one"][3][0]
+        network.one.weight[:, 0] = 1.01 * clip
+        network.one.weight[:, 1] = 0.99 * clip
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     before = network.one.weight.detach().clone()
     network(IMAGES).square().sum().backward()
     optimizer.step()
-    assert network.one.weight[outside] == before[outside]
-    assert network.one.weight[inside] != before[inside]
+    moved = (network.one.weight != before).flatten(2).any(2).any(0)  # (6,)
+    assert moved.tolist() == [False, True, True, True, True, True]
 
 
 def test_an_activation_beyond_the_clip_passes_no_gradient():
@@ -325,7 +327,8 @@ def test_weights_of_zero_stay_zero(method):
     model = Residual()
     nn.init.zeros_(model.one.weight)
     nn.init.zeros_(model.side.weight)
-    _, graph, clips = made(model, method)
+    graph = trace(model, IMAGES)
+    clips = calibrate(graph, [IMAGES], method)
     (_, (_, one), (_, side), _) = operands(quantize(graph, MIXED, clips), IMAGES)
     assert not one.any() and not side.any()
 
@@ -339,7 +342,7 @@ def test_a_layer_called_twice_is_rounded_once_and_each_of_its_inputs_too():
         def forward(self, x):
             return self.conv(self.conv(x).relu())
 
-    _, graph, clips = made(Twice())
+    _, graph, clips = made(Twice)
     (first, weight), (second, again) = operands(quantize(graph, {"conv": Bits(2, 3)}, clips), IMAGES)
     assert torch.equal(weight, again)
     assert (len(first.unique()), len(second.unique())) == (7, 8)
@@ -391,13 +394,13 @@ def test_the_uniform_policy_shares_activations_with_the_ends():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["digits_cnn", "digits_mlp"])
-def test_the_digit_networks_lose_little_at_8_bits(name):
+@pytest.mark.parametrize("name", ["digits_cnn", "digits_mlp", "resnet20"])
+def test_networks_lose_little_at_8_bits(name):
     torch.manual_seed(0)
     model = build(name).eval()
-    digits = torch.rand(64, 1, 8, 8)
-    graph = trace(model, digits)
-    network = quantize(graph, uniform(graph, 8, 8), calibrate(graph, [digits]))
+    images = torch.randn(4, *input_shape(name))
+    graph = trace(model, images)
+    network = quantize(graph, uniform(graph, 8, 8), calibrate(graph, [images], "max"))
     with torch.no_grad():
-        exact = model(digits)
-        assert (network(digits) - exact).norm() < 0.05 * exact.norm()
+        exact = model(images)
+        assert (network(images) - exact).norm() < 0.05 * exact.norm()

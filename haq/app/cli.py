@@ -28,6 +28,7 @@ Data = Annotated[
     str, typer.Option(help="digits, cifar10:DIR, folder:DIR or package.module:factory.")
 ]
 Width = Annotated[float, typer.Option(help="Width multiplier (MobileNets).")]
+Size = Annotated[int | None, typer.Option(help="Height and width of folder images; 224.")]
 Seed = Annotated[int, typer.Option(help="Decides everything random.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all cores.")]
 
@@ -46,24 +47,25 @@ def main() -> None:
 
 
 @app.command("train")
-def train_command(
+def train_command(  # noqa: PLR0913 - one argument an option
     out: Annotated[Path, typer.Option(help="Where to write the weights (.safetensors).")],
     model: Model = "resnet20",
     data: Data = "digits",
     width: Width = 1.0,
+    size: Size = None,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs.")] = 30,
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 0.2,
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:
     """Train a float network."""
+    from haq.app.job import parse_job
     from haq.app.train import run_training
 
     _use_threads(threads)
+    job = parse_job(model=model, data=data, width=width, size=size, seed=seed)
     with _progress() as on_progress:
-        summary = run_training(
-            model, data, out, width=width, epochs=epochs, lr=lr, seed=seed, on_progress=on_progress
-        )
+        summary = run_training(job, out, epochs, lr, on_progress)
     typer.echo(
         f"validation accuracy {summary['val_accuracy']:.2%}, "
         f"test accuracy {summary['test_accuracy']:.2%}; weights in {out}"
@@ -75,6 +77,7 @@ def search_command(  # noqa: PLR0913 - one argument an option
     model: Model = "digits_cnn",
     data: Data = "digits",
     width: Width = 1.0,
+    size: Size = None,
     weights: Annotated[Path | None, typer.Option(help="Float weights to start from.")] = None,
     target: Annotated[str | None, typer.Option(help="bismo-cloud, bismo-edge.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images the target computes at once.")] = None,
@@ -120,7 +123,8 @@ def search_command(  # noqa: PLR0913 - one argument an option
         job = results.read_job(folder)
     else:
         job = parse_job(
-            model=model, data=data, width=width, weights=weights, target=target, batch=batch,
+            model=model, data=data, width=width, size=size, weights=weights, target=target,
+            batch=batch,
             agent=agent, paper=paper, episodes=episodes, weight_bits=_range(weight_bits),
             act_bits=_bits_or_search(act_bits), pins=_pins(pin), clipping=clipping,
             per_channel=not per_tensor, calibration_images=calibration_images,

@@ -20,6 +20,7 @@ class Job(BaseModel):
 
     model: str = "digits_cnn"
     width: Annotated[float, Field(gt=0, le=8)] = 1.0
+    size: Annotated[int, Field(ge=1)] | None = None
     weights: Path | None = None
     data: str = "digits"
     target: str | None = None

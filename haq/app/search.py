@@ -19,7 +19,7 @@ from haq.calibrate import CLIPPING
 from haq.costs import CostTable, Target, permitted, reference, tabulate, total
 from haq.datasets import Data, check_fits, load
 from haq.envs.quantization import QuantizationEnv
-from haq.errors import HaqError, RunError, TargetError, look_up
+from haq.errors import HaqError, ModelError, RunError, TargetError, look_up
 from haq.evaluate import Evaluator, Recipe, finish
 from haq.files import write_bytes
 from haq.graph import Graph, trace
@@ -97,8 +97,8 @@ def run(job: Job, folder: Path, on_progress: OnProgress = _silent) -> dict[str, 
         HaqError: The job cannot be done; a folder without a trial is taken away again.
     """
     try:
-        data = load(job.data, seed=job.seed)
-        model = _build(job, data)
+        data = load(job.data, seed=job.seed, size=job.size)
+        model = fresh_model(job.model, data, job.width, job.seed)
         planned = plan(job, model, data.shape)
         _float_network(job, folder, model, data, on_progress)
     except BaseException:
@@ -117,12 +117,34 @@ def _remove_if_unused(folder: Path) -> None:
             folder.rmdir()
 
 
-def _build(job: Job, data: Data) -> nn.Module:
-    shape = input_shape(job.model)
-    torch.manual_seed(job.seed)
-    size = data.shape[-1] if shape else None
-    check_fits(data, job.model, input_shape(job.model, size) if shape else None)
-    return build(job.model, classes=len(data.classes), width=job.width, size=size)
+def fresh_model(name: str, data: Data, width: float, seed: int) -> nn.Module:
+    """Return a model for the images and classes of a data set, its weights drawn from the seed.
+
+    Raises:
+        HaqError: There is no such model, or the images do not fit it.
+    """
+    torch.manual_seed(seed)
+    size = data.shape[-1] if input_shape(name) else None
+    check_fits(data, name, input_shape(name, size))
+    model = build(name, classes=len(data.classes), width=width, size=size)
+    _check_outputs(name, model, data)
+    return model
+
+
+def _check_outputs(name: str, model: nn.Module, data: Data) -> None:
+    images, _ = data.train.batch(torch.zeros(1, dtype=torch.int64))
+    try:
+        with torch.no_grad():
+            output = model.eval()(images)
+    except RuntimeError as error:
+        shape = "x".join(map(str, data.shape))
+        raise ModelError(f"model {name} does not run on images of {shape}: {error}") from error
+    if not isinstance(output, torch.Tensor) or output.shape != (1, len(data.classes)):
+        got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise ModelError(
+            f"model {name} gives {got} for one image; {data.name} has {len(data.classes)} classes, "
+            f"so it must be (1, {len(data.classes)})"
+        )
 
 
 def _float_network(

@@ -5,29 +5,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from haq.app import results
-from haq.app.search import OnProgress, train_float
-from haq.datasets import check_fits, load
+from haq.app.job import Job
+from haq.app.search import OnProgress, fresh_model, train_float
+from haq.datasets import load
 from haq.errors import ModelError
-from haq.models import build, input_shape
 from haq.models.weights import save_weights
 from haq.train import score
 
 
 def run_training(
-    model: str,
-    data: str,
-    out: Path,
-    *,
-    width: float,
-    epochs: int,
-    lr: float,
-    seed: int,
-    on_progress: OnProgress,
+    job: Job, out: Path, epochs: int, lr: float, on_progress: OnProgress
 ) -> dict[str, Any]:
-    """Train a model on the training images and return its accuracies.
+    """Train the model of a job on its training images and return the accuracies.
 
     The weights go to ``out``, the accuracies and their provenance to ``out`` with the suffix
     ``.json``.
@@ -39,17 +29,13 @@ def run_training(
         raise ModelError(f"out {out}: the weights are written as safetensors; name it so")
     if not out.parent.is_dir():
         raise ModelError(f"out {out}: there is no folder {out.parent}")
-    images = load(data, seed=seed)
-    shape = input_shape(model)
-    size = images.shape[-1] if shape else None
-    check_fits(images, model, input_shape(model, size) if shape else None)
-    torch.manual_seed(seed)
-    network = build(model, classes=len(images.classes), width=width, size=size)
+    images = load(job.data, seed=job.seed, size=job.size)
+    network = fresh_model(job.model, images, job.width, job.seed)
     started = time.perf_counter()
-    train_float(network, images, epochs, seed, on_progress, lr)
+    train_float(network, images, epochs, job.seed, on_progress, lr)
     save_weights(network, out)
     summary = {
-        "model": model, "data": images.name, "epochs": epochs, "lr": lr, "seed": seed,
+        "model": job.model, "data": images.name, "epochs": epochs, "lr": lr, "seed": job.seed,
         "val_accuracy": score(network, images.val).accuracy,
         "test_accuracy": score(network, images.test).accuracy,
         "seconds": round(time.perf_counter() - started, 1),
