@@ -33,7 +33,7 @@ def publish(run: str) -> Path:
     job = results.read_job(folder).model_dump(mode="json")
     job["data"] = job["data"].partition(":")[0]
     job["weights"] = Path(job["weights"]).name if job["weights"] else None
-    summary["provenance"]["command"] = _without_folders(summary["provenance"]["command"])
+    summary["provenance"]["command"] = without_folders(summary["provenance"]["command"])
     trials = results.read_trials(folder)
     record = {
         "run": folder.name,
@@ -50,7 +50,7 @@ def publish(run: str) -> Path:
     return path
 
 
-def _without_folders(command: str) -> str:
+def without_folders(command: str) -> str:
     """Return the command without the folders of one machine."""
     words = []
     for word in command.split(" "):

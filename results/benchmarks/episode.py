@@ -1,0 +1,83 @@
+"""Where the time of one episode goes.
+
+python results/benchmarks/episode.py --weights W.safetensors --data cifar10:DIR
+
+Writes results/reference/episode-resnet20.json: seconds of one thread's CPU time, of which inside the
+network's forward and backward passes, quantizers included.
+"""
+
+import argparse
+import sys
+import time
+
+import torch
+
+from haq.app import results
+from haq.app.search import calibration_batches, fresh_model
+from haq.app.tables import REFERENCE, without_folders
+from haq.datasets import load
+from haq.evaluate import Evaluator, Recipe
+from haq.graph import trace
+from haq.models.weights import load_weights
+from haq.quantize import calibrate, uniform
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--model", default="resnet20")
+parser.add_argument("--weights", required=True)
+parser.add_argument("--data", required=True)
+parser.add_argument("--threads", type=int, default=1)
+asked = parser.parse_args()
+
+spent = {"forward": 0.0, "backward": 0.0}
+
+
+def outermost(name, function):
+    """Return ``function``, its time added to ``spent``: of outermost calls, as modules nest."""
+    inside = False
+
+    def call(*args, **kwargs):
+        nonlocal inside
+        if inside:
+            return function(*args, **kwargs)
+        inside, started = True, time.process_time()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            inside = False
+            spent[name] += time.process_time() - started
+
+    return call
+
+
+torch.set_num_threads(asked.threads)
+data = load(asked.data)
+model = fresh_model(asked.model, data, width=1.0, seed=0)
+load_weights(model, asked.weights)
+graph = trace(model, torch.zeros(1, *data.shape))
+clips = calibrate(graph, calibration_batches(data, 512, seed=0), "max")
+evaluator = Evaluator(graph, clips, data, Recipe(), seed=0)
+policy = uniform(graph, 3, 4)
+evaluator.score(evaluator.tuned(policy))  # the first one also warms up
+
+torch.nn.Module.__call__ = outermost("forward", torch.nn.Module.__call__)
+torch.Tensor.backward = outermost("backward", torch.Tensor.backward)
+wall, cpu = time.perf_counter(), time.process_time()
+evaluator.score(evaluator.tuned(policy))
+cpu = time.process_time() - cpu
+record = {
+    "what": __doc__.splitlines()[0],
+    "model": asked.model,
+    "data": data.name,
+    "train_images": evaluator.recipe.train_images,
+    "val_images": evaluator.recipe.val_images,
+    "threads": asked.threads,
+    "wall_seconds": round(time.perf_counter() - wall, 2),
+    "cpu_seconds": round(cpu, 2),
+    "forward_seconds": round(spent["forward"], 2),
+    "backward_seconds": round(spent["backward"], 2),
+    "share_in_the_network": round(sum(spent.values()) / cpu, 4),
+    **results.provenance(sys.argv),
+}
+record["command"] = "python " + without_folders(record["command"])
+results.write_json(REFERENCE / f"episode-{asked.model}.json", record)
+print(record)
