@@ -24,6 +24,8 @@ SMALLEST = 0.5
 FARTHEST = 32.0
 """Standard deviations beyond which a value is an outlier: it counts as if it were there."""
 PERCENTILE = 0.999
+NOTHING = 1e-30
+"""Magnitudes up to here count as zero: float32 has no steps for them."""
 
 STEPS = {1: 1.224, 3: 0.6508, 7: 0.3534, 15: 0.19, 31: 0.1031, 63: 0.0555, 127: 0.0297, 255: 0.0158}
 """Levels on each side of zero to the step, in standard deviations, of the uniform quantizer that
@@ -47,7 +49,7 @@ def weight_clips(
         per_channel: One clip per output channel, or one for the tensor.
 
     Returns:
-        Bits to clips, (out,) or (1,); 1.0 where all weights are zero.
+        Bits to clips, (out,) or (1,), at most the largest magnitude; 1.0 where all weights are zero.
 
     Raises:
         ValueError: The tensor is empty or holds a value that is not a finite number.
@@ -91,10 +93,10 @@ def _clips(rows: Tensor, bits: Sequence[int], signed: bool, method: str) -> dict
     magnitudes = rows.detach().float().abs()
     highest = magnitudes.amax(1)  # (rows,)
     # A row's own scale: powers of two change nothing, and nothing under- or overflows.
-    scale = torch.where(highest > 0, torch.exp2(torch.floor(torch.log2(highest))), 1.0)
+    scale = torch.where(highest > NOTHING, torch.exp2(torch.floor(torch.log2(highest))), 1.0)
     tops = [levels(width, signed)[1] for width in bits]
     clips = choose(magnitudes / scale[:, None], tops) * scale
-    clips = torch.where(highest > 0, clips.clamp_min(torch.finfo(torch.float32).tiny * 1e6), 1.0)
+    clips = torch.where(highest > NOTHING, clips, 1.0)
     return dict(zip(bits, clips, strict=True))
 
 

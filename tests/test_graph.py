@@ -268,7 +268,9 @@ def test_a_layer_that_is_never_reached_is_named():
 def test_a_layer_inside_a_module_that_cannot_be_traced_is_named():
     model = Net(lambda m, x: m.a(m.enc(x)), a=nn.Linear(4, 2))
     model.enc = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
-    with pytest.raises(ModelError, match="layer 'enc.linear1' cannot be quantized: 'enc' is a Tran"):
+    with pytest.raises(
+        ModelError, match="layer 'enc.linear1' cannot be quantized: 'enc' is a Tran"
+    ):
         trace(model, torch.zeros(1, 5, 4))
 
 

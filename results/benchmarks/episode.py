@@ -2,7 +2,7 @@
 
 python results/benchmarks/episode.py --weights W.safetensors --data cifar10:DIR
 
-Writes results/reference/episode-resnet20.json: seconds of one thread's CPU time, of which inside the
+Writes results/reference/episode-resnet20.json: CPU seconds, of which inside the
 network's forward and backward passes, quantizers included.
 """
 
