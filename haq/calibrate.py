@@ -49,7 +49,7 @@ def weight_clips(
         per_channel: One clip per output channel, or one for the tensor.
 
     Returns:
-        Bits to clips, (out,) or (1,), at most the largest magnitude; 1.0 where all weights are zero.
+        Bits to clips, (out,) or (1,), at most the largest magnitude; 1.0 where all are zero.
 
     Raises:
         ValueError: The tensor is empty or holds a value that is not a finite number.

@@ -4,18 +4,23 @@ Convolutions run in bfloat16 autocast and channels-last memory where the CPU mul
 natively, in float32 elsewhere. Scores are computed in float32 unless a quick one is asked for.
 """
 
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
 from haq.datasets import Split
 from haq.distill import hard_and_soft_loss
 from haq.errors import HaqError
+from haq.files import write_bytes
 from haq.trials import Score
 
 Teacher = Callable[[Tensor, Tensor], Tensor]
@@ -41,6 +46,7 @@ def train(  # noqa: PLR0913 - all but two by keyword
     batch: int = 128,
     teacher: Teacher | None = None,
     on_step: Callable[[Step], None] | None = None,
+    keep: Path | None = None,
 ) -> None:
     """Train ``model`` in place by SGD with momentum under a one-cycle learning rate.
 
@@ -57,11 +63,12 @@ def train(  # noqa: PLR0913 - all but two by keyword
         batch: Images a step.
         teacher: Logits to imitate as well; see ``hard_and_soft_loss``.
         on_step: Called after every step.
+        keep: A file that holds the state after every epoch, from which the same training goes on
+            to the same weights after an interruption; taken away at the end.
 
     Raises:
-        HaqError: The loss is no longer finite.
+        HaqError: The loss is no longer finite, or ``keep`` is of another training.
     """
-    generator = torch.Generator().manual_seed(seed)
     starts = range(0, len(split), batch)
     starts = starts[:-1] if len(starts) > 1 and len(split) % batch == 1 else starts
     total = epochs * len(starts)
@@ -72,22 +79,71 @@ def train(  # noqa: PLR0913 - all but two by keyword
         [p for p in model.parameters() if p.requires_grad],
         lr, momentum=0.9, nesterov=True, weight_decay=weight_decay,
     )  # fmt: skip
-    schedule = _one_cycle(optimizer, total)
-    done = 0
+    asked = json.dumps([epochs, lr, seed, weight_decay, batch, len(split)])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for _ in range(epochs):
-            order = torch.randperm(len(split), generator=generator)
+        state = _State(model, optimizer, _one_cycle(optimizer, total), torch.Generator(), asked)
+        state.generator.manual_seed(seed)
+        for epoch in range(_restored(state, keep) if keep else 0, epochs):
+            done = epoch * len(starts)
+            order = torch.randperm(len(split), generator=state.generator)
             for start in starts:
-                index = order[start : start + batch]
                 optimizer.zero_grad()
-                loss = _step(model, split, index, generator, teacher)
+                loss = _step(model, split, order[start : start + batch], state.generator, teacher)
                 optimizer.step()
-                schedule.step()
+                state.schedule.step()
                 done += 1
                 if on_step:
                     on_step(Step(done, total, loss))
+            if keep:
+                _keep(state, keep, epoch + 1)
     model.eval()
+    if keep:
+        keep.unlink()
+
+
+class _State(NamedTuple):
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    generator: torch.Generator
+    asked: str
+
+
+def _keep(state: _State, path: Path, epochs: int) -> None:
+    tensors = {f"model/{name}": value for name, value in state.model.state_dict().items()}
+    for number, values in state.optimizer.state_dict()["state"].items():
+        tensors[f"momentum/{number}"] = values["momentum_buffer"]
+    tensors["generator"] = state.generator.get_state()
+    tensors["dropout"] = torch.get_rng_state()
+    steps = str(state.schedule.last_epoch)
+    metadata = {"epochs": str(epochs), "steps": steps, "asked": state.asked}
+    write_bytes(path, save({name: t.contiguous() for name, t in tensors.items()}, metadata))
+
+
+def _restored(state: _State, path: Path) -> int:
+    """Put back what ``_keep`` wrote, if there is any, and return how many epochs are done."""
+    if not path.exists():
+        return 0
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    if metadata["asked"] != state.asked:
+        raise HaqError(f"{path} was left by another training; take it away to start anew")
+    state.model.load_state_dict(_below(tensors, "model/"))
+    momenta = _below(tensors, "momentum/")
+    kept = {int(number): {"momentum_buffer": value} for number, value in momenta.items()}
+    state.optimizer.load_state_dict(state.optimizer.state_dict() | {"state": kept})
+    state.schedule.last_epoch = int(metadata["steps"])
+    for group, share in zip(state.optimizer.param_groups, state.schedule.lr_lambdas, strict=True):
+        group["lr"] = group["initial_lr"] * share(state.schedule.last_epoch)
+    state.generator.set_state(tensors["generator"])
+    torch.set_rng_state(tensors["dropout"])
+    return int(metadata["epochs"])
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
 
 
 def _one_cycle(optimizer: torch.optim.Optimizer, total: int) -> torch.optim.lr_scheduler.LambdaLR:

@@ -204,3 +204,35 @@ def test_imitation_answers_with_the_logits_of_the_model():
     model, pictures = network(), images(5).images
     answer = imitate(model)(torch.arange(5), pictures)
     assert torch.equal(answer, logits(model, pictures, quick=True))
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7])
+def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path, steps):
+    asked = {"epochs": 3, "split": images(24), "keep": tmp_path / "w.part"}  # three steps an epoch
+    whole = trained(network(), **asked | {"keep": None})
+    seen = []
+
+    def interrupt(step):
+        seen.append(step.done)
+        if step.done == steps:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(network(), **asked, on_step=interrupt)
+    seen.clear()
+    again = trained(network(), **asked, on_step=lambda step: seen.append(step.done))
+    assert seen[0] == steps // 3 * 3 + 1
+    assert same(again, whole)
+    assert not (tmp_path / "w.part").exists()
+
+
+def test_another_training_is_not_gone_on_with(tmp_path):
+    def stop(step):
+        if step.done == 4:
+            raise KeyboardInterrupt
+
+    asked = {"epochs": 3, "keep": tmp_path / "w.part"}
+    with pytest.raises(KeyboardInterrupt):
+        trained(network(), **asked, on_step=stop)
+    with pytest.raises(HaqError, match="left by another training"):
+        trained(network(), **asked, seed=9)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -133,11 +133,16 @@ def search_command(  # noqa: PLR0913 - one argument an option
             **({"budgets": tuple(budget)} if budget else {}),
         )  # fmt: skip
         folder = results.new_folder(job, out)
-    with _progress() as on_progress:
-        summary = run(job, folder, on_progress)
+    try:
+        with _progress() as on_progress:
+            summary = run(job, folder, on_progress)
+    except KeyboardInterrupt:
+        if not (folder / "job.json").exists():
+            raise
+        _stop(folder)
     _show(folder, summary)
     if summary["state"] == "interrupted":
-        typer.echo(f"interrupted; go on with: haq search --resume {folder}")
+        _stop(folder)
 
 
 @app.command("show")
@@ -171,6 +176,11 @@ def cost_command(
         from haq.app.show import print_costs
 
         print_costs(table)
+
+
+def _stop(folder: Path) -> NoReturn:
+    typer.echo(f"haq: interrupted; go on with: haq search --resume {folder}", err=True)
+    raise typer.Exit(130)
 
 
 def _show(folder: Path, summary: dict[str, Any]) -> None:

@@ -94,7 +94,7 @@ def run(job: Job, folder: Path, on_progress: OnProgress = _silent) -> dict[str, 
         What ``summary.json`` holds. After Ctrl-C that is the state reached, "interrupted".
 
     Raises:
-        HaqError: The job cannot be done; a folder without a trial is taken away again.
+        HaqError: The job cannot be done; a folder in which nothing was begun is taken away again.
     """
     try:
         data = load(job.data, seed=job.seed, size=job.size)
@@ -111,7 +111,8 @@ def run(job: Job, folder: Path, on_progress: OnProgress = _silent) -> dict[str, 
 
 
 def _remove_if_unused(folder: Path) -> None:
-    if not (folder / "float.safetensors").exists():
+    started = any((folder / name).exists() for name in ("float.part", "float.safetensors"))
+    if not started:
         (folder / "job.json").unlink(missing_ok=True)
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
@@ -157,7 +158,7 @@ def _float_network(
     if job.weights is not None:
         load_weights(model, job.weights)
     else:
-        train_float(model, data, _float_epochs(job), job.seed, on_progress)
+        train_float(model, data, _float_epochs(job), job.seed, folder / "float.part", on_progress)
     save_weights(model, kept)
 
 
@@ -171,14 +172,20 @@ def _float_epochs(job: Job) -> int:
 
 
 def train_float(
-    model: nn.Module, data: Data, epochs: int, seed: int, on_progress: OnProgress, lr: float = 0.1
+    model: nn.Module,
+    data: Data,
+    epochs: int,
+    seed: int,
+    keep: Path,
+    on_progress: OnProgress,
+    lr: float = 0.1,
 ) -> None:
-    """Train a float network in place on the training images."""
+    """Train a float network in place on the training images; ``keep`` as in ``haq.train.train``."""
 
     def on_step(step: Step) -> None:
         on_progress(Progress("train", step.done, step.total, f"loss {step.loss:.3f}"))
 
-    train(model, data.train, epochs=epochs, lr=lr, seed=seed, on_step=on_step)
+    train(model, data.train, epochs=epochs, lr=lr, seed=seed, on_step=on_step, keep=keep)
 
 
 class Evaluation(NamedTuple):

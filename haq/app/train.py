@@ -19,6 +19,8 @@ def run_training(
 ) -> dict[str, Any]:
     """Train the model of a job on its training images and return the accuracies.
 
+    Interrupted and asked for again in the same words, it goes on from the last whole epoch.
+
     The weights go to ``out``, the accuracies and their provenance to ``out`` with the suffix
     ``.json``.
 
@@ -32,7 +34,7 @@ def run_training(
     images = load(job.data, seed=job.seed, size=job.size)
     network = fresh_model(job.model, images, job.width, job.seed)
     started = time.perf_counter()
-    train_float(network, images, epochs, job.seed, on_progress, lr)
+    train_float(network, images, epochs, job.seed, out.with_suffix(".part"), on_progress, lr)
     save_weights(network, out)
     summary = {
         "model": job.model, "data": images.name, "epochs": epochs, "lr": lr, "seed": job.seed,
