@@ -136,13 +136,34 @@ def inventory(model: nn.Module, sample: Sample) -> tuple[Layer, ...]:
 def _traced(model: nn.Module) -> fx.GraphModule:
     try:
         with evaluating(model):
-            return fx.GraphModule(model, _Tracer().trace(model))
+            traced = fx.GraphModule(model, _Tracer().trace(model))
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
             f"the forward of {type(model).__name__} cannot be traced: {reason}; "
             "it must not branch on the values it computes (torch.fx.symbolic_trace)"
         ) from error
+    _follow_changes(traced)
+    return traced
+
+
+def _follow_changes(traced: fx.GraphModule) -> None:
+    """Let whoever reads a tensor after an operation in place read that operation's result."""
+    nodes = list(traced.graph.nodes)
+    for place, node in enumerate(nodes):
+        if _changes_input(node):
+            _input(node).replace_all_uses_with(node, set(nodes[place + 1 :]).__contains__)
+    traced.recompile()
+
+
+def _changes_input(node: fx.Node) -> bool:
+    if node.op == "call_module":
+        owner = node.graph.owning_module
+        assert owner is not None
+        return getattr(owner.get_submodule(str(node.target)), "inplace", False) is True
+    if node.op == "call_method":
+        return str(node.target).endswith("_")
+    return node.kwargs.get("inplace") is True
 
 
 @contextmanager

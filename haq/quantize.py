@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, fx, nn
 
 from haq.calibrate import activation_clips, weight_clips
-from haq.errors import ModelError, PolicyError
+from haq.errors import ModelError, PolicyError, RunError
 from haq.files import write_bytes
 from haq.graph import EDGE_BITS, Graph, LayerModule, Point, Sample, evaluating, insert
 from haq.policy import FLOAT, Bits, Policy, check_policy, readers
@@ -256,9 +257,17 @@ def save_clips(clips: Clips, path: Path) -> None:
 
 
 def load_clips(path: Path) -> Clips:
-    """Read clips that ``save_clips`` wrote."""
+    """Read clips that ``save_clips`` wrote.
+
+    Raises:
+        RunError: The file is missing or damaged.
+    """
     kinds: dict[str, dict[str, dict[int, Tensor]]] = {"weight": {}, "act": {}}
-    for key, clip in load_file(path).items():
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{path} cannot be read ({error}); take it away and resume") from error
+    for key, clip in tensors.items():
         kind, rest = key.split("/", 1)
         name, bits = rest.rsplit("/", 1)
         kinds[kind].setdefault(name, {})[int(bits)] = clip

@@ -432,6 +432,43 @@ def test_a_shortcut_from_the_input_is_quantized_too():
     ]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m, y: y.relu_(),
+        lambda m, y: m.relu(y),
+        lambda m, y: functional.relu(y, inplace=True),
+    ],
+)
+def test_who_reads_a_tensor_changed_in_place_reads_the_change(change):
+    def forward(m, x):
+        y = m.a(x)
+        change(m, y)
+        return m.b(y)
+
+    parts = {"a": conv(), "b": conv(4), "relu": nn.ReLU(inplace=True)}
+    model = Net(forward, **parts)
+    (_, layers, signed) = points_of(model)[1]
+    assert (layers, signed) == (("b",), False)
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(marked(model, IMAGE)(x), model(x))
+
+
+def test_a_sum_in_place_is_a_sum():
+    def forward(m, x):
+        y = m.a(x)
+        y.add_(m.c(x))
+        return m.b(y)
+
+    assert points_of(Net(forward, a=conv(), b=conv(4), c=conv())) == [
+        ("x", ("a", "c"), True),
+        ("a", (), True),
+        ("c", (), True),
+        ("add_", ("b",), True),
+    ]
+
+
 def test_a_tensor_added_to_itself_is_a_sum():
     model = Net(lambda m, x: (y + y).mean() if (y := m.a(x)) is not None else x, a=conv())
     assert points_of(model) == [("x", ("a",), True), ("a", (), True), ("add", (), True)]

@@ -275,3 +275,12 @@ def test_a_latency_budget_is_kept_on_the_target(tmp_path):
     limit = parse_budget("latency=50%w8a8", layers, load_target("bismo-edge")).limit
     assert summary["cost"]["latency"] <= limit
     assert any(row["act_bits"] < 8 for row in summary["layers"])
+
+
+def test_damaged_clips_are_named(finished, tmp_path):
+    for path in finished[0].iterdir():
+        (tmp_path / path.name).write_bytes(
+            path.read_bytes()[: 100 if "clips" in path.name else None]
+        )
+    with pytest.raises(RunError, match="clips.safetensors cannot be read"):
+        run(results.read_job(tmp_path), tmp_path)
