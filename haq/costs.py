@@ -14,14 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from haq.errors import HaqError, PolicyError, TargetError, look_up
-from haq.layers import Layer
+from haq.layers import EDGE_BITS, Layer
 from haq.policy import FLOAT, Bits, Policy, readers
 
 SEARCHED = range(2, 9)
 """The bit-widths a search may use: one bit has no symmetric grid."""
-
-INPUT_BITS = 8
-"""Activation bits of what reads the network's input."""
 
 UNITS: Mapping[str, str] = {"size": "bytes", "avg_weight_bits": "bits", "bops": "bit operations"}
 """The quantities that need no target, and their units."""
@@ -123,7 +120,7 @@ def permitted(
     allowed: dict[str, tuple[Bits, ...]] = {}
     for layer in layers:
         pinned = any(name in pins for name in together[layer.name])
-        act = INPUT_BITS if layer.reads_input else None if pinned else act_bits
+        act = EDGE_BITS if layer.reads_input else None if pinned else act_bits
         allowed[layer.name] = _narrowed(layer, target, weight_bits, act, pins.get(layer.name))
     return share_activations(layers, allowed)
 
@@ -157,7 +154,7 @@ def _narrowed(
     offered = every if target is None else sorted(set(target.choices(layer)) & set(every))
     can = f"{target.name if target else 'the search'} can run it at {_listed(offered)}"
     if pin is not None:
-        pinned = Bits(pin, INPUT_BITS if layer.reads_input else pin)
+        pinned = Bits(pin, EDGE_BITS if layer.reads_input else pin)
         if pinned not in offered:
             raise HaqError(f"pin {layer.name}={pin}: {can}")
         return (pinned,)

@@ -23,6 +23,10 @@ class DataError(HaqError):
     """Images, labels or a data folder that cannot be used."""
 
 
+class DivergedError(HaqError):
+    """A training whose loss is no longer a finite number."""
+
+
 class ModelError(HaqError):
     """A model or a checkpoint that cannot be used."""
 

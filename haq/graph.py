@@ -22,9 +22,6 @@ from torch.nn import functional
 from haq.errors import ModelError
 from haq.layers import Kind, Layer
 
-EDGE_BITS = 8
-"""Bits of the network's input, of residual operands and sums, and of what is pooled."""
-
 Sample = Tensor | tuple[Tensor, ...]
 LayerModule = nn.Conv2d | nn.Linear
 LAYERS = (nn.Conv2d, nn.Linear)  # to the letter: a subclass may compute something else

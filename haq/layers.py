@@ -7,6 +7,9 @@ Everything downstream (costs, env, policy, export) speaks of layers by the name 
 from dataclasses import dataclass
 from typing import Literal
 
+EDGE_BITS = 8
+"""Bits of the network's input, of residual operands and sums, and of what is pooled."""
+
 Kind = Literal["conv", "depthwise", "grouped", "pointwise", "linear"]
 
 

@@ -17,12 +17,11 @@ from torch import Tensor, fx, nn
 from haq.calibrate import activation_clips, weight_clips
 from haq.errors import ModelError, PolicyError, RunError
 from haq.files import write_bytes
-from haq.graph import EDGE_BITS, Graph, LayerModule, Point, Sample, evaluating, insert
+from haq.graph import Graph, LayerModule, Point, Sample, evaluating, insert
+from haq.layers import EDGE_BITS
 from haq.policy import FLOAT, Bits, Policy, check_policy, readers
+from haq.quantizers import BITS
 from haq.quantizers import quantize as rounded
-
-WIDTHS = tuple(range(2, 9))
-"""Bit-widths that a search may choose."""
 
 SAMPLED = 200_000
 """How many values of each activation tensor the calibration keeps."""
@@ -118,7 +117,7 @@ def quantize(graph: Graph, policy: Policy, clips: Clips) -> fx.GraphModule:
 
 def _check_grids(policy: Policy) -> None:
     for name, bits in policy.items():
-        if not {*WIDTHS, FLOAT}.issuperset(bits):
+        if not {*BITS, FLOAT}.issuperset(bits):
             raise PolicyError(
                 f"layer {name!r} cannot have {bits.weight}-bit weights and {bits.act}-bit "
                 "activations: one bit has no symmetric grid; give 2 to 8, or 32 for float"
@@ -195,13 +194,13 @@ def calibrate(
     for layer in graph.layers:
         weight = graph.traced.get_parameter(f"{layer.name}.weight").detach().float()
         _check_finite(weight, f"layer {layer.name!r} has weights")
-        weights[layer.name] = weight_clips(weight, WIDTHS, method, per_channel)
+        weights[layer.name] = weight_clips(weight, BITS, method, per_channel)
         finished()
     acts = {}
     signs = {point.tensor: point.signed for point in graph.points}
     for tensor, values in _activations(graph, batches, list(signs)).items():
         _check_finite(values, f"tensor {tensor!r} has activations")
-        clips = activation_clips(values, WIDTHS, signs[tensor], method)
+        clips = activation_clips(values, BITS, signs[tensor], method)
         acts[tensor] = {bits: torch.tensor(clip) for bits, clip in clips.items()}
         finished()
     return Clips(weights, acts)

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
 from haq.datasets import Split
 from haq.distill import hard_and_soft_loss
-from haq.errors import HaqError
+from haq.errors import DivergedError, HaqError
 from haq.files import write_bytes
+from haq.graph import evaluating
 from haq.trials import Score
 
 Teacher = Callable[[Tensor, Tensor], Tensor]
@@ -64,10 +65,11 @@ def train(  # noqa: PLR0913 - all but two by keyword
         teacher: Logits to imitate as well; see ``hard_and_soft_loss``.
         on_step: Called after every step.
         keep: A file that holds the state after every epoch, from which the same training goes on
-            to the same weights after an interruption; taken away at the end.
+            to the same weights after an interruption; for the caller to take away at the end.
 
     Raises:
-        HaqError: The loss is no longer finite, or ``keep`` is of another training.
+        DivergedError: The loss is no longer finite.
+        HaqError: ``keep`` is damaged or of another training.
     """
     starts = range(0, len(split), batch)
     starts = starts[:-1] if len(starts) > 1 and len(split) % batch == 1 else starts
@@ -79,7 +81,9 @@ def train(  # noqa: PLR0913 - all but two by keyword
         [p for p in model.parameters() if p.requires_grad],
         lr, momentum=0.9, nesterov=True, weight_decay=weight_decay,
     )  # fmt: skip
-    asked = json.dumps([epochs, lr, seed, weight_decay, batch, len(split)])
+    sizes = [list(value.shape) for value in model.state_dict().values()]
+    images = [len(split), int((split.labels * torch.arange(1, len(split) + 1)).sum())]
+    asked = json.dumps([epochs, lr, seed, weight_decay, batch, images, sizes])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         state = _State(model, optimizer, _one_cycle(optimizer, total), torch.Generator(), asked)
@@ -98,8 +102,6 @@ def train(  # noqa: PLR0913 - all but two by keyword
             if keep:
                 _keep(state, keep, epoch + 1)
     model.eval()
-    if keep:
-        keep.unlink()
 
 
 class _State(NamedTuple):
@@ -118,17 +120,21 @@ def _keep(state: _State, path: Path, epochs: int) -> None:
     tensors["dropout"] = torch.get_rng_state()
     steps = str(state.schedule.last_epoch)
     metadata = {"epochs": str(epochs), "steps": steps, "asked": state.asked}
-    write_bytes(path, save({name: t.contiguous() for name, t in tensors.items()}, metadata))
+    # Copies, because tied weights share their memory, which safetensors refuses.
+    write_bytes(path, save({name: t.clone().contiguous() for name, t in tensors.items()}, metadata))
 
 
 def _restored(state: _State, path: Path) -> int:
     """Put back what ``_keep`` wrote, if there is any, and return how many epochs are done."""
     if not path.exists():
         return 0
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-    if metadata["asked"] != state.asked:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise HaqError(f"{path} cannot be read ({error}); take it away to start anew") from error
+    if metadata.get("asked") != state.asked:
         raise HaqError(f"{path} was left by another training; take it away to start anew")
     state.model.load_state_dict(_below(tensors, "model/"))
     momenta = _below(tensors, "momentum/")
@@ -170,7 +176,7 @@ def _step(
     loss = hard_and_soft_loss(logits, labels, target)
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise HaqError(f"training diverged: the loss is {value}; lower the learning rate")
+        raise DivergedError(f"training diverged: the loss is {value}; lower the learning rate")
     loss.backward()
     return value
 
@@ -181,8 +187,8 @@ def logits(model: nn.Module, images: Tensor, quick: bool = False) -> Tensor:
 
     They are computed in float32, or quickly, in bfloat16 where the CPU has it.
     """
-    model.eval()
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=quick and has_bfloat16()):
+    quickly = torch.autocast("cpu", dtype=torch.bfloat16, enabled=quick and has_bfloat16())
+    with evaluating(model), quickly:
         output: Tensor = model(images.contiguous(memory_format=torch.channels_last))
     return output.float()
 
@@ -191,7 +197,7 @@ def score(model: nn.Module, split: Split, batch: int = 500, quick: bool = False)
     """Return the accuracy and the cross-entropy of ``model`` on the images of a split.
 
     Args:
-        model: Put into evaluation mode; gives logits (N, classes).
+        model: Gives logits (N, classes).
         split: Scored without augmentation, in its own order.
         batch: Images a forward.
         quick: Compute as in training, in bfloat16 where the CPU has it: nearly the same figures in

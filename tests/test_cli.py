@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from haq.app.cli import main
 from haq.models import build
 
-QUICK = ["--model", "digits_mlp", "--float-epochs", "1", "--episodes", "2", "--train-images", "64",
-         "--val-images", "64", "--budget", "avg_weight_bits=6"]  # fmt: skip
+GIVEN = ["--model", "digits_mlp", "--episodes", "2", "--train-images", "64", "--val-images", "64",
+         "--budget", "avg_weight_bits=6"]  # fmt: skip
+QUICK = [*GIVEN, "--float-epochs", "1"]
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +53,7 @@ def test_train_writes_weights_that_search_reads(monkeypatch, capsys):
     train = ["train", "--model", "digits_mlp", "--data", "digits", "--epochs", "1"]
     assert haq(monkeypatch, *train, "--threads", "1", "--out", "w.safetensors") == 0
     assert json.loads(open("w.json").read())["epochs"] == 1
-    assert haq(monkeypatch, "search", *QUICK, "--weights", "w.safetensors", "--threads", "1") == 0
+    assert haq(monkeypatch, "search", *GIVEN, "--weights", "w.safetensors", "--threads", "1") == 0
     assert "run: results/digits_mlp-digits-avg_weight_bits-6-ddpg" in capsys.readouterr().out
 
 
@@ -101,6 +102,11 @@ def test_cost_as_a_table(monkeypatch, capsys):
         (["--resume", "nowhere"], "no run at 'nowhere'"),
         (["--threads", "0"], "threads 0"),
         (["--seed", "-1"], "seed"),
+        (["--episodes", "abc"], "'--episodes': Input should be a valid integer"),
+        (["--episodes", "0"], "--episodes"),
+        (["--pin", "conv1=²"], "write NAME=BITS"),
+        (["--out", "x" * 300], "File name too long"),
+        (["--model", "digits_mlp", "--weights", "w.st", "--float-epochs", "1"], "exclude each"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_2(monkeypatch, capsys, tmp_path, arguments, sentence):
@@ -113,7 +119,7 @@ def test_a_mistake_is_one_sentence_and_2(monkeypatch, capsys, tmp_path, argument
 
 def test_weights_of_another_model_are_refused(monkeypatch, capsys):
     save_file(build("digits_cnn").state_dict(), "w.safetensors")
-    assert haq(monkeypatch, "search", *QUICK, "--weights", "w.safetensors") == 2
+    assert haq(monkeypatch, "search", *GIVEN, "--weights", "w.safetensors") == 2
     assert "fc1.weight" in capsys.readouterr().err
 
 
@@ -121,7 +127,7 @@ def test_weights_that_are_not_numbers_are_refused(monkeypatch, capsys):
     weights = build("digits_mlp").state_dict()
     weights["fc2.weight"][0, 0] = float("nan")
     save_file(weights, "w.safetensors")
-    assert haq(monkeypatch, "search", *QUICK, "--weights", "w.safetensors") == 2
+    assert haq(monkeypatch, "search", *GIVEN, "--weights", "w.safetensors") == 2
     assert "fc2.weight" in capsys.readouterr().err
 
 
@@ -129,7 +135,7 @@ def test_a_truncated_checkpoint_is_refused(monkeypatch, capsys, tmp_path):
     save_file(build("digits_mlp").state_dict(), "w.safetensors")
     whole = (tmp_path / "w.safetensors").read_bytes()
     (tmp_path / "w.safetensors").write_bytes(whole[:200])
-    assert haq(monkeypatch, "search", *QUICK, "--weights", "w.safetensors") == 2
+    assert haq(monkeypatch, "search", *GIVEN, "--weights", "w.safetensors") == 2
     assert "w.safetensors" in capsys.readouterr().err
 
 
@@ -158,7 +164,8 @@ def test_a_model_and_data_of_ones_own(monkeypatch, capsys, tmp_path):
     )
     own = ["--model", "own:net", "--data", "own:splits", "--float-epochs", "1", "--episodes", "2"]
     assert haq(monkeypatch, "search", *own, "--budget", "size=1.2kB", "--threads", "1") == 0
-    assert "pointwise" not in capsys.readouterr().out
+    layers = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "linear" in line]
+    assert layers == ["1", "3", "5"]
 
 
 def test_show_before_the_first_episode(monkeypatch, capsys, tmp_path):
@@ -166,3 +173,28 @@ def test_show_before_the_first_episode(monkeypatch, capsys, tmp_path):
     (tmp_path / "results/early/job.json").write_text("{}")
     assert haq(monkeypatch, "show", "early") == 2
     assert "haq search --resume" in capsys.readouterr().err
+
+
+def test_a_resumed_run_takes_no_other_options(monkeypatch, capsys):
+    assert haq(monkeypatch, "search", *QUICK, "--threads", "1", "--out", "mine") == 0
+    capsys.readouterr()
+    assert haq(monkeypatch, "search", "--resume", "mine", "--episodes", "9", "--seed", "2") == 2
+    assert "leave out --episodes, --seed" in capsys.readouterr().err
+    assert haq(monkeypatch, "search", "--resume", "mine") == 0
+
+
+def test_train_without_options_trains_on_the_digits(monkeypatch, capsys):
+    assert haq(monkeypatch, "train", "--out", "w.safetensors", "--epochs", "1") == 0
+    assert haq(monkeypatch, "train", "--out", "w.pt", "--epochs", "1") == 2
+    assert "name it so" in capsys.readouterr().err
+
+
+def test_a_model_that_takes_something_else(monkeypatch, capsys, tmp_path):
+    (tmp_path / "pair.py").write_text(
+        "from torch import nn\n"
+        "class Pair(nn.Module):\n"
+        "    def forward(self, x, y):\n"
+        "        return x\n"
+    )
+    assert haq(monkeypatch, "search", "--model", "pair:Pair", "--float-epochs", "1") == 2
+    assert "does not run on images of 1x8x8" in capsys.readouterr().err

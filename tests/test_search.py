@@ -17,7 +17,7 @@ from haq.app.search import calibration_batches, kept_clips, plan, run
 from haq.budgets import parse_budget
 from haq.costs import total
 from haq.datasets import load
-from haq.errors import BudgetError, HaqError, RunError
+from haq.errors import BudgetError, DivergedError, HaqError, RunError
 from haq.evaluate import Evaluator, Recipe
 from haq.hw_profiles import load as load_target
 from haq.models import build
@@ -107,6 +107,7 @@ def test_a_finished_run_resumed_stays_as_it_is(finished):
 def test_a_run_of_other_trials_is_not_gone_on_with(finished, tmp_path):
     for path in finished[0].iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "summary.json").unlink()
     job = json.loads((tmp_path / "job.json").read_text())
     (tmp_path / "job.json").write_text(json.dumps(job | {"seed": 7}))
     with pytest.raises(RunError, match="episode 0 does not repeat"):
@@ -184,7 +185,7 @@ def test_the_best_of_100_episodes_is_near_the_best_of_all_policies(tmp_path):
     model = build("digits_mlp")
     load_weights(model, tmp_path / "float.safetensors")
     data = load("digits")
-    planned = plan(job, model, data.shape)
+    planned = plan(job, model, {"shape": data.shape})
     clips = kept_clips(job, tmp_path, planned.graph, [], lambda _: None)
     recipe = Recipe(job.train_images, job.val_images, job.lr)
     evaluator = Evaluator(planned.graph, clips, data, recipe, job.seed)
@@ -271,7 +272,7 @@ def test_a_latency_budget_is_kept_on_the_target(tmp_path):
     job = small(model="digits_cnn", target="bismo-edge", budgets=["latency=50%w8a8"], episodes=3)
     summary = run(job, tmp_path)
     data = load("digits")
-    layers = plan(job, build("digits_cnn"), data.shape).graph.layers
+    layers = plan(job, build("digits_cnn"), {"shape": data.shape}).graph.layers
     limit = parse_budget("latency=50%w8a8", layers, load_target("bismo-edge")).limit
     assert summary["cost"]["latency"] <= limit
     assert any(row["act_bits"] < 8 for row in summary["layers"])
@@ -284,3 +285,85 @@ def test_damaged_clips_are_named(finished, tmp_path):
         )
     with pytest.raises(RunError, match="clips.safetensors cannot be read"):
         run(results.read_job(tmp_path), tmp_path)
+
+
+def test_a_finished_run_is_not_undone_by_ctrl_c(finished, tmp_path):
+    for path in finished[0].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+
+    def interrupt(where):
+        if where.stage == "search":
+            raise KeyboardInterrupt
+
+    again = run(results.read_job(tmp_path), tmp_path, interrupt)
+    assert (again["state"], again["final_test_accuracy"]) == (
+        "finished",
+        finished[1]["final_test_accuracy"],
+    )
+
+
+def test_a_network_lost_between_two_files_is_made_again(finished, tmp_path):
+    for path in finished[0].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    for name in ("policy.json", "weights.safetensors", "summary.json"):
+        (tmp_path / name).unlink()
+
+    def interrupt(where):
+        if where.stage == "search":
+            raise KeyboardInterrupt
+
+    assert run(results.read_job(tmp_path), tmp_path, interrupt)["state"] == "interrupted"
+    assert policies(tmp_path) == policies(finished[0])
+    assert (tmp_path / "weights.safetensors").exists()
+
+
+def test_a_convolutional_run_killed_before_its_clips_repeats(tmp_path):
+    asked = {"model": "digits_cnn", "budgets": ["avg_weight_bits=3"], "episodes": 3}
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    run(small(**asked), tmp_path / "whole")
+    for name in ("job.json", "float.safetensors"):
+        (tmp_path / "killed" / name).write_bytes((tmp_path / "whole" / name).read_bytes())
+    run(results.read_job(tmp_path / "killed"), tmp_path / "killed")
+    assert scores(tmp_path / "killed") == scores(tmp_path / "whole")
+
+
+def test_the_normalisation_is_kept_with_the_run(finished):
+    data = load("digits")
+    assert finished[1]["images"]["mean"] == list(data.mean)
+    assert finished[1]["images"]["std"] == list(data.std)
+
+
+def test_policies_that_diverge_score_nothing_and_the_search_goes_on(tmp_path):
+    with pytest.raises(DivergedError):  # at the end, as no policy is left to finish
+        run(small(lr=1e30, train_images=1000), tmp_path)
+    assert [trial.accuracy for trial in results.read_trials(tmp_path)] == [0.0] * 6
+
+
+def test_tied_weights_are_searched_too(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    model[2].weight = model[0].weight
+    inputs = torch.randn(32, 8)
+    found = haq.search(model, inputs, evaluate=lambda network: float(network(inputs).sum()),
+                       out=tmp_path / "run", episodes=2, budgets=["size=400B"])  # fmt: skip
+    assert found.policy["0"].weight <= 8
+
+
+def test_the_model_given_keeps_its_mode(tmp_path):
+    model, inputs = Detector().train(), torch.randn(8, 3, 8, 8)
+    haq.search(model, inputs, evaluate=lambda network: 0.5, out=tmp_path / "run", episodes=1,
+               budgets=["avg_weight_bits=5"])  # fmt: skip
+    assert all(module.training for module in model.modules())
+
+
+def test_options_of_named_models_are_refused_for_a_model_of_ones_own():
+    with pytest.raises(HaqError, match="weights: only for a model given by its name"):
+        haq.search(Detector(), torch.randn(4, 3, 8, 8), evaluate=lambda n: 0.5, weights="w.pt")
+
+
+def test_an_impossible_budget_from_python_leaves_nothing_behind(tmp_path):
+    with pytest.raises(BudgetError):
+        haq.search(Detector(), torch.randn(4, 3, 8, 8), evaluate=lambda n: 0.5,
+                   out=tmp_path / "run", budgets=["size=10B"])  # fmt: skip
+    assert not (tmp_path / "run").exists()

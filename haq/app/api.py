@@ -16,14 +16,16 @@ from haq.app.search import (
     OnProgress,
     calibration_batches,
     fine_tuned,
+    images_of,
     kept_clips,
     plan,
     play,
+    remove_unused,
     run,
 )
 from haq.datasets import Data, from_splits, load
 from haq.errors import DataError, HaqError, RunError
-from haq.graph import Graph
+from haq.graph import Graph, evaluating
 from haq.models.weights import load_weights, save_weights
 from haq.policy import Bits, read_policy
 from haq.quantize import Clips, load_clips, quantize
@@ -93,10 +95,19 @@ def search(
     if inputs is not None and evaluate is None:
         raise DataError("inputs alone have no labels: give evaluate=, or the three splits")
     images = None if isinstance(data, Tensor) else _images(data, fields.get("seed", 0))
+    named = {"weights", "float_epochs", "width", "size"} & fields.keys()
+    if named:
+        raise HaqError(f"{', '.join(sorted(named))}: only for a model given by its name")
     job = parse_job(model=type(model).__name__, data=images.name if images else "inputs", **fields)
     folder = _folder(job, out, resume)
     sample = inputs if inputs is not None else torch.zeros(1, *(images.shape if images else ()))
-    planned = plan(job, model, tuple(sample.shape[1:]))
+    try:
+        planned = plan(
+            job, model, images_of(images) if images else {"shape": list(sample.shape[1:])}
+        )
+    except HaqError:
+        remove_unused(folder)
+        raise
     results.write_job(folder, job)
     _keep_float(model, folder / "float.safetensors")
     if inputs is not None:
@@ -139,7 +150,8 @@ def _keep_float(model: nn.Module, kept: Path) -> None:
         save_weights(model, kept)
         return
     before, now = load_file(kept), model.state_dict()
-    if any(not torch.equal(before[name], now[name]) for name in before):
+    same = before.keys() == now.keys() and all(torch.equal(before[k], now[k]) for k in before)
+    if not same:
         raise RunError(f"the model's weights are not those that the run started from ({kept})")
 
 
@@ -157,8 +169,8 @@ def _scored_by(
     evaluation: Evaluation, evaluate: Callable[[nn.Module], float], graph: Graph
 ) -> Evaluation:
     def score(model: nn.Module) -> Score:
-        with torch.no_grad():
-            return Score(float(evaluate(model.eval())))
+        with torch.no_grad(), evaluating(model):
+            return Score(float(evaluate(model)))
 
     return evaluation._replace(score=score, float_score=score(graph.traced), test=None)
 

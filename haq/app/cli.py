@@ -23,6 +23,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+# Typer's base of all wrong options, which it does not name: in some releases it is click's.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
 Model = Annotated[str, typer.Option(help="resnet20, mobilenet_v2, … or package.module:factory.")]
 Data = Annotated[
     str, typer.Option(help="digits, cifar10:DIR, folder:DIR or package.module:factory.")
@@ -36,8 +39,13 @@ Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all cor
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
     sys.path.insert(0, os.getcwd())  # so that --model mymodule:factory finds what lies here
+    # Spinning threads starve each other where processes share the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except UsageError as error:
+        typer.echo(f"haq: {error.format_message()}", err=True)
+        sys.exit(2)
     except HaqError as error:
         typer.echo(f"haq: {error}", err=True)
         sys.exit(2)
@@ -49,12 +57,12 @@ def main() -> None:
 @app.command("train")
 def train_command(  # noqa: PLR0913 - one argument an option
     out: Annotated[Path, typer.Option(help="Where to write the weights (.safetensors).")],
-    model: Model = "resnet20",
+    model: Model = "digits_cnn",
     data: Data = "digits",
     width: Width = 1.0,
     size: Size = None,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs.")] = 30,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 0.2,
+    lr: Annotated[float, typer.Option(min=1e-9, max=1e3, help="Highest learning rate.")] = 0.2,
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:
@@ -62,8 +70,9 @@ def train_command(  # noqa: PLR0913 - one argument an option
     from haq.app.job import parse_job
     from haq.app.train import run_training
 
-    _use_threads(threads)
-    job = parse_job(model=model, data=data, width=width, size=size, seed=seed)
+    job = parse_job(
+        model=model, data=data, width=width, size=size, seed=seed, threads=_threads(threads)
+    )
     with _progress() as on_progress:
         summary = run_training(job, out, epochs, lr, on_progress)
     typer.echo(
@@ -74,6 +83,7 @@ def train_command(  # noqa: PLR0913 - one argument an option
 
 @app.command("search")
 def search_command(  # noqa: PLR0913 - one argument an option
+    context: typer.Context,
     model: Model = "digits_cnn",
     data: Data = "digits",
     width: Width = 1.0,
@@ -105,7 +115,7 @@ def search_command(  # noqa: PLR0913 - one argument an option
     distill: Annotated[bool, typer.Option(help="Learn from the float network too.")] = True,
     final_epochs: Annotated[int, typer.Option(help="For the policy found.")] = 1,
     float_epochs: Annotated[
-        int | None, typer.Option(help="Train the float network first; digits: 30.")
+        int | None, typer.Option(help="Train the float network first; digits: 60.")
     ] = None,
     seed: Seed = 0,
     out: Annotated[str | None, typer.Option(help="Name or folder of the run.")] = None,
@@ -117,8 +127,8 @@ def search_command(  # noqa: PLR0913 - one argument an option
     from haq.app.job import parse_job
     from haq.app.search import run
 
-    _use_threads(threads)
     if resume is not None:
+        _check_alone(context)
         folder = results.find_folder(resume)
         job = results.read_job(folder)
     else:
@@ -130,6 +140,7 @@ def search_command(  # noqa: PLR0913 - one argument an option
             per_channel=not per_tensor, calibration_images=calibration_images,
             train_images=train_images, val_images=val_images, lr=lr, distill=distill,
             final_epochs=final_epochs, float_epochs=float_epochs, seed=seed,
+            threads=_threads(threads),
             **({"budgets": tuple(budget)} if budget else {}),
         )  # fmt: skip
         folder = results.new_folder(job, out)
@@ -189,14 +200,23 @@ def _show(folder: Path, summary: dict[str, Any]) -> None:
     print_run(folder, summary)
 
 
-def _use_threads(threads: int | None) -> None:
-    # Spinning threads starve each other where processes share the cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    import torch
+def _check_alone(context: typer.Context) -> None:
+    """Refuse options beside --resume: a run goes on as it was asked for."""
+    given = [
+        name
+        for name in context.params
+        if name != "resume" and str(context.get_parameter_source(name)).endswith("COMMANDLINE")
+    ]
+    if given:
+        options = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise HaqError(f"--resume goes on with a run as it was asked for; leave out {options}")
 
-    if threads is not None and threads < 1:
-        raise HaqError(f"threads {threads}: give at least 1")
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+
+def _threads(asked: int | None) -> int:
+    """Return how many threads to use: as asked, or as many as there are cores for this process."""
+    if asked is not None and asked < 1:
+        raise HaqError(f"threads {asked}: give at least 1")
+    return asked or len(os.sched_getaffinity(0))
 
 
 def _range(text: str) -> tuple[int, int]:
@@ -224,7 +244,7 @@ def _pins(texts: list[str] | None) -> dict[str, int] | None:
     pins = {}
     for text in texts:
         name, _, bits = text.rpartition("=")
-        if not name or not bits.isdigit():
+        if not name or not bits.isdecimal():
             raise HaqError(f"pin {text!r}: write NAME=BITS, or none alone")
         pins[name] = int(bits)
     return pins

@@ -42,6 +42,7 @@ class Job(BaseModel):
     distill: bool = True
     final_epochs: Annotated[int, Field(ge=0)] = 1
     float_epochs: Annotated[int, Field(ge=0)] | None = None
+    threads: Annotated[int, Field(ge=1)] | None = None
 
     @property
     def fixed_act_bits(self) -> int | None:
@@ -72,6 +73,8 @@ def parse_job(**fields: object) -> Job:
         raise HaqError(f"weight-bits {low}..{high} is empty; give the smaller number first")
     if not job.budgets:
         raise HaqError("a search needs a budget, such as avg_weight_bits=3 or latency=50%w8a8")
+    if job.weights is not None and job.float_epochs is not None:
+        raise HaqError("weights and float-epochs exclude each other; leave one of them out")
     if job.paper and job.agent != "ddpg":
         raise HaqError(f"paper is a way to run ddpg, not {job.agent}; leave one of them out")
     return job.model_copy(update={"distill": job.distill and not job.paper})

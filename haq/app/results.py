@@ -1,6 +1,7 @@
 """The folder of a run: its files, written so that a run killed at any moment can go on.
 
 job.json               what was asked for
+float.part             the state of the float network's training, while that goes on
 float.safetensors      the float network the search starts from
 clips.safetensors      where every tensor is clipped, per bit-width
 trials.jsonl           one line an episode, written as it ends
@@ -34,11 +35,11 @@ def new_folder(job: Job, name: str | None) -> Path:
     """
     if name is not None:
         folder = Path(name) if os.sep in name else HOME / name
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise RunError(f"{folder} exists already; go on with --resume {folder} or rename one")
     else:
         folder = _unused(HOME / _title(job))
     try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RunError(f"{folder} exists already; go on with --resume {folder} or rename one")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot make the run's folder {folder}: {error.strerror}") from error
@@ -121,7 +122,7 @@ def read_trials(folder: Path) -> list[Trial]:
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline was cut short
-    trials = [Trial.from_line(line.decode()) for line in lines]
+    trials = [Trial.from_line(line.decode(errors="replace")) for line in lines]
     for number, trial in enumerate(trials):
         if trial.episode != number:
             raise RunError(f"{path} line {number + 1} is of episode {trial.episode}, not {number}")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save
 from torch import nn
 
 from haq.agents import AGENTS, Episode
@@ -19,14 +18,21 @@ from haq.calibrate import CLIPPING
 from haq.costs import CostTable, Target, permitted, reference, tabulate, total
 from haq.datasets import Data, check_fits, load
 from haq.envs.quantization import QuantizationEnv
-from haq.errors import HaqError, ModelError, RunError, TargetError, look_up
+from haq.errors import (
+    DivergedError,
+    HaqError,
+    ModelError,
+    PolicyError,
+    RunError,
+    TargetError,
+    look_up,
+)
 from haq.evaluate import Evaluator, Recipe, finish
-from haq.files import write_bytes
 from haq.graph import Graph, trace
 from haq.hw_profiles import load as load_target
 from haq.models import build, input_shape
 from haq.models.weights import load_weights, save_weights
-from haq.policy import Bits, Policy, write_policy
+from haq.policy import Bits, Policy, read_policy, write_policy
 from haq.quantize import Clips, calibrate, load_clips, save_clips
 from haq.train import Step, score, train
 from haq.trials import Score, Trial, best
@@ -59,17 +65,23 @@ class Plan:
     table: CostTable
     budgets: tuple[Budget, ...]
     texts: tuple[str, ...]
+    images: Mapping[str, Any]
 
 
-def plan(job: Job, model: nn.Module, shape: tuple[int, ...]) -> Plan:
+def plan(job: Job, model: nn.Module, images: Mapping[str, Any]) -> Plan:
     """Return the layers of a model, what their bits cost and the budgets of the job.
+
+    Args:
+        job: Its budgets, target, pins and bits count here.
+        model: Left as it is.
+        images: At least the "shape" of one; kept with the run.
 
     Raises:
         HaqError: The model cannot be traced, a name is unknown, or no policy meets the budgets.
     """
     look_up(AGENTS, "agent", job.agent)
     look_up(CLIPPING, "clipping", job.clipping)
-    graph = trace(model, torch.zeros(1, *shape))
+    graph = trace(model, torch.zeros(1, *images["shape"]))
     target = load_target(job.target, job.batch) if job.target else None
     pins = job.pins
     if pins is None:
@@ -79,7 +91,7 @@ def plan(job: Job, model: nn.Module, shape: tuple[int, ...]) -> Plan:
     budgets = tuple(parse_budget(text, graph.layers, target) for text in job.budgets)
     dearest = {name: pairs[-1] for name, pairs in table.choices.items()}
     fit(dearest, table, budgets)  # says now, not after an hour, that nothing fits
-    return Plan(graph, target, table, budgets, job.budgets)
+    return Plan(graph, target, table, budgets, job.budgets, images)
 
 
 def run(job: Job, folder: Path, on_progress: OnProgress = _silent) -> dict[str, Any]:
@@ -96,13 +108,17 @@ def run(job: Job, folder: Path, on_progress: OnProgress = _silent) -> dict[str, 
     Raises:
         HaqError: The job cannot be done; a folder in which nothing was begun is taken away again.
     """
+    new = not (folder / "job.json").exists()
+    if job.threads:
+        torch.set_num_threads(job.threads)
     try:
         data = load(job.data, seed=job.seed, size=job.size)
         model = fresh_model(job.model, data, job.width, job.seed)
-        planned = plan(job, model, data.shape)
+        planned = plan(job, model, images_of(data))
         _float_network(job, folder, model, data, on_progress)
     except BaseException:
-        _remove_if_unused(folder)
+        if new:
+            remove_unused(folder)
         raise
     batches = calibration_batches(data, job.calibration_images, job.seed)
     clips = kept_clips(job, folder, planned.graph, batches, on_progress)
@@ -110,7 +126,16 @@ def run(job: Job, folder: Path, on_progress: OnProgress = _silent) -> dict[str, 
     return play(job, folder, planned, evaluation, on_progress)
 
 
-def _remove_if_unused(folder: Path) -> None:
+def images_of(data: Data) -> dict[str, Any]:
+    """Return what must be known of a data set's images to feed the network later."""
+    return {
+        "data": data.name, "shape": list(data.shape), "mean": list(data.mean),
+        "std": list(data.std), "classes": list(data.classes),
+    }  # fmt: skip
+
+
+def remove_unused(folder: Path) -> None:
+    """Take away the folder of a run in which nothing was begun."""
     started = any((folder / name).exists() for name in ("float.part", "float.safetensors"))
     if not started:
         (folder / "job.json").unlink(missing_ok=True)
@@ -125,11 +150,13 @@ def fresh_model(name: str, data: Data, width: float, seed: int) -> nn.Module:
         HaqError: There is no such model, or the images do not fit it.
     """
     torch.manual_seed(seed)
-    size = data.shape[-1] if input_shape(name) else None
-    check_fits(data, name, input_shape(name, size))
+    own = input_shape(name)
+    size = data.shape[-1] if own else None
+    check_fits(data, name, input_shape(name, size) if own and own[0] == data.shape[0] else own)
     model = build(name, classes=len(data.classes), width=width, size=size)
     _check_outputs(name, model, data)
-    return model
+    # The layout decides in which order sums are taken: the same for every start of a run.
+    return model.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 
 
 def _check_outputs(name: str, model: nn.Module, data: Data) -> None:
@@ -137,7 +164,7 @@ def _check_outputs(name: str, model: nn.Module, data: Data) -> None:
     try:
         with torch.no_grad():
             output = model.eval()(images)
-    except RuntimeError as error:
+    except Exception as error:
         shape = "x".join(map(str, data.shape))
         raise ModelError(f"model {name} does not run on images of {shape}: {error}") from error
     if not isinstance(output, torch.Tensor) or output.shape != (1, len(data.classes)):
@@ -160,6 +187,7 @@ def _float_network(
     else:
         train_float(model, data, _float_epochs(job), job.seed, folder / "float.part", on_progress)
     save_weights(model, kept)
+    (folder / "float.part").unlink(missing_ok=True)
 
 
 def _float_epochs(job: Job) -> int:
@@ -214,18 +242,40 @@ def play(
     """Play the episodes left, finish the best policy and return the summary; see ``run``."""
     results.drop_torn_line(folder)
     trials = results.read_trials(folder)
-    started = time.perf_counter()
+    if len(trials) == job.episodes and (folder / "summary.json").exists():
+        summary = results.read_json(folder / "summary.json")
+        if summary["state"] == "finished":
+            return summary
+    _repair(folder, evaluation, trials)
     try:
         for _ in _episodes(job, folder, planned, evaluation, trials, on_progress):
             _write_summary(folder, "running", planned, evaluation, trials, {})
-        searched = time.perf_counter() - started
         found = _finish(folder, planned, evaluation, trials)
-        found["search_seconds"] = round(searched, 1)
         return _write_summary(folder, "finished", planned, evaluation, trials, found)
     except KeyboardInterrupt:
         if not trials:
             raise
         return _write_summary(folder, "interrupted", planned, evaluation, trials, {})
+
+
+def _repair(folder: Path, evaluation: Evaluation, trials: Sequence[Trial]) -> None:
+    """Make up for a run killed between the line of its best trial and that trial's network."""
+    if trials and _kept_policy(folder) != best(trials).policy:
+        _keep(folder, best(trials).policy, evaluation.tuned(best(trials).policy))
+
+
+def _kept_policy(folder: Path) -> Policy | None:
+    try:
+        return read_policy(folder / "policy.json")
+    except PolicyError:
+        return None
+
+
+def _keep(folder: Path, policy: Policy, model: nn.Module) -> None:
+    # The policy comes last: where it stands, its network does.
+    (folder / "policy.json").unlink(missing_ok=True)
+    save_weights(model, folder / "weights.safetensors")
+    write_policy(folder / "policy.json", policy)
 
 
 def kept_clips(
@@ -292,8 +342,11 @@ def _episodes(
         memory.cached, memory.seconds, memory.model = key in memory.scores, 0.0, None
         if not memory.cached:
             started = time.perf_counter()
-            memory.model = evaluation.tuned(policy)
-            memory.scores[key] = evaluation.score(memory.model)
+            try:
+                memory.model = evaluation.tuned(policy)
+                memory.scores[key] = evaluation.score(memory.model)
+            except DivergedError:
+                memory.scores[key] = Score(0.0)
             memory.seconds = time.perf_counter() - started
         return memory.scores[key]
 
@@ -337,13 +390,7 @@ def _trial(number: int, episode: Episode, memory: _Memory) -> Trial:
 def _keep_best(folder: Path, trials: Sequence[Trial], model: nn.Module | None) -> None:
     top = best(trials)
     if top is trials[-1] and model is not None:
-        write_policy(folder / "policy.json", top.policy)
-        save_network(model, folder / "weights.safetensors")
-
-
-def save_network(model: nn.Module, path: Path) -> None:
-    """Write the parameters and clips of a quantized network as safetensors, atomically."""
-    write_bytes(path, save({k: v.contiguous() for k, v in model.state_dict().items()}))
+        _keep(folder, top.policy, model)
 
 
 def _finish(
@@ -361,8 +408,7 @@ def _finish(
     found["final_val_accuracy"] = evaluation.score(model).accuracy
     if evaluation.test:
         found["final_test_accuracy"] = evaluation.test(model).accuracy
-    write_policy(folder / "policy.json", policy)
-    save_network(model, folder / "weights.safetensors")
+    _keep(folder, policy, model)
     return found | {"finish_seconds": round(time.perf_counter() - started, 1)}
 
 
@@ -386,6 +432,7 @@ def _write_summary(
         **found,
         "episodes": len(trials),
         "evaluations": len(evaluated),
+        "evaluation_seconds": round(sum(t.seconds for t in evaluated), 1),
         "seconds_per_evaluation": round(sum(t.seconds for t in evaluated) / len(evaluated), 3),
         "budgets": [
             {
@@ -399,6 +446,7 @@ def _write_summary(
         "units": dict(table.units),
         "layers": layer_rows(planned, top.policy),
         "floats": list(planned.graph.floats),
+        "images": dict(planned.images),
         "threads": torch.get_num_threads(),
         "provenance": results.provenance(sys.argv),
     }  # fmt: skip

@@ -4,6 +4,7 @@ python -m haq.app.tables publish RUN ...     copies runs
 python -m haq.app.tables                     writes the README's table
 """
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,8 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 _KEPT = (
     "state", "float_val_accuracy", "float_test_accuracy", "best_episode", "episode_val_accuracy",
     "episode_test_accuracy", "final_val_accuracy", "final_test_accuracy", "episodes",
-    "evaluations", "seconds_per_evaluation", "search_seconds", "finish_seconds", "budgets", "cost",
-    "units", "threads", "provenance",
+    "evaluations", "evaluation_seconds", "seconds_per_evaluation", "finish_seconds", "budgets",
+    "cost", "units", "threads", "provenance",
 )  # fmt: skip
 
 
@@ -52,13 +53,8 @@ def publish(run: str) -> Path:
 
 def without_folders(command: str) -> str:
     """Return the command without the folders of one machine."""
-    words = []
-    for word in command.split(" "):
-        name, colon, place = word.partition(":")
-        if colon and "/" in place:
-            word = f"{name}:DIR"
-        words.append(word.rpartition("/")[2] if word.startswith("/") else word)
-    return " ".join(words)
+    words = re.sub(r":[^ ]*/[^ ]*", ":DIR", command)  # cifar10:/some/where
+    return re.sub(r"(?<![^ =])[^ =]*/", "", words)
 
 
 def results_table() -> str:

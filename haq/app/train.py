@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from haq.app import results
 from haq.app.job import Job
 from haq.app.search import OnProgress, fresh_model, train_float
@@ -31,11 +33,13 @@ def run_training(
         raise ModelError(f"out {out}: the weights are written as safetensors; name it so")
     if not out.parent.is_dir():
         raise ModelError(f"out {out}: there is no folder {out.parent}")
+    torch.set_num_threads(job.threads or torch.get_num_threads())
     images = load(job.data, seed=job.seed, size=job.size)
     network = fresh_model(job.model, images, job.width, job.seed)
     started = time.perf_counter()
     train_float(network, images, epochs, job.seed, out.with_suffix(".part"), on_progress, lr)
     save_weights(network, out)
+    out.with_suffix(".part").unlink(missing_ok=True)
     summary = {
         "model": job.model, "data": images.name, "epochs": epochs, "lr": lr, "seed": job.seed,
         "val_accuracy": score(network, images.val).accuracy,

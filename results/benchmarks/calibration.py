@@ -48,7 +48,7 @@ record = {
     "seconds": {},
     **results.provenance(sys.argv),
 }
-record["command"] = "python " + without_folders(record["command"])
+record["command"] = "python results/benchmarks/" + without_folders(record["command"])
 for method in CLIPPING:
     started = time.process_time()
     clips = calibrate(graph, calibration_batches(data, 512, seed=0), method)

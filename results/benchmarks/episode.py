@@ -78,6 +78,6 @@ record = {
     "share_in_the_network": round(sum(spent.values()) / cpu, 4),
     **results.provenance(sys.argv),
 }
-record["command"] = "python " + without_folders(record["command"])
+record["command"] = "python results/benchmarks/" + without_folders(record["command"])
 results.write_json(REFERENCE / f"episode-{asked.model}.json", record)
 print(record)
