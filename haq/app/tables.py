@@ -1,6 +1,6 @@
 """Publish runs: copy what they found into ``results/reference``, and from there into the README.
 
-python -m haq.app.tables publish RUN ...     copies runs
+python -m haq.app.tables publish COMMIT RUN ...     copies runs that COMMIT made
 python -m haq.app.tables                     writes the README's table
 """
 
@@ -17,6 +17,9 @@ from haq.files import write_text
 REFERENCE = Path("results/reference")
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
+TITLES = {"cifar10": "CIFAR-10 (JPEG)", "digits": "digits"}
+"""Data sets as they are named beside numbers: these CIFAR-10 images were encoded anew as JPEG."""
+
 _KEPT = (
     "state", "float_val_accuracy", "float_test_accuracy", "best_episode", "episode_val_accuracy",
     "episode_test_accuracy", "final_val_accuracy", "final_test_accuracy", "episodes",
@@ -25,8 +28,13 @@ _KEPT = (
 )  # fmt: skip
 
 
-def publish(run: str) -> Path:
-    """Copy the job, policy and figures of a finished run into ``results/reference``."""
+def publish(run: str, commit: str) -> Path:
+    """Copy the job, policy and figures of a finished run into ``results/reference``.
+
+    Args:
+        run: Name or folder.
+        commit: Of the code that made it.
+    """
     folder = results.find_folder(run)
     summary = results.read_json(folder / "summary.json")
     if summary["state"] != "finished":
@@ -38,6 +46,7 @@ def publish(run: str) -> Path:
     trials = results.read_trials(folder)
     record = {
         "run": folder.name,
+        "commit": commit,
         "job": job,
         **{key: summary[key] for key in _KEPT if key in summary},
         "policy": {row["name"]: [row["weight_bits"], row["act_bits"]] for row in summary["layers"]},
@@ -58,40 +67,79 @@ def without_folders(command: str) -> str:
 
 
 def results_table() -> str:
-    """Return the Markdown table of the published searches, by budget and agent."""
-    rows = []
-    for path in sorted(REFERENCE.glob("*.json")):
-        record = results.read_json(path)
-        if "job" in record:
-            rows.append(record)
-    rows.sort(
-        key=lambda r: (
-            r["job"]["model"],
-            r["job"]["target"] or "",
-            r["job"]["budgets"],
-            r["job"]["agent"],
-        )
+    """Return the Markdown of all that is published: training, calibration, episode, searches."""
+    records = {path.stem: results.read_json(path) for path in sorted(REFERENCE.glob("*.json"))}
+    parts = [_training(records[name]) for name in records if name.startswith("train-")]
+    parts += [_calibration(records[name]) for name in records if name.startswith("calibration-")]
+    parts += [_episode(records[name]) for name in records if name.startswith("episode-")]
+    return "\n\n".join([*parts, _searches([r for r in records.values() if "job" in r])])
+
+
+def _training(record: dict[str, Any]) -> str:
+    return (
+        f"Float network: {record['model']} on {TITLES[record['data']]}, {record['epochs']} epochs "
+        f"of the 45 000 training rows: validation {record['val_accuracy']:.2%}, "
+        f"test {record['test_accuracy']:.2%}."
     )
+
+
+def _calibration(record: dict[str, Any]) -> str:
     lines = [
-        "| target | budget | agent | evaluations | achieved | float test "
-        "| after its epoch: test (val) | after final fine-tuning: test (val) | s per evaluation |",
+        f"Accuracy of {record['model']} on {record['validation_images']} validation images right "
+        f"after quantization, without any fine-tuning (float {record['float']:.2%}; first and last "
+        "layer at 8 bits):",
+        "",
+    ]
+    for what, methods in record["accuracy"].items():
+        widths = list(next(iter(methods.values())))
+        lines += [
+            f"| {what}, bits | " + " | ".join(widths) + " |",
+            "|---|" + "---:|" * len(widths),
+            *(
+                f"| `{method}` | " + " | ".join(f"{row[bits]:.2%}" for bits in widths) + " |"
+                for method, row in methods.items()
+            ),
+            "",
+        ]
+    return "\n".join(lines).rstrip()
+
+
+def _episode(record: dict[str, Any]) -> str:
+    return (
+        f"One episode of {record['model']} ({record['train_images']} + {record['val_images']} "
+        f"images): {record['cpu_seconds']} s of CPU time on {record['threads']} thread(s), the "
+        f"machine busy; {record['share_in_the_network']:.0%} of it inside the network's forward "
+        "and backward passes."
+    )
+
+
+def _searches(records: list[dict[str, Any]]) -> str:
+    records.sort(key=lambda r: [str(r["job"][key]) for key in ("target", "budgets", "agent")])
+    lines = [
+        "Searches; the float network is the one above, one seed, validation of an episode on 2500 "
+        "images. *Uniform* is the best of the same bits everywhere, lowered from the last layer on "
+        "until it keeps the budget.",
+        "",
+        "| target | budget | agent | policies evaluated | achieved | after its epoch: test (val) "
+        "| after one epoch of all: test (val) | drop | s per evaluation |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    return "\n".join([*lines, *(_row(record) for record in rows)])
+    return "\n".join([*lines, *(_row(record) for record in records)])
 
 
 def _row(record: dict[str, Any]) -> str:
     job, budget = record["job"], record["budgets"][0]
     acts = "" if job["act_bits"] is None else f", {job['act_bits']}-bit activations"
+    drop = 100 * (record["float_test_accuracy"] - record["final_test_accuracy"])
     cells = [
         job["target"] or "-",
         f"{budget['asked']}{acts}",
         job["agent"] + (" (paper)" if job["paper"] else ""),
         str(record["evaluations"]),
-        f"{budget['achieved']:,.4g} {budget['unit']}",
-        f"{record['float_test_accuracy']:.2%}",
+        f"{budget['achieved']:,.4g} of {budget['limit']:,.4g} {budget['unit']}",
         f"{record['episode_test_accuracy']:.2%} ({record['episode_val_accuracy']:.2%})",
         f"{record['final_test_accuracy']:.2%} ({record['final_val_accuracy']:.2%})",
+        f"{drop:.2f}",
         f"{record['seconds_per_evaluation']:.1f}",
     ]
     return "| " + " | ".join(cells) + " |"
@@ -110,8 +158,8 @@ def write_readme(readme: Path = Path("README.md")) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Publish the runs named, or write the README's table."""
     if arguments[:1] == ["publish"]:
-        for run in arguments[1:]:
-            publish(run)
+        for run in arguments[2:]:
+            publish(run, arguments[1])
     else:
         write_readme()
 
