@@ -44,7 +44,7 @@ def main() -> None:
     try:
         sys.exit(app(standalone_mode=False))
     except UsageError as error:
-        typer.echo(f"haq: {error}", err=True)
+        typer.echo(f"haq: {error.format_message()}", err=True)  # type: ignore[attr-defined]
         sys.exit(2)
     except HaqError as error:
         typer.echo(f"haq: {error}", err=True)
