@@ -116,9 +116,10 @@ def _episode(record: dict[str, Any]) -> str:
 def _searches(records: list[dict[str, Any]]) -> str:
     records.sort(key=lambda r: [str(r["job"][key]) for key in ("target", "budgets", "agent")])
     lines = [
-        "Searches; the float network is the one above, one seed, validation of an episode on 2500 "
-        "images. *Uniform* is the best of the same bits everywhere, lowered from the last layer on "
-        "until it keeps the budget.",
+        "Searches from that float network; one seed, 5 000 training and 2 500 validation images an "
+        "episode, one thread of a busy machine. *Drop* is in points of test accuracy, from the "
+        "float network to the end. *uniform* is the best of the same bits everywhere, lowered from "
+        "the last layer on until they keep the budget. Each record names the commit that made it.",
         "",
         "| target | budget | agent | policies evaluated | achieved | after its epoch: test (val) "
         "| after one epoch of all: test (val) | drop | s per evaluation |",
