@@ -113,7 +113,9 @@ def search_command(  # noqa: PLR0913 - one argument an option
     val_images: Annotated[int, typer.Option(help="Of an episode's score.")] = 2500,
     lr: Annotated[float, typer.Option(help="Of fine-tuning.")] = 0.02,
     distill: Annotated[bool, typer.Option(help="Learn from the float network too.")] = True,
-    final_epochs: Annotated[int, typer.Option(help="For the policy found.")] = 1,
+    final_epochs: Annotated[
+        int | None, typer.Option(help="For the policy found; default: 1, digits: 30.")
+    ] = None,
     float_epochs: Annotated[
         int | None, typer.Option(help="Train the float network first; digits: 60.")
     ] = None,

@@ -40,9 +40,15 @@ class Job(BaseModel):
     val_images: Annotated[int, Field(ge=1)] = 2500
     lr: Annotated[float, Field(gt=0)] = 0.02
     distill: bool = True
-    final_epochs: Annotated[int, Field(ge=0)] = 1
+    final_epochs: Annotated[int, Field(ge=0)] | None = None
     float_epochs: Annotated[int, Field(ge=0)] | None = None
     threads: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def last_epochs(self) -> int:
+        """Epochs for the policy found: as asked, else 30 of the few digits and 1 of other data."""
+        default = 30 if self.data == "digits" else 1
+        return default if self.final_epochs is None else self.final_epochs
 
     @property
     def fixed_act_bits(self) -> int | None:

@@ -314,7 +314,7 @@ def fine_tuned(
     def last_epochs(model: nn.Module) -> None:
         finish(
             model, graph, data,
-            epochs=job.final_epochs, recipe=recipe, seed=job.seed, on_step=on_step,
+            epochs=job.last_epochs, recipe=recipe, seed=job.seed, on_step=on_step,
         )  # fmt: skip
 
     return Evaluation(
