@@ -145,9 +145,9 @@ def fit(policy: Policy, table: CostTable, budgets: Sequence[Budget]) -> dict[str
     Sweeps from the last layer to the first and moves each one step down, as the paper does, until
     everything fits. A step goes to the next cheaper choice of the layer, by the first budget that
     is broken: what is cheaper is read off the table, since on a measured target fewer bits can
-    cost more. Layers that read the same tensor change their activations together. No step breaks a
-    budget that is kept. Where a whole sweep moves nothing, the nearest policy that fits is taken
-    (the sum over the layers of the changes in bits).
+    cost more. Layers that read the same tensor change their activations together, and are float
+    together. No step breaks a budget that is kept. Where a whole sweep moves nothing, the nearest
+    policy that fits is taken (the sum over the layers of the changes in bits, float counting as 9).
 
     Args:
         policy: Bits among the choices of the table; one that fits comes back unchanged.
@@ -219,31 +219,49 @@ def _cheaper(
 ) -> Iterator[dict[str, Bits]]:
     """Give the policies with another choice for the layer that cost less, nearest cost first.
 
-    Those that raise neither of its bit-widths come before the others. At equal cost the
-    activations go down before the weights, as in the original implementation.
+    Those that raise neither of its bit-widths come before the others, and those for which more
+    bits cost less come last of either. At equal cost the activations go down before the weights, as
+    in the original implementation.
     """
     now = policy[name]
     edges = [edge for edge in table.edges if {edge.producer, edge.consumer} & set(group)]
     near = {*group, *(end for edge in edges for end in (edge.producer, edge.consumer))}
     around = {other: policy[other] for other in near}
     limit = _local(around, table, quantity, group, edges)
-    found = []
+    found: list[tuple[float, Bits, dict[str, Bits]]] = []
     for bits in table.choices[name]:
         moves = _together(policy, table, name, bits, group)
         cost = _local({**around, **moves}, table, quantity, group, edges)
         if moves and cost < limit:
-            raises = bits.weight > now.weight or bits.act > now.act
-            order = (raises, -cost, bits.act >= now.act, -sum(bits), -bits.weight)
-            found.append((order, moves))
-    for _, moves in sorted(found, key=lambda item: item[0]):
+            found.append((cost, bits, moves))
+    in_vain = _in_vain([cost for cost, _, _ in found], [bits for _, bits, _ in found])
+    ordered = []
+    for (cost, bits, moves), vain in zip(found, in_vain, strict=True):
+        raises = bits.weight > now.weight or bits.act > now.act
+        order = (raises, vain, -cost, bits.act >= now.act, -sum(bits), -bits.weight)
+        ordered.append((order, moves))
+    for _, moves in sorted(ordered, key=lambda item: item[0]):
         yield {**policy, **moves}
+
+
+def _in_vain(costs: Sequence[float], choices: Sequence[Bits]) -> list[bool]:
+    """Return for each choice whether one with at least its bits costs less."""
+    cost, bits = np.array(costs), np.array(choices).reshape(-1, 2)
+    more: NDArray[np.bool_] = np.all(bits[:, None] <= bits[None], axis=2)
+    return [bool(vain) for vain in np.any(more & (cost[None] < cost[:, None]), axis=1).tolist()]
 
 
 def _together(
     policy: Policy, table: CostTable, name: str, bits: Bits, group: tuple[str, ...]
 ) -> dict[str, Bits]:
-    """Return the bits of the whole group after the move; nothing if some layer cannot follow."""
-    moves = {reader: Bits(policy[reader].weight, bits.act) for reader in group} | {name: bits}
+    """Return the bits of the whole group after the move; nothing if some layer cannot follow.
+
+    A reader keeps its weights' bits; to and from float it goes along with the layer that moves.
+    """
+    crosses = FLOAT in (bits.act, policy[name].act) and bits.act != policy[name].act
+    moves = {
+        reader: bits if crosses else Bits(policy[reader].weight, bits.act) for reader in group
+    } | {name: bits}
     able = all(pair in table.positions[reader] for reader, pair in moves.items())
     return moves if able else {}
 
@@ -286,7 +304,8 @@ def _nearest(policy: Policy, table: CostTable, budgets: Sequence[Budget]) -> dic
 
 
 def _distance(one: Bits, other: Bits) -> int:
-    return abs(one.weight - other.weight) + abs(one.act - other.act)
+    # Float stands next to 8 bits: that is what a network feels of it.
+    return sum(abs(min(a, 9) - min(b, 9)) for a, b in zip(one, other, strict=True))
 
 
 def _impossible(table: CostTable, budgets: Sequence[Budget], least: Sequence[float]) -> str:
@@ -323,7 +342,8 @@ def _cheapest_policy(table: CostTable, quantity: str) -> dict[str, Bits]:
     rows = look_up(table.rows, "quantity", quantity)
     choices = share_activations(table.layers, table.choices)
     if any(quantity in edge.cost for edge in table.edges):
-        found = _minimum(table, _vector(table, rows, table.edges, quantity), table.edges, ())
+        links = _links(table, [quantity])
+        found = _minimum(table, _vector(table, rows, links, quantity), links, ())
         assert found is not None  # without budgets, any choice of shared widths will do
         return found
     cost = {name: dict(zip(table.choices[name], rows[name], strict=True)) for name in rows}
@@ -348,8 +368,9 @@ def solve(
     """Return the policy with the least sum of ``objective`` that keeps the budgets.
 
     An integer program: one variable per choice of each layer (one of them is 1), and for each edge
-    one per pair of choices, whose sums along either end equal that end's variables. Layers that
-    read the same tensor get the same activation bits.
+    one per pair of choices, whose sums along either end equal that end's variables. Choices that
+    cost the same on an edge share its variables. Layers that read the same tensor get the same
+    activation bits.
 
     Args:
         objective: Layer to the value of each of its choices, in the table's order; finite.
@@ -371,26 +392,55 @@ def solve(
     """
     for budget in budgets:
         look_up(table.rows, "quantity", budget.quantity)
-    edges = [edge for edge in table.edges if any(b.quantity in edge.cost for b in budgets)]
-    return _minimum(table, _vector(table, objective, edges, None), edges, budgets)
+    links = _links(table, [budget.quantity for budget in budgets])
+    return _minimum(table, _vector(table, objective, links, None), links, budgets)
+
+
+class _Link(NamedTuple):
+    """An edge by classes: choices of an end that cost the same on the edge are one class.
+
+    On a runtime there are few, such as float and quantized; the pairs of all choices of both ends
+    would be thousands.
+    """
+
+    producer: str
+    consumer: str
+    of_producer: NDArray[np.int64]  # class of each choice
+    of_consumer: NDArray[np.int64]
+    cost: Mapping[str, NDArray[np.float64]]  # (classes of the producer, of the consumer)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return int(self.of_producer.max()) + 1, int(self.of_consumer.max()) + 1
+
+
+def _links(table: CostTable, quantities: Sequence[str]) -> list[_Link]:
+    edges = [edge for edge in table.edges if any(known in edge.cost for known in quantities)]
+    return [_link(edge) for edge in edges]
+
+
+def _link(edge: Edge) -> _Link:
+    costs = np.stack(list(edge.cost.values()))  # (quantities, producer's, consumer's)
+    _, rows, of_producer = np.unique(costs, axis=1, return_index=True, return_inverse=True)
+    _, columns, of_consumer = np.unique(costs, axis=2, return_index=True, return_inverse=True)
+    classes = {quantity: cost[np.ix_(rows, columns)] for quantity, cost in edge.cost.items()}
+    return _Link(edge.producer, edge.consumer, of_producer.ravel(), of_consumer.ravel(), classes)
 
 
 def _vector(
     table: CostTable,
     rows: Mapping[str, NDArray[np.float64]],
-    edges: Sequence[Edge],
+    links: Sequence[_Link],
     quantity: str | None,
 ) -> NDArray[np.float64]:
-    """Lay the values of all choices, then of all pairs on edges, end to end."""
+    """Lay the values of all choices, then of all pairs of classes on edges, end to end."""
     parts = [rows[layer.name] for layer in table.layers]
-    for edge in edges:
-        known = quantity is not None and quantity in edge.cost
-        parts.append(edge.cost[quantity or ""].ravel() if known else np.zeros(_pairs(table, edge)))
+    for link in links:
+        known = quantity is not None and quantity in link.cost
+        parts.append(
+            link.cost[quantity or ""].ravel() if known else np.zeros(math.prod(link.shape))
+        )
     return np.concatenate(parts).astype(np.float64)
-
-
-def _pairs(table: CostTable, edge: Edge) -> int:
-    return len(table.choices[edge.producer]) * len(table.choices[edge.consumer])
 
 
 class _Row(NamedTuple):
@@ -405,7 +455,7 @@ class _Row(NamedTuple):
 def _minimum(
     table: CostTable,
     goal: NDArray[np.float64],
-    edges: Sequence[Edge],
+    links: Sequence[_Link],
     budgets: Sequence[Budget],
 ) -> dict[str, Bits] | None:
     counts = [len(table.choices[layer.name]) for layer in table.layers]
@@ -416,8 +466,8 @@ def _minimum(
     }
     rows = [_Row(place, np.ones(len(place)), 1, 1) for place in columns.values()]
     rows += _sharing(table, columns)
-    rows += _products(table, columns, edges)
-    rows += [_budget_row(table, edges, budget) for budget in budgets]
+    rows += _products(columns, links)
+    rows += [_budget_row(table, links, budget) for budget in budgets]
     whole = np.arange(len(goal)) < ends[-1]  # products of whole variables are whole by themselves
     while True:
         x = _solved(goal, rows, whole)
@@ -443,23 +493,27 @@ def _sharing(table: CostTable, columns: Mapping[str, NDArray[np.int64]]) -> Iter
             yield _Row(np.concatenate([plus, minus]), signs, 0, 0)
 
 
-def _products(
-    table: CostTable, columns: Mapping[str, NDArray[np.int64]], edges: Sequence[Edge]
-) -> Iterator[_Row]:
+def _products(columns: Mapping[str, NDArray[np.int64]], links: Sequence[_Link]) -> Iterator[_Row]:
     start = sum(map(len, columns.values()))
-    for edge in edges:
-        pairs = start + np.arange(_pairs(table, edge)).reshape(-1, len(columns[edge.consumer]))
+    for link in links:
+        pairs = start + np.arange(math.prod(link.shape)).reshape(link.shape)
         start += pairs.size
-        for name, sides in ((edge.producer, pairs), (edge.consumer, pairs.T)):
-            for column, side in zip(columns[name], sides, strict=True):
-                yield _Row([*side, column], [*np.ones(len(side)), -1.0], 0, 0)
+        ends = (
+            (columns[link.producer], link.of_producer, pairs),
+            (columns[link.consumer], link.of_consumer, pairs.T),
+        )
+        for choices, classes, sides in ends:
+            for number, side in enumerate(sides):
+                mine = choices[classes == number]
+                signs = np.repeat([1.0, -1.0], [len(side), len(mine)])
+                yield _Row(np.concatenate([side, mine]), signs, 0, 0)
 
 
-def _budget_row(table: CostTable, edges: Sequence[Edge], budget: Budget) -> _Row:
+def _budget_row(table: CostTable, links: Sequence[_Link], budget: Budget) -> _Row:
     # In thousandths of the limit, so that the solver's tolerance of 1e-6 is the budgets' 1e-9. A
     # choice far above the limit is out anyway; its true cost would only spoil the scale.
     unit = budget.limit / 1e3
-    costs = _vector(table, table.rows[budget.quantity], edges, budget.quantity) / unit
+    costs = _vector(table, table.rows[budget.quantity], links, budget.quantity) / unit
     left = (budget.limit - table.fixed.get(budget.quantity, 0.0)) / unit
     return _Row(np.arange(len(costs)), np.clip(costs, -1e7, 1e7), -np.inf, left)
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from haq.policy import FLOAT, Bits, Policy, readers
 
 SEARCHED = range(2, 9)
 """The bit-widths a search may use: one bit has no symmetric grid."""
+
+_FLOATS = Bits(FLOAT, FLOAT)
 
 UNITS: Mapping[str, str] = {"size": "bytes", "avg_weight_bits": "bits", "bops": "bit operations"}
 """The quantities that need no target, and their units."""
@@ -62,6 +64,20 @@ class Edge:
     cost: Mapping[str, NDArray[np.float64]]
 
 
+@runtime_checkable
+class Linked(Protocol):
+    """A target on which a change of precision from one layer to the next costs something."""
+
+    def edges(
+        self, layers: Sequence[Layer], choices: Mapping[str, tuple[Bits, ...]]
+    ) -> tuple[Edge, ...]:
+        """Return what it costs to hand tensors from layer to layer, for these choices of each.
+
+        Only pairs of which both are among ``layers``; quantities and units are those of ``cost``.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class CostTable:
     """All a search needs to know about the model and the target.
@@ -102,7 +118,10 @@ def permitted(
 
     Layers that read the same tensor end with the same activation widths. So a pin sets the
     activations of all of them, also where ``act_bits`` says otherwise. The network's input always
-    has 8 bits, whatever a pin or ``act_bits`` says.
+    has 8 bits, whatever a pin or ``act_bits`` says, but for a layer that stays float.
+
+    A layer may stay float, (32, 32), where the target offers that, ``weight_bits`` reaches up to 8
+    and ``act_bits`` is not given.
 
     Args:
         layers: In execution order.
@@ -120,8 +139,10 @@ def permitted(
     allowed: dict[str, tuple[Bits, ...]] = {}
     for layer in layers:
         pinned = any(name in pins for name in together[layer.name])
+        floats = act_bits is None and weight_bits[1] == SEARCHED[-1]
         act = EDGE_BITS if layer.reads_input else None if pinned else act_bits
-        allowed[layer.name] = _narrowed(layer, target, weight_bits, act, pins.get(layer.name))
+        pin = pins.get(layer.name)
+        allowed[layer.name] = _narrowed(layer, target, weight_bits, act, pin, floats)
     return share_activations(layers, allowed)
 
 
@@ -149,9 +170,10 @@ def _narrowed(
     weight_bits: tuple[int, int],
     act_bits: int | None,
     pin: int | None,
+    floats: bool,
 ) -> tuple[Bits, ...]:
     every = [Bits(weight, act) for weight in SEARCHED for act in SEARCHED]
-    offered = every if target is None else sorted(set(target.choices(layer)) & set(every))
+    offered = every if target is None else sorted(set(target.choices(layer)) & {*every, _FLOATS})
     can = f"{target.name if target else 'the search'} can run it at {_listed(offered)}"
     if pin is not None:
         pinned = Bits(pin, EDGE_BITS if layer.reads_input else pin)
@@ -160,6 +182,7 @@ def _narrowed(
         return (pinned,)
     low, high = weight_bits
     left = [bits for bits in offered if low <= bits.weight <= high and act_bits in (None, bits.act)]
+    left += [bits for bits in offered if floats and bits == _FLOATS]
     if not left:
         acts = "2..8" if act_bits is None else act_bits
         wanted = f"{low}..{high} bits for weights and {acts} for activations"
@@ -237,9 +260,14 @@ def tabulate(
             if not np.isfinite(row).all():
                 raise TargetError(f"the {quantity} of layer {layer.name!r} is not a finite number")
             rows[quantity][layer.name] = row
-    return CostTable(
-        tuple(layers), {layer.name: tuple(choices[layer.name]) for layer in layers}, rows, units
-    )
+    own = {layer.name: tuple(choices[layer.name]) for layer in layers}
+    edges: tuple[Edge, ...] = target.edges(layers, own) if isinstance(target, Linked) else ()
+    for edge in edges:
+        if not all(np.isfinite(cost).all() for cost in edge.cost.values()):
+            raise TargetError(
+                f"the cost from layer {edge.producer!r} to {edge.consumer!r} is not a finite number"
+            )
+    return CostTable(tuple(layers), own, rows, units, edges)
 
 
 def _costs(layer: Layer, bits: Bits, weights: int, target: Target | None) -> dict[str, float]:
@@ -296,6 +324,10 @@ def reference(layers: Sequence[Layer], target: Target | None, quantity: str, bit
     weights = sum(layer.weights for layer in layers)
     asked = None if quantity in UNITS else target
     try:
-        return math.fsum(_costs(layer, bits, weights, asked)[quantity] for layer in layers)
+        costs = [_costs(layer, bits, weights, asked)[quantity] for layer in layers]
+        if isinstance(asked, Linked):
+            edges = asked.edges(layers, {layer.name: (bits,) for layer in layers})
+            costs += [float(e.cost[quantity][0, 0]) for e in edges if quantity in e.cost]
+        return math.fsum(costs)
     except TargetError as error:
         raise TargetError(f"{target.name if target else ''} cannot run {bits}") from error

@@ -1,34 +1,110 @@
 """Targets: what a layer costs on a piece of hardware, at each pair of bit-widths.
 
-A target is a function and a line in ``TARGETS``; its constants, and how far they can be trusted,
-stand in the profile ``<name>.json`` next to this file.
+A target is a profile: a JSON file next to this one and a line in ``TARGETS``. A kind of formula is
+a module, a class in ``document.py`` for its constants and a line in ``MODELS``.
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from pathlib import Path
 
-from haq.costs import Target
-from haq.errors import look_up
-from haq.hw_profiles import bitserial
+from haq.errors import TargetError, look_up
+from haq.hw_profiles import bitfusion, bitserial, document, roofline, table
+from haq.hw_profiles.document import BitFusion, Bitserial, Measured, Profile, Roofline
+from haq.hw_profiles.lookup import Answer, Explained, Formula, ProfileTarget
+from haq.hw_profiles.measured import MeasuredTarget
 
-TARGETS: Mapping[str, Callable[[int | None], Target]] = {
-    "bismo-cloud": partial(bitserial.read, "bismo-cloud"),
-    "bismo-edge": partial(bitserial.read, "bismo-edge"),
+__all__ = ["TARGETS", "Answer", "Explained", "Profile", "ProfileTarget", "build", "find", "load"]
+
+_HERE = Path(__file__).parent
+
+TARGETS: Mapping[str, Path] = {
+    name: _HERE / f"{name}.json"
+    for name in (
+        "bismo-cloud",
+        "bismo-edge",
+        "bitfusion-default",
+        "bitfusion-eyeriss",
+        "bitfusion-stripes",
+        "roofline-45nm",
+    )
 }
+"""The profiles that come with the package."""
 
 
-def load(name: str, batch: int | None = None) -> Target:
-    """Return a target by its name.
+def _bitserial(profile: Profile, batch: int) -> Formula:
+    model = profile.model
+    assert isinstance(model, Bitserial) and profile.clock_hz is not None
+    return bitserial.Formula(model.overlay, model.power, profile.clock_hz, batch)
+
+
+def _bitfusion(profile: Profile, batch: int) -> Formula:
+    assert isinstance(profile.model, BitFusion)
+    return bitfusion.Formula(profile.model.array, profile.model.energy, batch)
+
+
+def _roofline(profile: Profile, batch: int) -> Formula:
+    assert isinstance(profile.model, Roofline)
+    return roofline.Formula(profile.model.machine, batch)
+
+
+MODELS: Mapping[str, Callable[[Profile, int], Formula]] = {
+    "bitserial": _bitserial,
+    "bitfusion": _bitfusion,
+    "roofline": _roofline,
+}
+"""The "type" of a profile's model to the formula it gives for a batch."""
+
+
+def find(name: str) -> Profile:
+    """Return the profile that a name stands for.
 
     Args:
-        name: One of ``TARGETS``.
-        batch: Images computed together; the profile's own where None.
+        name: One of ``TARGETS``, the path of a profile that ends in ".json", or "table:" and the
+            path of a CSV file.
 
     Raises:
         HaqError: There is no such target.
-        TargetError: The target cannot run such a batch.
+        TargetError: The file cannot be read or used.
+    """
+    if name.startswith("table:"):
+        return table.read(name.removeprefix("table:"))
+    if name.endswith(".json"):
+        return document.read(name)
+    if name.endswith(".csv"):
+        raise TargetError(f"target {name!r}: write table:{name} for a table of costs")
+    return document.read(look_up(TARGETS, "target", name))
+
+
+def build(profile: Profile, batch: int | None = None) -> ProfileTarget:
+    """Return the target of a profile.
+
+    Args:
+        profile: What is known.
+        batch: Images computed together; the profile's reference where None.
+
+    Raises:
+        TargetError: The profile does not say what such a batch costs, or its table has no answer
+            for bits that it declares.
+    """
+    size = profile.batch.reference if batch is None else batch
+    if isinstance(profile.model, Measured):
+        return MeasuredTarget(profile, size)
+    formula = MODELS.get(profile.model.type) if profile.model else None
+    return ProfileTarget(profile, size, formula(profile, size) if formula else None)
+
+
+def load(name: str, batch: int | None = None) -> ProfileTarget:
+    """Return a target by its name, its profile or its table.
+
+    Args:
+        name: As in ``find``.
+        batch: As in ``build``.
+
+    Raises:
+        HaqError: There is no such target.
+        TargetError: The target cannot run such a batch, or its file cannot be used.
 
     >>> load("bismo-cloud").batch, load("bismo-cloud", batch=1).batch
     (16, 1)
     """
-    return look_up(TARGETS, "target", name)(batch)
+    return build(find(name), batch)

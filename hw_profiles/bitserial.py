@@ -5,13 +5,9 @@ layer never takes less than (weight bits x activation bits) passes. What it ofte
 memory: then the bits of one operand alone decide. Cycles are whole numbers and exact.
 """
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
-from haq.errors import TargetError
 from haq.layers import Layer
 from haq.policy import Bits
 
@@ -163,35 +159,21 @@ def product(overlay: Overlay, layer: Layer, batch: int) -> Product:
     return Product(rows, depth, pixels, layer.calls * batch * layer.groups)
 
 
-@dataclass  # not frozen: the attributes of the Target protocol can be set
-class BitserialTarget:
-    """A bit-serial overlay at one clock and batch size, as a target of the search.
+@dataclass(frozen=True)
+class Formula:
+    """What layers cost on an overlay at one clock and batch size.
 
     Attributes:
-        name: As in the profile.
-        batch: Images computed together; every cost is that of the whole batch.
-        clock_hz: Cycles per second.
-        bit_range: Fewest and most bits of either operand.
         overlay: The sizes behind the cycles.
         power: The constants behind the energy.
-        units: Quantity to the unit of ``cost``.
-        si: Quantity to the factor that turns ``cost`` into seconds or joules.
+        clock_hz: Cycles per second.
+        batch: Images computed together; every cost is that of the whole batch.
     """
 
-    name: str
-    batch: int
-    clock_hz: int
-    bit_range: tuple[int, int]
     overlay: Overlay
     power: Power
-    units: Mapping[str, str]
-    si: Mapping[str, float]
-
-    def choices(self, layer: Layer) -> tuple[Bits, ...]:
-        """Return every pair of bit-widths, by weights, then by activations: any layer takes any."""
-        fewest, most = self.bit_range
-        widths = range(fewest, most + 1)
-        return tuple(Bits(weight, act) for weight in widths for act in widths)
+    clock_hz: float
+    batch: int
 
     def cost(self, layer: Layer, bits: Bits) -> dict[str, float]:
         """Return the latency in cycles, a whole number, and the energy in nJ.
@@ -201,23 +183,10 @@ class BitserialTarget:
             static_w * seconds + pj_per_binop * binary operations + pj_per_dram_bit * bits fetched
 
         where a busy cycle counts as 2 * rows * columns * word_bits operations: idle lanes toggle.
-
-        Raises:
-            TargetError: ``bits`` is outside what the overlay runs.
         """
-        self._check(layer, bits)
         rows, depth, columns, times = product(self.overlay, layer, self.batch)
         work = matmul(self.overlay, rows, depth, columns, bits)
         return {"latency": times * work.cycles, "energy": times * self._energy_nj(work)}
-
-    def _check(self, layer: Layer, bits: Bits) -> None:
-        fewest, most = self.bit_range
-        for operand, width in (("weights", bits.weight), ("activations", bits.act)):
-            if not fewest <= width <= most:
-                raise TargetError(
-                    f"{self.name} runs {fewest} to {most} bits, not {width} "
-                    f"for the {operand} of {layer.name!r}"
-                )
 
     def _energy_nj(self, work: Work) -> float:
         array = self.overlay
@@ -225,28 +194,3 @@ class BitserialTarget:
         static_nj = self.power.static_w * work.cycles / self.clock_hz * 1e9
         dynamic_pj = self.power.pj_per_binop * binops + self.power.pj_per_dram_bit * work.fetched
         return static_nj + dynamic_pj / 1000
-
-
-def read(name: str, batch: int | None = None) -> BitserialTarget:
-    """Return the target of the profile ``<name>.json`` in this folder.
-
-    Args:
-        name: Of the profile.
-        batch: Images computed together; the profile's own where None.
-
-    Raises:
-        TargetError: ``batch`` is less than 1.
-    """
-    profile = json.loads(Path(__file__).with_name(f"{name}.json").read_text(encoding="utf-8"))
-    if batch is not None and batch < 1:
-        raise TargetError(f"{name} needs a batch of at least 1 image, not {batch}")
-    return BitserialTarget(
-        name=profile["name"],
-        batch=profile["batch"] if batch is None else batch,
-        clock_hz=profile["clock_hz"],
-        bit_range=(profile["bits"]["fewest"], profile["bits"]["most"]),
-        overlay=Overlay(**profile["overlay"]),
-        power=Power(**profile["power"]),
-        units={quantity: about["unit"] for quantity, about in profile["quantities"].items()},
-        si={"latency": 1 / profile["clock_hz"], "energy": 1e-9},
-    )

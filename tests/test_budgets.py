@@ -190,6 +190,30 @@ def test_readers_of_one_tensor_move_together():
     assert fit(TOP, table, [Budget("latency", 18)]) == {"a": Bits(3, 3), "b": Bits(3, 3)}
 
 
+@pytest.mark.parametrize(
+    "start, limit, expected",
+    [(Bits(8, 8), 17, Bits(32, 32)), (Bits(32, 32), 25, Bits(8, 8))],
+)
+def test_readers_of_one_tensor_are_float_together(start, limit, expected):
+    layers = (Layer("a", "conv", 1, 1), Layer("b", "conv", 1, 1, reads="a"))
+    both = (Bits(2, 8), Bits(8, 8), Bits(32, 32))
+    slow_integers = np.array([10.0, 10, 8]), np.array([10.0, 10, 8])
+    slow_floats = np.array([10.0, 10, 15]), np.array([10.0, 10, 15])
+    a, b = slow_integers if start == (8, 8) else slow_floats
+    table = CostTable(layers, {"a": both, "b": both}, {"latency": {"a": a, "b": b}}, {})
+    found = fit({"a": start, "b": start}, table, [Budget("latency", limit)])
+    assert found == {"a": expected, "b": expected}
+
+
+def test_what_gives_bits_away_for_nothing_comes_last():
+    """From float, w8a4 is nearest in cost, but w8a8 is cheaper and has more bits."""
+    table = cells(a={"84": 8, "88": 7})
+    choices = {"a": (*table.choices["a"], Bits(32, 32))}
+    rows = {"latency": {"a": np.array([8.0, 7, 10])}}
+    table = CostTable(table.layers, choices, rows, {"latency": "us"})
+    assert fit({"a": Bits(32, 32)}, table, [Budget("latency", 9)]) == {"a": Bits(8, 8)}
+
+
 def test_what_a_reader_cannot_follow_is_not_done():
     layers = (Layer("a", "conv", 1, 1), Layer("b", "conv", 1, 1, reads="a"))
     choices = {"a": (Bits(4, 4), Bits(2, 3)), "b": (Bits(4, 4), Bits(4, 3))}
@@ -268,6 +292,26 @@ def test_fifty_layers_at_their_very_limit_are_solved():
         fit({n.name: Bits(8, 8) for n in layers}, table, [Budget("bops", budget.limit - 1)])
 
 
+def test_fifty_layers_of_fifty_choices_with_edges_are_solved():
+    """The edges of 50 x 50 choices are 2 x 2 for the solver: float, and not."""
+    pairs = (*(Bits(w, a) for w in range(2, 9) for a in range(2, 9)), Bits(32, 32))
+    layers = tuple(Layer(f"l{i}", "conv", 1, 1) for i in range(50))
+    floats = np.array([bits == (32, 32) for bits in pairs])
+    # Every third layer is faster in float, by less than it costs to get there and back.
+    rows = {n.name: np.where(floats, 9.0 if i % 3 else 4.0, 5.0) for i, n in enumerate(layers)}
+    cost = np.where(floats[:, None] != floats[None, :], 1.0, 0.0)
+    edges = tuple(Edge(f"l{i}", f"l{i + 1}", {"latency": cost}) for i in range(49))
+    choices = {layer.name: pairs for layer in layers}
+    table = CostTable(layers, choices, {"latency": rows}, {"latency": "us"}, edges)
+    # Only the first one has a single border to pay: 4 + 1 = 5, as much as without.
+    assert cheapest(table, "latency") == 250
+    far = {layer.name: 1.0 * ~floats for layer in layers}  # as many floats as possible
+    found = solve(far, table, [Budget("latency", 260)])
+    assert total(table, found, "latency") <= 260
+    # The first is free, every third one more costs 4 + 2 - 5 = 1: ten of the others.
+    assert [*found.values()].count(Bits(32, 32)) == 11
+
+
 # --- keeping: against enumeration ------------------------------------------------------------
 
 COSTS = st.one_of(st.integers(0, 9).map(float), st.floats(0, 1000, allow_subnormal=False))
@@ -275,11 +319,11 @@ COSTS = st.one_of(st.integers(0, 9).map(float), st.floats(0, 1000, allow_subnorm
 
 @st.composite
 def tables(draw):
-    """Return a table of one to four layers: any costs, some shared tensors, perhaps an edge."""
+    """Return a table of one to four layers: any costs, some shared tensors, perhaps edges."""
     count = draw(st.integers(1, 4))
     reads = [draw(st.integers(0, place)) for place in range(count)]
     layers = tuple(Layer(f"l{i}", "conv", 1, 1, reads=f"l{reads[r]}") for i, r in enumerate(reads))
-    pairs = [Bits(weight, act) for weight in (2, 4, 5) for act in (2, 3)]
+    pairs = [*(Bits(weight, act) for weight in (2, 4, 5) for act in (2, 3)), Bits(32, 32)]
     choices = {
         layer.name: tuple(draw(st.lists(st.sampled_from(pairs), min_size=1, unique=True)))
         for layer in layers
@@ -293,10 +337,21 @@ def tables(draw):
     if count > 1 and draw(st.booleans()):
         shape = (sizes["l0"], sizes["l1"])
         edges = (Edge("l0", "l1", {"latency": array(draw, shape[0] * shape[1]).reshape(shape)}),)
+    if count > 1 and draw(st.booleans()):
+        edges += tuple(boundary(draw, choices, f"l{i}", f"l{i + 1}") for i in range(count - 1))
     units = {"latency": "cycles", "size": "bytes"}
     table = CostTable(layers, choices, rows, units, edges, {"latency": draw(COSTS)})
     assume(policies(table))
     return table
+
+
+def boundary(draw, choices, producer, consumer):
+    """Return an edge as of a runtime: it costs only where float and integers meet."""
+    into, back = draw(COSTS), draw(COSTS)
+    floats = {name: np.array([bits == (32, 32) for bits in choices[name]]) for name in choices}
+    ends = floats[producer][:, None], floats[consumer][None, :]
+    cost = into * (ends[0] & ~ends[1]) + back * (~ends[0] & ends[1])
+    return Edge(producer, consumer, {"latency": cost})
 
 
 def array(draw, size):

@@ -186,3 +186,94 @@ def test_a_reference_needs_no_target_for_what_it_does_not_count():
 def test_a_reference_the_target_cannot_run_is_refused():
     with pytest.raises(TargetError, match=r"^chip cannot run fp32$"):
         reference([FC], ODD, "latency", Bits(32, 32))
+
+
+# --- runtimes: layers that stay float, and what a change of precision costs -----------------------
+
+FLOATS = Bits(32, 32)
+FIRST = Layer("first", "conv", 3, 8, weights=9, macs=10, reads_input=True)
+
+
+@dataclass
+class Runtime(Chip):
+    """A chip on which 3 cycles go by where float becomes integer, and 2 on the way back."""
+
+    pairs: Sequence[Bits] = (Bits(8, 8), Bits(8, 4), FLOATS)
+    tensors: Sequence[tuple[str, str]] = (("conv1", "fc"), ("conv1", "gone"))
+    into: float = 3.0
+
+    def edges(
+        self, layers: Sequence[Layer], choices: Mapping[str, tuple[Bits, ...]]
+    ) -> tuple[Edge, ...]:
+        def crossing(one: Bits, other: Bits) -> float:
+            return self.into * (one == FLOATS != other) + 2.0 * (one != FLOATS == other)
+
+        return tuple(
+            Edge(
+                a,
+                b,
+                {
+                    "latency": np.array(
+                        [[crossing(one, other) for other in choices[b]] for one in choices[a]]
+                    )
+                },
+            )
+            for a, b in self.tensors
+            if {a, b} <= choices.keys()
+        )
+
+
+RUNTIME = Runtime()
+MIXED = {"conv1": (Bits(8, 8), FLOATS), "fc": (Bits(8, 4), FLOATS)}
+
+
+def test_a_layer_may_stay_float_where_the_target_offers_it():
+    every = (Bits(8, 4), Bits(8, 8), FLOATS)
+    assert permitted([CONV, FC], RUNTIME) == {"conv1": every, "fc": every}
+    assert permitted([FIRST], RUNTIME) == {"first": (Bits(8, 8), FLOATS)}
+
+
+@pytest.mark.parametrize("options", [{"act_bits": 8}, {"weight_bits": (2, 7)}, {"pins": {"fc": 8}}])
+def test_no_layer_stays_float_where_its_bits_are_asked_for(options):
+    pairs = [Bits(7, 8), *RUNTIME.pairs]
+    assert FLOATS not in permitted([FC], Runtime(pairs), **options)["fc"]
+
+
+def test_readers_of_a_tensor_are_float_together():
+    allowed = permitted([LEFT, RIGHT], RUNTIME)
+    assert allowed["left"] == allowed["right"] == (Bits(8, 4), Bits(8, 8), FLOATS)
+    assert FLOATS not in permitted([LEFT, RIGHT], RUNTIME, pins={"right": 8})["left"]
+
+
+def test_a_change_of_precision_stands_on_the_edge():
+    table = tabulate([CONV, FC], MIXED, RUNTIME)
+    (edge,) = table.edges  # the other tensor's reader is not among the layers
+    assert edge.cost["latency"].tolist() == [[0, 2], [3, 0]]
+    floats, eight = 32 * 32 * 1000, 64 * 1000
+    assert total(table, {"conv1": FLOATS, "fc": Bits(8, 4)}, "latency") == floats + 32 * 80 + 3
+    assert total(table, {"conv1": Bits(8, 8), "fc": FLOATS}, "latency") == eight + 1024 * 80 + 2
+    assert total(table, {"conv1": FLOATS, "fc": FLOATS}, "latency") == 1024 * 1080
+
+
+def test_references_count_edges():
+    assert reference([CONV, FC], RUNTIME, "latency", FLOATS) == 1024 * 1080
+
+    class Anyway(Runtime):
+        """Pays at every tensor, whatever the bits."""
+
+        def edges(
+            self, layers: Sequence[Layer], choices: Mapping[str, tuple[Bits, ...]]
+        ) -> tuple[Edge, ...]:
+            return tuple(
+                Edge(e.producer, e.consumer, {"latency": e.cost["latency"] + 7})
+                for e in super().edges(layers, choices)
+            )
+
+    assert reference([CONV, FC], Anyway(), "latency", Bits(8, 8)) == 64 * 1080 + 7
+    assert reference([CONV, FC], Anyway(), "bops", Bits(8, 8)) == 64 * 1080
+    assert reference([FC], Anyway(), "latency", Bits(8, 8)) == 64 * 80
+
+
+def test_an_edge_that_is_no_number_is_refused():
+    with pytest.raises(TargetError, match="cost from layer 'conv1' to 'fc' is not a finite number"):
+        tabulate([CONV, FC], MIXED, Runtime(into=float("inf")))

@@ -1,0 +1,114 @@
+"""Which kernel runs a layer: reading the graph that ONNX Runtime makes of a model.
+
+ONNX Runtime fuses, renames and adds nodes. A node that multiplies weights is traced back to the
+layer by its name, which is that of the last node fused into it; every other node belongs to the
+layer whose result it works on.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import onnx
+
+from haq.errors import TargetError
+from haq.policy import FLOAT, Policy
+
+INTEGER = {"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat"}
+"""Operators of the optimised graph that multiply integers."""
+
+_FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
+_SUFFIX = re.compile(r"(_token_\d+|_nchwc|_out0|/duplicated)+$")  # what ONNX Runtime adds to names
+
+
+class Origins:
+    """The nodes of an optimised graph, by the layers of the exported one that they come from.
+
+    Attributes:
+        layers: Node to the layer to which its time belongs; nodes before the first layer belong to
+            that one.
+        kernels: Layer to the operators that multiply its weights; one, unless it is called twice.
+
+    Raises:
+        TargetError: A kernel cannot be traced back to the exported graph.
+    """
+
+    def __init__(self, exported: onnx.GraphProto, run: onnx.GraphProto, layers: Sequence[str]):
+        self._known = {name: place for place, name in enumerate(layers)}
+        self._stations: dict[str, str] = {}  # node or tensor to the product whose result it is
+        self._orders: dict[str, int] = {}
+        for node in exported.node:
+            self._read(node)
+        self.layers: dict[str, str] = {}
+        self.kernels: dict[str, list[str]] = {name: [] for name in layers}
+        owners: dict[str, str] = {}
+        for node in run.node:
+            owner = self._owner(node, owners)
+            owners |= dict.fromkeys(filter(None, node.output), owner)
+            self.layers[node.name] = owner or layers[0]
+
+    def _read(self, node: onnx.NodeProto) -> None:
+        layer = node.name.partition("/")[0]
+        if layer in self._known:
+            station = layer
+        elif node.op_type in _FLOAT:
+            station = node.name
+        else:
+            station = self._latest(self._stations, node.input)
+        if station:
+            self._orders.setdefault(station, len(self._orders))
+        self._stations |= dict.fromkeys((node.name, *node.output), station)
+
+    def _latest(self, table: Mapping[str, str], tensors: Iterable[str]) -> str:
+        found = [table[tensor] for tensor in tensors if table.get(tensor)]
+        return max(found, key=self._orders.__getitem__, default="")
+
+    def _owner(self, node: onnx.NodeProto, owners: Mapping[str, str]) -> str:
+        before = self._latest(owners, node.input)
+        if node.op_type not in INTEGER | _FLOAT:
+            return before
+        station = self._station(node)
+        if station not in self._known:  # such as the product of two activations
+            return before
+        self.kernels[station].append(node.op_type)
+        return station
+
+    def _station(self, node: onnx.NodeProto) -> str:
+        name: str
+        for name in (node.name, *node.output):
+            station = self._stations.get(_SUFFIX.sub("", name))
+            if station:
+                return station
+        tensor: str
+        for tensor in node.input:  # weights, scales and biases are called after their layer
+            layer, dot, _ = tensor.rpartition(".")
+            if dot and layer in self._known:
+                return layer
+        raise TargetError(
+            f"ONNX Runtime's kernel {node.name!r} ({node.op_type}) cannot be traced to a layer"
+        )
+
+
+def misplaced(kernels: Mapping[str, Sequence[str]], policy: Policy) -> Iterator[tuple[str, str]]:
+    """Yield the layers that do not run as the policy says, each with the operators that run it."""
+    for name, operators in kernels.items():
+        right = _FLOAT if FLOAT in policy[name] else INTEGER
+        if not operators or not right.issuperset(operators):
+            yield name, " and ".join(operators) or "no kernel of its own"
+
+
+def check_kernels(kernels: Mapping[str, Sequence[str]], policy: Policy) -> None:
+    """Say so if a layer does not run in the kernel that its bits claim.
+
+    Args:
+        kernels: As in ``Origins``.
+        policy: Bits of every layer.
+
+    Raises:
+        TargetError: Some layer runs in another kernel; the message names it.
+    """
+    for name, operators in misplaced(kernels, policy):
+        claimed = "a float" if FLOAT in policy[name] else "an integer"
+        raise TargetError(
+            f"layer {name!r} at {policy[name]} should run in {claimed} kernel, but ONNX Runtime "
+            f"runs it in {operators}; its latency would be that of something else"
+        )

@@ -1,0 +1,191 @@
+"""Costs from a spreadsheet: a CSV file with a row for each layer and pair of bits.
+
+The README of this room has the columns. A table knows what stands in it and nothing more: no other
+bits, shapes or batches. For rules, make a profile of it.
+"""
+
+import csv
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from haq.errors import HaqError, TargetError, look_up
+from haq.hw_profiles.document import (
+    ENERGIES,
+    FORMAT,
+    TIMES,
+    Batch,
+    Profile,
+    Quantity,
+    Row,
+    Runtime,
+    Table,
+    explain,
+)
+
+_COSTS: Mapping[str, tuple[str, str]] = {
+    **{f"latency_{unit.lower()}": ("latency", unit) for unit in (*TIMES, "cycles")},
+    **{f"energy_{unit.lower()}": ("energy", unit) for unit in ENERGIES},
+}
+"""Column to quantity and unit; a column is in lower case."""
+
+_BITS = {"weight_bits": "weight", "act_bits": "act"}
+_SIZES = ("c_in", "c_out", "groups")
+_EXTENTS = ("kernel", "stride", "padding", "in_size", "out_size")
+COLUMNS = ("layer", "kind", *_SIZES, *_EXTENTS, *_BITS, "batch", "clock_hz", *_COSTS)
+
+
+class _Line(NamedTuple):
+    """One line of the file: its number as a spreadsheet shows it, and its cells by column."""
+
+    number: int
+    cells: Mapping[str, str]
+
+
+def read(path: str | Path) -> Profile:
+    """Return the profile of a CSV file; its costs are as good as its author says.
+
+    Raises:
+        TargetError: The file cannot be read, or a row of it cannot be used; the sentence names it.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark in front
+    except OSError as error:
+        raise TargetError(f"table {path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise TargetError(f"table {path}: not UTF-8 text; save it as that ({error})") from error
+    try:
+        return _profile(path.name, _lines(text))
+    except ValidationError as error:
+        raise TargetError(f"table {path}: {explain(error)}") from error
+    except ValueError as error:
+        raise TargetError(f"table {path}: {error}") from error
+
+
+def _lines(text: str) -> list[_Line]:
+    header = next(iter(text.splitlines()), "")
+    separator = max(",;\t", key=header.count)
+    try:
+        content = list(csv.reader(text.splitlines(), delimiter=separator, strict=True))
+    except csv.Error as error:
+        raise ValueError(f"not a CSV file ({error})") from error
+    rows = [(number, [cell.strip() for cell in row]) for number, row in enumerate(content, 1)]
+    (_, columns), *filled = [(number, row) for number, row in rows if any(row)] or [(1, [])]
+    if not filled:
+        raise ValueError("it needs a header and, below it, at least one row")
+    _check_columns(columns)
+    for number, row in filled:
+        if len(row) != len(columns):
+            raise ValueError(f"row {number} has {len(row)} cells, the header {len(columns)}")
+    return [_Line(number, dict(zip(columns, row, strict=True))) for number, row in filled]
+
+
+def _check_columns(columns: Sequence[str]) -> None:
+    for name, count in Counter(columns).items():
+        if count > 1:
+            raise ValueError(f"{count} columns are called {name!r}")
+        try:
+            look_up(dict.fromkeys(COLUMNS), "column", name)
+        except HaqError as error:
+            raise ValueError(str(error)) from None
+    for name in _BITS:
+        if name not in columns:
+            raise ValueError(f"it has no column {name!r}")
+    if not {"layer", "kind"} & set(columns):
+        raise ValueError("it has no column 'layer', nor the columns of a shape ('kind', 'c_in', …)")
+    costs = Counter(_COSTS[name][0] for name in columns if name in _COSTS)
+    if not costs:
+        raise ValueError(f"it has no cost: give a column such as {', '.join(_COSTS)}")
+    for quantity, count in costs.items():
+        if count > 1:
+            raise ValueError(f"it has {quantity} in {count} units; keep one of these columns")
+
+
+def _profile(name: str, lines: Sequence[_Line]) -> Profile:
+    rows = [_row(line) for line in lines]
+    _check_once(lines, rows)
+    batches = sorted({row.batch or 1 for row in rows})
+    clocks = {_number(line, "clock_hz") for line in lines if line.cells.get("clock_hz")}
+    if len(clocks) > 1:
+        raise ValueError("clock_hz is not the same in all rows")
+    units = [_COSTS[column] for column in lines[0].cells if column in _COSTS]
+    return Profile(
+        format=FORMAT,
+        name=name,
+        title="A table of costs",
+        device="not named",
+        runtime=Runtime(name="not named"),
+        quantities={
+            quantity: Quantity(unit=unit, provenance="user", source=f"the table {name}")
+            for quantity, unit in units
+        },
+        clock_hz=clocks.pop() if clocks else None,
+        batch=Batch(reference=batches[0], rule="table" if len(batches) > 1 else "none"),
+        table=Table(rows=tuple(rows)),
+    )
+
+
+def _row(line: _Line) -> Row:
+    cells = line.cells
+    content: dict[str, Any] = {field: _whole(line, column) for column, field in _BITS.items()}
+    content["cost"] = {_COSTS[c][0]: _number(line, c) for c in cells if c in _COSTS}
+    if cells.get("layer"):
+        content["layer"] = cells["layer"]
+    if cells.get("kind"):
+        content["shape"] = _shape(line)
+    if cells.get("batch"):
+        content["batch"] = _whole(line, "batch")
+    try:
+        return Row.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(f"{_named(line)}: {explain(error)}") from None
+
+
+def _shape(line: _Line) -> dict[str, Any]:
+    shape: dict[str, Any] = {"kind": line.cells["kind"]}
+    shape |= {name: _whole(line, name) for name in _SIZES if line.cells.get(name)}
+    for name in _EXTENTS:
+        if line.cells.get(name):
+            down, cross, across = line.cells[name].partition("x")
+            sides = (down, across) if cross else (down, down)
+            if not all(side.strip().isdecimal() for side in sides):
+                raise ValueError(f"{_named(line)}: {name} {line.cells[name]!r}: write it like 3x3")
+            shape[name] = tuple(map(int, sides))
+    return shape
+
+
+def _whole(line: _Line, column: str) -> int:
+    text = line.cells[column]
+    if not text.isdecimal():
+        raise ValueError(f"{_named(line)}: {column} {text!r} is not a whole number")
+    return int(text)
+
+
+def _number(line: _Line, column: str) -> float:
+    text = line.cells[column]
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{_named(line)}: {column} {text!r} is not a number of 0 or more")
+    return number
+
+
+def _named(line: _Line) -> str:
+    cells = line.cells
+    what = cells.get("layer") or cells.get("kind") or "no layer"
+    return f"row {line.number} ({what} w{cells['weight_bits']}a{cells['act_bits']})"
+
+
+def _check_once(lines: Sequence[_Line], rows: Sequence[Row]) -> None:
+    seen: dict[object, int] = {}
+    for line, row in zip(lines, rows, strict=True):
+        first = seen.setdefault((row.key, row.weight, row.act, row.batch or 1), line.number)
+        if first != line.number:
+            raise ValueError(f"{_named(line)} is for the same layer and bits as row {first}")
