@@ -32,6 +32,30 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0
     return divergence * temperature**2
 
 
+def divergence(answer: Tensor, reference: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return how far an answer is from the reference's, whatever kind of network gave it.
+
+    For logits (N, classes) that is ``distillation_loss``; for a tensor of another shape the squared
+    error as a share of the reference's variance.
+
+    Args:
+        answer: Of any float dtype.
+        reference: Of the same shape; no gradient reaches it.
+        temperature: Of the logits, positive.
+
+    Returns:
+        A scalar, 0 where both are equal.
+
+    >>> float(divergence(torch.zeros(1, 2, 2), torch.tensor([[[0.0, 2.0], [0.0, 2.0]]])))
+    2.0
+    """
+    if answer.dim() == 2 and answer.shape[1] > 1:
+        return distillation_loss(answer, reference, temperature)
+    reference = _wide(reference.detach())
+    spread = (reference - reference.mean()).square().mean().clamp_min(1e-30)
+    return (_wide(answer) - reference).square().mean() / spread
+
+
 def hard_and_soft_loss(
     student: Tensor, labels: Tensor, teacher: Tensor | None, soft: float = 0.9
 ) -> Tensor:

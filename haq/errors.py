@@ -19,6 +19,10 @@ class BudgetError(HaqError):
     """A budget that cannot be read, or that no policy meets."""
 
 
+class CheckpointError(HaqError):
+    """A quantized network that cannot be kept in a file, or not be had from one."""
+
+
 class DataError(HaqError):
     """Images, labels or a data folder that cannot be used."""
 

@@ -1,4 +1,4 @@
-"""What one policy is worth: quantize, fine-tune for one epoch, validate.
+"""What one policy is worth: quantize, then fine-tune for one epoch or correct statistics; validate.
 
 Everything that does not depend on the policy (augmented training images, what the float network
 answers to them) is computed once, so that an episode is little more than the network's own forward
@@ -9,18 +9,24 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from haq.datasets import Data, Split
+from haq.distill import divergence
 from haq.graph import Graph
 from haq.policy import Policy
 from haq.quantize import Clips, quantize
-from haq.train import Step, Teacher, imitate, score, train
+from haq.rounding import correct, statistics
+from haq.train import Step, Teacher, channels_last, imitate, logits, score, train
 from haq.trials import Score
 
 OnStep = Callable[[Step], None]
+
+CORRECTED_ON = 256
+"""Images on which statistics are corrected; more hardly change a score."""
 
 FREEZABLE = 2**28
 """Values (of 4 bytes) of images that are kept ready in memory."""
@@ -36,6 +42,8 @@ class Recipe:
         lr: Highest learning rate of the one cycle.
         distill: Whether the float network teaches.
         batch: Images a step.
+        agreement: Whether the loss of a score is the divergence from the float network, instead of
+            the cross-entropy with the labels.
     """
 
     train_images: int = 5000
@@ -43,6 +51,7 @@ class Recipe:
     lr: float = 0.02
     distill: bool = True
     batch: int = 64
+    agreement: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,11 +121,19 @@ class Evaluator:
         # At random: in a folder the images of a class stand together.
         chosen = torch.randperm(len(data.train), generator=generator)[: recipe.train_images]
         picked = torch.randperm(len(data.val), generator=generator)[: recipe.val_images]
-        self.images = freeze(Part(data.train, chosen), generator)
+        self._generator, self._chosen = generator, chosen
         self.validation = freeze(Part(data.val, picked))
-        self.teacher = self._teacher() if recipe.distill else None
 
-    def _teacher(self) -> Teacher:
+    @cached_property
+    def images(self) -> Part | Frozen:
+        """The training images of the one epoch, augmented."""
+        return freeze(Part(self.data.train, self._chosen), self._generator)
+
+    @cached_property
+    def teacher(self) -> Teacher | None:
+        """What the float network answers to them."""
+        if not self.recipe.distill:
+            return None
         answer = imitate(self.graph.traced)
         if not isinstance(self.images, Frozen):
             return answer
@@ -139,9 +156,59 @@ class Evaluator:
         )
         return model
 
-    def score(self, model: nn.Module) -> Score:
-        """Return the score of a network on the validation images of an episode."""
-        return score(model, self.validation, quick=True)
+    def score(self, model: nn.Module, beat: float | None = None) -> Score:
+        """Return the score of a network on the validation images; see ``haq.train.score``."""
+        return score(model, self.validation, quick=True, beat=beat, reference=self.answers)
+
+    @cached_property
+    def answers(self) -> Tensor | None:
+        """The float network's logits for the validation images, if they count."""
+        if not self.recipe.agreement:
+            return None
+        answer, indices = imitate(self.graph.traced), torch.arange(len(self.validation)).split(500)
+        return torch.cat([answer(i, self.validation.batch(i)[0]) for i in indices])
+
+
+def corrected(graph: Graph, clips: Clips, images: Tensor) -> Callable[[Policy], nn.Module]:
+    """Return a function from a policy to its network with corrected statistics, not fine-tuned.
+
+    Args:
+        graph: The float network's.
+        clips: From ``calibrate`` on the same graph.
+        images: Unlabeled, not augmented, (N, ...); see ``haq.rounding.correct``.
+    """
+    images = channels_last(images)
+    floats = statistics(graph, images)
+
+    def made(policy: Policy) -> nn.Module:
+        model = quantize(graph, policy, clips)
+        correct(model, graph, floats, images)
+        return model
+
+    return made
+
+
+def agreement(reference: nn.Module, inputs: Tensor) -> Callable[..., Score]:
+    """Return a function from a network to how far it agrees with the reference on some inputs.
+
+    Its accuracy is the share of inputs that get the reference's class, its loss the divergence
+    from the reference (``haq.distill.divergence``). Networks that give no logits (N, classes) have
+    1 - loss for an accuracy.
+    """
+    answers = _answers(reference, inputs)
+
+    def agree(model: nn.Module, beat: float | None = None) -> Score:
+        found = _answers(model, inputs)
+        loss = float(divergence(found, answers))
+        if answers.dim() == 2 and answers.shape[1] > 1:
+            return Score(float((found.argmax(1) == answers.argmax(1)).float().mean()), loss)
+        return Score(1 - loss, loss)
+
+    return agree
+
+
+def _answers(model: nn.Module, inputs: Tensor) -> Tensor:
+    return torch.cat([logits(model, some, quick=True) for some in inputs.split(128)])
 
 
 def finish(

@@ -13,7 +13,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -64,11 +64,16 @@ class Point:
         layers: The layers that read it, for which it has their activation bits; empty for the
             8-bit copy that everything else reads.
         signed: Whether it can be negative.
+        source: The layer whose kernel decides whether it comes as integers: of those whose results
+            are in it, the last to be computed; empty for the network's input.
+        joins: For the 8-bit copy, the sources of what it is added to or put together with.
     """
 
     tensor: str
     layers: tuple[str, ...]
     signed: bool
+    source: str = ""
+    joins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -414,6 +419,23 @@ def _folding(nodes: list[fx.Node]) -> list[fx.Node]:
     return norms if one else []
 
 
+def values_of(node: fx.Node) -> fx.Node:
+    """Return the node that computed the values ``node`` holds, before all changes of shape."""
+    while _kind(node) in _SHAPES:
+        node = _input(node)
+    return node
+
+
+def folded_norms(network: fx.GraphModule, layers: Iterable[str]) -> dict[str, str]:
+    """Return for each of the layers into which a BatchNorm folds that norm's name."""
+    calls: dict[str, list[fx.Node]] = {name: [] for name in layers}
+    for node in network.graph.nodes:
+        if node.op == "call_module" and node.target in calls:
+            calls[node.target].append(node)
+    folding = {name: _folding(nodes) for name, nodes in calls.items()}
+    return {name: str(norms[0].target) for name, norms in folding.items() if norms}
+
+
 def _leaves(node: fx.Node) -> fx.Node:
     """Return what leaves a layer or an addition: its value after BatchNorm and ReLU."""
     if _is_layer(node):
@@ -432,13 +454,85 @@ def _points(
     rounded = {end for end in ends if any(_use(u, end, tensors) == "other" for u in end.users)}
     for node in filter(_is_sum, shapes):
         rounded |= {operand for operand in node.all_input_nodes if _origin(operand) not in ends}
+    sources = _sources(shapes)
     points: list[Point] = []
     for node in shapes:
+        source = sources[node]
         if node in rounded:
-            points.append(Point(node.name, (), signs[node]))
+            joins = tuple(dict.fromkeys(_joins(node, sources)))
+            points.append(Point(node.name, (), signs[node], source, joins))
         if node in readers:
-            points.append(Point(node.name, tuple(dict.fromkeys(readers[node])), signs[node]))
+            together = tuple(dict.fromkeys(readers[node]))
+            points.append(Point(node.name, together, signs[node], source))
     return tuple(points)
+
+
+def _sources(shapes: Iterable[fx.Node]) -> dict[fx.Node, str]:
+    """Return for every tensor, in order of execution, the layer that was the last to add to it."""
+    places: dict[str, int] = {}
+    sources: dict[fx.Node, str] = {}
+    for node in shapes:
+        if _is_layer(node):
+            places.setdefault(str(node.target), len(places))
+            sources[node] = str(node.target)
+            continue
+        before = [sources[operand] for operand in node.all_input_nodes if sources.get(operand)]
+        sources[node] = max(before, key=places.__getitem__, default="")
+    return sources
+
+
+def _joins(node: fx.Node, sources: dict[fx.Node, str]) -> Iterator[str]:
+    """Yield the source of everything in which the values of ``node`` meet those of others."""
+    for user in node.users:
+        if user not in sources or _is_layer(user):
+            continue
+        if len(user.all_input_nodes) > 1:
+            yield sources[user]
+        else:
+            yield from _joins(user, sources)
+
+
+class Handover(NamedTuple):
+    """A tensor that passes from the kernel of one layer to that of another.
+
+    Attributes:
+        producer: Name of the layer whose kernel decides whether it comes as integers.
+        consumer: Name of the layer whose kernel decides whether integers are read.
+        values: Values of one image.
+    """
+
+    producer: str
+    consumer: str
+    values: int
+
+
+def handovers(graph: Graph, sample: Sample) -> tuple[Handover, ...]:
+    """Return the tensors that layers and additions read, as far as layers produce them.
+
+    An addition runs with its latest operand's layer, so it takes over the other operands. A tensor
+    that several layers read is given once, with the first: they share one precision.
+
+    Args:
+        graph: From ``trace``.
+        sample: As for ``trace``.
+    """
+    inputs = sample if isinstance(sample, tuple) else (sample,)
+    images = len(inputs[0])
+    shapes = _shapes(graph.traced, inputs)
+    sources = _sources(shapes)
+    found: dict[tuple[fx.Node, str], Handover] = {}
+    for node in shapes:
+        operands = [operand for operand in node.all_input_nodes if operand in shapes]
+        if _is_layer(node):
+            operands = [_tensor(operand) for operand in operands]
+        elif len(operands) < 2:
+            continue
+        for operand in operands:
+            producer, consumer = sources[operand], sources[node]
+            key = operand, "" if _is_layer(node) else consumer
+            if producer and producer != consumer and key not in found:
+                found[key] = Handover(producer, consumer, shapes[operand].numel() // images)
+    return tuple(found.values())
 
 
 def _is_sum(node: fx.Node) -> bool:

@@ -5,7 +5,7 @@ it can be fine-tuned, and rounding them is the last step of every forward.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,7 +107,8 @@ def quantize(graph: Graph, policy: Policy, clips: Clips) -> fx.GraphModule:
     check_policy(policy, graph.layers)
     _check_grids(policy)
     model = copy.deepcopy(graph.traced)
-    insert(model, graph.points, lambda point: _rounding(point, policy, clips))
+    kept = {point.tensor for point in graph.points if not point.layers}
+    insert(model, graph.points, lambda point: _rounding(point, policy, clips, kept))
     for layer in graph.layers:
         bits = policy[layer.name].weight
         if bits != FLOAT:
@@ -131,15 +132,19 @@ def _round_weights(module: nn.Module, bits: int, clip: Tensor) -> None:
     module.register_buffer("weight_clip", clip.clone())
 
 
-def _rounding(point: Point, policy: Policy, clips: Clips) -> Rounding:
-    bits = policy[point.layers[0]].act if point.layers else _kept_bits(policy)
+def _rounding(point: Point, policy: Policy, clips: Clips, kept: Set[str]) -> Rounding:
+    bits = policy[point.layers[0]].act if point.layers else _kept_bits(point, policy)
+    if bits == FLOAT and point.source and point.tensor not in kept:
+        # An integer kernel gives out integers, also where a float layer reads them.
+        bits = FLOAT if FLOAT in policy[point.source] else EDGE_BITS
     clip = clips.acts[point.tensor][bits] if bits != FLOAT else torch.ones(())
     return Rounding(bits, clip.clone(), point.signed)
 
 
-def _kept_bits(policy: Policy) -> int:
-    """Return the bits of what no layer reads: float where the whole network is."""
-    return FLOAT if all(bits == (FLOAT, FLOAT) for bits in policy.values()) else EDGE_BITS
+def _kept_bits(point: Point, policy: Policy) -> int:
+    """Return the bits of what no layer reads: float where all layers that decide it are float."""
+    deciding = {point.source, *point.joins} - {""} or set(policy)
+    return FLOAT if all(FLOAT in policy[name] for name in deciding) else EDGE_BITS
 
 
 def uniform(graph: Graph, weight: int, act: int, edge: int = EDGE_BITS) -> dict[str, Bits]:

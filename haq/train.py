@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from haq.datasets import Split
-from haq.distill import hard_and_soft_loss
+from haq.distill import divergence, hard_and_soft_loss
 from haq.errors import DivergedError, HaqError
 from haq.files import write_bytes
 from haq.graph import evaluating
@@ -169,7 +169,7 @@ def _step(
     teacher: Teacher | None,
 ) -> float:
     images, labels = split.batch(index, generator)
-    images = images.contiguous(memory_format=torch.channels_last)
+    images = channels_last(images)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=has_bfloat16()):
         logits = model(images)
     target = teacher(index, images) if teacher else None
@@ -181,6 +181,12 @@ def _step(
     return value
 
 
+def channels_last(images: Tensor) -> Tensor:
+    """Return images (N, C, H, W) in the layout that convolutions are fastest in, else the same."""
+    image = images.dim() == 4
+    return images.contiguous(memory_format=torch.channels_last) if image else images
+
+
 @torch.inference_mode()
 def logits(model: nn.Module, images: Tensor, quick: bool = False) -> Tensor:
     """Return the logits (N, classes) of images (N, C, H, W), in evaluation mode, as float32.
@@ -189,30 +195,54 @@ def logits(model: nn.Module, images: Tensor, quick: bool = False) -> Tensor:
     """
     quickly = torch.autocast("cpu", dtype=torch.bfloat16, enabled=quick and has_bfloat16())
     with evaluating(model), quickly:
-        output: Tensor = model(images.contiguous(memory_format=torch.channels_last))
+        output: Tensor = model(channels_last(images))
     return output.float()
 
 
-def score(model: nn.Module, split: Split, batch: int = 500, quick: bool = False) -> Score:
+def score(
+    model: nn.Module,
+    split: Split,
+    batch: int = 125,
+    quick: bool = False,
+    beat: float | None = None,
+    reference: Tensor | None = None,
+) -> Score:
     """Return the accuracy and the cross-entropy of ``model`` on the images of a split.
 
     Args:
         model: Gives logits (N, classes).
         split: Scored without augmentation, in its own order.
-        batch: Images a forward.
+        batch: Images a forward; with many, memory is waited for.
         quick: Compute as in training, in bfloat16 where the CPU has it: nearly the same figures in
             half the time.
+        beat: An accuracy; when after some batch the network lies so far below it that chance does
+            not explain it, the rest is left out. The images must stand in random order for that.
+        reference: Logits (N, classes) of another network, whose class distributions the loss then
+            takes for the truth, not the labels.
 
     Returns:
-        Accuracy as a share in [0, 1], mean cross-entropy in nats.
+        Accuracy as a share in [0, 1]; mean cross-entropy, or divergence from the reference, in
+        nats.
     """
-    right, loss = 0, 0.0
+    right, loss, seen = 0, 0.0, 0
     for index in torch.arange(len(split)).split(batch):
         pictures, labels = split.batch(index)
         output = logits(model, pictures, quick)
         right += int((output.argmax(1) == labels).sum())
-        loss += float(functional.cross_entropy(output.double(), labels, reduction="sum"))
+        if reference is None:
+            loss += float(functional.cross_entropy(output.double(), labels, reduction="sum"))
+        else:
+            loss += len(index) * float(divergence(output.double(), reference[index].double()))
+        seen += len(index)
+        if beat is not None and seen < len(split) and _hopeless(right, seen, beat):
+            return Score(right / seen, loss / seen, stopped=True)
     return Score(right / len(split), loss / len(split))
+
+
+def _hopeless(right: int, seen: int, beat: float) -> bool:
+    """Return whether the accuracy is more than four standard errors below ``beat``."""
+    share = right / seen
+    return share + 4 * math.sqrt(beat * (1 - beat) / seen) < beat
 
 
 def imitate(model: nn.Module) -> Teacher:

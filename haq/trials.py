@@ -14,10 +14,15 @@ from haq.policy import Bits
 
 
 class Score(NamedTuple):
-    """How good a policy is: higher accuracy is better, the loss is only noted."""
+    """How good a policy is: higher accuracy is better, the loss is only noted.
+
+    One that was ``stopped`` is an estimate from some of the images: the rest could not make the
+    policy the best.
+    """
 
     accuracy: float
     loss: float = math.nan
+    stopped: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Trial:
         reward: What the agent was told.
         seconds: What the evaluation took.
         cached: Whether the policy had been met before and was not evaluated again.
+        stopped: Whether the evaluation ended early, as hopeless; such a trial never wins.
     """
 
     episode: int
@@ -43,6 +49,7 @@ class Trial:
     reward: float
     seconds: float
     cached: bool = False
+    stopped: bool = False
 
     def line(self) -> str:
         """Return the trial as one line of JSON, without the newline; a policy's bits are pairs."""
@@ -68,10 +75,17 @@ class Trial:
 def best(trials: Sequence[Trial]) -> Trial:
     """Return the most accurate trial; of equals the one with the lower loss, then the earlier.
 
+    One that was stopped early wins only where all were.
+
     Raises:
         ValueError: There are no trials.
     """
-    return min(trials, key=lambda trial: (-trial.accuracy, _loss(trial), trial.episode))
+    return min(trials, key=rank)
+
+
+def rank(trial: Trial) -> tuple[bool, float, float, int]:
+    """Return what trials are sorted by, the best first."""
+    return trial.stopped, -trial.accuracy, _loss(trial), trial.episode
 
 
 def _loss(trial: Trial) -> float:
@@ -81,7 +95,7 @@ def _loss(trial: Trial) -> float:
 def pareto(trials: Sequence[Trial], quantity: str) -> list[Trial]:
     """Return the trials that no other beats in both accuracy and cost, the cheapest first.
 
-    Of trials equal in both only the earliest is given.
+    Of trials equal in both only the earliest is given; those stopped early do not count.
 
     Args:
         trials: In any order.
@@ -92,7 +106,8 @@ def pareto(trials: Sequence[Trial], quantity: str) -> list[Trial]:
     """
     costs = {trial.episode: look_up(trial.cost, "quantity", quantity) for trial in trials}
     front: list[Trial] = []
-    for trial in sorted(trials, key=lambda t: (costs[t.episode], -t.accuracy, t.episode)):
+    whole = [trial for trial in trials if not trial.stopped]
+    for trial in sorted(whole, key=lambda t: (costs[t.episode], -t.accuracy, t.episode)):
         if not front or trial.accuracy > front[-1].accuracy:
             front.append(trial)
     return front

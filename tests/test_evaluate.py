@@ -2,14 +2,26 @@ from functools import cache
 
 import pytest
 import torch
+from torch import nn
 
 from haq import evaluate
 from haq.datasets.tensors import Data, TensorSplit, shift
-from haq.evaluate import Evaluator, Frozen, Part, Recipe, finish, freeze, policy_seed
+from haq.evaluate import (
+    Evaluator,
+    Frozen,
+    Part,
+    Recipe,
+    agreement,
+    corrected,
+    finish,
+    freeze,
+    policy_seed,
+)
 from haq.graph import trace
 from haq.models import build
 from haq.policy import Bits
 from haq.quantize import calibrate, quantize, uniform
+from haq.rounding import correct, statistics
 from haq.train import score
 
 RECIPE = Recipe(train_images=40, val_images=50, batch=16)
@@ -163,3 +175,44 @@ def test_the_last_epochs_see_all_training_images():
     assert [step.total for step in steps] == [8] * 16  # 60 images in batches of 16, twice
     assert same(*networks)
     assert not same(networks[0], quantize(graph, policy, clips))
+
+
+def test_the_cheap_evaluation_is_the_quantized_network_with_corrected_statistics():
+    graph, clips = made()
+    (policy, *_) = policies()
+    images = DATA.train.batch(torch.arange(60))[0]
+    network = corrected(graph, clips, images)(policy)
+    by_hand = quantize(graph, policy, clips)
+    correct(by_hand, graph, statistics(graph, images), images)
+    assert same(network, by_hand)
+    assert same(network, corrected(graph, clips, images)(policy))
+    assert not same(network, quantize(graph, policy, clips))
+
+
+def test_agreement_by_hand():
+    inputs = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    agree = agreement(nn.Identity(), inputs)
+    assert agree(nn.Identity()) == (1.0, pytest.approx(0.0, abs=1e-7), False)
+    # Equal logits are the first class: two of three agree.
+    accuracy, loss, _ = agree(Zeros())
+    p, q = (torch.tensor([value, 0.0]).softmax(0) for value in (2.0, 1.0))
+    each = [float((row * (2 * row).log()).sum()) for row in (p, q, q)]
+    assert (accuracy, loss) == (pytest.approx(2 / 3), pytest.approx(sum(each) / 3, abs=1e-6))
+
+
+class Zeros(nn.Module):
+    def forward(self, x):
+        return torch.zeros_like(x)
+
+
+def test_agreement_without_classes_is_one_less_the_relative_error():
+    inputs = torch.randn(4, 2, 3, 3)
+    inputs -= inputs.mean()
+    accuracy, loss, _ = agreement(nn.Identity(), inputs)(Halved())
+    assert loss == pytest.approx(0.25, abs=0.01)
+    assert accuracy == pytest.approx(1 - loss)
+
+
+class Halved(nn.Module):
+    def forward(self, x):
+        return x / 2

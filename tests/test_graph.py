@@ -8,7 +8,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
 from haq.errors import ModelError
-from haq.graph import insert, inventory, trace
+from haq.graph import Handover, handovers, insert, inventory, trace
 from haq.layers import Layer
 from haq.models import build, input_shape
 
@@ -563,3 +563,57 @@ def test_a_forward_may_take_several_tensors():
 
     graph = trace(Two(), (IMAGE, IMAGE))
     assert [(layer.name, layer.reads_input) for layer in graph.layers] == [("a", True), ("b", True)]
+
+
+def residual(self, x):
+    """Two blocks of one layer each on a stem; the second one's sum is what the head reads."""
+    x = self.relu(self.stem(x))
+    x = x + self.one(x)
+    x = x + self.two(x)
+    return self.head(x.mean((2, 3)))
+
+
+def residual_net():
+    return Net(
+        residual, stem=conv(), relu=nn.ReLU(), one=conv(4), two=conv(4), head=nn.Linear(4, 2)
+    )
+
+
+def test_a_sum_runs_with_the_layer_that_adds_last():
+    points = {
+        (p.tensor, bool(p.layers)): (p.source, p.joins) for p in trace(residual_net(), IMAGE).points
+    }
+    assert points == {
+        ("x", True): ("", ()),
+        ("relu", True): ("stem", ()),
+        ("relu", False): ("stem", ("one",)),
+        ("one", False): ("one", ("one",)),
+        ("add", True): ("one", ()),
+        ("add", False): ("one", ("two",)),
+        ("two", False): ("two", ("two",)),
+        ("add_1", False): ("two", ()),
+        ("mean", True): ("two", ()),
+    }
+
+
+def test_handovers_by_hand():
+    images = torch.zeros(2, 3, 8, 8)
+    assert handovers(trace(residual_net(), images), images) == (
+        Handover("stem", "one", 4 * 64),  # both the layer and its addition read it
+        Handover("stem", "one", 4 * 64),
+        Handover("one", "two", 4 * 64),
+        Handover("one", "two", 4 * 64),
+        Handover("two", "head", 4),
+    )
+
+
+def test_a_tensor_with_two_readers_is_handed_over_once():
+    def forks(self, x):
+        x = self.stem(x)
+        return self.left(x) + self.right(x)
+
+    model = Net(forks, stem=conv(), left=conv(4), right=conv(4))
+    assert handovers(trace(model, IMAGE), IMAGE) == (
+        Handover("stem", "left", 256),
+        Handover("left", "right", 256),
+    )

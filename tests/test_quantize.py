@@ -150,6 +150,20 @@ def test_8_bit_copies_are_kept_beside_the_activation_bits():
     }
 
 
+@pytest.mark.parametrize(
+    "floats, kept",
+    [
+        ({"one", "side"}, {"one_norm": 32, "side": 32, "relu_1": 32}),
+        ({"stem", "head"}, {"one_norm": 8, "side": 8, "relu_1": 8}),
+    ],
+)
+def test_what_no_layer_reads_is_kept_in_8_bits_only_between_integer_kernels(floats, kept):
+    _, graph, clips = made()
+    network = quantize(graph, MIXED | dict.fromkeys(floats, Bits(32, 32)), clips)
+    found = {name: network.get_submodule(f"quantizers.{name}_kept").bits for name in kept}
+    assert found == kept
+
+
 def test_folding_the_normalisation_changes_no_code_but_its_sign():
     _, graph, clips = made()
     network = quantize(graph, MIXED, clips)

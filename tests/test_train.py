@@ -167,8 +167,28 @@ def test_the_score_by_hand():
     split = TensorSplit(rows, torch.tensor([0, 1, 1]), (0.0, 0.0), (1.0, 1.0))
     by_hand = [math.log(1 + math.exp(-2)), math.log(1 + math.exp(-1)), math.log(1 + math.exp(1))]
     for batch in (1, 2, 500):
-        accuracy, loss = score(nn.Flatten(), split, batch)
+        accuracy, loss, stopped = score(nn.Flatten(), split, batch)
         assert (accuracy, loss) == (2 / 3, pytest.approx(sum(by_hand) / 3))
+        assert not stopped
+
+
+def test_a_score_against_another_network_by_hand():
+    rows = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
+    split = TensorSplit(rows.view(2, 2, 1, 1), torch.tensor([0, 1]), (0.0,) * 2, (1.0,) * 2)
+    p = torch.tensor([2.0, 0.0], dtype=torch.float64).softmax(0)
+    by_hand = float((torch.log(0.5 / p) * 0.5).sum()) / 2  # the second answer agrees
+    for batch in (1, 500):
+        found = score(nn.Flatten(), split, batch, reference=torch.zeros(2, 2))
+        assert found == (0.5, pytest.approx(by_hand), False)
+
+
+def test_a_score_ends_where_chance_cannot_make_up_for_the_images_seen():
+    right = torch.tensor([[1.0, 0.0]] * 100).view(100, 2, 1, 1)
+    split = TensorSplit(right, torch.tensor([0, 1] * 50), (0.0,) * 2, (1.0,) * 2)
+    # One half right of 20 images: 0.5 + 4 * sqrt(0.95 * 0.05 / 20) = 0.69, of 40 images 0.64.
+    assert score(nn.Flatten(), split, batch=20, beat=0.95)[::2] == (0.5, True)
+    assert score(nn.Flatten(), split, batch=20, beat=0.6)[::2] == (0.5, False)
+    assert score(nn.Flatten(), split, batch=100, beat=0.95)[::2] == (0.5, False)  # none is left
 
 
 def test_logits_are_those_of_evaluation_mode():

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -28,7 +29,15 @@ def test_a_line_by_hand():
         "reward": 0.0,
         "seconds": 1.5,
         "cached": False,
+        "stopped": False,
     }
+
+
+def test_a_trial_that_was_stopped_early_never_wins():
+    whole, early = trial(0, 0.5), replace(trial(1, 0.9), stopped=True)
+    assert best([whole, early]) is whole
+    assert pareto([whole, early], "size") == [whole]
+    assert best([early]) is early
 
 
 @given(
