@@ -7,13 +7,18 @@ options give equal actions, whatever else draws from the process's random genera
 
 from collections.abc import Callable, Iterator, Mapping
 
-from haq.agents import ddpg, random_search, uniform
+from haq.agents import ddpg, guided, ilp, random_search, uniform
 from haq.agents.episode import Episode
 
 AGENTS: Mapping[str, Callable[..., Iterator[Episode]]] = {
     "ddpg": ddpg.play,
+    "guided": guided.play,
+    "ilp": ilp.play,
     "random": random_search.play,
     "uniform": uniform.play,
 }
 
-__all__ = ["AGENTS", "Episode"]
+INFORMED = frozenset({"guided", "ilp"})
+"""The agents whose environment must have sensitivities."""
+
+__all__ = ["AGENTS", "INFORMED", "Episode"]

@@ -7,6 +7,7 @@ The room's README lists where this differs from the paper and from the original 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -112,11 +113,15 @@ class Replay(ReplayBuffer):
 
 
 class Learner(DDPG):
-    """The networks, what they learn from and the gradient step, without the episodes."""
+    """The networks, what they learn from and the gradient step, without the episodes.
+
+    With ``still`` the actor's loss has that many times the squared input of its tanh, which pulls
+    its actions to the middle of their range.
+    """
 
     replay_buffer: Replay
 
-    def __init__(self, env: gym.Env[Array, Array], capacity: int) -> None:
+    def __init__(self, env: gym.Env[Array, Array], capacity: int, still: float = 0.0) -> None:
         super().__init__(
             "MlpPolicy",
             env,
@@ -128,6 +133,14 @@ class Learner(DDPG):
             device="cpu",
         )
         self.set_logger(Logger(None, []))  # or it looks for a folder and prints
+
+        def penalise(_layer: torch.nn.Module, _input: Any, output: torch.Tensor) -> None:
+            if output.requires_grad:
+                pull = 2 * still / len(output) * output.detach()
+                output.register_hook(lambda gradient: gradient + pull)
+
+        if still:
+            self.actor.mu[-2].register_forward_hook(penalise)  # what goes into the tanh
 
     def _update_learning_rate(
         self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer

@@ -5,7 +5,7 @@ It knows neither torch nor data: it gets a cost table and a function that says h
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, SupportsFloat
+from typing import Any, Literal, NamedTuple, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
@@ -23,7 +23,11 @@ from haq.trials import Score
 Array = NDArray[Any]
 
 
-class _Step(NamedTuple):
+NOTHING = 1e-6
+"""Sensitivities below this are noise."""
+
+
+class Decision(NamedTuple):
     """One decision of an episode: of the weights or of the activations of one layer."""
 
     layer: str
@@ -64,6 +68,14 @@ class QuantizationEnv(gym.Env[Array, Array]):
     | 8   | what is decided: weights 1, activations 0 | not scaled        | the same     | 0 or 1 |
     | 9   | the action before this one, at first 0  | share, not scaled   | the same     | [0, 1] |
 
+    With ``sensitivity`` it is a ``Box(0, 1, (12,), float32)``; to the paper's ten come, scaled as
+    numbers 0 to 7,
+
+    | Num | Observation                                       | Unit before scaling    | Range  |
+    |-----|---------------------------------------------------|------------------------|--------|
+    | 10  | what the fewest bits on offer do to the network   | log10 of the objective | [0, 1] |
+    | 11  | what the middle ones of the bits on offer do      | log10 of the objective | [0, 1] |
+
     ## Steps
 
     In execution order, each layer has a step for its weights if it may have more than one width of
@@ -77,7 +89,8 @@ class QuantizationEnv(gym.Env[Array, Array]):
 
     0 at every step but the last, where the budgets are enforced on the whole policy
     (``haq.budgets.fit``), it is evaluated once, and the reward is 0.1 times (accuracy -
-    ``float_accuracy``) in percentage points.
+    ``float_accuracy``) in percentage points. With ``reward="loss"`` it is ``float_loss`` - loss,
+    which ranks policies better from as many images (``results/reference/sensitivity.json``).
 
     ## Starting State
 
@@ -88,7 +101,8 @@ class QuantizationEnv(gym.Env[Array, Array]):
 
     The episode terminates with the step that completes the policy; it is never truncated. ``info``
     is empty until then, and at the end holds "policy" (what was evaluated), "proposed" (the same
-    before the budgets), "cost" (quantity to cost, in the table's units), "accuracy" and "loss".
+    before the budgets), "cost" (quantity to cost, in the table's units), "accuracy", "loss" and
+    "stopped" (the evaluation ended early, as hopeless).
 
     ## Arguments
 
@@ -96,6 +110,10 @@ class QuantizationEnv(gym.Env[Array, Array]):
     * ``evaluate``: from a policy to its score. What it raises goes through; ``reset`` starts anew.
     * ``budgets``: all are kept by every policy that is evaluated.
     * ``float_accuracy``: of the network before quantization, in the unit of the score's accuracy.
+    * ``float_loss``: likewise, where the loss is the reward.
+    * ``reward``: "accuracy", as in the paper, or "loss".
+    * ``sensitivity``: layer to what each of its choices does to the network, positive, in the
+      order of the table: what ``haq.budgets.solve`` takes as its objective.
 
     Raises ``HaqError`` if the table leaves nothing to choose.
 
@@ -111,25 +129,58 @@ class QuantizationEnv(gym.Env[Array, Array]):
         evaluate: Callable[[Policy], Score],
         budgets: Sequence[Budget] = (),
         float_accuracy: float = 1.0,
+        *,
+        float_loss: float = 0.0,
+        reward: Literal["accuracy", "loss"] = "accuracy",
+        sensitivity: Mapping[str, Array] | None = None,
     ) -> None:
         self.table = table
         self.evaluate = evaluate
         self.budgets = tuple(budgets)
-        self.float_accuracy = float_accuracy
+        self.float_accuracy, self.float_loss, self.reward = float_accuracy, float_loss, reward
+        self.sensitivity = sensitivity
         self.action_space = Box(0.0, 1.0, (1,), np.float32)
-        self.observation_space = Box(0.0, 1.0, (10,), np.float32)
+        self.observation_space = Box(0.0, 1.0, (10 if sensitivity is None else 12,), np.float32)
         self._first = {name: group[0] for name, group in readers(table.layers).items()}
         self._choices = share_activations(table.layers, table.choices)
         self._walk = _steps(table.layers, self._choices, self._first)
         if not self._walk:
             raise HaqError("every layer is left with one choice of bits: take away a pin or widen")
         self._features = _features(table.layers, self._walk)
+        self._known = np.zeros((self.n_steps, 0))
+        if sensitivity is not None:
+            self._known = _sensitivities(self._walk, table, sensitivity)
         self._begin()
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """What the steps of an episode decide, in order."""
+        return tuple(self._walk)
 
     @property
     def n_steps(self) -> int:
         """Number of steps of every episode."""
         return len(self._walk)
+
+    def actions(self, policy: Policy) -> list[float]:
+        """Return the actions that lead to a policy: the middle of what stands for each width.
+
+        Args:
+            policy: Bits among the choices, equal activation bits for layers that read one tensor.
+
+        Raises:
+            ValueError: No actions lead there.
+        """
+        left, actions = dict(self._choices), []
+        for step in self._walk:
+            offered = _offered(left[step.layer], step.of_weights)
+            bits = policy[step.layer]
+            width = bits.weight if step.of_weights else bits.act
+            if width not in offered:
+                raise ValueError(f"layer {step.layer!r} cannot have {bits} here")
+            actions.append((offered.index(width) + 0.5) / len(offered))
+            self._narrow(left, step, width)
+        return actions
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -160,6 +211,8 @@ class QuantizationEnv(gym.Env[Array, Array]):
             return self._observation(), 0.0, False, False, {}
         info = self._judge()
         reward = 0.1 * 100 * (info["accuracy"] - self.float_accuracy)
+        if self.reward == "loss":
+            reward = self.float_loss - info["loss"]
         return self._observation(), reward, True, False, info
 
     def _begin(self) -> None:
@@ -168,33 +221,41 @@ class QuantizationEnv(gym.Env[Array, Array]):
         # What is left to each layer: every decision narrows it, for the activations in the group.
         self._left = dict(self._choices)
 
-    def _observation(self) -> Array:
-        features = self._features[min(self._done, self.n_steps - 1)]  # the end has no next step
-        return np.append(features, self._previous).astype(np.float32)
+    def observe(self, step: int, previous: float) -> Array:
+        """Return the observation at a step, counted from 0, after some action before it."""
+        at = min(step, self.n_steps - 1)  # the end has no next step
+        return np.array([*self._features[at], previous, *self._known[at]], np.float32)
 
-    def _decide(self, step: _Step, share: float) -> None:
-        left = self._left[step.layer]
+    def _observation(self) -> Array:
+        return self.observe(self._done, self._previous)
+
+    def _decide(self, step: Decision, share: float) -> None:
+        width = _pick(_offered(self._left[step.layer], step.of_weights), share)
+        self._narrow(self._left, step, width)
+
+    def _narrow(self, left: dict[str, tuple[Bits, ...]], step: Decision, width: int) -> None:
         if step.of_weights:
-            width = _pick(sorted({bits.weight for bits in left}), share)
-            self._left[step.layer] = tuple(bits for bits in left if bits.weight == width)
+            left[step.layer] = tuple(bits for bits in left[step.layer] if bits.weight == width)
             return
-        width = _pick(sorted({bits.act for bits in left}), share)
         for name, first in self._first.items():
             if first == step.layer:
-                self._left[name] = tuple(bits for bits in self._left[name] if bits.act == width)
+                left[name] = tuple(bits for bits in left[name] if bits.act == width)
 
     def _judge(self) -> dict[str, Any]:
         proposed = {layer.name: self._only(layer.name) for layer in self.table.layers}
         policy = fit(proposed, self.table, self.budgets)
         score = self.evaluate(dict(policy))
-        if not math.isfinite(score.accuracy):
-            raise ValueError(f"evaluate gave an accuracy of {score.accuracy}; it must be finite")
+        for name in {"accuracy", self.reward}:
+            value = getattr(score, name)
+            if not math.isfinite(value):
+                raise ValueError(f"evaluate gave {name} {value}; it must be finite")
         return {
             "policy": policy,
             "proposed": proposed,
             "cost": {quantity: total(self.table, policy, quantity) for quantity in self.table.rows},
             "accuracy": float(score.accuracy),
             "loss": float(score.loss),
+            "stopped": score.stopped,
         }
 
     def _only(self, name: str) -> Bits:
@@ -204,24 +265,52 @@ class QuantizationEnv(gym.Env[Array, Array]):
 
 def _steps(
     layers: Sequence[Layer], choices: Mapping[str, Sequence[Bits]], first: Mapping[str, str]
-) -> list[_Step]:
+) -> list[Decision]:
     steps = []
     for layer in layers:
         offered = choices[layer.name]
         if len({bits.weight for bits in offered}) > 1:
-            steps.append(_Step(layer.name, of_weights=True))
+            steps.append(Decision(layer.name, of_weights=True))
         if first[layer.name] == layer.name and len({bits.act for bits in offered}) > 1:
-            steps.append(_Step(layer.name, of_weights=False))
+            steps.append(Decision(layer.name, of_weights=False))
     return steps
 
 
-def _features(layers: Sequence[Layer], steps: Sequence[_Step]) -> Array:
+def _offered(left: Sequence[Bits], of_weights: bool) -> list[int]:
+    return sorted({bits.weight if of_weights else bits.act for bits in left})
+
+
+def _features(layers: Sequence[Layer], steps: Sequence[Decision]) -> Array:
     """Return what each step observes, but for the previous action: (steps, 9)."""
     described = {layer.name: _described(place, layer) for place, layer in enumerate(layers)}
     raw = np.array([described[step.layer] for step in steps], np.float64)  # (steps, 8)
+    return np.column_stack([_scaled(raw), [float(step.of_weights) for step in steps]])
+
+
+def _scaled(raw: Array) -> Array:
     low, span = raw.min(axis=0), np.ptp(raw, axis=0)
-    scaled = (raw - low) / np.where(span > 0, span, 1.0)
-    return np.column_stack([scaled, [float(step.of_weights) for step in steps]])
+    scaled: Array = (raw - low) / np.where(span > 0, span, 1.0)
+    return scaled
+
+
+def _sensitivities(
+    steps: Sequence[Decision], table: CostTable, sensitivity: Mapping[str, Array]
+) -> Array:
+    """Return what the fewest and the middle bits of each step do at least, scaled: (steps, 2)."""
+    raw = []
+    for step in steps:
+        choices, values = table.choices[step.layer], sensitivity[step.layer]
+        offered = _offered(choices, step.of_weights)
+        least = [
+            min(
+                value
+                for bits, value in zip(choices, values, strict=True)
+                if (bits.weight if step.of_weights else bits.act) == width
+            )
+            for width in (offered[0], offered[len(offered) // 2])
+        ]
+        raw.append(np.log10(np.maximum(least, NOTHING)))
+    return _scaled(np.array(raw))
 
 
 def _described(place: int, layer: Layer) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """Agents: what each of them owes the search, and that DDPG finds the answer of a toy."""
 
+import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 import torch
 from scipy.stats import truncnorm
 
-from haq.agents import AGENTS, Episode
+from haq.agents import AGENTS, INFORMED, Episode
 from haq.agents.ddpg import WARM_UP, Learner, Replay, exploration, secluded, truncated_normal
 from haq.agents.episode import Array, roll
-from haq.costs import permitted, tabulate
+from haq.agents.ilp import optimum
+from haq.budgets import parse_budget
+from haq.costs import permitted, tabulate, total
 from haq.envs.quantization import QuantizationEnv
 from haq.layers import Layer
 from haq.policy import Policy
@@ -50,8 +53,21 @@ def weight_closeness(policy: Policy) -> Score:
     return Score(1 - sum(abs(b.weight - wanted[n]) for n, b in policy.items()) / (6 * len(LAYERS)))
 
 
-def toy(evaluate: Callable[[Policy], Score] = closeness, layers: int = 6) -> QuantizationEnv:
-    return QuantizationEnv(tabulate(LAYERS[:layers], permitted(LAYERS[:layers], None)), evaluate)
+def toy(
+    evaluate: Callable[[Policy], Score] = closeness,
+    layers: int = 6,
+    budgets: Sequence[str] = (),
+    act_bits: int | None = None,
+) -> QuantizationEnv:
+    """Return an environment in which all that is known is that few bits hurt, alike everywhere."""
+    some = LAYERS[:layers]
+    table = tabulate(some, permitted(some, None, act_bits=act_bits))
+    known = {
+        name: np.array([4.0**-bits.weight + 4.0**-bits.act for bits in choices])
+        for name, choices in table.choices.items()
+    }
+    limits = [parse_budget(text, some, None) for text in budgets]
+    return QuantizationEnv(table, evaluate, limits, sensitivity=known)
 
 
 class Recorded(gym.Wrapper[Array, Array, Array, Array]):
@@ -225,6 +241,78 @@ def test_ddpg_differs_from_the_paper_only_after_the_warm_up() -> None:
     )
     assert ours[:20] == papers[:20]
     assert ours[20:] != papers[20:]
+
+
+# --- agents that know the sensitivities ------------------------------------------------------
+
+
+every_informed = pytest.mark.parametrize("name", sorted(INFORMED))
+
+
+@every_informed
+def test_an_informed_agent_needs_sensitivities(name: str) -> None:
+    env = QuantizationEnv(tabulate(LAYERS, permitted(LAYERS, None)), closeness)
+    with pytest.raises(ValueError, match="made with sensitivity="):
+        next(AGENTS[name](env, 1, 0))
+
+
+@every_informed
+def test_its_first_episode_is_the_best_of_all_policies_by_the_sensitivities(name: str) -> None:
+    env = toy(layers=3, budgets=["avg_weight_bits=4"], act_bits=8)
+    assert env.sensitivity is not None
+    limit = env.budgets[0].limit
+    every = [
+        dict(zip(env.table.choices, bits, strict=True))
+        for bits in itertools.product(*env.table.choices.values())
+    ]
+    allowed = [p for p in every if total(env.table, p, "avg_weight_bits") <= limit]
+
+    def predicted(policy: Policy) -> float:
+        return sum(4.0**-bits.weight + 4.0**-bits.act for bits in policy.values())
+
+    first = next(AGENTS[name](env, 1, 0))
+    assert predicted(first.info["policy"]) == pytest.approx(min(map(predicted, allowed)))
+    assert first.notes["predicted"] == pytest.approx(predicted(first.info["policy"]))
+
+
+@every_informed
+def test_it_meets_no_policy_twice_and_keeps_every_budget(name: str) -> None:
+    budgets = ["avg_weight_bits=4", "size=2.5kB"]
+    played = list(AGENTS[name](toy(budgets=budgets), 12, 0))
+    policies = [tuple(sorted(episode.info["policy"].items())) for episode in played]
+    assert len(set(policies)) == 12
+    for episode in played:
+        assert episode.info["cost"]["avg_weight_bits"] <= 4
+        assert episode.info["cost"]["size"] <= 2500
+        assert episode.info["policy"] == episode.info["proposed"]
+
+
+def test_a_factor_moves_bits_to_its_decision() -> None:
+    env = toy(layers=3, budgets=["avg_weight_bits=4"], act_bits=8)
+    alike = optimum(env, np.ones(3))
+    more = optimum(env, [1.0, 1.0, 100.0])
+    assert more["pw1"].weight > alike["pw1"].weight
+    assert more["stem"].weight < alike["stem"].weight
+
+
+def test_weights_and_activations_have_factors_of_their_own() -> None:
+    env = toy(layers=3, budgets=["avg_weight_bits=4"])
+    kinds = [decision.of_weights for decision in env.decisions]
+    factors = np.where(kinds, 1.0, 1e-9)
+    policy = optimum(env, factors)
+    assert {n: b.weight for n, b in policy.items()} == {
+        n: b.weight for n, b in optimum(env, np.ones(len(kinds))).items()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_guided_finds_what_the_sensitivities_do_not_know(seed: int) -> None:
+    # That depthwise layers need all the bits is only in the score.
+    env = toy(weight_closeness, budgets=["avg_weight_bits=4"], act_bits=8)
+    scores = [episode.info["accuracy"] for episode in AGENTS["guided"](env, 60, seed)]
+    assert max(scores) > scores[0]
+    assert np.mean(scores[-15:]) > np.mean(scores[1:9])
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The environment: its steps, actions, observations, reward and end."""
 
+import itertools
 import subprocess
 import sys
 
@@ -203,6 +204,7 @@ def test_info_is_empty_until_the_end_and_then_complete():
         "cost": {"size": 160 + 40, "avg_weight_bits": 8, "bops": 160 * 16},
         "accuracy": pytest.approx(0.58),
         "loss": 2.0,
+        "stopped": False,
     }
 
 
@@ -245,7 +247,7 @@ def test_what_evaluate_raises_goes_through_and_reset_mends():
 
 
 def test_an_accuracy_that_is_no_number_is_refused():
-    with pytest.raises(ValueError, match="accuracy of nan"):
+    with pytest.raises(ValueError, match="accuracy nan"):
         play(make([FC], evaluate=lambda policy: Score(float("nan"))), [1, 1])
 
 
@@ -302,3 +304,59 @@ def test_it_imports_neither_torch_nor_data():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# --- sensitivities, rewards, float layers ----------------------------------------------------
+
+
+def test_sensitivities_are_two_more_observations():
+    table = tabulate([CONV, FC], permitted([CONV, FC], None, (2, 4), 8))
+    known = {"conv": np.array([1e-1, 1e-3, 1e-9]), "fc": np.array([1e-3, 1e-4, 1e-5])}
+    env = QuantizationEnv(table, score, sensitivity=known)
+    observations, *_ = play(env, [0.0, 0.0])
+    assert env.observation_space.shape == (12,)
+    # fewest: log10 is -1 and -3; middle: -3 and -4
+    assert observations[:, 10:].tolist() == [[1, 1], [0, 0], [0, 0]]
+    assert play(QuantizationEnv(table, score), [0.0, 0.0])[0].shape == (3, 10)
+
+
+def test_the_loss_as_a_reward():
+    table = tabulate([FC], permitted([FC], None))
+    env = QuantizationEnv(table, score, reward="loss", float_loss=0.5)
+    assert play(env, [1, 1])[1] == [0.0, 0.5 - 2.0]
+    with pytest.raises(ValueError, match="evaluate gave loss nan"):
+        play(QuantizationEnv(table, constant, reward="loss"), [1, 1])
+
+
+@given(st.data())
+def test_the_actions_of_a_policy_lead_to_it(data):
+    env = make(evaluate=constant)
+    wanted = end(env, [data.draw(st.floats(0, 1)) for _ in range(env.n_steps)])["policy"]
+    assert end(env, env.actions(wanted))["policy"] == wanted
+
+
+def test_a_policy_that_no_actions_lead_to_is_refused():
+    with pytest.raises(ValueError, match="layer 'fc' cannot have w1a8"):
+        make([FC]).actions({"fc": Bits(1, 8)})
+
+
+FLOATS = [*itertools.product((2, 4, 8), (4, 8)), (32, 32)]
+
+
+def test_float_is_one_more_width_and_goes_with_float_activations():
+    env = odd(constant, a=FLOATS, b=FLOATS)
+    assert env.n_steps == 3
+    assert end(env, [1, 0, 0])["policy"] == {"a": (32, 32), "b": (32, 32)}
+    assert end(env, [0.7, 0.9, 0.9])["policy"] == {"a": (8, 8), "b": (8, 8)}
+    assert end(env, [0, 0, 0.5])["policy"] == {"a": (2, 4), "b": (4, 4)}
+
+
+@given(st.data())
+def test_budgets_are_kept_where_layers_may_stay_float(data):
+    layers = [Layer(name, "conv", 1, 1, weights=10, macs=10, reads="a") for name in "ab"]
+    pairs = {name: tuple(Bits(*pair) for pair in FLOATS) for name in "ab"}
+    table = tabulate(layers, pairs)
+    env = QuantizationEnv(table, constant, [Budget("avg_weight_bits", 10)])
+    info = end(env, [data.draw(st.floats(0, 1)) for _ in range(env.n_steps)])
+    assert info["cost"]["avg_weight_bits"] <= 10
+    assert len({bits.act for bits in info["policy"].values()}) == 1

@@ -1,0 +1,122 @@
+"""Integer programming: the policy that is best by the sensitivities, exactly, under all budgets.
+
+That is the first episode. Later ones doubt the sensitivities: each is multiplied by a random
+factor, and the policy is the best by those. So a search of many episodes stays among the policies
+that could be the best.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from haq.agents.episode import Array, Episode, roll
+from haq.budgets import solve
+from haq.envs.quantization import Decision, QuantizationEnv
+from haq.errors import BudgetError
+from haq.policy import Bits, Policy
+
+DOUBT = 0.5
+"""Standard deviation of the logarithms of the factors."""
+
+RETRIES = 20
+"""How often other factors are drawn for a policy that was met before; the doubt grows each time."""
+
+
+def play(env: gym.Env[Array, Array], episodes: int, seed: int) -> Iterator[Episode]:
+    """Play ``episodes`` episodes, the first one the optimum, yielding each as it ends.
+
+    The sum of the sensitivities stands in the notes as "predicted".
+
+    Args:
+        env: A ``QuantizationEnv`` with sensitivities, or a wrapper of one.
+        episodes: How many to play.
+        seed: Decides the doubts.
+
+    Raises:
+        ValueError: The environment has no sensitivities.
+        BudgetError: No policy keeps the budgets.
+    """
+    inner, generator = informed(env), np.random.default_rng(seed)
+    met: set[Key] = set()
+    for number in range(episodes):
+        policy = optimum(inner, np.ones(inner.n_steps))
+        for attempt in range(RETRIES if number else 0):
+            doubt = DOUBT * 1.1**attempt
+            policy = optimum(inner, np.exp(doubt * generator.standard_normal(inner.n_steps)))
+            if key(policy) not in met:
+                break
+        met.add(key(policy))
+        yield follow(env, inner, policy, None if number else seed)
+
+
+Key = tuple[tuple[str, Bits], ...]
+
+
+def key(policy: Policy) -> Key:
+    """Return something hashable that is equal for equal policies."""
+    return tuple(sorted(policy.items()))
+
+
+def informed(env: gym.Env[Array, Array]) -> QuantizationEnv:
+    """Return the environment without its wrappers.
+
+    Raises:
+        ValueError: It is another one, or has no sensitivities.
+    """
+    inner: Any = env.unwrapped
+    if not isinstance(inner, QuantizationEnv) or inner.sensitivity is None:
+        raise ValueError("this agent plays a QuantizationEnv made with sensitivity=")
+    return inner
+
+
+def optimum(env: QuantizationEnv, factors: Sequence[float] | Array) -> dict[str, Bits]:
+    """Return the policy with the least sum of sensitivities, each times a factor.
+
+    Args:
+        env: With sensitivities and budgets.
+        factors: One for each of its decisions, positive.
+
+    Raises:
+        BudgetError: No policy keeps the budgets.
+    """
+    assert env.sensitivity is not None
+    times = dict(zip(env.decisions, factors, strict=True))
+    goal = {}
+    for name, values in env.sensitivity.items():
+        of_weights = _of_weights(env.table.choices[name], values)
+        of_acts = values - of_weights
+        weights, acts = (times.get(Decision(name, kind), 1.0) for kind in (True, False))
+        goal[name] = weights * of_weights + acts * of_acts
+    found = solve(goal, env.table, env.budgets)
+    if found is None:
+        raise BudgetError("no policy keeps all budgets; raise one of them, or prune first")
+    return found
+
+
+def _of_weights(choices: Sequence[Bits], values: Array) -> Array:
+    """Return the part of each choice's value that is due to its weights."""
+    least: dict[int, float] = {}
+    for bits, value in zip(choices, values, strict=True):
+        least[bits.weight] = min(value, least.get(bits.weight, np.inf))
+    return np.array([least[bits.weight] for bits in choices])
+
+
+def follow(
+    env: gym.Env[Array, Array], inner: QuantizationEnv, policy: Mapping[str, Bits], seed: int | None
+) -> Episode:
+    """Play the episode whose actions lead to a policy that keeps the budgets."""
+    actions = iter(inner.actions(policy))
+    episode, _ = roll(env, partial(_next, actions), seed)
+    assert inner.sensitivity is not None
+    predicted = sum(
+        float(inner.sensitivity[name][inner.table.positions[name][bits]])
+        for name, bits in policy.items()
+    )
+    return episode._replace(notes={"predicted": predicted})
+
+
+def _next(actions: Iterator[float], _observation: Array) -> Array:
+    return np.array([next(actions)])
