@@ -1,0 +1,76 @@
+"use strict";
+(() => {
+  const { figures, themes, reload_s: reloadSeconds } = JSON.parse(document.getElementById("content").textContent);
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const paper = matchMedia("print");
+  const PRINT_WIDTH = 660; // pixels: what fits on A4 and on Letter
+  const CONFIG = {
+    responsive: true, displaylogo: false,
+    modeBarButtons: [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"], ["toImage"]],
+  };
+  let printing = false;
+
+  const colored = (value, theme) => {
+    if (typeof value === "string") return theme[value] ?? value;
+    if (Array.isArray(value)) return value.map((item) => colored(item, theme));
+    if (value === null || typeof value !== "object") return value;
+    return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, colored(item, theme)]));
+  };
+
+  const draw = (plot) => {
+    if (plot.closest("figure").hidden) return; // it has no width yet
+    const theme = themes[dark.matches && !printing ? "dark" : "light"];
+    const { data, layout } = colored(figures[plot.dataset.figure], theme);
+    if (printing) layout.width = PRINT_WIDTH;
+    Plotly.react(plot, data, layout, CONFIG);
+    // The label of the chart says what it shows; its buttons stay.
+    document.querySelectorAll(".plot svg, #js-plotly-tester").forEach((svg) => svg.setAttribute("aria-hidden", "true"));
+  };
+  const drawAll = () => document.querySelectorAll(".plot").forEach(draw);
+
+  const print = (on) => {
+    if (printing === on) return;
+    printing = on;
+    document.documentElement.toggleAttribute("data-theme", on);
+    if (on) document.documentElement.dataset.theme = "light";
+    drawAll();
+  };
+
+  document.querySelectorAll(".choice select").forEach((select) => {
+    select.addEventListener("change", () => {
+      select.closest(".choice").querySelectorAll("figure").forEach((figure) => {
+        figure.hidden = figure.id !== `chart-${select.value}`;
+        draw(figure.querySelector(".plot"));
+      });
+    });
+  });
+
+  const key = (row, column) => {
+    const cell = row.cells[column];
+    return cell.dataset.value === undefined ? cell.textContent.trim() : Number(cell.dataset.value);
+  };
+  const compare = (a, b) => {
+    if (typeof a === typeof b) return typeof a === "number" ? a - b : a.localeCompare(b, "en", { numeric: true });
+    return typeof a === "number" ? -1 : 1; // what has no number comes last
+  };
+  document.querySelectorAll("table").forEach((table) => {
+    const heads = [...table.tHead.rows[0].cells];
+    heads.forEach((head, column) => {
+      head.querySelector("button")?.addEventListener("click", () => {
+        const descending = head.getAttribute("aria-sort") === "ascending";
+        heads.forEach((other) => other.setAttribute("aria-sort", "none"));
+        head.setAttribute("aria-sort", descending ? "descending" : "ascending");
+        const rows = [...table.tBodies[0].rows];
+        rows.sort((one, other) => (descending ? -1 : 1) * compare(key(one, column), key(other, column)));
+        table.tBodies[0].append(...rows);
+      });
+    });
+  });
+
+  dark.addEventListener("change", drawAll);
+  paper.addEventListener("change", () => print(paper.matches));
+  addEventListener("beforeprint", () => print(true));
+  addEventListener("afterprint", () => print(false));
+  drawAll();
+  if (reloadSeconds) setTimeout(() => location.reload(), 1000 * reloadSeconds);
+})();

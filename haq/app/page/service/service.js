@@ -1,0 +1,198 @@
+"use strict";
+(() => {
+  const csrf = document.querySelector("meta[name=csrf]")?.content;
+  const ask = async (path, options = {}) => {
+    const headers = { ...(csrf ? { "X-CSRF-Token": csrf } : {}), ...options.headers };
+    const answer = await fetch(path, { ...options, headers });
+    const content = await answer.json();
+    if (!answer.ok) throw new Error(content.message);
+    return content;
+  };
+  const json = (content) => ({ method: "POST", body: JSON.stringify(content), headers: { "Content-Type": "application/json" } });
+  const element = (tag, text, attributes = {}) => {
+    const made = document.createElement(tag);
+    made.textContent = text;
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+    return made;
+  };
+
+  document.getElementById("errors")?.focus();
+  document.querySelectorAll("form[data-ask]").forEach((form) => {
+    form.addEventListener("submit", (event) => { if (!confirm(form.dataset.ask)) event.preventDefault(); });
+  });
+
+  // The list: drawn anew by the server now and then, while something goes on.
+  const list = document.getElementById("runs");
+  if (list) {
+    const refresh = async () => {
+      if (document.hidden) return;
+      const page = new DOMParser().parseFromString(await (await fetch(location.href)).text(), "text/html");
+      const rows = page.querySelector("#runs tbody");
+      if (!rows || list.tBodies[0].contains(document.activeElement)) return;
+      const chosen = new Set([...list.querySelectorAll(":checked")].map((box) => box.value));
+      list.tBodies[0].replaceWith(document.adoptNode(rows));
+      list.querySelectorAll("[name=run]").forEach((box) => { box.checked = chosen.has(box.value); });
+      list.dataset.live = page.getElementById("runs").dataset.live;
+    };
+    setInterval(() => { if (list.dataset.live === "true") refresh().catch(() => {}); }, 3000);
+  }
+
+  // A new search: what the budgets can be, and files to bring.
+  const form = document.getElementById("new");
+  if (form) {
+    const number = (value) => value.toLocaleString("en", { maximumSignificantDigits: 4 });
+    const numbers = new Set(["size", "float_epochs", "batch", "episodes", "seed", "width", "final_epochs", "lr", "train_images", "val_images", "calibration_images"]);
+    const asked = () => {
+      const found = {};
+      for (const [name, value] of new FormData(form)) {
+        if (value === "" || /^(csrf|key|title|action|quantity\.|budgets\.)/.test(name)) continue;
+        found[name] = numbers.has(name) ? Number(value) : name === "act_bits" && value !== "search" ? Number(value) : value;
+      }
+      if (!found.weights && !("float_epochs" in found)) found.float_epochs = 1; // costs do not depend on it
+      found.budgets = [0, 1].filter((row) => row === 0 || form[`budgets.${row}`].value).map((row) => `${form[`quantity.${row}`].value}=1`);
+      return found;
+    };
+    let latest = 0;
+    const show = async () => {
+      const mine = ++latest;
+      const hints = [...form.querySelectorAll(".range")];
+      try {
+        const ranges = await ask("/v1/ranges", json(asked()));
+        if (mine !== latest) return;
+        hints.forEach((hint) => {
+          const quantity = form[`quantity.${hint.dataset.row}`].value;
+          const range = ranges.find((row) => row.quantity === quantity);
+          hint.textContent = range
+            ? `From ${number(range.cheapest)} (cheapest policy) to ${number(range.dearest)} ${range.unit} (dearest)` + (range.w8a8 === null ? "." : `; 8 bits everywhere: ${number(range.w8a8)}.`)
+            : `${quantity} needs a target.`;
+        });
+      } catch (error) {
+        if (mine === latest) hints.forEach((hint) => { hint.textContent = error.message; });
+      }
+    };
+    let waiting;
+    form.addEventListener("change", (event) => {
+      if (event.target.dataset.upload) return;
+      clearTimeout(waiting);
+      waiting = setTimeout(show, 200);
+    });
+    form.querySelector("[value=ranges]").addEventListener("click", (event) => { event.preventDefault(); show(); });
+    show();
+
+    const said = document.getElementById("upload-said");
+    form.querySelectorAll("[data-upload]").forEach((input) => {
+      input.addEventListener("change", async () => {
+        const [file] = input.files;
+        if (!file) return;
+        const kind = input.dataset.upload;
+        said.className = "";
+        said.textContent = `Sending ${file.name} …`;
+        try {
+          const kept = await ask(`/v1/uploads/${kind}?name=${encodeURIComponent(file.name)}`, { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
+          const select = form[kind];
+          select.append(element("option", `${kept.name} (uploaded)`, { value: `upload:${kept.id}` }));
+          select.value = `upload:${kept.id}`;
+          said.textContent = `${kept.name} is here and chosen.`;
+          show();
+        } catch (error) {
+          said.className = "error";
+          said.textContent = error.message;
+        }
+      });
+    });
+  }
+
+  // A run: events as they come, and the report's charts with them.
+  const run = document.getElementById("run");
+  if (run) {
+    const place = `/v1/runs/${run.dataset.run}`;
+    const at = (id) => document.getElementById(id);
+    const dark = matchMedia("(prefers-color-scheme: dark)");
+    let themes, charts = {};
+    const colored = (value, theme) => {
+      if (typeof value === "string") return theme[value] ?? value;
+      if (Array.isArray(value)) return value.map((item) => colored(item, theme));
+      if (value === null || typeof value !== "object") return value;
+      return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, colored(item, theme)]));
+    };
+    const draw = (key) => {
+      const { figure } = charts[key];
+      const { data, layout } = colored(figure, themes[dark.matches ? "dark" : "light"]);
+      Plotly.react(at(`plot-${key}`), data, layout, { responsive: true, displaylogo: false });
+    };
+    const drawCharts = async () => {
+      themes ??= await ask("/static/themes.json");
+      const found = await ask(`${place}/charts`);
+      charts = found.charts;
+      for (const [key, chart] of Object.entries(charts)) {
+        if (!at(`plot-${key}`)) {
+          const figure = element("figure", "", { "aria-label": chart.title });
+          figure.append(element("h3", chart.title), element("div", "", { id: `plot-${key}`, class: "plot", role: "img" }), element("figcaption", ""));
+          at("charts").append(figure);
+        }
+        at(`plot-${key}`).setAttribute("aria-label", `${chart.title}. ${chart.sentence}`);
+        at(`plot-${key}`).closest("figure").querySelector("figcaption").textContent = chart.sentence;
+        draw(key);
+      }
+      return found.reasons;
+    };
+    const drawLayers = async (reasons) => {
+      const layers = await ask(`${place}/layers`);
+      if (!layers.length) return; // no episode is finished yet
+      at("layers").tBodies[0].replaceChildren(...layers.map((layer) => {
+        const row = element("tr", "");
+        row.append(element("th", layer.name, { scope: "row" }), element("td", layer.kind), element("td", layer.weight_bits, { class: "number" }), element("td", layer.act_bits, { class: "number" }), element("td", reasons[layer.name] ?? "", { class: "prose" }));
+        return row;
+      }));
+    };
+    // One look at a time, and one more if something came meanwhile.
+    let looking = false, again = false;
+    const look = async () => {
+      again = true;
+      if (looking) return;
+      looking = true;
+      while (again) {
+        again = false;
+        const started = Date.now();
+        try { await drawLayers(await drawCharts()); } catch { /* busy: the next look will do */ }
+        // The server shares its cores with the search: the longer a look takes, the rarer it is.
+        const pause = Math.max(1500, 10 * (Date.now() - started));
+        if (again) await new Promise((done) => setTimeout(done, pause));
+      }
+      looking = false;
+      run.dataset.drawn = run.dataset.events;
+    };
+    dark.addEventListener("change", () => Object.keys(charts).forEach(draw));
+    look();
+
+    if (run.dataset.over === "false") {
+      const known = Number(run.dataset.events);
+      const source = new EventSource(`${place}/events?after=${known}`);
+      const percent = (share) => (share === null ? "–" : `${(100 * share).toFixed(2)} %`);
+      const time = (seconds) => (seconds === null ? "" : seconds < 90 ? `about ${Math.ceil(seconds)} s left` : `about ${Math.ceil(seconds / 60)} min left`);
+      source.addEventListener("progress", (event) => {
+        const stand = JSON.parse(event.data);
+        at("stage").textContent = stand.stage ? `${stand.stage} ${stand.done} of ${stand.total}` : "–";
+        at("left").textContent = [stand.note, time(stand.seconds_left)].filter(Boolean).join("; ");
+        at("episodes").textContent = at("bar").value = stand.episodes;
+        at("best").textContent = percent(stand.best_accuracy);
+      });
+      source.addEventListener("trial", (event) => {
+        const trial = JSON.parse(event.data);
+        run.dataset.events = event.lastEventId;
+        at("episodes").textContent = at("bar").value = trial.episode + 1;
+        at("best").textContent = percent(trial.best_accuracy);
+        look();
+      });
+      source.addEventListener("state", (event) => {
+        const { state, message } = JSON.parse(event.data);
+        run.dataset.events = event.lastEventId;
+        at("state").replaceChildren(element("span", state, { class: `state ${state}` }));
+        at("message").textContent = message ?? "";
+        at("said").textContent = `The run is ${state}.`;
+      });
+      // What can be done and taken away now is the server's to say.
+      source.addEventListener("end", () => { source.close(); location.reload(); });
+    }
+  }
+})();

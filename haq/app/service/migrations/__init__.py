@@ -1,0 +1,1 @@
+"""From any older database to the tables of today, by Alembic."""
