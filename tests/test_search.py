@@ -23,6 +23,8 @@ from haq.hw_profiles import load as load_target
 from haq.models import build
 from haq.models.weights import load_weights
 from haq.policy import Bits, read_policy
+from haq.quantize import load_clips, quantize
+from haq.train import score
 from haq.trials import best
 
 SMALL = {"model": "digits_mlp", "episodes": 6, "float_epochs": 3, "val_images": 120,
@@ -367,3 +369,151 @@ def test_an_impossible_budget_from_python_leaves_nothing_behind(tmp_path):
         haq.search(Detector(), torch.randn(4, 3, 8, 8), evaluate=lambda n: 0.5,
                    out=tmp_path / "run", budgets=["size=10B"])  # fmt: skip
     assert not (tmp_path / "run").exists()
+
+
+# --- answers in seconds, and guided searches -------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("answered")
+    asked = {"model": "digits_cnn", "agent": "ilp", "episodes": None, "budgets": ["size=12kB"]}
+    asked["rounding_steps"] = 40
+    return folder, run(small(**asked), folder)
+
+
+def test_ilp_answers_with_one_policy_and_no_training(answered):
+    folder, summary = answered
+    job = results.read_job(folder)
+    assert (job.episodes, job.evaluation, job.last_epochs(False), job.last_steps) == (
+        1, "cheap", 0, 40,
+    )  # fmt: skip
+    assert summary["evaluations"] == 1
+    assert summary["budgets"][0]["achieved"] <= 12_000
+    kept = json.loads((folder / "sensitivity.json").read_text())
+    assert kept.keys() == {"measure", "images", "weights", "activations"}
+    assert (kept["measure"], kept["images"]) == ("kl", 256)
+    free = [row["name"] for row in summary["layers"][1:-1]]
+    assert list(kept["weights"]) == free  # the first and the last layer are pinned
+    assert all(list(row) == ["2", "3", "4", "5", "6", "7", "8"] for row in kept["weights"].values())
+
+
+def test_learned_rounding_loads_back(answered):
+    folder, summary = answered
+    data = load("digits")
+    model = build("digits_cnn")
+    load_weights(model, folder / "float.safetensors")
+    graph = plan(results.read_job(folder), model, {"shape": data.shape}).graph
+    network = quantize(
+        graph, read_policy(folder / "policy.json"), load_clips(folder / "clips.safetensors")
+    )
+    load_weights(network, folder / "weights.safetensors")
+    assert score(network.eval(), data.test).accuracy == summary["final_test_accuracy"]
+    float_weights = torch.cat([p.flatten() for n, p in model.named_parameters() if "conv" in n])
+    learned = torch.cat([p.flatten() for n, p in network.named_parameters() if "conv" in n])
+    assert not torch.equal(float_weights, learned)
+
+
+def test_what_is_not_said_is_as_suits_the_agent():
+    ilp, led, both = (
+        parse_job(**fields)
+        for fields in (
+            {"agent": "ilp", "episodes": None},
+            {"agent": "guided"},
+            {"agent": "guided", "evaluation": "finetune"},
+        )
+    )
+    assert (ilp.episodes, ilp.evaluation, ilp.finalists, ilp.last_steps) == (1, "cheap", 0, 300)
+    assert (led.episodes, led.evaluation, led.finalists, led.last_steps) == (60, "cheap", 3, 300)
+    assert (both.finalists, both.last_steps) == (0, 0)
+    assert (led.last_epochs(True), led.last_epochs(False)) == (30, 0)
+    assert parse_job(data="cifar10:X", agent="ilp", final_epochs=2).last_epochs(False) == 2
+    assert parse_job(agent="ilp", episodes=9).episodes == 9
+
+
+def guided(**changes):
+    asked = {"agent": "guided", "episodes": 12, "finalists": 2, "final_epochs": 0,
+             "rounding_steps": 0}  # fmt: skip
+    return small(**asked | changes)
+
+
+@pytest.fixture(scope="module")
+def led(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("led")
+    return folder, run(guided(), folder)
+
+
+def test_guided_begins_with_the_policy_of_ilp_and_gives_the_best_their_epoch(led, tmp_path):
+    folder, summary = led
+    trials = results.read_trials(folder)
+    run(small(agent="ilp", episodes=1, rounding_steps=0), tmp_path)
+    assert trials[0].policy == policies(tmp_path)
+    rows = summary["finalists"]
+    assert 0 in [row["episode"] for row in rows] and len(rows) in (2, 3)
+    top = max(row["tuned_val_accuracy"] for row in rows)
+    assert summary["final_val_accuracy"] >= max(top, trials[0].accuracy) - 0.02  # it is settled
+    assert policies(folder) == trials[summary["best_episode"]].policy
+
+
+def test_a_killed_guided_run_goes_on_to_the_same_end(led, tmp_path):
+    whole, summary = led
+    for name in ("job.json", "float.safetensors", "clips.safetensors", "sensitivity.json"):
+        (tmp_path / name).write_bytes((whole / name).read_bytes())
+    lines = (whole / "trials.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "trials.jsonl").write_bytes(b"".join(lines[:5]))
+    again = run(results.read_job(tmp_path), tmp_path)
+    assert scores(tmp_path) == scores(whole)
+    assert again["finalists"] == summary["finalists"]
+    assert policies(tmp_path) == policies(whole)
+
+
+@pytest.mark.parametrize("reward", ["loss", "agreement"])
+def test_other_rewards(tmp_path, reward):
+    asked = {"reward": reward, "finalists": 0, "episodes": 3}
+    assert run(guided(**asked), tmp_path)["state"] == "finished"
+    trials = results.read_trials(tmp_path)
+    (of_float,) = {round(trial.reward + trial.loss, 6) for trial in trials}
+    assert of_float == 0 if reward == "agreement" else of_float > 0
+
+
+def test_inputs_without_labels_and_scores_are_enough_for_ilp(tmp_path):
+    torch.manual_seed(0)
+    model, inputs = build("digits_cnn"), load("digits").train.batch(torch.arange(256))[0]
+    found = haq.search(model, inputs, agent="ilp", budgets=["avg_weight_bits=4"],
+                       out=tmp_path / "run", rounding_steps=20)  # fmt: skip
+    assert found.summary["cost"]["avg_weight_bits"] <= 4
+    (trial,) = found.trials
+    assert 0 <= trial.accuracy <= 1 and trial.loss >= 0
+    assert found.summary["float_val_accuracy"] == 1
+
+
+def test_ilp_for_a_network_that_is_no_classifier(tmp_path):
+    torch.manual_seed(0)
+    found = haq.search(Detector().eval(), torch.randn(32, 3, 12, 12), agent="ilp",
+                       budgets=["size=900B"], out=tmp_path / "run", rounding_steps=5)  # fmt: skip
+    assert found.summary["budgets"][0]["achieved"] <= 900
+
+
+def test_guided_plays_for_any_score(tmp_path):
+    torch.manual_seed(0)
+    model, inputs = Detector().eval(), torch.randn(16, 3, 12, 12)
+    asked = {"evaluate": lambda network: float(network(inputs).mean()), "agent": "guided",
+             "episodes": 3, "budgets": ["size=900B"], "rounding_steps": 2}  # fmt: skip
+    found = haq.search(model, inputs, out=tmp_path / "run", **asked)
+    assert len(found.trials) == 3
+    assert "finalists" not in found.summary
+    with pytest.raises(HaqError, match="reward loss: evaluate= gives one number"):
+        haq.search(model, inputs, reward="loss", **asked)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"paper": True, "evaluation": "cheap"}, "paper fine-tunes in every episode"),
+        ({"finalists": 3}, "every episode is fine-tuned already"),
+        ({"reward": "size"}, "reward 'size': Input should be 'accuracy', 'loss' or 'agreement'"),
+    ],
+)
+def test_contradictions_are_said(fields, message):
+    with pytest.raises(HaqError, match=message):
+        small(**fields)

@@ -1,9 +1,9 @@
 """HAQ from Python: the same search, for models and data that have no name on the command line."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
@@ -11,25 +11,27 @@ from torch import Tensor, nn
 
 from haq.app import results
 from haq.app.job import Job, parse_job
+from haq.app.play import Scoring
 from haq.app.search import (
-    Evaluation,
     OnProgress,
-    calibration_batches,
-    fine_tuned,
     images_of,
-    kept_clips,
+    labeled,
     plan,
     play,
     remove_unused,
     run,
+    unlabeled,
 )
 from haq.datasets import Data, from_splits, load
 from haq.errors import DataError, HaqError, RunError
 from haq.graph import Graph, evaluating
 from haq.models.weights import load_weights, save_weights
 from haq.policy import Bits, read_policy
-from haq.quantize import Clips, load_clips, quantize
-from haq.trials import Score, Trial
+from haq.quantize import load_clips, quantize
+from haq.trials import Score, Trial, best
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,10 @@ def search(
             whose forward torch.fx can trace; it is left as it is. Or a name.
         data: A data set by name, as ``haq.datasets.Data``, or as its three splits, each a pair of
             images (N, C, H, W) and labels (N,). With ``evaluate`` also just a tensor (N, ...) of
-            inputs to calibrate on; then nothing is fine-tuned.
+            inputs to calibrate on; then nothing is fine-tuned. Without ``evaluate`` such inputs do
+            for the cheap evaluation, as of ``agent="ilp"``: agreement with the float network.
         evaluate: From a quantized network, in evaluation mode, to a score where higher is better;
-            validation accuracy without it. Rewards take it as a share, so one in [0, 1] suits best.
+            without it validation accuracy. Rewards take it as a share, so one in [0, 1] suits best.
         out: Name or folder of the run; named after the job without it.
         resume: Go on with the run in ``out``, which must have been asked for in the same words.
         on_progress: Called with a ``haq.app.search.Progress``.
@@ -92,13 +95,8 @@ def search(
         run(job, folder, say)
         return _found(folder, None)
     inputs = data if isinstance(data, Tensor) else None
-    if inputs is not None and evaluate is None:
-        raise DataError("inputs alone have no labels: give evaluate=, or the three splits")
     images = None if isinstance(data, Tensor) else _images(data, fields.get("seed", 0))
-    named = {"weights", "float_epochs", "width", "size"} & fields.keys()
-    if named:
-        raise HaqError(f"{', '.join(sorted(named))}: only for a model given by its name")
-    job = parse_job(model=type(model).__name__, data=images.name if images else "inputs", **fields)
+    job = _job(model, images, evaluate, fields)
     folder = _folder(job, out, resume)
     sample = inputs if inputs is not None else torch.zeros(1, *(images.shape if images else ()))
     try:
@@ -110,20 +108,40 @@ def search(
         raise
     results.write_job(folder, job)
     _keep_float(model, folder / "float.safetensors")
+    scoring = _scoring(evaluate) if evaluate is not None else None
     if inputs is not None:
-        batches = iter(inputs[: job.calibration_images].split(128))
+        evaluation = unlabeled(job, folder, planned, inputs, say, scoring)
     else:
         assert images is not None
-        batches = calibration_batches(images, job.calibration_images, job.seed)
-    clips = kept_clips(job, folder, planned.graph, batches, say)
-    if images is not None:
-        evaluation = fine_tuned(job, planned.graph, clips, images, say)
-    else:
-        evaluation = _not_tuned(planned.graph, clips)
-    if evaluate is not None:
-        evaluation = _scored_by(evaluation, evaluate, planned.graph)
+        evaluation = labeled(job, folder, planned, images, say)
+        if scoring is not None:
+            own = scoring(planned.graph.traced)
+            evaluation = evaluation._replace(score=scoring, float_score=own, test=None)
     play(job, folder, planned, evaluation, say)
     return _found(folder, planned.graph)
+
+
+def _job(
+    model: nn.Module,
+    images: Data | None,
+    evaluate: Callable[[nn.Module], float] | None,
+    fields: dict[str, Any],
+) -> Job:
+    """Return the job for a model of the caller's own; ``images`` is None for inputs alone."""
+    named = {"weights", "float_epochs", "width", "size"} & fields.keys()
+    if named:
+        raise HaqError(f"{', '.join(sorted(named))}: only for a model given by its name")
+    fields = ({} if images else {"finalists": 0}) | fields  # those would be fine-tuned
+    fields = ({"reward": "accuracy"} if evaluate else {}) | fields
+    job = parse_job(model=type(model).__name__, data=images.name if images else "inputs", **fields)
+    if evaluate and job.reward != "accuracy":
+        raise HaqError(f"reward {job.reward}: evaluate= gives one number; leave the reward out")
+    if images is None and evaluate is None and job.evaluation != "cheap":
+        raise DataError(
+            "inputs alone have no labels: give evaluate=, or the three splits, or take an agent or "
+            'an evaluation that needs none, such as agent="ilp"'
+        )
+    return job
 
 
 def _images(data: Data | Sequence[Any] | str, seed: int) -> Data:
@@ -155,24 +173,12 @@ def _keep_float(model: nn.Module, kept: Path) -> None:
         raise RunError(f"the model's weights are not those that the run started from ({kept})")
 
 
-def _not_tuned(graph: Graph, clips: Clips) -> Evaluation:
-    return Evaluation(
-        tuned=lambda policy: quantize(graph, policy, clips),
-        score=lambda model: Score(float("nan")),
-        float_score=Score(float("nan")),
-        finish=lambda model: None,
-        test=None,
-    )
-
-
-def _scored_by(
-    evaluation: Evaluation, evaluate: Callable[[nn.Module], float], graph: Graph
-) -> Evaluation:
-    def score(model: nn.Module) -> Score:
+def _scoring(evaluate: Callable[[nn.Module], float]) -> Scoring:
+    def score(model: nn.Module, beat: float | None = None) -> Score:
         with torch.no_grad(), evaluating(model):
             return Score(float(evaluate(model)))
 
-    return evaluation._replace(score=score, float_score=score(graph.traced), test=None)
+    return score
 
 
 def _found(folder: Path, graph: Graph | None) -> Run:
@@ -189,3 +195,61 @@ def _found(folder: Path, graph: Graph | None) -> Run:
         results.read_trials(folder),
         network,
     )
+
+
+@dataclass(frozen=True)
+class Tables:
+    """A run read back from its folder, with its numbers as pandas frames.
+
+    Attributes:
+        folder: Where it lies.
+        job: What was asked for.
+        summary: As in ``summary.json``; empty before the first episode.
+        policy: Of the best trial.
+        trials: A row an episode: accuracy, loss, reward, seconds, cached, a column for each cost
+            under its quantity's name, and the policy.
+        layers: A row a layer: kind, params, macs, weight_bits, act_bits, and for each quantity its
+            cost and, as quantity_w8a8, the one at 8 bits. The units of both frames are in their
+            ``attrs["units"]``.
+    """
+
+    folder: Path
+    job: Job
+    summary: dict[str, Any]
+    policy: dict[str, Bits]
+    trials: "DataFrame"
+    layers: "DataFrame"
+
+
+def load_run(path: str | Path) -> Tables:
+    """Return a run, finished or not, as tables.
+
+    Args:
+        path: Its name or folder.
+
+    Raises:
+        RunError: There is no run, or it is damaged.
+
+    >>> run = load_run("mine")  # doctest: +SKIP
+    >>> run.trials.plot.scatter("avg_weight_bits", "accuracy")  # doctest: +SKIP
+    """
+    from pandas import DataFrame
+
+    folder = results.find_folder(str(path))
+    kept = folder / "summary.json"
+    summary = results.read_json(kept) if kept.exists() else {}
+    found = results.read_trials(folder)
+    trials = DataFrame([_flat(vars(trial), "cost", "") for trial in found])
+    rows = [_flat(row, "cost", "") for row in summary.get("layers", [])]
+    layers = DataFrame([_flat(row, "cost_w8a8", "_w8a8") for row in rows])
+    trials = trials.set_index("episode") if found else trials
+    layers = layers.set_index("name") if rows else layers
+    trials.attrs["units"] = layers.attrs["units"] = summary.get("units", {})
+    policy = dict(best(found).policy) if found else {}
+    return Tables(folder, results.read_job(folder), summary, policy, trials, layers)
+
+
+def _flat(row: Mapping[str, Any], field: str, suffix: str) -> dict[str, Any]:
+    """Return a row with the entries of one of its fields as columns of their own."""
+    columns = {f"{name}{suffix}": value for name, value in row[field].items()}
+    return {name: value for name, value in row.items() if name != field} | columns

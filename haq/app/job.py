@@ -1,5 +1,6 @@
 """What a user asks for, checked once for the command line and for Python."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,6 +30,9 @@ class Job(BaseModel):
     agent: str = "ddpg"
     paper: bool = False
     episodes: Annotated[int, Field(ge=1)] = 60
+    evaluation: Literal["finetune", "cheap"] = "finetune"
+    reward: Literal["accuracy", "loss", "agreement"] = "accuracy"
+    finalists: Annotated[int, Field(ge=0)] = 0
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     weight_bits: tuple[Width, Width] = (2, 8)
     act_bits: Width | Literal["search"] | None = None
@@ -41,14 +45,23 @@ class Job(BaseModel):
     lr: Annotated[float, Field(gt=0)] = 0.02
     distill: bool = True
     final_epochs: Annotated[int, Field(ge=0)] | None = None
+    rounding_steps: Annotated[int, Field(ge=0)] | None = None
     float_epochs: Annotated[int, Field(ge=0)] | None = None
     threads: Annotated[int, Field(ge=1)] | None = None
 
-    @property
-    def last_epochs(self) -> int:
-        """Epochs for the policy found: as asked, else 30 of the few digits and 1 of other data."""
-        default = 30 if self.data == "digits" else 1
+    def last_epochs(self, tuned: bool) -> int:
+        """Return the epochs for the policy found: as asked, else 30 of the few digits, else 1.
+
+        None unless they are asked for, where its network is not fine-tuned so far.
+        """
+        default = (30 if self.data == "digits" else 1) if tuned else 0
         return default if self.final_epochs is None else self.final_epochs
+
+    @property
+    def last_steps(self) -> int:
+        """Steps in which the policy found learns its rounding, where it is not fine-tuned."""
+        default = 300 if self.evaluation == "cheap" else 0
+        return default if self.rounding_steps is None else self.rounding_steps
 
     @property
     def fixed_act_bits(self) -> int | None:
@@ -62,14 +75,27 @@ class Job(BaseModel):
 _OF_ACTIVATIONS = ("latency", "energy", "bops")
 
 
+BY_AGENT: Mapping[str, Mapping[str, object]] = {
+    "ilp": {"episodes": 1, "evaluation": "cheap"},
+    "guided": {"evaluation": "cheap", "finalists": 3, "reward": "agreement"},
+}
+"""What an agent asks for unless the user says otherwise."""
+
+
 def parse_job(**fields: object) -> Job:
     """Return the job, or say in one sentence which field is wrong.
+
+    Fields that are left out, or None where that says nothing, are as suits the agent.
 
     Raises:
         HaqError: A field is unknown or out of range.
     """
+    given = {name: value for name, value in fields.items() if value is not None}
+    suits = dict(BY_AGENT.get(str(fields.get("agent")), {}))
+    if given.get("evaluation") == "finetune":
+        suits.pop("finalists", None)
     try:
-        job = Job.model_validate(fields)
+        job = Job.model_validate(suits | given)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"][:1]).replace("_", "-")
@@ -83,4 +109,11 @@ def parse_job(**fields: object) -> Job:
         raise HaqError("weights and float-epochs exclude each other; leave one of them out")
     if job.paper and job.agent != "ddpg":
         raise HaqError(f"paper is a way to run ddpg, not {job.agent}; leave one of them out")
+    if job.paper and job.evaluation != "finetune":
+        raise HaqError("paper fine-tunes in every episode; leave --evaluation cheap out")
+    if job.finalists and job.evaluation == "finetune":
+        raise HaqError(
+            f"finalists {job.finalists}: every episode is fine-tuned already; leave it out, or ask "
+            "for the cheap evaluation"
+        )
     return job.model_copy(update={"distill": job.distill and not job.paper})

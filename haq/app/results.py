@@ -140,7 +140,7 @@ def drop_torn_line(folder: Path) -> None:
 
 def provenance(command: Sequence[str]) -> dict[str, Any]:
     """Return what made a result: command, versions and machine."""
-    packages = ("haq", "torch", "stable-baselines3", "gymnasium", "numpy", "scipy")
+    packages = ("haq", "torch", "stable-baselines3", "gymnasium", "numpy", "scipy", "onnxruntime")
     return {
         "command": " ".join(command),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},

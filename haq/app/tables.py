@@ -24,7 +24,7 @@ _KEPT = (
     "state", "float_val_accuracy", "float_test_accuracy", "best_episode", "episode_val_accuracy",
     "episode_test_accuracy", "final_val_accuracy", "final_test_accuracy", "episodes",
     "evaluations", "evaluation_seconds", "seconds_per_evaluation", "finish_seconds", "budgets",
-    "cost", "units", "threads", "provenance",
+    "cost", "cost_origin", "measured_latency", "units", "threads", "provenance",
 )  # fmt: skip
 
 
@@ -41,7 +41,8 @@ def publish(run: str, commit: str) -> Path:
         raise HaqError(f"run {run} is {summary['state']}; only finished runs are published")
     job = results.read_job(folder).model_dump(mode="json")
     job["data"] = job["data"].partition(":")[0]
-    job["weights"] = Path(job["weights"]).name if job["weights"] else None
+    for file in ("weights", "target"):
+        job[file] = Path(job[file]).name if job[file] else None
     summary["provenance"]["command"] = without_folders(summary["provenance"]["command"])
     trials = results.read_trials(folder)
     record = {
@@ -72,15 +73,185 @@ def results_table() -> str:
     parts = [_training(records[name]) for name in records if name.startswith("train-")]
     parts += [_calibration(records[name]) for name in records if name.startswith("calibration-")]
     parts += [_episode(records[name]) for name in records if name.startswith("episode-")]
-    return "\n\n".join([*parts, _searches([r for r in records.values() if "job" in r])])
+    runs = [record for record in records.values() if "job" in record]
+    clocked = [record for record in runs if "value" in record.get("measured_latency", {})]
+    parts.append(_searches([record for record in runs if record not in clocked]))
+    parts += [_clocked(clocked)] if clocked else []
+    several = {
+        "ptq": _ptq, "agents": _agents, "profile-": _profiles, "export-": _exports,
+        "transfer-": _transfers,
+    }  # fmt: skip
+    for start, made in several.items():
+        some = [record for name, record in records.items() if name.startswith(start)]
+        parts += [made(some)] if some else []
+    return "\n\n".join(parts)
+
+
+def _markdown(lead: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a sentence and a table below it; all columns but the first are numbers."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    rule = "|---|" + "---:|" * (len(head) - 1)
+    return "\n".join([lead, "", "| " + " | ".join(head) + " |", rule, *lines])
+
+
+def _clocked(records: list[dict[str, Any]]) -> str:
+    lead = (
+        "Searches on a profile of this CPU. The winner was built and measured end to end before it "
+        "was declared one (microseconds for one image, one thread; test accuracy of the network "
+        "handed over):"
+    )
+    rows = []
+    for record in records:
+        times, job = record["measured_latency"], record["job"]
+        rows.append(
+            [
+                f"{job['model']}, {' and '.join(job['budgets'])}", job["agent"],
+                f"{times['predicted']:,.0f}",
+                f"{times['value']:,.0f} ({times['low']:,.0f} to {times['high']:,.0f})",
+                f"{times['budget']:,.0f}", times["how"], f"{record['float_test_accuracy']:.2%}",
+                f"{record['final_test_accuracy']:.2%}",
+            ]
+        )  # fmt: skip
+    head = [
+        "network, budgets", "agent", "predicted", "measured (95 %)", "budget", "winner",
+        "float: test", "found: test",
+    ]  # fmt: skip
+    return _markdown(lead, head, rows)
+
+
+def _ptq(records: list[dict[str, Any]]) -> str:
+    (record,) = records
+    images = record["images"]
+    lead = (
+        f"Weights of {record['model']} in few bits without fine-tuning and without labels, test "
+        "accuracy (average bits over all layers, allocated by sensitivities; activations float). "
+        f"*corrected*: statistics of {images['statistics']} images; *learned*: also the rounding, "
+        f"on {images['rounding']} images; *folded*: the network without BatchNorm:"
+    )
+    rows = [row for row in record["rows"] if row["method"] != "float"]
+    table = [
+        [
+            row["network"], row["method"], f"{row['avg_weight_bits']:g}",
+            f"{row['test_accuracy']:.2%}", f"{row['cpu_seconds']:.0f}",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    floats = next(row for row in record["rows"] if row["method"] == "float")
+    table.insert(0, ["as it is", "float", "32", f"{floats['test_accuracy']:.2%}", "0"])
+    return _markdown(lead, ["network", "method", "bits", "test", "CPU seconds"], table)
+
+
+def _agents(records: list[dict[str, Any]]) -> str:
+    (record,) = records
+    lead = (
+        "Agents under the same budget with as many cheap evaluations (statistics corrected, no "
+        "fine-tuning); the best of them then got the same epoch of fine-tuning each, and the best "
+        "of these on validation images is tested. The float network was trained on the validation "
+        "images too, so only the test column compares:"
+    )
+    head = ["agent", "budget", "seed", "evaluations", "first", "best", "after an epoch", "test"]
+    rows = [
+        [
+            row["agent"] + (f" (reward {row['reward']})" if row["reward"] != "accuracy" else ""),
+            " ".join(filter(None, [row["target"], row["budget"], _acts(row["act_bits"])])),
+            str(row["seed"]), str(row["evaluations"]), f"{row['first_val_accuracy']:.2%}",
+            f"{row['best_val_accuracy']:.2%}", f"{row['tuned_val_accuracy']:.2%}",
+            f"{row['tuned_test_accuracy']:.2%}",
+        ]
+        for row in record["rows"]
+    ]  # fmt: skip
+    return _markdown(lead, head, rows)
+
+
+def _acts(bits: int | None) -> str:
+    return "" if bits is None else f"a{bits}"
+
+
+def _profiles(records: list[dict[str, Any]]) -> str:
+    lead = (
+        "Profiles measured in ONNX Runtime, and how well they predict the latency of policies "
+        "that the fit had not seen (one image at a time; the machine was busy):"
+    )
+    head = [
+        "network", "threads", "float us", "w8a8 us", "policies", "mean error", "worst",
+        "rank correlation", "seconds",
+    ]  # fmt: skip
+    rows = []
+    for record in records:
+        unseen, times = record["unseen_policies"], record["latency_us"]
+        rows.append(
+            [
+                record["model"], str(record["options"]["threads"]),
+                f"{times['fp32']['value']:,.0f}", f"{times['w8a8']['value']:,.0f}",
+                str(unseen["policies"]), f"{unseen['mean_error']:.1%}",
+                f"{unseen['worst_error']:.1%}", f"{unseen['rank_correlation']:.3f}",
+                f"{record['wall_seconds']:.0f}",
+            ]
+        )  # fmt: skip
+    return _markdown(lead, head, rows)
+
+
+def _exports(records: list[dict[str, Any]]) -> str:
+    lead = (
+        "Exported files in ONNX Runtime: accuracy on all test images there and in PyTorch, equal "
+        "answers, images whose logits equal the file's integers worked out in numpy bit for bit, "
+        "and latency beside the float network and ONNX Runtime's own 8-bit `quantize_static` (one "
+        "image, one thread, interleaved; no fine-tuning):"
+    )
+    head = [
+        "network", "kB", "ONNX Runtime", "PyTorch", "equal answers", "equal to the bit", "us",
+        "of float", "of quantize_static",
+    ]  # fmt: skip
+    rows = []
+    for record in records:
+        for row in record["rows"]:
+            own = row["latency_us"]["this"]
+            rows.append(
+                [
+                    f"{record['model']} {row['policy']}", f"{row['bytes'] / 1000:.0f}",
+                    f"{row['onnxruntime_test_accuracy']:.2%}", f"{row['torch_test_accuracy']:.2%}",
+                    f"{row['top1_agreement']:.2%}",
+                    f"{row['images_equal_to_the_last_bit']} of {row['simulated_images']}",
+                    f"{own:,.0f}", f"{own / row['latency_us']['fp32']:.2f}",
+                    f"{own / row['latency_us']['quantize_static']:.2f}",
+                ]
+            )  # fmt: skip
+    return _markdown(lead, head, rows)
+
+
+def _transfers(records: list[dict[str, Any]]) -> str:
+    lead = (
+        "Policies found for one target within a share of its latency at 8 bits, the mean bits "
+        "(weights / activations) that they give to depthwise and pointwise layers, and what they "
+        "cost on each target as a share of its latency at 8 bits:"
+    )
+    targets = list(records[0]["rows"][0]["latency_share_of_w8a8"])
+    head = ["network, found for", "depthwise", "pointwise", *(f"on {name}" for name in targets)]
+    rows = [
+        [
+            f"{record['model']} ({record['width']:g}), {row['found_for']}",
+            *(_pair(row["mean_bits"][kind]) for kind in ("depthwise", "pointwise")),
+            *(f"{row['latency_share_of_w8a8'][name]:.1%}" for name in targets),
+        ]
+        for record in records for row in record["rows"] if row["policy"]
+    ]  # fmt: skip
+    return _markdown(lead, head, rows)
+
+
+def _pair(bits: dict[str, float] | None) -> str:
+    return "-" if bits is None else f"{bits['weights']:.1f} / {bits['activations']:.1f}"
 
 
 def _training(record: dict[str, Any]) -> str:
     return (
-        f"Float network: {record['model']} on {TITLES[record['data']]}, {record['epochs']} epochs "
-        f"of the 45 000 training rows: validation {record['val_accuracy']:.2%}, "
-        f"test {record['test_accuracy']:.2%}."
+        f"Float network: {record['model']}{_width(record)} on {TITLES[record['data']]}, "
+        f"{record['epochs']} epochs of the 45 000 training rows: validation "
+        f"{record['val_accuracy']:.2%}, test {record['test_accuracy']:.2%}."
     )
+
+
+def _width(record: dict[str, Any]) -> str:
+    return f" (width {record['width']:g})" if record.get("width", 1) != 1 else ""
 
 
 def _calibration(record: dict[str, Any]) -> str:
