@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from haq.datasets import Data, Split
 from haq.distill import divergence
+from haq.export import Template
 from haq.graph import Graph
 from haq.policy import Policy
-from haq.quantize import Clips, quantize
+from haq.quantize import Clips, quantize, uniform
 from haq.rounding import correct, statistics
-from haq.train import Step, Teacher, channels_last, imitate, logits, score, train
+from haq.runtime import integer_answer, prepared
+from haq.train import Step, Teacher, channels_last, imitate, judge, logits, score, train
 from haq.trials import Score
 
 OnStep = Callable[[Step], None]
@@ -159,6 +161,21 @@ class Evaluator:
     def score(self, model: nn.Module, beat: float | None = None) -> Score:
         """Return the score of a network on the validation images; see ``haq.train.score``."""
         return score(model, self.validation, quick=True, beat=beat, reference=self.answers)
+
+    def integer_score(self, model: nn.Module, beat: float | None = None) -> Score:
+        """Return the score of a quantized network's file; in floating point where that is better.
+
+        See ``haq.runtime``. The first one takes some seconds more.
+        """
+        answer = integer_answer(self._lowering, model) if self._lowering else None
+        if answer is None:
+            return self.score(model, beat)
+        return judge(answer, self.validation, beat=beat, reference=self.answers)
+
+    @cached_property
+    def _lowering(self) -> Template | None:
+        images, _ = self.validation.batch(torch.zeros(1, dtype=torch.int64))
+        return prepared(quantize(self.graph, uniform(self.graph, 8, 8), self.clips), images)
 
     @cached_property
     def answers(self) -> Tensor | None:

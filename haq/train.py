@@ -7,7 +7,7 @@ natively, in float32 elsewhere. Scores are computed in float32 unless a quick on
 import json
 import math
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -211,11 +211,30 @@ def score(
 
     Args:
         model: Gives logits (N, classes).
-        split: Scored without augmentation, in its own order.
+        split: As for ``judge``, as are the rest.
         batch: Images a forward; with many, memory is waited for.
         quick: Compute as in training, in bfloat16 where the CPU has it: nearly the same figures in
             half the time.
-        beat: An accuracy; when after some batch the network lies so far below it that chance does
+        beat: Where to stop early.
+        reference: Logits to agree with.
+    """
+    return judge(partial(logits, model, quick=quick), split, batch, beat, reference)
+
+
+def judge(
+    answer: Callable[[Tensor], Tensor],
+    split: Split,
+    batch: int = 125,
+    beat: float | None = None,
+    reference: Tensor | None = None,
+) -> Score:
+    """Return how good some answers to the images of a split are.
+
+    Args:
+        answer: From images (N, C, H, W) to logits (N, classes), float32.
+        split: Scored without augmentation, in its own order.
+        batch: Images at once.
+        beat: An accuracy; when after some batch the answers lie so far below it that chance does
             not explain it, the rest is left out. The images must stand in random order for that.
         reference: Logits (N, classes) of another network, whose class distributions the loss then
             takes for the truth, not the labels.
@@ -227,7 +246,7 @@ def score(
     right, loss, seen = 0, 0.0, 0
     for index in torch.arange(len(split)).split(batch):
         pictures, labels = split.batch(index)
-        output = logits(model, pictures, quick)
+        output = answer(pictures)
         right += int((output.argmax(1) == labels).sum())
         if reference is None:
             loss += float(functional.cross_entropy(output.double(), labels, reduction="sum"))

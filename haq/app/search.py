@@ -63,6 +63,9 @@ __all__ = [
     "unlabeled",
 ]  # fmt: skip
 
+MANY = 10
+"""Episodes from which it pays to prepare ONNX Runtime for the cheap evaluation."""
+
 ROUNDED_ON = 1024
 """Training images from which the rounding is learned, without their labels."""
 
@@ -120,7 +123,9 @@ def labeled(
     )
     evaluator = Evaluator(graph, clips, data, recipe, job.seed)
     network: Callable[[Policy], nn.Module] = evaluator.tuned
+    scoring: Scoring = evaluator.score
     if job.evaluation == "cheap":
+        scoring = evaluator.integer_score if job.episodes >= MANY else evaluator.score
         plain = torch.cat(list(calibration_batches(data, CORRECTED_ON, job.seed)))
         network = corrected(graph, clips, plain)
     known = None
@@ -145,7 +150,7 @@ def labeled(
 
     return Evaluation(
         network=network,
-        score=evaluator.score,
+        score=scoring,
         float_score=evaluator.score(graph.traced),
         finish=make_the_most,
         test=lambda model: score(model, data.test),
