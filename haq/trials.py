@@ -73,9 +73,10 @@ class Trial:
 
 
 def best(trials: Sequence[Trial]) -> Trial:
-    """Return the most accurate trial; of equals the one with the lower loss, then the earlier.
+    """Return the trial with the highest reward, whatever the run rewards.
 
-    One that was stopped early wins only where all were.
+    Of equals that is the more accurate one, then the one with the lower loss, then the earlier. One
+    that was stopped early wins only where all were.
 
     Raises:
         ValueError: There are no trials.
@@ -83,9 +84,9 @@ def best(trials: Sequence[Trial]) -> Trial:
     return min(trials, key=rank)
 
 
-def rank(trial: Trial) -> tuple[bool, float, float, int]:
+def rank(trial: Trial) -> tuple[bool, float, float, float, int]:
     """Return what trials are sorted by, the best first."""
-    return trial.stopped, -trial.accuracy, _loss(trial), trial.episode
+    return trial.stopped, -trial.reward, -trial.accuracy, _loss(trial), trial.episode
 
 
 def _loss(trial: Trial) -> float:

@@ -40,6 +40,12 @@ def test_a_trial_that_was_stopped_early_never_wins():
     assert best([early]) is early
 
 
+def test_the_best_has_the_highest_reward_and_of_equals_the_highest_accuracy():
+    accurate, rewarded = trial(0, 0.9), replace(trial(1, 0.8), reward=0.1)
+    assert best([accurate, rewarded]) is rewarded
+    assert best([trial(2, 0.7), accurate]) is accurate
+
+
 @given(
     name=st.text(), values=st.tuples(FINITE, FINITE, FINITE, FINITE, FINITE), cached=st.booleans()
 )

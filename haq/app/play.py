@@ -259,6 +259,11 @@ def _play_off(
         several.append(trials[0])
     top, rows = best(trials), []
     reached, network = Score(top.accuracy, top.loss), None
+
+    def merit(found: Score) -> tuple[float, float]:
+        rewarded = (found.accuracy, -found.loss)
+        return rewarded if job.reward == "accuracy" else (-found.loss, found.accuracy)
+
     for trial in several:
         try:
             model = tuned(trial.policy)
@@ -268,10 +273,10 @@ def _play_off(
         rows.append(
             {
                 "episode": trial.episode, "val_accuracy": trial.accuracy,
-                "tuned_val_accuracy": found.accuracy,
+                "tuned_val_accuracy": found.accuracy, "tuned_val_loss": found.loss,
             }
         )  # fmt: skip
-        if (found.accuracy, -found.loss) > (reached.accuracy, -reached.loss):
+        if merit(found) > merit(reached):
             reached, network, top = found, model, trial
     return top, network, rows
 
