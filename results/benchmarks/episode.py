@@ -11,6 +11,7 @@ import sys
 import time
 
 import torch
+from passes import counted
 
 from haq.app import results
 from haq.app.search import calibration_batches, fresh_model
@@ -28,27 +29,6 @@ parser.add_argument("--data", required=True)
 parser.add_argument("--threads", type=int, default=1)
 asked = parser.parse_args()
 
-spent = {"forward": 0.0, "backward": 0.0}
-
-
-def outermost(name, function):
-    """Return ``function``, its time added to ``spent``: of outermost calls, as modules nest."""
-    inside = False
-
-    def call(*args, **kwargs):
-        nonlocal inside
-        if inside:
-            return function(*args, **kwargs)
-        inside, started = True, time.process_time()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            inside = False
-            spent[name] += time.process_time() - started
-
-    return call
-
-
 torch.set_num_threads(asked.threads)
 data = load(asked.data)
 model = fresh_model(asked.model, data, width=1.0, seed=0)
@@ -59,10 +39,9 @@ evaluator = Evaluator(graph, clips, data, Recipe(), seed=0)
 policy = uniform(graph, 3, 4)
 evaluator.score(evaluator.tuned(policy))  # the first one also warms up
 
-torch.nn.Module.__call__ = outermost("forward", torch.nn.Module.__call__)
-torch.Tensor.backward = outermost("backward", torch.Tensor.backward)
 wall, cpu = time.perf_counter(), time.process_time()
-evaluator.score(evaluator.tuned(policy))
+with counted() as spent:
+    evaluator.score(evaluator.tuned(policy))
 cpu = time.process_time() - cpu
 record = {
     "what": __doc__.splitlines()[0],
