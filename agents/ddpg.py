@@ -20,7 +20,17 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecNormalize
 
-from haq.agents.episode import Array, Episode, Step, roll, roll_uniform
+from haq.agents.episode import (
+    Ahead,
+    Array,
+    Episode,
+    Proposal,
+    Step,
+    direct,
+    play_proposals,
+    unwrapped,
+    walk,
+)
 
 WARM_UP = 20
 """Episodes of uniform actions before the actor takes over."""
@@ -37,7 +47,13 @@ BASELINE_RATE = 0.5
 
 
 def play(
-    env: gym.Env[Array, Array], episodes: int, seed: int, *, paper: bool = False
+    env: gym.Env[Array, Array],
+    episodes: int,
+    seed: int,
+    *,
+    paper: bool = False,
+    window: int = 1,
+    ahead: Ahead | None = None,
 ) -> Iterator[Episode]:
     """Play ``episodes`` episodes and learn between them, yielding each as it ends.
 
@@ -46,11 +62,13 @@ def play(
     "sigma".
 
     Args:
-        env: Observations and actions are Boxes, actions in [0, 1]; all episodes are equally long.
+        env: A ``QuantizationEnv``, or a wrapper of one.
         episodes: How many to play, and over how many the exploration dies down.
         seed: Decides the actions, the networks and what is drawn from the replay.
         paper: Follow the paper to the letter: one update a step instead of three, and a sigma
             that falls by 1 % an episode instead of down to 0.05 in the last one.
+        window: See ``haq.agents.episode.play_proposals``.
+        ahead: Told of every policy before it is evaluated.
 
     Source: Wang et al., "HAQ: Hardware-Aware Automated Quantization with Mixed Precision",
     arXiv:1811.08886; Lillicrap et al., "Continuous control with deep reinforcement learning",
@@ -58,23 +76,24 @@ def play(
     """
     # The actions have a generator to themselves, so that they start like those of random search.
     actions, learning = np.random.default_rng(seed), np.random.default_rng([seed, 1])
-    seen: list[tuple[list[Step], float]] = []
-    for episode, steps in roll_uniform(env, min(episodes, WARM_UP), actions, seed):
-        seen.append((steps, episode.reward))
-        yield episode
-    if episodes <= WARM_UP:
-        return
+    inner = unwrapped(env)
     with secluded(learning):
-        learner = Learner(env, REMEMBERED_EPISODES * len(seen[0][0]))
-    for steps, reward in seen:
-        learner.remember(steps, reward)
-    for number in range(WARM_UP, episodes):
+        learner = Learner(env, REMEMBERED_EPISODES * inner.n_steps)
+
+    def propose(number: int) -> Proposal:
+        if number < WARM_UP:
+            return direct(walk(inner, lambda _: actions.random(1)))
         sigma = exploration(number, episodes, paper)
-        episode, steps = roll(env, partial(learner.explore, sigma=sigma, generator=actions))
-        yield episode._replace(notes={"sigma": sigma})
-        learner.remember(steps, episode.reward)
-        with secluded(learning):
-            learner.train((PAPER_UPDATES if paper else UPDATES) * len(steps), BATCH)
+        explore = partial(learner.explore, sigma=sigma, generator=actions)
+        return direct(walk(inner, explore), sigma=sigma)
+
+    def learn(number: int, proposal: Proposal, reward: float) -> None:
+        learner.remember(proposal.steps, reward)
+        if number >= WARM_UP:
+            with secluded(learning):
+                learner.train((PAPER_UPDATES if paper else UPDATES) * inner.n_steps, BATCH)
+
+    return play_proposals(env, episodes, seed, propose, learn, window=window, ahead=ahead)
 
 
 def exploration(number: int, episodes: int, paper: bool) -> float:

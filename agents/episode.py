@@ -1,11 +1,17 @@
-"""One episode: how any agent plays it, and what it hands on when it is finished."""
+"""Episodes: how any agent proposes and plays them, and what it hands on when one is finished."""
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
+
+from haq.envs.quantization import QuantizationEnv
+from haq.policy import Policy
 
 Array = NDArray[Any]
 
@@ -57,11 +63,101 @@ def roll(
     return Episode(info, reward, {}), steps
 
 
-def roll_uniform(
-    env: gym.Env[Array, Array], episodes: int, generator: np.random.Generator, seed: int
-) -> Iterator[tuple[Episode, list[Step]]]:
-    """Play episodes of uniform actions from ``generator``; ``seed`` is the environment's."""
-    shape = env.action_space.shape
-    assert shape is not None
-    for number in range(episodes):
-        yield roll(env, lambda _: generator.random(shape), None if number else seed)
+class Proposal(NamedTuple):
+    """An episode that is decided on, but not played yet.
+
+    Attributes:
+        actions: What the environment is to be sent, a number for each step.
+        steps: What the agent learns from once it knows the reward.
+        notes: As those of the episode.
+    """
+
+    actions: Sequence[float]
+    steps: Sequence[Step] = ()
+    notes: Mapping[str, float] = MappingProxyType({})
+
+
+def walk(
+    env: QuantizationEnv, choose: Callable[[Array], Array], previous: float = 0.0
+) -> list[Step]:
+    """Return the steps of an episode without playing it: what is seen depends on actions alone.
+
+    Args:
+        env: Nothing happens to it.
+        choose: From the observation to the action, an array of one number in [0, 1].
+        previous: The action that the first observation tells of.
+    """
+    steps: list[Step] = []
+    observation = env.observe(0, previous)
+    for number in range(1, env.n_steps + 1):
+        action = choose(observation).astype(np.float32)
+        following = env.observe(number, float(action[0]))
+        steps.append(Step(observation, action, following, number == env.n_steps))
+        observation = following
+    return steps
+
+
+def direct(steps: Sequence[Step], **notes: float) -> Proposal:
+    """Return the proposal of an agent whose actions are those of the environment."""
+    return Proposal([float(step.action[0]) for step in steps], steps, notes)
+
+
+Ahead = Callable[[int, Policy], None]
+"""Told the number of an episode and the policy that it will evaluate."""
+
+
+def play_proposals(
+    env: gym.Env[Array, Array],
+    episodes: int,
+    seed: int,
+    propose: Callable[[int], Proposal],
+    learn: Callable[[int, Proposal, float], None] | None = None,
+    *,
+    window: int = 1,
+    ahead: Ahead | None = None,
+) -> Iterator[Episode]:
+    """Play what an agent proposes, up to ``window`` proposals behind, yielding each as it ends.
+
+    So whoever listens to ``ahead`` can work on ``window`` evaluations at once. What the agent knows
+    when it proposes episode k are the rewards of episodes 0 to k - window, whenever they came.
+
+    Args:
+        env: A ``QuantizationEnv``, or a wrapper of one that changes nothing.
+        episodes: How many to play.
+        seed: Passed on to ``env.reset`` for the first episode.
+        propose: From the number of an episode, counted from 0, to what to do in it.
+        learn: Told number, proposal and reward of an episode, in order, as long as there is
+            something left to propose.
+        window: Proposals that may wait; with 1 each is played before the next one is made.
+        ahead: Called with each proposal.
+    """
+    inner = unwrapped(env)
+    waiting: deque[tuple[int, Proposal]] = deque()
+    for latest in range(episodes):
+        waiting.append((latest, propose(latest)))
+        if ahead is not None:
+            ahead(latest, inner.policy(waiting[-1][1].actions))
+        last = latest == episodes - 1
+        while waiting and (last or len(waiting) == window):
+            number, proposal = waiting.popleft()
+            actions = iter(proposal.actions)
+            episode, _ = roll(env, partial(_next, actions), None if number else seed)
+            yield episode._replace(notes=dict(proposal.notes))
+            if learn is not None and not last:
+                learn(number, proposal, episode.reward)
+
+
+def _next(actions: Iterator[float], _observation: Array) -> Array:
+    return np.array([next(actions)])
+
+
+def unwrapped(env: gym.Env[Array, Array]) -> QuantizationEnv:
+    """Return the environment without its wrappers.
+
+    Raises:
+        ValueError: It is another one.
+    """
+    inner: Any = env.unwrapped
+    if not isinstance(inner, QuantizationEnv):
+        raise ValueError(f"agents play a QuantizationEnv, not a {type(inner).__name__}")
+    return inner

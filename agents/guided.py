@@ -20,8 +20,8 @@ from haq.agents.ddpg import (
     secluded,
     truncated_normal,
 )
-from haq.agents.episode import Array, Episode, Step
-from haq.agents.ilp import RETRIES, Key, follow, informed, key, optimum
+from haq.agents.episode import Ahead, Array, Episode, Proposal, Step, play_proposals, walk
+from haq.agents.ilp import RETRIES, Key, informed, key, optimum, predicted
 from haq.envs.quantization import QuantizationEnv
 from haq.policy import Bits
 
@@ -38,7 +38,14 @@ WARM_UP = 8
 """Episodes around the sensitivities as they are, before the actor takes over."""
 
 
-def play(env: gym.Env[Array, Array], episodes: int, seed: int) -> Iterator[Episode]:
+def play(
+    env: gym.Env[Array, Array],
+    episodes: int,
+    seed: int,
+    *,
+    window: int = 1,
+    ahead: Ahead | None = None,
+) -> Iterator[Episode]:
     """Play ``episodes`` episodes and learn between them, yielding each as it ends.
 
     A policy that was met before is not played again, if another one is found nearby. The notes
@@ -48,6 +55,8 @@ def play(env: gym.Env[Array, Array], episodes: int, seed: int) -> Iterator[Episo
         env: A ``QuantizationEnv`` with sensitivities, or a wrapper of one.
         episodes: How many to play, and over how many the exploration dies down.
         seed: Decides the actions, the networks and what is drawn from the replay.
+        window: See ``haq.agents.episode.play_proposals``.
+        ahead: Told of every policy before it is evaluated.
 
     Raises:
         ValueError: The environment has no sensitivities.
@@ -58,7 +67,8 @@ def play(env: gym.Env[Array, Array], episodes: int, seed: int) -> Iterator[Episo
     with secluded(learning):
         learner = Learner(env, REMEMBERED_EPISODES * inner.n_steps, STILL)
     met: set[Key] = set()
-    for number in range(episodes):
+
+    def propose(number: int) -> Proposal:
         sigma = exploration(number, episodes)
         steps, policy = imagine(inner, lambda _: np.full(1, 0.5))
         for attempt in range(RETRIES if number else 0):
@@ -70,12 +80,16 @@ def play(env: gym.Env[Array, Array], episodes: int, seed: int) -> Iterator[Episo
             if key(policy) not in met:
                 break
         met.add(key(policy))
-        episode = follow(env, inner, policy, None if number else seed)
-        yield episode._replace(notes=episode.notes | {"sigma": sigma})
-        learner.remember(steps, episode.reward)
+        notes = {"predicted": predicted(inner, policy), "sigma": sigma}
+        return Proposal(inner.actions(policy), steps, notes)
+
+    def learn(number: int, proposal: Proposal, reward: float) -> None:
+        learner.remember(proposal.steps, reward)
         if number + 1 >= WARM_UP:
             with secluded(learning):
-                learner.train(UPDATES * len(steps), BATCH)
+                learner.train(UPDATES * len(proposal.steps), BATCH)
+
+    return play_proposals(env, episodes, seed, propose, learn, window=window, ahead=ahead)
 
 
 def exploration(number: int, episodes: int) -> float:
@@ -96,12 +110,6 @@ def imagine(
         env: With sensitivities; nothing happens to it.
         choose: From the observation to the correction, an array of one number in [0, 1].
     """
-    steps: list[Step] = []
-    observation = env.observe(0, 0.5)
-    for number in range(1, env.n_steps + 1):
-        action = choose(observation).astype(np.float32)
-        following = env.observe(number, float(action[0]))
-        steps.append(Step(observation, action, following, number == env.n_steps))
-        observation = following
+    steps = walk(env, choose, previous=0.5)
     factors = [SPAN ** (2 * float(step.action[0]) - 1) for step in steps]
     return steps, optimum(env, factors)

@@ -5,14 +5,12 @@ factor, and the policy is the best by those. So a search of many episodes stays 
 that could be the best.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import gymnasium as gym
 import numpy as np
 
-from haq.agents.episode import Array, Episode, roll
+from haq.agents.episode import Ahead, Array, Episode, Proposal, play_proposals, unwrapped
 from haq.budgets import solve
 from haq.envs.quantization import Decision, QuantizationEnv
 from haq.errors import BudgetError
@@ -25,7 +23,14 @@ RETRIES = 20
 """How often other factors are drawn for a policy that was met before; the doubt grows each time."""
 
 
-def play(env: gym.Env[Array, Array], episodes: int, seed: int) -> Iterator[Episode]:
+def play(
+    env: gym.Env[Array, Array],
+    episodes: int,
+    seed: int,
+    *,
+    window: int = 1,
+    ahead: Ahead | None = None,
+) -> Iterator[Episode]:
     """Play ``episodes`` episodes, the first one the optimum, yielding each as it ends.
 
     The sum of the sensitivities stands in the notes as "predicted".
@@ -34,6 +39,8 @@ def play(env: gym.Env[Array, Array], episodes: int, seed: int) -> Iterator[Episo
         env: A ``QuantizationEnv`` with sensitivities, or a wrapper of one.
         episodes: How many to play.
         seed: Decides the doubts.
+        window: See ``haq.agents.episode.play_proposals``; changes nothing here.
+        ahead: Told of every policy before it is evaluated.
 
     Raises:
         ValueError: The environment has no sensitivities.
@@ -41,7 +48,8 @@ def play(env: gym.Env[Array, Array], episodes: int, seed: int) -> Iterator[Episo
     """
     inner, generator = informed(env), np.random.default_rng(seed)
     met: set[Key] = set()
-    for number in range(episodes):
+
+    def propose(number: int) -> Proposal:
         policy = optimum(inner, np.ones(inner.n_steps))
         for attempt in range(RETRIES if number else 0):
             doubt = DOUBT * 1.1**attempt
@@ -49,7 +57,9 @@ def play(env: gym.Env[Array, Array], episodes: int, seed: int) -> Iterator[Episo
             if key(policy) not in met:
                 break
         met.add(key(policy))
-        yield follow(env, inner, policy, None if number else seed)
+        return Proposal(inner.actions(policy), notes={"predicted": predicted(inner, policy)})
+
+    return play_proposals(env, episodes, seed, propose, window=window, ahead=ahead)
 
 
 Key = tuple[tuple[str, Bits], ...]
@@ -66,8 +76,8 @@ def informed(env: gym.Env[Array, Array]) -> QuantizationEnv:
     Raises:
         ValueError: It is another one, or has no sensitivities.
     """
-    inner: Any = env.unwrapped
-    if not isinstance(inner, QuantizationEnv) or inner.sensitivity is None:
+    inner = unwrapped(env)
+    if inner.sensitivity is None:
         raise ValueError("this agent plays a QuantizationEnv made with sensitivity=")
     return inner
 
@@ -104,19 +114,10 @@ def _of_weights(choices: Sequence[Bits], values: Array) -> Array:
     return np.array([least[bits.weight] for bits in choices])
 
 
-def follow(
-    env: gym.Env[Array, Array], inner: QuantizationEnv, policy: Mapping[str, Bits], seed: int | None
-) -> Episode:
-    """Play the episode whose actions lead to a policy that keeps the budgets."""
-    actions = iter(inner.actions(policy))
-    episode, _ = roll(env, partial(_next, actions), seed)
-    assert inner.sensitivity is not None
-    predicted = sum(
-        float(inner.sensitivity[name][inner.table.positions[name][bits]])
+def predicted(env: QuantizationEnv, policy: Policy) -> float:
+    """Return the sum of the sensitivities of a policy's choices."""
+    assert env.sensitivity is not None
+    return sum(
+        float(env.sensitivity[name][env.table.positions[name][bits]])
         for name, bits in policy.items()
     )
-    return episode._replace(notes={"predicted": predicted})
-
-
-def _next(actions: Iterator[float], _observation: Array) -> Array:
-    return np.array([next(actions)])

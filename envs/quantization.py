@@ -182,6 +182,23 @@ class QuantizationEnv(gym.Env[Array, Array]):
             self._narrow(left, step, width)
         return actions
 
+    def policy(self, actions: Sequence[float]) -> dict[str, Bits]:
+        """Return the policy that an episode of these actions evaluates: budgets are kept.
+
+        Nothing happens to the environment.
+
+        Args:
+            actions: One for each step.
+
+        Raises:
+            ValueError: There are more or fewer of them, or one is not finite.
+            BudgetError: No policy keeps the budgets.
+        """
+        left = dict(self._choices)
+        for step, action in zip(self._walk, actions, strict=True):
+            self._decide(left, step, _share(np.array([action])))
+        return fit(self._settled(left), self.table, self.budgets)
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
@@ -204,7 +221,7 @@ class QuantizationEnv(gym.Env[Array, Array]):
         if self._done == self.n_steps:
             raise ResetNeeded("the episode is over; call reset() for the next one")
         share = _share(action)
-        self._decide(self._walk[self._done], share)
+        self._decide(self._left, self._walk[self._done], share)
         self._previous = share
         self._done += 1
         if self._done < self.n_steps:
@@ -219,7 +236,7 @@ class QuantizationEnv(gym.Env[Array, Array]):
         self._done = 0
         self._previous = 0.0
         # What is left to each layer: every decision narrows it, for the activations in the group.
-        self._left = dict(self._choices)
+        self._left: dict[str, tuple[Bits, ...]] = dict(self._choices)
 
     def observe(self, step: int, previous: float) -> Array:
         """Return the observation at a step, counted from 0, after some action before it."""
@@ -229,9 +246,9 @@ class QuantizationEnv(gym.Env[Array, Array]):
     def _observation(self) -> Array:
         return self.observe(self._done, self._previous)
 
-    def _decide(self, step: Decision, share: float) -> None:
-        width = _pick(_offered(self._left[step.layer], step.of_weights), share)
-        self._narrow(self._left, step, width)
+    def _decide(self, left: dict[str, tuple[Bits, ...]], step: Decision, share: float) -> None:
+        width = _pick(_offered(left[step.layer], step.of_weights), share)
+        self._narrow(left, step, width)
 
     def _narrow(self, left: dict[str, tuple[Bits, ...]], step: Decision, width: int) -> None:
         if step.of_weights:
@@ -242,7 +259,7 @@ class QuantizationEnv(gym.Env[Array, Array]):
                 left[name] = tuple(bits for bits in left[name] if bits.act == width)
 
     def _judge(self) -> dict[str, Any]:
-        proposed = {layer.name: self._only(layer.name) for layer in self.table.layers}
+        proposed = self._settled(self._left)
         policy = fit(proposed, self.table, self.budgets)
         score = self.evaluate(dict(policy))
         for name in {"accuracy", self.reward}:
@@ -258,9 +275,11 @@ class QuantizationEnv(gym.Env[Array, Array]):
             "stopped": score.stopped,
         }
 
-    def _only(self, name: str) -> Bits:
-        (bits,) = self._left[name]
-        return bits
+    def _settled(self, left: Mapping[str, Sequence[Bits]]) -> dict[str, Bits]:
+        policy = {}
+        for layer in self.table.layers:
+            (policy[layer.name],) = left[layer.name]
+        return policy
 
 
 def _steps(

@@ -1,9 +1,11 @@
 """Agents: what each of them owes the search, and that DDPG finds the answer of a toy."""
 
 import itertools
+import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -102,6 +104,69 @@ def test_an_agent_yields_as_many_episodes_as_asked_for(name: str, episodes: int)
     for episode in played:
         assert episode.reward == pytest.approx(10 * (episode.info["accuracy"] - 1))
         assert all(isinstance(value, float) for value in episode.notes.values())
+
+
+# --- how far an agent may be ahead of the results --------------------------------------------
+
+
+def told(name: str, window: int, episodes: int = 26) -> tuple[list[Any], list[Policy]]:
+    """Return what an agent announced and had evaluated, in order, and the policies it yielded."""
+    seen: list[Any] = []
+
+    def evaluate(policy: Policy) -> Score:
+        seen.append(("evaluated", policy))
+        return weight_closeness(policy)
+
+    env = toy(evaluate, budgets=["avg_weight_bits=5"])
+    played = AGENTS[name](
+        env, episodes, 0, window=window, ahead=lambda number, policy: seen.append((number, policy))
+    )
+    return seen, [episode.info["policy"] for episode in played]
+
+
+@every_agent
+@pytest.mark.parametrize("window", [1, 4, 40])
+def test_an_agent_proposes_with_all_results_but_those_in_its_window(name: str, window: int) -> None:
+    seen, yielded = told(name, window)
+    announced = [(at, what) for at, what in enumerate(seen) if what[0] != "evaluated"]
+    assert [number for _, (number, _) in announced] == list(range(26))
+    assert [policy for _, (_, policy) in announced] == yielded
+    assert [policy for what, policy in seen if what == "evaluated"] == yielded
+    for number, (at, _) in enumerate(announced):
+        known = sum(what == "evaluated" for what, _ in seen[:at])
+        assert known == max(0, number + 1 - window)
+
+
+@pytest.mark.parametrize("name", sorted(set(AGENTS) - {"ddpg", "guided"}))
+def test_who_does_not_learn_plays_the_same_in_any_window(name: str) -> None:
+    assert told(name, 7)[1] == told(name, 1)[1]
+
+
+@pytest.mark.parametrize("name", ["ddpg", "guided"])
+def test_who_learns_plays_the_same_until_results_would_count(name: str) -> None:
+    # Both learn nothing before their warm-up ends, and 4 proposals later with a window of 4.
+    first = {"ddpg": 21, "guided": 8}[name]
+    alone, together = told(name, 1)[1], told(name, 4)[1]
+    assert alone[:first] == together[:first]
+    assert alone[first:] != together[first:]
+
+
+def test_other_environments_are_refused() -> None:
+    with pytest.raises(ValueError, match="agents play a QuantizationEnv, not a CartPoleEnv"):
+        AGENTS["random"](gym.make("CartPole-v1"), 1, 0)
+
+
+@every_agent
+def test_episodes_are_those_of_before_windows(name: str) -> None:
+    # Written at commit a528058, when each episode was played as it was proposed: 24 episodes on
+    # the toy with an average of 5 bits; the bits of weights and activations of each layer in order.
+    golden = json.loads((Path(__file__).parent / "golden/agents.json").read_text())
+    played = AGENTS[name](toy(weight_closeness, budgets=["avg_weight_bits=5"]), 24, 0)
+    found = [
+        "".join(str(width) for bits in episode.info["policy"].values() for width in bits)
+        for episode in played
+    ]
+    assert found == golden[name]
 
 
 @every_agent
@@ -276,9 +341,10 @@ def test_its_first_episode_is_the_best_of_all_policies_by_the_sensitivities(name
 
 
 @every_informed
-def test_it_meets_no_policy_twice_and_keeps_every_budget(name: str) -> None:
+@pytest.mark.parametrize("window", [1, 6])
+def test_it_meets_no_policy_twice_and_keeps_every_budget(name: str, window: int) -> None:
     budgets = ["avg_weight_bits=4", "size=2.5kB"]
-    played = list(AGENTS[name](toy(budgets=budgets), 12, 0))
+    played = list(AGENTS[name](toy(budgets=budgets), 12, 0, window=window))
     policies = [tuple(sorted(episode.info["policy"].items())) for episode in played]
     assert len(set(policies)) == 12
     for episode in played:
@@ -322,3 +388,12 @@ def test_ddpg_learns_which_layers_need_bits(seed: int) -> None:
     env = QuantizationEnv(tabulate(LAYERS, permitted(LAYERS, None, act_bits=8)), weight_closeness)
     scores = [episode.info["accuracy"] for episode in AGENTS["ddpg"](env, 120, seed)]
     assert np.mean(scores[-30:]) >= 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_ddpg_learns_behind_a_window_too(seed: int) -> None:
+    # BOUND
+    env = QuantizationEnv(tabulate(LAYERS, permitted(LAYERS, None, act_bits=8)), weight_closeness)
+    played = AGENTS["ddpg"](env, 120, seed, window=4)
+    assert np.mean([episode.info["accuracy"] for episode in played][-30:]) >= 0.9

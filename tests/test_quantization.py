@@ -335,6 +335,25 @@ def test_the_actions_of_a_policy_lead_to_it(data):
     assert end(env, env.actions(wanted))["policy"] == wanted
 
 
+@given(st.data())
+def test_the_policy_of_actions_is_the_one_they_evaluate(data):
+    env = make(evaluate=constant, budgets=[Budget("avg_weight_bits", 4)])
+    actions = [data.draw(st.floats(0, 1)) for _ in range(env.n_steps)]
+    env.reset()
+    env.step(np.array([0.3]))
+    foreseen = env.policy(actions)  # in the middle of an episode, which it does not touch
+    assert env.step(np.array([0.3]))[0][9] == np.float32(0.3)
+    assert end(env, actions)["policy"] == foreseen
+
+
+@pytest.mark.parametrize(
+    "actions, message", [([0.5] * 6, "argument 2 is shorter"), ([0.5] * 6 + [np.nan], "finite")]
+)
+def test_actions_that_make_no_episode_have_no_policy(actions, message):
+    with pytest.raises(ValueError, match=message):
+        make().policy(actions)
+
+
 def test_a_policy_that_no_actions_lead_to_is_refused():
     with pytest.raises(ValueError, match="layer 'fc' cannot have w1a8"):
         make([FC]).actions({"fc": Bits(1, 8)})
