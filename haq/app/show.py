@@ -122,7 +122,7 @@ def _print_accuracies(console: Console, summary: dict[str, Any]) -> None:
     accuracies = {
         "float": ("float_val_accuracy", "float_test_accuracy"),
         "best episode": ("episode_val_accuracy", "episode_test_accuracy"),
-        "fine-tuned": ("final_val_accuracy", "final_test_accuracy"),
+        "finished": ("final_val_accuracy", "final_test_accuracy"),
     }
     for label, (val, test) in accuracies.items():
         if val in summary:
