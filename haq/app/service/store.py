@@ -8,7 +8,8 @@ number misses none.
 
 import hashlib
 import json
-import uuid
+import secrets
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
@@ -140,7 +141,8 @@ def submit(
     """
     asked = job.model_dump_json()
     key_hash = hashlib.sha256(json.dumps([asked, title]).encode()).hexdigest() if key else None
-    run_id = uuid.uuid4().hex
+    # In the order of submission, also of runs within one tick of the database's clock.
+    run_id = f"{time.time_ns():016x}{secrets.token_hex(8)}"
     values = {
         "id": run_id, "owner": owner, "title": title, "asked": asked, "key": key,
         "key_hash": key_hash, "state": "queued", "created": now(), "updated": now(),
