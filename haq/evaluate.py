@@ -10,9 +10,10 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from haq.datasets import Data, Split
 from haq.distill import divergence
@@ -136,14 +137,30 @@ class Evaluator:
         """What the float network answers to them."""
         if not self.recipe.distill:
             return None
-        answer = imitate(self.graph.traced)
-        if not isinstance(self.images, Frozen):
-            return answer
-        indices = torch.arange(len(self.images)).split(500)
-        answers = torch.cat([answer(index, self.images.images[index]) for index in indices])
+        answers = self.lessons
+        if answers is None:
+            return imitate(self.graph.traced)
         return lambda index, images: answers[index]
 
-    def tuned(self, policy: Policy) -> nn.Module:
+    @cached_property
+    def lessons(self) -> Tensor | None:
+        """Its answers to all of them, where they are kept in memory and it teaches."""
+        if not self.recipe.distill or not isinstance(self.images, Frozen):
+            return None
+        answer, indices = imitate(self.graph.traced), torch.arange(len(self.images)).split(500)
+        return torch.cat([answer(index, self.images.images[index]) for index in indices])
+
+    def prepare(self, tuning: bool) -> None:
+        """Work out what ``score`` needs, and ``tuned`` if asked for, so that it is pickled too."""
+        for name in ("answers", *(("images", "lessons") if tuning else ())):
+            getattr(self, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Whoever unpickles it gives it its graph, which does not come out of a pickle as it was.
+        left_out = {"graph", "data", "teacher", "_lowering", "_generator", "_chosen"}
+        return {name: value for name, value in vars(self).items() if name not in left_out}
+
+    def tuned(self, policy: Policy) -> fx.GraphModule:
         """Return the quantized network after its one epoch."""
         model = quantize(self.graph, policy, self.clips)
         train(
@@ -186,7 +203,7 @@ class Evaluator:
         return torch.cat([answer(i, self.validation.batch(i)[0]) for i in indices])
 
 
-def corrected(graph: Graph, clips: Clips, images: Tensor) -> Callable[[Policy], nn.Module]:
+def corrected(graph: Graph, clips: Clips, images: Tensor) -> Callable[[Policy], fx.GraphModule]:
     """Return a function from a policy to its network with corrected statistics, not fine-tuned.
 
     Args:
@@ -197,7 +214,7 @@ def corrected(graph: Graph, clips: Clips, images: Tensor) -> Callable[[Policy], 
     images = channels_last(images)
     floats = statistics(graph, images)
 
-    def made(policy: Policy) -> nn.Module:
+    def made(policy: Policy) -> fx.GraphModule:
         model = quantize(graph, policy, clips)
         correct(model, graph, floats, images)
         return model

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from haq.app import results
 from haq.app.job import Job, parse_job
-from haq.app.play import Scoring
 from haq.app.search import (
     OnProgress,
     images_of,
@@ -24,11 +23,11 @@ from haq.app.search import (
 )
 from haq.datasets import Data, from_splits, load
 from haq.errors import DataError, HaqError, RunError
-from haq.graph import Graph, evaluating
+from haq.graph import Graph
 from haq.models.weights import load_weights, save_weights
 from haq.policy import Bits, read_policy
 from haq.quantize import load_clips, quantize
-from haq.trials import Score, Trial, best
+from haq.trials import Trial, best
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -108,15 +107,11 @@ def search(
         raise
     results.write_job(folder, job)
     _keep_float(model, folder / "float.safetensors")
-    scoring = _scoring(evaluate) if evaluate is not None else None
     if inputs is not None:
-        evaluation = unlabeled(job, folder, planned, inputs, say, scoring)
+        evaluation = unlabeled(job, folder, planned, inputs, say, evaluate)
     else:
         assert images is not None
-        evaluation = labeled(job, folder, planned, images, say)
-        if scoring is not None:
-            own = scoring(planned.graph.traced)
-            evaluation = evaluation._replace(score=scoring, float_score=own, test=None)
+        evaluation = labeled(job, folder, planned, images, say, evaluate)
     play(job, folder, planned, evaluation, say)
     return _found(folder, planned.graph)
 
@@ -171,14 +166,6 @@ def _keep_float(model: nn.Module, kept: Path) -> None:
     same = before.keys() == now.keys() and all(torch.equal(before[k], now[k]) for k in before)
     if not same:
         raise RunError(f"the model's weights are not those that the run started from ({kept})")
-
-
-def _scoring(evaluate: Callable[[nn.Module], float]) -> Scoring:
-    def score(model: nn.Module, beat: float | None = None) -> Score:
-        with torch.no_grad(), evaluating(model):
-            return Score(float(evaluate(model)))
-
-    return score
 
 
 def _found(folder: Path, graph: Graph | None) -> Run:

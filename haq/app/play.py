@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from haq.app import results
 from haq.app.job import Job
 from haq.app.prepare import OnProgress, Plan, Progress, silent
 from haq.app.provenance import cost_origin
+from haq.app.scoring import Basis, Scoring
 from haq.app.winner import measured_winner
 from haq.costs import Target, reference, total
 from haq.envs.quantization import QuantizationEnv
@@ -29,14 +30,6 @@ from haq.trials import Score, Trial, best, rank
 Key = tuple[tuple[str, Bits], ...]
 
 
-class Scoring(Protocol):
-    """From a network to its score; with ``beat`` it may stop where that is out of reach."""
-
-    def __call__(self, model: nn.Module, beat: float | None = None) -> Score:
-        """Return the score."""
-        ...
-
-
 class Evaluation(NamedTuple):
     """The functions that say what a policy is worth, and what happens to the one chosen.
 
@@ -46,6 +39,7 @@ class Evaluation(NamedTuple):
         float_score: Of the network before quantization.
         finish: Makes the most of the network chosen, in place; it is told whether that network is
             fine-tuned already.
+        basis: What scores depend on, for other processes.
         test: Of a network, on test images; None where there are none.
         tuned: From a policy to its network after the paper's one epoch, for the finalists of a
             search whose episodes do without; None where that is what episodes score.
@@ -53,12 +47,13 @@ class Evaluation(NamedTuple):
         impatient: Whether hopeless evaluations are stopped early.
     """
 
-    network: Callable[[Policy], nn.Module]
+    network: Callable[[Policy], fx.GraphModule]
     score: Scoring
     float_score: Score
     finish: Callable[[nn.Module, bool], None]
+    basis: Basis
     test: Callable[[nn.Module], Score] | None = None
-    tuned: Callable[[Policy], nn.Module] | None = None
+    tuned: Callable[[Policy], fx.GraphModule] | None = None
     sensitivity: Mapping[str, NDArray[Any]] | None = None
     impatient: bool = False
 

@@ -52,8 +52,12 @@ def silent(_: Progress) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known before any image is looked at: layers, costs, budgets."""
+    """What is known before any image is looked at: layers, costs, budgets.
 
+    ``model`` is what the graph was traced from.
+    """
+
+    model: nn.Module
     graph: Graph
     target: Target | None
     table: CostTable
@@ -82,7 +86,7 @@ def plan(job: Job, model: nn.Module, images: Mapping[str, Any]) -> Plan:
     budgets = tuple(parse_budget(text, graph.layers, target) for text in job.budgets)
     dearest = {name: pairs[-1] for name, pairs in table.choices.items()}
     fit(dearest, table, budgets)  # says now, not after an hour, that nothing fits
-    return Plan(graph, target, table, budgets, job.budgets, images)
+    return Plan(model, graph, target, table, budgets, job.budgets, images)
 
 
 def _choices(

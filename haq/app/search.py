@@ -1,7 +1,6 @@
 """Run a job: the one place where model, target, environment and agent meet."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from haq.agents import INFORMED
 from haq.app.job import Job
-from haq.app.play import Evaluation, Scoring, play
+from haq.app.play import Evaluation, play
 from haq.app.prepare import (
     OnProgress,
     Plan,
@@ -26,6 +25,7 @@ from haq.app.prepare import (
     silent,
     train_float,
 )
+from haq.app.scoring import Basis, means
 from haq.datasets import Data, Split, load
 from haq.evaluate import (
     CORRECTED_ON,
@@ -33,13 +33,8 @@ from haq.evaluate import (
     Frozen,
     Part,
     Recipe,
-    agreement,
-    corrected,
     finish,
 )
-from haq.graph import Graph
-from haq.policy import Policy
-from haq.quantize import Clips, quantize
 from haq.rounding import learn_rounding
 from haq.sensitivity import IMAGES, objective
 from haq.train import Step, score
@@ -62,9 +57,6 @@ __all__ = [
     "train_float",
     "unlabeled",
 ]  # fmt: skip
-
-MANY = 10
-"""Episodes from which it pays to prepare ONNX Runtime for the cheap evaluation."""
 
 ROUNDED_ON = 1024
 """Training images from which the rounding is learned, without their labels."""
@@ -109,12 +101,18 @@ def remove_unused(folder: Path) -> None:
 
 
 def labeled(
-    job: Job, folder: Path, planned: Plan, data: Data, on_progress: OnProgress
+    job: Job,
+    folder: Path,
+    planned: Plan,
+    data: Data,
+    on_progress: OnProgress,
+    own: Callable[[nn.Module], float] | None = None,
 ) -> Evaluation:
     """Return the evaluation on a data set: validation accuracy of what the job asks for.
 
     That is the network after one epoch of fine-tuning, as in the paper, or the one with corrected
-    statistics; the sensitivities are measured for the agents that want to know them.
+    statistics; the sensitivities are measured for the agents that want to know them. With ``own``
+    that is the score of a network, and nothing is tested.
     """
     graph, images = planned.graph, job.calibration_images
     clips = kept_clips(job, folder, graph, calibration_batches(data, images, job.seed), on_progress)
@@ -122,12 +120,11 @@ def labeled(
         job.train_images, job.val_images, job.lr, job.distill, agreement=job.reward == "agreement"
     )
     evaluator = Evaluator(graph, clips, data, recipe, job.seed)
-    network: Callable[[Policy], nn.Module] = evaluator.tuned
-    scoring: Scoring = evaluator.score
+    plain = None
     if job.evaluation == "cheap":
-        scoring = evaluator.integer_score if job.episodes >= MANY else evaluator.score
         plain = torch.cat(list(calibration_batches(data, CORRECTED_ON, job.seed)))
-        network = corrected(graph, clips, plain)
+    basis = Basis(job, clips, plain, evaluator, own=own)
+    network, scoring, tuned = means(graph, basis)
     known = None
     if job.agent in INFORMED:
         augmented = sensitivity_images(data, job.seed)
@@ -151,10 +148,11 @@ def labeled(
     return Evaluation(
         network=network,
         score=scoring,
-        float_score=evaluator.score(graph.traced),
+        float_score=(scoring if own else evaluator.score)(graph.traced),
         finish=make_the_most,
-        test=lambda model: score(model, data.test),
-        tuned=evaluator.tuned if job.evaluation == "cheap" else None,
+        basis=basis,
+        test=None if own else lambda model: score(model, data.test),
+        tuned=tuned,
         sensitivity=known,
         impatient=job.evaluation == "cheap",
     )
@@ -166,7 +164,7 @@ def unlabeled(
     planned: Plan,
     inputs: Tensor,
     on_progress: OnProgress,
-    scoring: Scoring | None = None,
+    own: Callable[[nn.Module], float] | None = None,
 ) -> Evaluation:
     """Return the evaluation on inputs alone: agreement with the float network, or what is given.
 
@@ -180,21 +178,17 @@ def unlabeled(
     if job.agent in INFORMED:
         measured = kept_sensitivity(folder, planned, clips, inputs[:IMAGES], on_progress)
         known = objective(measured, planned.table)
-    network: Callable[[Policy], nn.Module] = partial(_quantized, graph, clips)
-    if job.evaluation == "cheap":
-        network = corrected(graph, clips, inputs[:CORRECTED_ON])
+    plain = inputs[:CORRECTED_ON] if job.evaluation == "cheap" else None
+    basis = Basis(job, clips, plain, inputs=None if own else inputs, own=own)
+    network, scoring, _ = means(graph, basis)
 
     def make_the_most(model: nn.Module, tuned: bool) -> None:
         some = inputs[:ROUNDED_ON]
         split = Frozen(some, torch.zeros(len(some), dtype=torch.int64))
         _round(job, planned, model, split, on_progress)
 
-    scoring = scoring or agreement(graph.traced, inputs)
-    return Evaluation(network, scoring, scoring(graph.traced), make_the_most, sensitivity=known)
-
-
-def _quantized(graph: Graph, clips: Clips, policy: Policy) -> nn.Module:
-    return quantize(graph, policy, clips)
+    of_float = scoring(graph.traced)
+    return Evaluation(network, scoring, of_float, make_the_most, basis, sensitivity=known)
 
 
 def _round(

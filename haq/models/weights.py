@@ -61,16 +61,22 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     file = Path(path)
     if file.suffix != ".safetensors":
         raise ModelError(f"cannot write weights to {file}: the name must end in .safetensors")
-    # Cloned because tied weights share memory, which the format refuses.
-    tensors = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in model.state_dict().items()
-    }
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(file, save(tensors))
+        write_bytes(file, packed(model))
     except OSError as error:
         raise ModelError(f"cannot write weights to {file}: {_reason(error)}") from error
+
+
+def packed(model: nn.Module) -> bytes:
+    """Return what ``save_weights`` writes: the model's parameters and buffers as safetensors."""
+    # Cloned because tied weights share memory, which the format refuses.
+    return save(
+        {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in model.state_dict().items()
+        }
+    )
 
 
 def _read(file: Path) -> dict[str, Tensor]:
