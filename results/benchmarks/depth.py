@@ -2,8 +2,9 @@
 
 python results/benchmarks/depth.py
 
-Writes results/reference/depth.json: CPU seconds on one thread, and peak memory, of networks with
-random weights on random images: ResNets for 32x32 images, and plain chains of convolutions of 16
+Writes results/reference/depth.json row by row, and leaves out those that stand there, so that it can
+be stopped and started again: CPU seconds on one thread, and peak memory, of networks with random
+weights on random images: ResNets for 32x32 images, and plain chains of convolutions of 16
 channels on 8x8 maps (the first of stride 4). A process each. Sensitivities are those of 2- to
 8-bit weights and activations in every layer; the integer program is solved under 3 average bits
 (8-bit activations), and under half of the latency of 8 bits on bismo-edge (weights and
@@ -13,6 +14,7 @@ family.
 """
 
 import argparse
+import json
 import resource
 import sys
 import tempfile
@@ -137,13 +139,15 @@ def main():
     parser.add_argument("--images", type=int, default=64, help="for sensitivities")
     parser.add_argument("--validation", type=int, default=256, help="images of an evaluation")
     asked = parser.parse_args()
+    place = REFERENCE / "depth.json"
+    rows = json.loads(place.read_text())["rows"] if place.exists() else []
     record = {
         "what": __doc__.splitlines()[0],
         "images": {"sensitivities": asked.images, "validation": asked.validation},
         "threads": 1,
         "seed": 0,
         "unit": "CPU seconds",
-        "rows": [],
+        "rows": rows,
         **results.provenance(sys.argv),
     }
     record["command"] = "python results/benchmarks/" + without_folders(record["command"])
@@ -151,11 +155,13 @@ def main():
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
         for family, depths in FAMILIES.items():
             for depth in depths:
+                if any(row["network"] == f"{family} {depth}" for row in rows):
+                    continue
                 job = pool.submit(measure, family, depth, asked.images, asked.validation)
-                record["rows"].append(job.result())
-                record["exponents"] = exponents(record["rows"])
-                results.write_json(REFERENCE / "depth.json", record)
-                print(record["rows"][-1], flush=True)
+                rows.append(job.result())
+                record["exponents"] = exponents(rows)
+                results.write_json(place, record)
+                print(rows[-1], flush=True)
 
 
 if __name__ == "__main__":
