@@ -2,15 +2,14 @@
 
 python results/benchmarks/depth.py
 
-Writes results/reference/depth.json row by row, and leaves out those that stand there, so that it can
-be stopped and started again: CPU seconds on one thread, and peak memory, of networks with random
-weights on random images: ResNets for 32x32 images, and plain chains of convolutions of 16
-channels on 8x8 maps (the first of stride 4). A process each. Sensitivities are those of 2- to
-8-bit weights and activations in every layer; the integer program is solved under 3 average bits
-(8-bit activations), and under half of the latency of 8 bits on bismo-edge (weights and
-activations). A cheap evaluation corrects statistics and validates in ONNX Runtime; what is exported
-once for all of them stands apart. The exponent is the slope of log seconds over log layers within a
-family.
+Writes results/reference/depth.json row by row, and leaves out those that stand there, so that it
+can be stopped and started again: CPU seconds on one thread, and peak memory, of networks with
+random weights on random images: ResNets for 32x32 images, and plain chains of convolutions of 16
+channels on 8x8 maps (the first of stride 4). A process each. Sensitivities are those of 2- to 8-bit
+weights and activations in every layer; the integer program is solved under 3 average bits (8-bit
+activations), and under half of the latency of 8 bits on bismo-edge (weights and activations). A
+cheap evaluation corrects statistics and validates in ONNX Runtime; what is exported once for all of
+them stands apart. The exponent is the slope of log seconds over log layers within a family.
 """
 
 import argparse
