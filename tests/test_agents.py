@@ -156,7 +156,7 @@ def test_other_environments_are_refused() -> None:
         AGENTS["random"](gym.make("CartPole-v1"), 1, 0)
 
 
-@every_agent
+@pytest.mark.parametrize("name", ["ddpg", "ilp", "random", "uniform"])
 def test_episodes_are_those_of_before_windows(name: str) -> None:
     # Written at commit a528058, when each episode was played as it was proposed: 24 episodes on
     # the toy with an average of 5 bits; the bits of weights and activations of each layer in order.
@@ -391,9 +391,14 @@ def test_ddpg_learns_which_layers_need_bits(seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_ddpg_learns_behind_a_window_too(seed: int) -> None:
-    # BOUND
-    env = QuantizationEnv(tabulate(LAYERS, permitted(LAYERS, None, act_bits=8)), weight_closeness)
-    played = AGENTS["ddpg"](env, 120, seed, window=4)
-    assert np.mean([episode.info["accuracy"] for episode in played][-30:]) >= 0.9
+def test_ddpg_learns_behind_a_window_too() -> None:
+    # Random actions score 0.5; the mean of 30 episodes has a standard deviation of
+    # 2 / 6 / sqrt(6 * 30) = 0.025, so that 0.6 is no chance. One actor in ten is lost behind a
+    # saturated tanh, also without a window (the agents' README), so that 0.9 is asked of two.
+    means = []
+    for seed in (0, 1, 2):
+        table = tabulate(LAYERS, permitted(LAYERS, None, act_bits=8))
+        played = AGENTS["ddpg"](QuantizationEnv(table, weight_closeness), 120, seed, window=4)
+        means.append(np.mean([episode.info["accuracy"] for episode in played][-30:]))
+    assert min(means) >= 0.6
+    assert sorted(means)[1] >= 0.9

@@ -77,7 +77,8 @@ def search(
         resume: Go on with the run in ``out``, which must have been asked for in the same words.
         on_progress: Called with a ``haq.app.search.Progress``.
         **fields: The other fields of a ``haq.app.job.Job``: budgets, target, agent, episodes, seed,
-            act_bits, pins, final_epochs, ….
+            act_bits, pins, final_epochs, workers, …. With workers, ``model``, ``data`` and
+            ``evaluate`` are pickled, and a score must not depend on what was scored before.
 
     Returns:
         The run.
@@ -96,6 +97,8 @@ def search(
     inputs = data if isinstance(data, Tensor) else None
     images = None if isinstance(data, Tensor) else _images(data, fields.get("seed", 0))
     job = _job(model, images, evaluate, fields)
+    if job.threads:
+        torch.set_num_threads(job.threads)
     folder = _folder(job, out, resume)
     sample = inputs if inputs is not None else torch.zeros(1, *(images.shape if images else ()))
     try:

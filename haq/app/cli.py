@@ -150,6 +150,12 @@ def search_command(  # noqa: PLR0913 - one argument an option
     out: Annotated[str | None, typer.Option(help="Name or folder of the run.")] = None,
     resume: Annotated[str | None, typer.Option(help="A run to go on with.")] = None,
     threads: Threads = None,
+    workers: Annotated[
+        int, typer.Option(help="Evaluations at once, each in a process of its own.")
+    ] = 1,
+    ray: Annotated[
+        str | None, typer.Option(help="Ray cluster for the workers: HOST:PORT, auto or local.")
+    ] = None,
 ) -> None:
     """Search the bits of every layer, fine-tune the best policy, write the run."""
     from haq.app import results
@@ -546,7 +552,7 @@ def _fields(options: Mapping[str, Any]) -> dict[str, Any]:
         "act_bits": _bits_or_search(fields["act_bits"]),
         "pins": _pins(list(pins or ())),
         "per_channel": not fields.pop("per_tensor"),
-        "threads": _threads(fields["threads"], fields["data"]),
+        "threads": _threads(fields["threads"], fields["data"], max(1, fields["workers"])),
     }
     return fields | ({"budgets": tuple(budgets)} if budgets else {})
 
@@ -563,14 +569,16 @@ def _check_alone(context: typer.Context) -> None:
         raise HaqError(f"--resume goes on with a run as it was asked for; leave out {options}")
 
 
-def _threads(asked: int | None, data: str) -> int:
-    """Return how many threads to use: as asked, or as many as there are cores for this process.
+def _threads(asked: int | None, data: str, workers: int = 1) -> int:
+    """Return how many threads to use: as asked, or each worker's share of this process's cores.
 
     Networks for the digits are so small that a second thread only waits for the first.
     """
+    from haq.app.job import cores
+
     if asked is not None and asked < 1:
         raise HaqError(f"threads {asked}: give at least 1")
-    return asked or (1 if data == "digits" else len(os.sched_getaffinity(0)))
+    return asked or (1 if data == "digits" else max(1, cores() // workers))
 
 
 def _range(text: str) -> tuple[int, int]:

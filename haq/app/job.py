@@ -1,5 +1,6 @@
 """What a user asks for, checked once for the command line and for Python."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -48,6 +49,8 @@ class Job(BaseModel):
     rounding_steps: Annotated[int, Field(ge=0)] | None = None
     float_epochs: Annotated[int, Field(ge=0)] | None = None
     threads: Annotated[int, Field(ge=1)] | None = None
+    workers: Annotated[int, Field(ge=1)] = 1
+    ray: str | None = None
 
     def last_epochs(self, tuned: bool) -> int:
         """Return the epochs for the policy found: as asked, else 30 of the few digits, else 1.
@@ -85,7 +88,8 @@ BY_AGENT: Mapping[str, Mapping[str, object]] = {
 def parse_job(**fields: object) -> Job:
     """Return the job, or say in one sentence which field is wrong.
 
-    Fields that are left out, or None where that says nothing, are as suits the agent.
+    Fields that are left out, or None where that says nothing, are as suits the agent; workers share
+    the cores.
 
     Raises:
         HaqError: A field is unknown or out of range.
@@ -116,4 +120,12 @@ def parse_job(**fields: object) -> Job:
             f"finalists {job.finalists}: every episode is fine-tuned already; leave it out, or ask "
             "for the cheap evaluation"
         )
-    return job.model_copy(update={"distill": job.distill and not job.paper})
+    threads = job.threads
+    if threads is None and (job.workers > 1 or job.ray is not None):
+        threads = max(1, cores() // job.workers)
+    return job.model_copy(update={"distill": job.distill and not job.paper, "threads": threads})
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -3,12 +3,14 @@
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load
 from torch import fx, nn
 
 from haq.agents import AGENTS, INFORMED, Episode
@@ -16,15 +18,18 @@ from haq.app import results
 from haq.app.job import Job
 from haq.app.prepare import OnProgress, Plan, Progress, silent
 from haq.app.provenance import cost_origin
-from haq.app.scoring import Basis, Scoring
+from haq.app.scoring import Basis, Means, Scoring, merit
 from haq.app.winner import measured_winner
+from haq.app.workers import Answer, Crew, Found, Request, hire, window
 from haq.costs import Target, reference, total
 from haq.envs.quantization import QuantizationEnv
-from haq.errors import DivergedError, PolicyError, RunError, TargetError
+from haq.errors import PolicyError, RunError, TargetError
+from haq.files import write_bytes
 from haq.hw_profiles import Explained
 from haq.integers import settle
-from haq.models.weights import save_weights
+from haq.models.weights import packed
 from haq.policy import Bits, Policy, read_policy, write_policy
+from haq.quantize import quantize
 from haq.trials import Score, Trial, best, rank
 
 Key = tuple[tuple[str, Bits], ...]
@@ -58,25 +63,18 @@ class Evaluation(NamedTuple):
     impatient: bool = False
 
 
-@dataclass
-class _Memory:
-    """Every policy met, and what the last evaluation took."""
-
-    scores: dict[Key, Score] = field(default_factory=dict)
-    seconds: float = 0.0
-    cached: bool = False
-    model: nn.Module | None = None
-
-    @property
-    def top(self) -> float | None:
-        """The best accuracy of an evaluation that was not stopped."""
-        return max((s.accuracy for s in self.scores.values() if not s.stopped), default=None)
-
-
 def play(
-    job: Job, folder: Path, planned: Plan, evaluation: Evaluation, on_progress: OnProgress = silent
+    job: Job,
+    folder: Path,
+    planned: Plan,
+    evaluation: Evaluation,
+    on_progress: OnProgress = silent,
+    crew: Crew | None = None,
 ) -> dict[str, Any]:
-    """Play the episodes left, finish the best policy and return the summary; see ``run``."""
+    """Play the episodes left, finish the best policy and return the summary; see ``run``.
+
+    Who evaluates is as the job says, unless a ``crew`` is given; it is closed at the end.
+    """
     results.drop_torn_line(folder)
     trials = results.read_trials(folder)
     _check_target(folder, planned)
@@ -86,14 +84,33 @@ def play(
             return summary
     _repair(folder, evaluation, trials)
     try:
-        for _ in _episodes(job, folder, planned, evaluation, trials, on_progress):
-            _write_summary(folder, "running", planned, evaluation, trials, best(trials), {})
-        top, found = _finish(job, folder, planned, evaluation, trials, on_progress)
+        with closing(crew or _hired(planned, evaluation)) as crew:
+            search = _Search(job, folder, planned, evaluation, crew, trials, on_progress)
+            for _ in _episodes(search):
+                _write_summary(folder, "running", planned, evaluation, trials, best(trials), {})
+            top, found = _finish(search)
         return _write_summary(folder, "finished", planned, evaluation, trials, top, found)
     except KeyboardInterrupt:
         if not trials:
             raise
         return _write_summary(folder, "interrupted", planned, evaluation, trials, best(trials), {})
+
+
+def _hired(planned: Plan, evaluation: Evaluation) -> Crew:
+    how = Means(evaluation.network, evaluation.score, evaluation.tuned)
+    return hire(how, planned.model, planned.images["shape"], evaluation.basis)
+
+
+class _Search(NamedTuple):
+    """All that the parts of a search share."""
+
+    job: Job
+    folder: Path
+    planned: Plan
+    evaluation: Evaluation
+    crew: Crew
+    trials: list[Trial]
+    on_progress: OnProgress
 
 
 def _check_target(folder: Path, planned: Plan) -> None:
@@ -112,7 +129,8 @@ def _check_target(folder: Path, planned: Plan) -> None:
 def _repair(folder: Path, evaluation: Evaluation, trials: Sequence[Trial]) -> None:
     """Make up for a run killed between the line of its best trial and that trial's network."""
     if trials and _kept_policy(folder) != best(trials).policy:
-        _keep(folder, best(trials).policy, evaluation.network(best(trials).policy))
+        policy = best(trials).policy
+        _keep(folder, policy, packed(evaluation.network(policy)))
 
 
 def _kept_policy(folder: Path) -> Policy | None:
@@ -122,158 +140,188 @@ def _kept_policy(folder: Path) -> Policy | None:
         return None
 
 
-def _keep(folder: Path, policy: Policy, model: nn.Module) -> None:
+def _keep(folder: Path, policy: Policy, weights: bytes) -> None:
     # The policy comes last: where it stands, its network does.
     (folder / "policy.json").unlink(missing_ok=True)
-    save_weights(model, folder / "weights.safetensors")
+    write_bytes(folder / "weights.safetensors", weights)
     write_policy(folder / "policy.json", policy)
 
 
-def _episodes(
-    job: Job,
-    folder: Path,
-    planned: Plan,
-    evaluation: Evaluation,
-    trials: list[Trial],
-    on_progress: OnProgress,
-) -> Iterator[Trial]:
+def _episodes(search: _Search) -> Iterator[Trial]:
     """Play the episodes, those of an earlier start from memory, and yield the new trials."""
-    memory = _Memory({_key(t.policy): Score(t.accuracy, t.loss, t.stopped) for t in trials})
-
-    def evaluate(policy: Policy) -> Score:
-        key = _key(policy)
-        memory.cached, memory.seconds, memory.model = key in memory.scores, 0.0, None
-        if not memory.cached:
-            started = time.perf_counter()
-            try:
-                memory.model = evaluation.network(policy)
-                beat = memory.top if evaluation.impatient else None
-                memory.scores[key] = evaluation.score(memory.model, beat)
-            except DivergedError:
-                memory.scores[key] = Score(0.0)
-            memory.seconds = time.perf_counter() - started
-        return memory.scores[key]
-
+    job, trials, evaluation = search.job, search.trials, search.evaluation
+    asked = _Asked(search)
     floats = evaluation.float_score
     env = QuantizationEnv(
-        planned.table, evaluate, planned.budgets, floats.accuracy, float_loss=floats.loss,
-        reward="accuracy" if job.reward == "accuracy" else "loss",
+        search.planned.table, asked.score, search.planned.budgets, floats.accuracy,
+        float_loss=floats.loss, reward="accuracy" if job.reward == "accuracy" else "loss",
         sensitivity=evaluation.sensitivity,
     )  # fmt: skip
     options = {"paper": True} if job.paper else {}
-    play = AGENTS[job.agent](env, job.episodes, job.seed, **options)
+    play = AGENTS[job.agent](
+        env, job.episodes, job.seed, window=asked.window, ahead=asked.ahead, **options
+    )
     for number, episode in enumerate(play):
-        if number < len(trials):
-            _check_replayed(trials[number], episode)
-        else:
-            trial = _trial(number, episode, memory)
-            results.append_trial(folder, trial)
+        if number >= asked.replayed:
+            trial = _trial(number, episode, asked.found)
+            results.append_trial(search.folder, trial)
             trials.append(trial)
-            _keep_best(folder, trials, memory.model)
+            _keep_best(search.folder, trials, asked.found)
             yield trial
         top = best(trials[: number + 1])
-        note = f"best {top.accuracy:.2%} (float {evaluation.float_score.accuracy:.2%})"
-        on_progress(Progress("search", number + 1, job.episodes, note))
+        note = f"best {top.accuracy:.2%} (float {floats.accuracy:.2%})"
+        search.on_progress(Progress("search", number + 1, job.episodes, note))
+
+
+class _Asked:
+    """The policies that are evaluated or will be, each once, however often it is met.
+
+    Attributes:
+        window: How many episodes the agent may be ahead of their scores.
+        replayed: Episodes of an earlier start, whose scores are known.
+        found: What the evaluation of the last episode gave; None where there was none.
+    """
+
+    def __init__(self, search: _Search) -> None:
+        self.window, self.replayed = window(search.job.workers), len(search.trials)
+        self.found: Found | None = None
+        self._search = search
+        self._first: dict[Key, int] = {}
+        self._answers: dict[int, Answer] = {}
+        self._scores: dict[int, Score] = {}
+
+    def ahead(self, number: int, policy: Policy) -> None:
+        """Have the policy of an episode evaluated, unless it was met before."""
+        trials = self._search.trials
+        if number < self.replayed:
+            _check_replayed(trials[number], policy)
+        if self._first.setdefault(_key(policy), number) != number:
+            return
+        if number < self.replayed:
+            trial = trials[number]
+            self._scores[number] = Score(trial.accuracy, trial.loss, trial.stopped)
+        else:
+            self._answers[number] = self._search.crew.ask(self._request(number, policy))
+
+    def _request(self, number: int, policy: Policy) -> Request:
+        # Also where more is known by now: what is stopped depends on scores, never on the clock.
+        known = self._search.trials[: max(0, number + 1 - self.window)]
+        whole = [trial for trial in known if not trial.stopped]
+        if not whole:
+            return Request(policy)
+        impatient, top = self._search.evaluation.impatient, best(whole)
+        beat = max(trial.accuracy for trial in whole) if impatient else None
+        return Request(policy, beat=beat, least=Score(top.accuracy, top.loss))
+
+    def score(self, policy: Policy) -> Score:
+        """Return the score of a policy that was announced, which may have to be waited for."""
+        number = self._first[_key(policy)]
+        self.found = None
+        if number in self._answers:
+            self.found = self._answers.pop(number)()
+            self._scores[number] = self.found.score or Score(0.0)
+        return self._scores[number]
 
 
 def _key(policy: Policy) -> Key:
     return tuple(sorted(policy.items()))
 
 
-def _check_replayed(trial: Trial, episode: Episode) -> None:
-    if _key(trial.policy) != _key(episode.info["policy"]):
+def _check_replayed(trial: Trial, policy: Policy) -> None:
+    if _key(trial.policy) != _key(policy):
         raise RunError(
             f"episode {trial.episode} does not repeat: the run was made with other versions or "
             "other settings; start a new one"
         )
 
 
-def _trial(number: int, episode: Episode, memory: _Memory) -> Trial:
+def _trial(number: int, episode: Episode, found: Found | None) -> Trial:
     info = episode.info
     return Trial(
         number, info["policy"], info["cost"], info["accuracy"], info["loss"], episode.reward,
-        round(memory.seconds, 3), memory.cached, info["stopped"],
+        round(found.seconds, 3) if found else 0.0, found is None, info["stopped"],
     )  # fmt: skip
 
 
-def _keep_best(folder: Path, trials: Sequence[Trial], model: nn.Module | None) -> None:
+def _keep_best(folder: Path, trials: Sequence[Trial], found: Found | None) -> None:
     top = best(trials)
-    if top is trials[-1] and model is not None:
-        _keep(folder, top.policy, model)
+    if top is trials[-1] and found is not None and found.weights is not None:
+        _keep(folder, top.policy, found.weights)
 
 
-def _finish(
-    job: Job,
-    folder: Path,
-    planned: Plan,
-    evaluation: Evaluation,
-    trials: Sequence[Trial],
-    on_progress: OnProgress,
-) -> tuple[Trial, dict[str, Any]]:
+def _finish(search: _Search) -> tuple[Trial, dict[str, Any]]:
     """Choose a trial, make the most of its network, keep that and score it on the test images."""
     started = time.perf_counter()
+    job, planned, evaluation, trials = (
+        search.job, search.planned, search.evaluation, search.trials,
+    )  # fmt: skip
     found: dict[str, Any] = {}
-    top, model, tuned = best(trials), None, evaluation.tuned is None
+    top, weights, tuned = best(trials), None, evaluation.tuned is None
     if evaluation.tuned is not None and job.finalists:
-        top, model, found["finalists"] = _play_off(job, evaluation.tuned, evaluation.score, trials)
-        tuned = model is not None
+        top, weights, found["finalists"] = _play_off(search)
+        tuned = weights is not None
     network = evaluation.tuned if evaluation.tuned and tuned else evaluation.network
 
     def evaluate(policy: Policy) -> Score:
         return evaluation.score(network(policy))
 
     before = top
-    top, latency = measured_winner(folder, planned, trials, top, evaluate, on_progress)
+    top, latency = measured_winner(
+        search.folder, planned, trials, top, evaluate, search.on_progress
+    )  # fmt: skip
     found |= latency
-    if model is None or top is not before:
+    if weights is None or top is not before:
         model = network(top.policy)
+    else:
+        model = _restored(planned, evaluation, top.policy, weights)
     if evaluation.test:
         found["float_test_accuracy"] = evaluation.test(planned.graph.traced).accuracy
         found["episode_test_accuracy"] = evaluation.test(model).accuracy
     evaluation.finish(model, tuned)
-    assert isinstance(model, fx.GraphModule)
     settle(model)
     found["final_val_accuracy"] = evaluation.score(model).accuracy
     if evaluation.test:
         found["final_test_accuracy"] = evaluation.test(model).accuracy
-    _keep(folder, top.policy, model)
+    _keep(search.folder, top.policy, packed(model))
     return top, found | {"finish_seconds": round(time.perf_counter() - started, 1)}
 
 
-def _play_off(
-    job: Job, tuned: Callable[[Policy], nn.Module], score: Scoring, trials: Sequence[Trial]
-) -> tuple[Trial, nn.Module | None, list[dict[str, Any]]]:
-    """Give the best trials the paper's epoch; return the best of them, its network, and all scores.
+def _restored(
+    planned: Plan, evaluation: Evaluation, policy: Policy, weights: bytes
+) -> fx.GraphModule:
+    model = quantize(planned.graph, policy, evaluation.basis.clips)
+    model.load_state_dict(load(weights))
+    # As training left it: the layout decides in which order sums are taken.
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
-    The network is None where no epoch made any of them better than the best trial was without. Of
+
+def _play_off(search: _Search) -> tuple[Trial, bytes | None, list[dict[str, Any]]]:
+    """Give the best trials the paper's epoch; return the best of them, its weights, and all scores.
+
+    There are no weights where no epoch made any of them better than the best trial was without. Of
     agents that begin with the optimum of the sensitivities, that one always takes part.
     """
+    job, trials = search.job, search.trials
     ranked = {_key(trial.policy): trial for trial in sorted(trials, key=rank, reverse=True)}
     several = sorted(ranked.values(), key=rank)[: job.finalists]
     if job.agent in INFORMED and not any(trial.policy == trials[0].policy for trial in several):
         several.append(trials[0])
-    top, rows = best(trials), []
-    reached, network = Score(top.accuracy, top.loss), None
-
-    def merit(found: Score) -> tuple[float, float]:
-        rewarded = (found.accuracy, -found.loss)
-        return rewarded if job.reward == "accuracy" else (-found.loss, found.accuracy)
-
-    for trial in several:
-        try:
-            model = tuned(trial.policy)
-        except DivergedError:
+    top, rows, weights = best(trials), [], None
+    reached = Score(top.accuracy, top.loss)
+    answers = [search.crew.ask(Request(t.policy, "tuned", least=reached)) for t in several]
+    for trial, answer in zip(several, answers, strict=True):
+        found = answer()
+        if found.score is None:
             continue
-        found = score(model)
         rows.append(
             {
                 "episode": trial.episode, "val_accuracy": trial.accuracy,
-                "tuned_val_accuracy": found.accuracy, "tuned_val_loss": found.loss,
+                "tuned_val_accuracy": found.score.accuracy, "tuned_val_loss": found.score.loss,
             }
         )  # fmt: skip
-        if merit(found) > merit(reached):
-            reached, network, top = found, model, trial
-    return top, network, rows
+        if merit(found.score, job.reward) > merit(reached, job.reward):
+            reached, weights, top = found.score, found.weights, trial
+    return top, weights, rows
 
 
 def _write_summary(

@@ -148,9 +148,14 @@ def _job(settings: Settings, fields: Mapping[str, Any]) -> Job:
         else:
             field = str(error).split(" ", 1)[0].replace("-", "_")
         raise FieldError(field if field in Job.model_fields else None, str(error)) from error
-    return job.model_copy(
-        update={"threads": min(job.threads or settings.threads, settings.threads)}
-    )
+    if job.workers > settings.threads:
+        raise FieldError(
+            "workers",
+            f"workers {job.workers}: a search has {settings.threads} CPU threads here, so that it "
+            "can have no more workers than that",
+        )
+    share = settings.threads // job.workers
+    return job.model_copy(update={"threads": min(job.threads or share, share)})
 
 
 def _names(engine: Engine, settings: Settings, owner: str | None, job: Job) -> Facts:

@@ -51,6 +51,8 @@ class Asked(Job):
     final_epochs: Annotated[int, Field(ge=0, le=10_000)] | None = None
     float_epochs: Annotated[int, Field(ge=0, le=10_000)] | None = None
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    workers: Annotated[int, Field(ge=1, le=1024)] = 1
+    ray: None = None  # whose cluster a search uses is not for its user to say
 
     def job_fields(self) -> dict[str, Any]:
         """Return the fields of the job alone."""
