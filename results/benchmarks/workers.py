@@ -1,0 +1,196 @@
+"""How busy workers are kept, and what a second core brings.
+
+python results/benchmarks/workers.py
+
+Writes results/reference/workers.json. The first part has 64 workers that sleep: an evaluation takes
+a time drawn from a log-normal distribution by the hash of its policy, so that nothing but the agent
+and the waiting for results in order is measured. "busy" is the share of the workers' time from
+the first full window to the last request. The same is worked out on a simulated clock for 3000 episodes and longer evaluations,
+with the CPU time that the agent took for an episode, which is serial. The second part is a small
+search on this machine with one worker and with two, of one thread each, taking turns.
+"""
+
+import argparse
+import hashlib
+import heapq
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from haq.agents import AGENTS
+from haq.app import results
+from haq.app.job import parse_job
+from haq.app.search import run
+from haq.app.tables import REFERENCE
+from haq.app.workers import window
+from haq.budgets import parse_budget
+from haq.costs import permitted, tabulate
+from haq.envs.quantization import QuantizationEnv
+from haq.graph import trace
+from haq.models import build
+from haq.trials import Score
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--agents", nargs="+", default=["random", "guided", "ddpg"])
+parser.add_argument("--workers", type=int, default=64)
+parser.add_argument("--episodes", type=int, default=448)
+parser.add_argument("--seconds", type=float, default=1.0, help="Mean latency.")
+parser.add_argument(
+    "--simulated", type=float, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="Mean latencies."
+)
+parser.add_argument(
+    "--spread", type=float, nargs="+", default=[0.25, 0.5], help="Of the latency's logarithm."
+)
+parser.add_argument("--repeats", type=int, default=3, help="Of the search on this machine.")
+asked = parser.parse_args()
+
+torch.set_num_threads(1)
+place = REFERENCE / "workers.json"
+record = {"what": __doc__.splitlines()[0], "busy": [], "scaling": []}
+
+
+class Asleep:
+    """Workers that sleep, and how long each was busy until some moment."""
+
+    def __init__(self, seconds):
+        self.seconds, self.spans, self.lock = seconds, [], threading.Lock()
+        self.threads = ThreadPoolExecutor(asked.workers)
+        self.answers, self.asked, self.cpu = {}, [], []
+
+    def latency(self, policy):
+        """The same for the same policy."""
+        digest = hashlib.sha256(repr(sorted(policy.items())).encode()).digest()
+        drawn = np.random.default_rng(list(digest)).standard_normal()
+        spread = asked.spread[0]
+        return self.seconds * float(np.exp(spread * drawn - spread**2 / 2))
+
+    def ahead(self, number, policy):
+        """Begin an evaluation unless the policy was met."""
+        self.asked.append(time.perf_counter())
+        self.cpu.append(time.process_time())
+        key = tuple(sorted(policy.items()))
+        if key not in self.answers:
+            self.answers[key] = self.threads.submit(self.work, policy)
+
+    def work(self, policy):
+        """Sleep as long as it takes."""
+        begun = time.perf_counter()
+        time.sleep(self.latency(policy))
+        with self.lock:
+            self.spans.append((begun, time.perf_counter()))
+        few = sum(bits.weight for bits in policy.values()) / len(policy)
+        return Score(1 - abs(few - 4) / 10)
+
+    def score(self, policy):
+        """Wait for it."""
+        return self.answers[tuple(sorted(policy.items()))].result()
+
+    def busy(self):
+        """Share of the workers' time from the first full window to the last request."""
+        begun, until = self.asked[window(asked.workers) - 1], self.asked[-1]
+        whole = sum(max(0.0, min(end, until) - max(start, begun)) for start, end in self.spans)
+        return whole / (asked.workers * (until - begun))
+
+
+graph = trace(build("resnet20"), torch.zeros(1, 3, 32, 32))
+table = tabulate(graph.layers, permitted(graph.layers, None, act_bits=4))
+average = parse_budget("avg_weight_bits=4", graph.layers, None)
+sensitivity = {
+    name: np.array([4.0**-bits.weight for bits in some]) for name, some in table.choices.items()
+}
+
+
+def simulated(cost, seconds, spread, episodes=3000):
+    """Return the share of busy workers on a clock that only the agent and evaluations move."""
+    drawn = np.random.default_rng(0).standard_normal(episodes)
+    latencies = seconds * np.exp(spread * drawn - spread**2 / 2)
+    free, ends, now = [0.0] * asked.workers, [], 0.0
+    for number, latency in enumerate(latencies):
+        behind = number - window(asked.workers)
+        now = max(now, ends[behind] if behind >= 0 else 0.0) + cost
+        ends.append(max(now, heapq.heappop(free)) + latency)
+        heapq.heappush(free, ends[-1])
+    done = np.clip(now - (np.array(ends) - latencies), 0, latencies).sum()
+    return round(float(done / (asked.workers * now)), 3)
+
+
+for agent in asked.agents:
+    asleep = Asleep(asked.seconds)
+    env = QuantizationEnv(table, asleep.score, [average], sensitivity=sensitivity)
+    options = {"window": window(asked.workers), "ahead": asleep.ahead}
+    for _ in AGENTS[agent](env, asked.episodes, 0, **options):
+        pass
+    costs = np.diff(asleep.cpu)[-asked.episodes // 3 :]  # when it has begun to learn
+    record["busy"].append(
+        {
+            "agent": agent, "workers": asked.workers, "window": window(asked.workers),
+            "episodes": asked.episodes, "evaluations": len(asleep.spans),
+            "mean_seconds": asked.seconds, "spread": asked.spread[0],
+            "busy": round(asleep.busy(), 3),
+            "agent_cpu_seconds_per_episode": round(float(np.mean(costs)), 4),
+            "load": round(os.getloadavg()[0], 2),
+            "simulated": [
+                {
+                    "spread": spread, "mean_seconds": seconds,
+                    "busy": simulated(float(np.mean(costs)), seconds, spread),
+                }
+                for spread in asked.spread for seconds in asked.simulated
+            ],
+        }
+    )  # fmt: skip
+    results.write_json(place, record)
+    print(record["busy"][-1], flush=True)
+
+for repeat in range(asked.repeats):
+    for workers in (1, 2):
+        folder = Path(tempfile.mkdtemp())
+        job = parse_job(
+            model="digits_cnn", agent="random", episodes=24, budgets=["avg_weight_bits=4"],
+            train_images=1000, float_epochs=0, final_epochs=0, threads=1, workers=workers,
+        )  # fmt: skip
+        load, begun = os.getloadavg()[0], time.perf_counter()
+        marks = []
+        run(
+            job, folder, lambda where, marks=marks: marks.append((where.stage, time.perf_counter()))
+        )
+        ends = [moment for stage, moment in marks if stage == "search"]
+        trials = results.read_trials(folder)
+        record["scaling"].append(
+            {
+                "repeat": repeat, "workers": workers, "threads": 1,
+                "wall_seconds": round(ends[-1] - begun, 2),
+                # Without the start of the processes, which a longer search does not notice.
+                "seconds_per_episode": round((ends[-1] - ends[7]) / (len(ends) - 8), 3),
+                "seconds_per_evaluation": round(statistics.mean(t.seconds for t in trials), 3),
+                "policies": hashlib.sha256(
+                    repr([(sorted(t.policy.items()), t.accuracy) for t in trials]).encode()
+                ).hexdigest()[:12],
+                "load": round(load, 2),
+            }
+        )  # fmt: skip
+        shutil.rmtree(folder)
+        print(record["scaling"][-1], flush=True)
+
+
+def mean_of(field, workers):
+    """Median over the repeats."""
+    return statistics.median(r[field] for r in record["scaling"] if r["workers"] == workers)
+
+
+if record["scaling"]:
+    record["ratio"] = {
+        field: round(mean_of(field, 1) / mean_of(field, 2), 2)
+        for field in ("wall_seconds", "seconds_per_episode")
+    }
+    print(record["ratio"])
+command = ["python", "results/benchmarks/workers.py", *sys.argv[1:]]
+results.write_json(place, record | results.provenance(command))
