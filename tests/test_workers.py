@@ -238,7 +238,8 @@ SCRIPT = """
     def closeness(network):
         with (folder / "pids").open("a") as file:
             file.write(f"{os.getpid()}\\n")
-        if mode == "die" and len(open(folder / "pids").readlines()) > 5:
+        if mode == "die" and getattr(network.get_submodule("1"), "weight_bits", 0) == 7:
+            (folder / "asleep").touch()  # in episode 5, which is proposed after the second ended
             time.sleep(600)
         return -float((network(inputs) - truth).square().mean())
 
@@ -255,7 +256,7 @@ def alive(pid):
     return "State:\tZ" not in status
 
 
-def until(condition, seconds=120):
+def until(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -274,13 +275,16 @@ def pids(folder):
 
 
 def stopped(folder, by):
-    """Start a run, end it with a signal once its workers hang, and wait for them to be gone."""
+    """Start a run, end it with a signal once a worker hangs, and wait for all to be gone."""
     process = start(folder, "die")
-    until(lambda: len(pids(folder)) >= 7 or process.poll() is not None)
-    process.send_signal(by)
-    process.wait()
-    until(lambda: not any(alive(pid) for pid in pids(folder)))
-    assert 0 < len(results.read_trials(folder / "run")) < 8
+    try:
+        until((folder / "asleep").exists)
+        process.send_signal(by)
+        process.wait()
+        until(lambda: not any(alive(pid) for pid in pids(folder)))
+    finally:
+        process.kill()
+    assert 2 <= len(results.read_trials(folder / "run")) <= 5
 
 
 def test_workers_end_with_their_killed_owner_and_its_run_goes_on(tmp_path):
@@ -308,7 +312,7 @@ def test_workers_end_with_ctrl_c_and_leave_a_run(tmp_path):
     [("the model", {"model": "hook"}), ("evaluate=", {"evaluate": "generator"})],
 )
 def test_what_cannot_be_sent_is_said(tmp_path, what, changed):
-    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
     rows = (row for row in [1])
     if "model" in changed:
         model.rows = rows

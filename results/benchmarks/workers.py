@@ -4,10 +4,11 @@ python results/benchmarks/workers.py
 
 Writes results/reference/workers.json. The first part has 64 workers that sleep: an evaluation takes
 a time drawn from a log-normal distribution by the hash of its policy, so that nothing but the agent
-and the waiting for results in order is measured. "busy" is the share of the workers' time from
-the first full window to the last request. The same is worked out on a simulated clock for 3000 episodes and longer evaluations,
-with the CPU time that the agent took for an episode, which is serial. The second part is a small
-search on this machine with one worker and with two, of one thread each, taking turns.
+and the waiting for results in order is measured. "busy" is the share of the workers' time from the
+first full window to the last request. The same is worked out on a simulated clock for 3000 episodes
+and longer evaluations, with the CPU time that the agent took for an episode, which is serial. The
+second part is a small search on this machine with one worker and with two, of one thread each,
+taking turns.
 """
 
 import argparse
