@@ -119,6 +119,9 @@ WRONG = [
     ({"size": 9}, "size", "digits"),
     ({"width": 2}, "width", "digits_cnn has no width 2"),
     ({"folder": "x"}, "folder", "Extra inputs are not permitted"),
+    ({"workers": 2}, "workers", "workers 2: a search has 1 CPU threads here"),
+    ({"workers": 0}, "workers", "greater than or equal to 1"),
+    ({"ray": "elsewhere:6379"}, "ray", "should be None"),
     ({"seed": -1}, "seed", "greater than or equal to 0"),
 ]
 

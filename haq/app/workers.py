@@ -327,8 +327,12 @@ class _Process:
 
 def _environment() -> Mapping[str, str]:
     """Return that of this process, with what it can import."""
-    path = os.pathsep.join(place or os.getcwd() for place in sys.path)
-    return {"OMP_WAIT_POLICY": "passive"} | os.environ | {"PYTHONPATH": path}
+    path = {"PYTHONPATH": os.pathsep.join(_path())}
+    return {"OMP_WAIT_POLICY": "passive"} | os.environ | path
+
+
+def _path() -> list[str]:
+    return [place or os.getcwd() for place in sys.path]
 
 
 def serve(number: int) -> None:
@@ -387,7 +391,8 @@ class Cluster:
             self._ray.shutdown()
 
     def _evaluate(self, request: Request) -> Found:
-        told = self._task.remote(self._shipped, self._shipped.hex(), _pickled(request))
+        run, path = self._shipped.hex(), _path()
+        told = self._task.remote(self._shipped, run, path, _pickled(request))
         try:
             return _opened(self._ray.get(told))
         except self._ray.exceptions.RayError as error:
@@ -401,10 +406,11 @@ class Cluster:
 _KEPT: dict[str, Evaluate] = {}  # of the run that this process of the cluster last worked for
 
 
-def _in_cluster(shipped: Any, run: str, request: bytes) -> bytes:
+def _in_cluster(shipped: Any, run: str, path: Sequence[str], request: bytes) -> bytes:
     def evaluate() -> Found:
         if run not in _KEPT:
             _KEPT.clear()
+            sys.path.extend(place for place in path if place not in sys.path)
             _KEPT[run] = _unpacked(shipped.tobytes())
         return _KEPT[run](pickle.loads(request))
 
