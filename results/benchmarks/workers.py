@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from haq.agents import AGENTS
+from haq.agents.ddpg import WARM_UP
 from haq.app import results
 from haq.app.job import parse_job
 from haq.app.search import run
@@ -41,9 +42,9 @@ from haq.models import build
 from haq.trials import Score
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--agents", nargs="+", default=["random", "guided", "ddpg"])
+parser.add_argument("--agents", nargs="+", default=["random", "ddpg", "guided"])
 parser.add_argument("--workers", type=int, default=64)
-parser.add_argument("--episodes", type=int, default=448)
+parser.add_argument("--episodes", type=int, default=288)
 parser.add_argument("--seconds", type=float, default=1.0, help="Mean latency.")
 parser.add_argument(
     "--simulated", type=float, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="Mean latencies."
@@ -57,6 +58,8 @@ asked = parser.parse_args()
 torch.set_num_threads(1)
 place = REFERENCE / "workers.json"
 record = {"what": __doc__.splitlines()[0], "busy": [], "scaling": []}
+command = ["python", "results/benchmarks/workers.py", *sys.argv[1:]]
+record |= results.provenance(command)
 
 
 class Asleep:
@@ -130,7 +133,7 @@ for agent in asked.agents:
     options = {"window": window(asked.workers), "ahead": asleep.ahead}
     for _ in AGENTS[agent](env, asked.episodes, 0, **options):
         pass
-    costs = np.diff(asleep.cpu)[-asked.episodes // 3 :]  # when it has begun to learn
+    costs = np.diff(asleep.cpu)[window(asked.workers) + WARM_UP :]  # while it learns
     record["busy"].append(
         {
             "agent": agent, "workers": asked.workers, "window": window(asked.workers),
@@ -193,5 +196,4 @@ if record["scaling"]:
         for field in ("wall_seconds", "seconds_per_episode")
     }
     print(record["ratio"])
-command = ["python", "results/benchmarks/workers.py", *sys.argv[1:]]
-results.write_json(place, record | results.provenance(command))
+results.write_json(place, record)
