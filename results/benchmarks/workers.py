@@ -8,12 +8,14 @@ and the waiting for results in order is measured. "busy" is the share of the wor
 first full window to the last request. The same is worked out on a simulated clock for 3000 episodes
 and longer evaluations, with the CPU time that the agent took for an episode, which is serial. The
 second part is a small search on this machine with one worker and with two, of one thread each,
-taking turns.
+taking turns. Agents that are not asked for and, with --repeats 0, the second part stay as they
+stand in the file.
 """
 
 import argparse
 import hashlib
 import heapq
+import json
 import os
 import shutil
 import statistics
@@ -42,7 +44,7 @@ from haq.models import build
 from haq.trials import Score
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--agents", nargs="+", default=["random", "ddpg", "guided"])
+parser.add_argument("--agents", nargs="*", default=["random", "ddpg", "guided"])
 parser.add_argument("--workers", type=int, default=64)
 parser.add_argument("--episodes", type=int, default=288)
 parser.add_argument("--seconds", type=float, default=1.0, help="Mean latency.")
@@ -57,7 +59,12 @@ asked = parser.parse_args()
 
 torch.set_num_threads(1)
 place = REFERENCE / "workers.json"
-record = {"what": __doc__.splitlines()[0], "busy": [], "scaling": []}
+before = json.loads(place.read_text()) if place.exists() else {"busy": [], "scaling": []}
+record = {
+    "what": __doc__.splitlines()[0],
+    "busy": [row for row in before["busy"] if row["agent"] not in asked.agents],
+    "scaling": [] if asked.repeats else before["scaling"],
+}
 command = ["python", "results/benchmarks/workers.py", *sys.argv[1:]]
 record |= results.provenance(command)
 
