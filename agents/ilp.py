@@ -96,7 +96,7 @@ def optimum(env: QuantizationEnv, factors: Sequence[float] | Array) -> dict[str,
     times = dict(zip(env.decisions, factors, strict=True))
     goal = {}
     for name, values in env.sensitivity.items():
-        of_weights = _of_weights(env.table.choices[name], values)
+        of_weights = of_the_weights(env.table.choices[name], values)
         of_acts = values - of_weights
         weights, acts = (times.get(Decision(name, kind), 1.0) for kind in (True, False))
         goal[name] = weights * of_weights + acts * of_acts
@@ -106,7 +106,7 @@ def optimum(env: QuantizationEnv, factors: Sequence[float] | Array) -> dict[str,
     return found
 
 
-def _of_weights(choices: Sequence[Bits], values: Array) -> Array:
+def of_the_weights(choices: Sequence[Bits], values: Array) -> Array:
     """Return the part of each choice's value that is due to its weights."""
     least: dict[int, float] = {}
     for bits, value in zip(choices, values, strict=True):

@@ -17,6 +17,7 @@ from scipy.stats import truncnorm
 from haq.agents import AGENTS, INFORMED, Episode
 from haq.agents.ddpg import WARM_UP, Learner, Replay, exploration, secluded, truncated_normal
 from haq.agents.episode import Array, roll
+from haq.agents.guided import FARTHEST, believed
 from haq.agents.ilp import optimum
 from haq.budgets import parse_budget
 from haq.costs import permitted, tabulate, total
@@ -144,8 +145,8 @@ def test_who_does_not_learn_plays_the_same_in_any_window(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["ddpg", "guided"])
 def test_who_learns_plays_the_same_until_results_would_count(name: str) -> None:
-    # Both learn nothing before their warm-up ends, and 4 proposals later with a window of 4.
-    first = {"ddpg": 21, "guided": 8}[name]
+    # ddpg learns at the end of its warm-up, guided as soon as it knows three rewards.
+    first = {"ddpg": 21, "guided": 3}[name]
     alone, together = told(name, 1)[1], told(name, 4)[1]
     assert alone[:first] == together[:first]
     assert alone[first:] != together[first:]
@@ -369,6 +370,31 @@ def test_weights_and_activations_have_factors_of_their_own() -> None:
     assert {n: b.weight for n, b in policy.items()} == {
         n: b.weight for n, b in optimum(env, np.ones(len(kinds))).items()
     }
+
+
+def test_few_or_equal_rewards_change_no_belief() -> None:
+    parts = np.random.default_rng(0).random((5, 3))
+    assert believed(parts[:0], np.zeros(0)).tolist() == [1, 1, 1]
+    assert believed(parts[:2], np.array([1.0, 2.0])).tolist() == [1, 1, 1]
+    assert believed(parts, np.full(5, 0.7)).tolist() == [1, 1, 1]
+
+
+def test_rewards_in_any_unit_tell_by_what_factor_each_sensitivity_counts() -> None:
+    generator = np.random.default_rng(0)
+    parts, factors = generator.random((400, 6)), np.array([0.5, 0.8, 1.0, 1.0, 1.2, 1.5])
+    rewards = 3.0 - 7.0 * parts @ factors
+    found = believed(parts, rewards)
+    assert found == pytest.approx(factors, rel=0.1)
+    assert believed(parts, 0.01 * rewards + 5) == pytest.approx(found)
+    # What three rewards say is next to nothing against what was believed before.
+    assert believed(parts[:3], rewards[:3]) == pytest.approx(np.ones(6), abs=0.5)
+
+
+def test_a_belief_stays_within_its_limits() -> None:
+    parts = np.eye(4)[np.arange(200) % 4]
+    rewards = np.where(np.arange(200) % 4 == 0, -1e6, 0.0)  # one decision does all the harm
+    found = believed(parts, rewards)
+    assert found[0] == max(found) <= FARTHEST and min(found) >= 1 / FARTHEST
 
 
 @pytest.mark.slow
