@@ -323,6 +323,7 @@ def test_what_cannot_be_sent_is_said(tmp_path, what, changed):
     with pytest.raises(HaqError, match=f"{what} cannot be sent to other processes .*generator"):
         haq.search(model, torch.randn(8, 4), evaluate=score, episodes=2, workers=2,
                    budgets=["avg_weight_bits=6"], out=tmp_path / "run")  # fmt: skip
+    assert not (tmp_path / "run").exists()
 
 
 def test_workers_share_the_cores():

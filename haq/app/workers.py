@@ -154,23 +154,29 @@ def shipment(model: nn.Module, shape: Sequence[int], basis: Basis) -> bytes:
     if basis.evaluator is not None:
         job = basis.job
         basis.evaluator.prepare(tuning=job.evaluation == "finetune" or job.finalists > 0)
+    check_sendable(model, basis.own)
+    return _sent("the data", (model, tuple(shape), basis))
+
+
+def check_sendable(model: nn.Module, own: Callable[[nn.Module], float] | None) -> None:
+    """Say so if other processes cannot get the model, or the caller's own score.
+
+    Raises:
+        HaqError: One of them cannot be pickled.
+    """
+    _sent("the model", model)
+    _sent("evaluate=", own)
+
+
+def _sent(what: str, part: object) -> bytes:
     try:
-        return _pickled((model, tuple(shape), basis))
+        return _pickled(part)
     except Exception as error:
-        what = "the model" if _fails(model) else "evaluate=" if _fails(basis.own) else "the data"
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise HaqError(
             f"{what} cannot be sent to other processes ({reason}): leave workers at 1, or take out "
             "what cannot be pickled"
         ) from error
-
-
-def _fails(part: object) -> bool:
-    try:
-        _pickled(part)
-    except Exception:
-        return True
-    return False
 
 
 def _pickled(what: object) -> bytes:
