@@ -93,6 +93,7 @@ def play(
     except KeyboardInterrupt:
         if not trials:
             raise
+        _repair(folder, evaluation, trials)
         return _write_summary(folder, "interrupted", planned, evaluation, trials, best(trials), {})
 
 
@@ -127,7 +128,7 @@ def _check_target(folder: Path, planned: Plan) -> None:
 
 
 def _repair(folder: Path, evaluation: Evaluation, trials: Sequence[Trial]) -> None:
-    """Make up for a run killed between the line of its best trial and that trial's network."""
+    """Make up for a stop between the line of the best trial and that trial's network."""
     if trials and _kept_policy(folder) != best(trials).policy:
         policy = best(trials).policy
         _keep(folder, policy, packed(evaluation.network(policy)))
