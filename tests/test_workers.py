@@ -227,6 +227,7 @@ SCRIPT = """
     import torch, haq
     from torch import nn
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where tests run in background
     folder, mode = pathlib.Path(sys.argv[1]), sys.argv[2]
     with (folder / "starts").open("a") as file:
         file.write("started\\n")
