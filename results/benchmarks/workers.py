@@ -55,6 +55,11 @@ parser.add_argument(
     "--spread", type=float, nargs="+", default=[0.25, 0.5], help="Of the latency's logarithm."
 )
 parser.add_argument("--repeats", type=int, default=3, help="Of the search on this machine.")
+parser.add_argument("--model", default="digits_cnn", help="That is searched.")
+parser.add_argument("--weights", help="Its weights; without them those it begins with.")
+parser.add_argument("--data", default="digits")
+parser.add_argument("--search-episodes", type=int, default=24)
+parser.add_argument("--train-images", type=int, default=1000)
 asked = parser.parse_args()
 
 torch.set_num_threads(1)
@@ -165,8 +170,10 @@ for repeat in range(asked.repeats):
     for workers in (1, 2):
         folder = Path(tempfile.mkdtemp())
         job = parse_job(
-            model="digits_cnn", agent="random", episodes=24, budgets=["avg_weight_bits=4"],
-            train_images=1000, float_epochs=0, final_epochs=0, threads=1, workers=workers,
+            model=asked.model, weights=asked.weights, data=asked.data, agent="random",
+            episodes=asked.search_episodes, budgets=["avg_weight_bits=4"],
+            train_images=asked.train_images, float_epochs=None if asked.weights else 0,
+            final_epochs=0, threads=1, workers=workers,
         )  # fmt: skip
         load, begun = os.getloadavg()[0], time.perf_counter()
         marks = []
@@ -177,10 +184,11 @@ for repeat in range(asked.repeats):
         trials = results.read_trials(folder)
         record["scaling"].append(
             {
+                "model": asked.model, "episodes": len(ends), "train_images": asked.train_images,
                 "repeat": repeat, "workers": workers, "threads": 1,
                 "wall_seconds": round(ends[-1] - begun, 2),
                 # Without the start of the processes, which a longer search does not notice.
-                "seconds_per_episode": round((ends[-1] - ends[7]) / (len(ends) - 8), 3),
+                "seconds_per_episode": round((ends[-1] - ends[3]) / (len(ends) - 4), 3),
                 "seconds_per_evaluation": round(statistics.mean(t.seconds for t in trials), 3),
                 "policies": hashlib.sha256(
                     repr([(sorted(t.policy.items()), t.accuracy) for t in trials]).encode()
