@@ -1,5 +1,7 @@
 """Publishing: what is kept of a run, and that no folder of a machine is."""
 
+from pathlib import Path
+
 import pytest
 
 from haq.app import tables
@@ -50,3 +52,9 @@ def test_an_unfinished_run_is_not_published(tmp_path, monkeypatch):
     (folder / "summary.json").write_text('{"state": "interrupted"}')
     with pytest.raises(HaqError, match="half is interrupted; only finished runs"):
         tables.publish("half", "abc123")
+
+
+def test_the_readme_shows_what_is_published(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    shown = Path("README.md").read_text().partition(tables.BEGIN)[2].partition(tables.END)[0]
+    assert shown.strip() == tables.results_table().strip()
