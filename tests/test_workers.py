@@ -342,6 +342,9 @@ def test_merit_is_what_the_run_rewards():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="ray is installed")
-def test_without_ray_its_package_is_named(tmp_path):
+def test_without_ray_its_package_is_named_before_anything_is_trained(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
     with pytest.raises(HaqError, match=r"pip install 'haq\[ray\]'"):
-        run(small(ray="local"), tmp_path)
+        run(small(ray="local"), folder)
+    assert not folder.exists()

@@ -21,7 +21,7 @@ from haq.app.search import (
     run,
     unlabeled,
 )
-from haq.app.workers import check_sendable
+from haq.app.workers import check_ray, check_sendable
 from haq.datasets import Data, from_splits, load
 from haq.errors import DataError, HaqError, RunError
 from haq.graph import Graph
@@ -100,6 +100,7 @@ def search(
     job = _job(model, images, evaluate, fields)
     if job.threads:
         torch.set_num_threads(job.threads)
+    check_ray(job)
     if job.workers > 1 or job.ray is not None:
         check_sendable(model, evaluate)
     folder = _folder(job, out, resume)

@@ -26,6 +26,7 @@ from haq.app.prepare import (
     train_float,
 )
 from haq.app.scoring import Basis, means
+from haq.app.workers import check_ray
 from haq.datasets import Data, Split, load
 from haq.evaluate import (
     CORRECTED_ON,
@@ -80,6 +81,7 @@ def run(job: Job, folder: Path, on_progress: OnProgress = silent) -> dict[str, A
     if job.threads:
         torch.set_num_threads(job.threads)
     try:
+        check_ray(job)
         data = load(job.data, seed=job.seed, size=job.size)
         model = fresh_model(job.model, data, job.width, job.seed)
         planned = plan(job, model, images_of(data))

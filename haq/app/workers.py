@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from functools import cache, partial
+from importlib.util import find_spec
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -24,6 +25,7 @@ import cloudpickle
 import torch
 from torch import nn
 
+from haq.app.job import Job
 from haq.app.scoring import Basis, Means, means, merit
 from haq.errors import DivergedError, HaqError, RunError
 from haq.graph import trace
@@ -135,7 +137,8 @@ def hire(how: Means, model: nn.Module, shape: Sequence[int], basis: Basis) -> Cr
         basis: With the job.
 
     Raises:
-        HaqError: The model, its data or the caller's score cannot be sent, or there is no Ray.
+        HaqError: The model, its data or the caller's score cannot be sent, or there is no Ray
+            cluster.
     """
     job = basis.job
     if job.ray is not None:
@@ -156,6 +159,16 @@ def shipment(model: nn.Module, shape: Sequence[int], basis: Basis) -> bytes:
         basis.evaluator.prepare(tuning=job.evaluation == "finetune" or job.finalists > 0)
     check_sendable(model, basis.own)
     return _sent("the data", (model, tuple(shape), basis))
+
+
+def check_ray(job: Job) -> None:
+    """Say so if the job wants a Ray cluster and Ray is not installed.
+
+    Raises:
+        HaqError: It is not.
+    """
+    if job.ray is not None and find_spec("ray") is None:
+        raise HaqError("--ray needs Ray: pip install 'haq[ray]'")
 
 
 def check_sendable(model: nn.Module, own: Callable[[nn.Module], float] | None) -> None:
@@ -365,11 +378,8 @@ class Cluster:
     """Workers of a Ray cluster, which starts them where there are free cores and replaces them."""
 
     def __init__(self, address: str, shipped: bytes, count: int, threads: int) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise HaqError("--ray needs Ray: pip install 'haq[ray]'") from error
         import numpy as np
+        import ray
 
         self._ray = ray
         self._ours = not ray.is_initialized()
