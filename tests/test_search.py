@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import subprocess
 import sys
 import textwrap
@@ -336,10 +337,13 @@ def test_the_normalisation_is_kept_with_the_run(finished):
     assert finished[1]["images"]["std"] == list(data.std)
 
 
-def test_policies_that_diverge_score_nothing_and_the_search_goes_on(tmp_path):
+@pytest.mark.parametrize("reward", ["accuracy", "loss"])
+def test_policies_that_diverge_score_nothing_and_the_search_goes_on(tmp_path, reward):
     with pytest.raises(DivergedError):  # at the end, as no policy is left to finish
-        run(small(lr=1e30, train_images=1000), tmp_path)
-    assert [trial.accuracy for trial in results.read_trials(tmp_path)] == [0.0] * 6
+        run(small(lr=1e30, train_images=1000, reward=reward), tmp_path)
+    trials = results.read_trials(tmp_path)
+    assert [trial.accuracy for trial in trials] == [0.0] * 6
+    assert [trial.loss for trial in trials] == pytest.approx([math.log(10)] * 6)
 
 
 def test_tied_weights_are_searched_too(tmp_path):

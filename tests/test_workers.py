@@ -281,7 +281,7 @@ def stopped(folder, by):
     try:
         until((folder / "asleep").exists)
         process.send_signal(by)
-        process.wait()
+        process.wait(timeout=300)
         until(lambda: not any(alive(pid) for pid in pids(folder)))
     finally:
         process.kill()
@@ -291,9 +291,9 @@ def stopped(folder, by):
 def test_workers_end_with_their_killed_owner_and_its_run_goes_on(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir(), killed.mkdir()
-    assert start(whole, "whole").wait() == 0
+    assert start(whole, "whole").wait(timeout=300) == 0
     stopped(killed, signal.SIGKILL)
-    assert start(killed, "resume").wait() == 0
+    assert start(killed, "resume").wait(timeout=300) == 0
     assert scores(killed / "run") == scores(whole / "run")
     assert (whole / "starts").read_text() == "started\n"
     assert len(set(pids(whole))) == 3  # the float network is scored by the owner

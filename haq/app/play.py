@@ -1,5 +1,6 @@
 """Play the episodes of a search, write down every trial, and finish the best policy."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from haq.app.winner import measured_winner
 from haq.app.workers import Answer, Crew, Found, Request, hire, window
 from haq.costs import Target, reference, total
 from haq.envs.quantization import QuantizationEnv
-from haq.errors import PolicyError, RunError, TargetError
+from haq.errors import DivergedError, PolicyError, RunError, TargetError
 from haq.files import write_bytes
 from haq.hw_profiles import Explained
 from haq.integers import settle
@@ -131,7 +132,11 @@ def _repair(folder: Path, evaluation: Evaluation, trials: Sequence[Trial]) -> No
     """Make up for a stop between the line of the best trial and that trial's network."""
     if trials and _kept_policy(folder) != best(trials).policy:
         policy = best(trials).policy
-        _keep(folder, policy, packed(evaluation.network(policy)))
+        try:
+            network = evaluation.network(policy)
+        except DivergedError:  # as in its trial
+            return
+        _keep(folder, policy, packed(network))
 
 
 def _kept_policy(folder: Path) -> Policy | None:
@@ -211,7 +216,7 @@ class _Asked:
         if not whole:
             return Request(policy)
         impatient, top = self._search.evaluation.impatient, best(whole)
-        beat = max(trial.accuracy for trial in whole) if impatient else None
+        beat = top.accuracy if impatient else None
         return Request(policy, beat=beat, least=Score(top.accuracy, top.loss))
 
     def score(self, policy: Policy) -> Score:
@@ -220,8 +225,13 @@ class _Asked:
         self.found = None
         if number in self._answers:
             self.found = self._answers.pop(number)()
-            self._scores[number] = self.found.score or Score(0.0)
+            self._scores[number] = self.found.score or self._lost()
         return self._scores[number]
+
+    def _lost(self) -> Score:
+        """Return the score of a network that diverged: that of one that knows nothing."""
+        classes = self._search.planned.images.get("classes", ())
+        return Score(0.0, math.log(len(classes)) if len(classes) > 1 else math.nan)
 
 
 def _key(policy: Policy) -> Key:
