@@ -254,7 +254,7 @@ def test_the_noise_is_that_of_the_schedule(plain_run):
     assert sigmas[39] == pytest.approx(0.05)
     guided = job.model_copy(update={"agent": "guided"})
     sigmas = noise(type(found)(found.folder, guided, {}, longer, {}))
-    assert (sigmas[0], sigmas[39]) == (0.25, pytest.approx(0.08))
+    assert (sigmas[0], sigmas[39]) == (0.12, pytest.approx(0.05))
 
 
 CHOICES = {"a": (Bits(2, 8), Bits(4, 8), Bits(8, 8)), "b": (Bits(8, 8),)}
