@@ -80,16 +80,19 @@ def play(
     parts: list[Array] = []
     rewards: list[float] = []
 
+    def explorer(number: int, sigma: float) -> Callable[[Array], Array]:
+        if number == 0:
+            return lambda _: np.full(1, 0.5)
+        if number < WARM_UP:
+            return lambda _: truncated_normal(np.full(1, 0.5), sigma, actions)
+        return partial(learner.explore, sigma=sigma, generator=actions)
+
     def propose(number: int) -> Proposal:
         sigma = exploration(number, episodes)
         known = np.array(parts[: len(rewards)]).reshape(-1, inner.n_steps)
         belief = believed(known, np.array(rewards))
-        steps, policy = imagine(inner, lambda _: np.full(1, 0.5), belief)
-        for attempt in range(RETRIES if number else 0):
-            wider = sigma * 1.1**attempt
-            explore = partial(learner.explore, sigma=wider, generator=actions)
-            if number < WARM_UP:
-                explore = partial(_around, sigma=wider, generator=actions)
+        for attempt in range(RETRIES):
+            explore = explorer(number, sigma * 1.1**attempt)
             steps, policy = imagine(inner, explore, belief)
             if key(policy) not in met:
                 break
@@ -111,10 +114,6 @@ def play(
 def exploration(number: int, episodes: int) -> float:
     """Return sigma of episode ``number``, counted from 0."""
     return float(SIGMA * (LAST_SIGMA / SIGMA) ** (number / max(episodes - 1, 1)))
-
-
-def _around(_observation: Array, sigma: float, generator: np.random.Generator) -> Array:
-    return truncated_normal(np.full(1, 0.5), sigma, generator)
 
 
 def imagine(

@@ -50,10 +50,11 @@ def play(
     met: set[Key] = set()
 
     def propose(number: int) -> Proposal:
-        policy = optimum(inner, np.ones(inner.n_steps))
-        for attempt in range(RETRIES if number else 0):
-            doubt = DOUBT * 1.1**attempt
-            policy = optimum(inner, np.exp(doubt * generator.standard_normal(inner.n_steps)))
+        for attempt in range(RETRIES):
+            doubts = np.zeros(inner.n_steps)
+            if number:
+                doubts = DOUBT * 1.1**attempt * generator.standard_normal(inner.n_steps)
+            policy = optimum(inner, np.exp(doubts))
             if key(policy) not in met:
                 break
         met.add(key(policy))

@@ -1,5 +1,6 @@
 """Publishing: what is kept of a run, and that no folder of a machine is."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,10 @@ def test_the_readme_shows_what_is_published(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[1])
     shown = Path("README.md").read_text().partition(tables.BEGIN)[2].partition(tables.END)[0]
     assert shown.strip() == tables.results_table().strip()
+
+
+def test_no_record_names_a_folder_of_the_machine_that_made_it():
+    for path in (Path(__file__).parents[1] / tables.REFERENCE).glob("*.json"):
+        for command in re.findall(r'"command": "(.*)"', path.read_text()):
+            shown = command.removeprefix("python results/benchmarks/")
+            assert tables.without_folders(shown) == shown, path.name

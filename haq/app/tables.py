@@ -68,6 +68,15 @@ def without_folders(command: str) -> str:
     return re.sub(r"(?<![^ =])[^ =]*/", "", words)
 
 
+def script_provenance() -> dict[str, Any]:
+    """Return what makes the record of a script of ``results/benchmarks`` that runs now.
+
+    As ``haq.app.results.provenance``, without the folders of this machine.
+    """
+    made = results.provenance(sys.argv)
+    return made | {"command": "python results/benchmarks/" + without_folders(made["command"])}
+
+
 def results_table() -> str:
     """Return the Markdown of all that is published: training, calibration, episode, searches."""
     records = {path.stem: results.read_json(path) for path in sorted(REFERENCE.glob("*.json"))}

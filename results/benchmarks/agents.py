@@ -18,7 +18,6 @@ import itertools
 import json
 import multiprocessing
 import resource
-import sys
 import time
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from haq.app.job import parse_job
 from haq.app.play import play
 from haq.app.prepare import fresh_model, images_of, plan
 from haq.app.search import labeled
-from haq.app.tables import REFERENCE, without_folders
+from haq.app.tables import REFERENCE, script_provenance
 from haq.datasets import load
 from haq.models.weights import load_weights
 from haq.runtime import integer_answer, prepared
@@ -145,11 +144,8 @@ def search(key):
         "seconds_per_evaluation": summary["seconds_per_evaluation"],
         "resumed": bool(begun),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        **results.provenance(["python", "results/benchmarks/agents.py", *sys.argv[1:]]),
+        **script_provenance(),
     }  # fmt: skip
-    row["command"] = "python results/benchmarks/" + without_folders(
-        row["command"].removeprefix("python results/benchmarks/")
-    )
     record = {"what": __doc__.splitlines()[0], "rows": [*rows(), row]}
     results.write_json(place, record)
     shown = ("budget", "target", "agent", "seed", "first", "best", "chosen_val_accuracy",

@@ -7,14 +7,13 @@ of validation images, in float32.
 """
 
 import argparse
-import sys
 import time
 
 import torch
 
 from haq.app import results
 from haq.app.search import calibration_batches, fresh_model
-from haq.app.tables import REFERENCE, without_folders
+from haq.app.tables import REFERENCE, script_provenance
 from haq.calibrate import CLIPPING
 from haq.datasets import load
 from haq.evaluate import Part, freeze
@@ -46,9 +45,8 @@ record = {
     "float": score(model, validation).accuracy,
     "accuracy": {"weights only": {}, "weights and activations": {}},
     "seconds": {},
-    **results.provenance(sys.argv),
+    **script_provenance(),
 }
-record["command"] = "python results/benchmarks/" + without_folders(record["command"])
 for method in CLIPPING:
     started = time.process_time()
     clips = calibrate(graph, calibration_batches(data, 512, seed=0), method)

@@ -10,7 +10,6 @@ Python and tracing the network are not counted.
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -18,7 +17,7 @@ from multiprocessing import get_context
 
 import torch
 
-from haq.app import results
+from haq.app.tables import script_provenance
 from haq.costs import SEARCHED
 from haq.graph import inventory
 from haq.hw_profiles import TARGETS, load
@@ -53,7 +52,7 @@ def main():
         "layers": len(layers),
         "pairs": len(SEARCHED) ** 2,
         "targets": {},
-        **results.provenance(sys.argv),
+        **script_provenance(),
     }
     for name in TARGETS:
         with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,6 @@ them stands apart. The exponent is the slope of log seconds over log layers with
 import argparse
 import json
 import resource
-import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -31,7 +30,7 @@ from haq.app import results
 from haq.app.job import parse_job
 from haq.app.prepare import plan
 from haq.app.search import labeled
-from haq.app.tables import REFERENCE, without_folders
+from haq.app.tables import REFERENCE, script_provenance
 from haq.budgets import parse_budget, solve
 from haq.costs import permitted, tabulate
 from haq.datasets.tensors import Data, TensorSplit
@@ -147,9 +146,8 @@ def main():
         "seed": 0,
         "unit": "CPU seconds",
         "rows": rows,
-        **results.provenance(sys.argv),
+        **script_provenance(),
     }
-    record["command"] = "python results/benchmarks/" + without_folders(record["command"])
     # A process each, because the peak of memory is that of a process.
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
         for family, depths in FAMILIES.items():

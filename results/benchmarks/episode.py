@@ -7,7 +7,6 @@ network's forward and backward passes, quantizers included.
 """
 
 import argparse
-import sys
 import time
 
 import torch
@@ -15,7 +14,7 @@ from passes import counted
 
 from haq.app import results
 from haq.app.search import calibration_batches, fresh_model
-from haq.app.tables import REFERENCE, without_folders
+from haq.app.tables import REFERENCE, script_provenance
 from haq.datasets import load
 from haq.evaluate import Evaluator, Recipe
 from haq.graph import trace
@@ -55,8 +54,7 @@ record = {
     "forward_seconds": round(spent["forward"], 2),
     "backward_seconds": round(spent["backward"], 2),
     "share_in_the_network": round(sum(spent.values()) / cpu, 4),
-    **results.provenance(sys.argv),
+    **script_provenance(),
 }
-record["command"] = "python results/benchmarks/" + without_folders(record["command"])
 results.write_json(REFERENCE / f"episode-{asked.model}.json", record)
 print(record)

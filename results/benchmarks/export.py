@@ -9,14 +9,13 @@ beside the float network and ONNX Runtime's quantize_static, measured in one int
 
 import argparse
 import random
-import sys
 
 import numpy as np
 import torch
 
 from haq.app import onnx_file, results
 from haq.app.prepare import calibration_batches, fresh_model
-from haq.app.tables import REFERENCE, without_folders
+from haq.app.tables import REFERENCE, script_provenance
 from haq.datasets import load
 from haq.evaluate import corrected
 from haq.export import lower, template
@@ -79,8 +78,7 @@ references = {
     "quantize_static": onnx_runtime.session(onnx_file.static(float_file, data), setup),
 }
 images, _ = data.test.batch(torch.arange(asked.simulated))
-provenance = results.provenance(sys.argv)
-provenance["command"] = "python results/benchmarks/" + without_folders(provenance["command"])
+provenance = script_provenance()
 rows = []
 for name, policy in policies.items():
     network = network_of(policy)

@@ -13,7 +13,6 @@ the policy that is best on one half beats the optimum on the other.
 
 import argparse
 import json
-import sys
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from haq.agents import AGENTS
 from haq.app import results
 from haq.app.job import parse_job
 from haq.app.prepare import calibration_batches, fresh_model, images_of, plan, sensitivity_images
-from haq.app.tables import REFERENCE, without_folders
+from haq.app.tables import REFERENCE, script_provenance
 from haq.datasets import load
 from haq.envs.quantization import QuantizationEnv
 from haq.evaluate import Part, corrected, freeze
@@ -101,9 +100,8 @@ row = {
     "half_with_half": round(float(spearmanr(one, other)[0]), 3),
     "unexplained_half_with_half": round(float(spearmanr(*left.T)[0]), 3),
     "unexplained_share_of_variance": round(float(left[:, 0].var() / one.var()), 3),
-    **results.provenance(sys.argv),
+    **script_provenance(),
 }  # fmt: skip
-row["command"] = "python results/benchmarks/" + without_folders(row["command"])
 place = REFERENCE / "neighbours.json"
 rows = json.loads(place.read_text())["rows"] if place.exists() else []
 rows = [old for old in rows if (old["budget"], old["target"]) != (asked.budget, asked.target)]

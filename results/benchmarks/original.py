@@ -17,7 +17,6 @@ original's size search has them. Test images score finished networks only.
 import argparse
 import copy
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -33,7 +32,7 @@ from haq.app.play import play
 from haq.app.prepare import calibration_batches, fresh_model, images_of, plan, sensitivity_images
 from haq.app.restored import restored
 from haq.app.search import ROUNDED_ON, labeled
-from haq.app.tables import REFERENCE, without_folders
+from haq.app.tables import REFERENCE, script_provenance
 from haq.budgets import Budget, solve
 from haq.costs import permitted, tabulate
 from haq.datasets import load
@@ -89,9 +88,8 @@ record = {
     "rounds": [],
     "reported": REPORTED,
     "to_a_policy": [],
-    **results.provenance(sys.argv),
+    **script_provenance(),
 }
-record["command"] = "python results/benchmarks/" + without_folders(record["command"])
 
 
 def spent(function, *args, **options):

@@ -7,7 +7,6 @@ profile that ``haq profile`` makes with random weights.
 """
 
 import argparse
-import sys
 import tempfile
 import time
 from importlib.metadata import version
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from haq.app import results
 from haq.app.profile import ROUNDS, run_profile, subject
-from haq.app.tables import REFERENCE, without_folders
+from haq.app.tables import REFERENCE, script_provenance
 from haq.hw_profiles import onnx_runtime
 
 
@@ -41,7 +40,7 @@ def main():
         )
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     model = profile.model
-    provenance = results.provenance(sys.argv)
+    provenance = script_provenance()
     provenance["versions"] |= {name: version(name) for name in ("onnx", "onnxruntime")}
     provenance["machine"] |= onnx_runtime.machine()
     record = {
@@ -61,7 +60,6 @@ def main():
         "unseen_policies": model.validation.model_dump(),
         **provenance,
     }
-    record["command"] = "python results/benchmarks/" + without_folders(record["command"])
     results.write_json(REFERENCE / f"profile-{asked.model}-{asked.threads}.json", record)
     print(record)
 

@@ -9,7 +9,6 @@ images are read here.
 """
 
 import argparse
-import sys
 import time
 
 import torch
@@ -18,7 +17,7 @@ from torch import nn
 from haq.app import results
 from haq.app.prepare import calibration_batches, fresh_model, sensitivity_images
 from haq.app.search import ROUNDED_ON
-from haq.app.tables import REFERENCE, without_folders
+from haq.app.tables import REFERENCE, script_provenance
 from haq.budgets import Budget, solve
 from haq.costs import permitted, tabulate
 from haq.datasets import load
@@ -54,9 +53,8 @@ record = {
         "rounding": ROUNDED_ON, "with labels": 0,
     },
     "rows": [],
-    **results.provenance(sys.argv),
+    **script_provenance(),
 }  # fmt: skip
-record["command"] = "python results/benchmarks/" + without_folders(record["command"])
 
 
 def fold(model):

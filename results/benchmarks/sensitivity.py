@@ -8,7 +8,6 @@ and with its statistics corrected. No test image is read.
 """
 
 import argparse
-import sys
 import time
 
 import torch
@@ -20,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from haq.agents import AGENTS
 from haq.app import results
 from haq.app.prepare import calibration_batches, fresh_model, sensitivity_images
-from haq.app.tables import REFERENCE, without_folders
+from haq.app.tables import REFERENCE, script_provenance
 from haq.budgets import Budget
 from haq.costs import permitted, tabulate
 from haq.datasets import load
@@ -134,9 +133,8 @@ record = {
     "what": __doc__.splitlines()[0],
     "model": asked.model, "data": data.name, "seed": asked.seed, "policies": asked.policies,
     "avg_weight_bits": asked.bits, "images": len(images), "measures": {}, "scores": {},
-    **results.provenance(sys.argv),
+    **script_provenance(),
 }  # fmt: skip
-record["command"] = "python results/benchmarks/" + without_folders(record["command"])
 
 found = {}
 for measure in (kl, kl_running, gradient, hessian):

@@ -33,7 +33,7 @@ from haq.app.service.database import connect, migrate
 from haq.app.service.searching import Said
 from haq.app.service.settings import Settings
 from haq.app.service.worker import work
-from haq.app.tables import REFERENCE
+from haq.app.tables import REFERENCE, script_provenance
 
 HAQ = Path(sys.executable).with_name("haq")
 ASKED = {
@@ -210,9 +210,7 @@ def main():
     load = [round(value, 2) for value in os.getloadavg()]
     live = beside_readers(asked.readers, asked.rounds)
     record = {"live": live, "queue": queues, "load_before": load}
-    command = ["results/benchmarks/service.py", *sys.argv[1:]]
-    command = [re.sub(r"//.*@", "//", word) for word in command]
-    results.write_json(REFERENCE / "service.json", record | results.provenance(command))
+    results.write_json(REFERENCE / "service.json", record | script_provenance())
     print(json.dumps(record, indent=2))
 
 

@@ -9,14 +9,13 @@ scored with corrected statistics on the validation images, and its latency is to
 """
 
 import argparse
-import sys
 import time
 
 import torch
 
 from haq.app import results
 from haq.app.prepare import calibration_batches, fresh_model
-from haq.app.tables import REFERENCE, without_folders
+from haq.app.tables import REFERENCE, script_provenance
 from haq.budgets import parse_budget, solve
 from haq.costs import permitted, reference, tabulate, total
 from haq.datasets import load
@@ -87,8 +86,7 @@ def shares(policy):
     }
 
 
-provenance = results.provenance(sys.argv)
-provenance["command"] = "python results/benchmarks/" + without_folders(provenance["command"])
+provenance = script_provenance()
 rows = []
 for name, table in tables.items():
     budget = parse_budget(f"latency={asked.share}%w8a8", graph.layers, targets[name])

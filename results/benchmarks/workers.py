@@ -19,7 +19,6 @@ import json
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -34,7 +33,7 @@ from haq.agents.ddpg import WARM_UP
 from haq.app import results
 from haq.app.job import parse_job
 from haq.app.search import run
-from haq.app.tables import REFERENCE
+from haq.app.tables import REFERENCE, script_provenance
 from haq.app.workers import window
 from haq.budgets import parse_budget
 from haq.costs import permitted, tabulate
@@ -70,8 +69,7 @@ record = {
     "busy": [row for row in before["busy"] if row["agent"] not in asked.agents],
     "scaling": [] if asked.repeats else before["scaling"],
 }
-command = ["python", "results/benchmarks/workers.py", *sys.argv[1:]]
-record |= results.provenance(command)
+record |= script_provenance()
 
 
 class Asleep:
