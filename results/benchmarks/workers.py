@@ -69,7 +69,7 @@ record = {
     "busy": [row for row in before["busy"] if row["agent"] not in asked.agents],
     "scaling": [] if asked.repeats else before["scaling"],
 }
-record |= script_provenance()
+made = script_provenance()
 
 
 class Asleep:
@@ -146,7 +146,7 @@ for agent in asked.agents:
     costs = np.diff(asleep.cpu)[window(asked.workers) + WARM_UP :]  # while it learns
     record["busy"].append(
         {
-            "agent": agent, "workers": asked.workers, "window": window(asked.workers),
+            **made, "agent": agent, "workers": asked.workers, "window": window(asked.workers),
             "episodes": asked.episodes, "evaluations": len(asleep.spans),
             "mean_seconds": asked.seconds, "spread": asked.spread[0],
             "busy": round(asleep.busy(), 3),
@@ -182,7 +182,8 @@ for repeat in range(asked.repeats):
         trials = results.read_trials(folder)
         record["scaling"].append(
             {
-                "model": asked.model, "episodes": len(ends), "train_images": asked.train_images,
+                **made, "model": asked.model, "episodes": len(ends),
+                "train_images": asked.train_images,
                 "repeat": repeat, "workers": workers, "threads": 1,
                 "wall_seconds": round(ends[-1] - begun, 2),
                 # Without the start of the processes, which a longer search does not notice.
