@@ -10,8 +10,8 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from haq.allocation.policy import Policy
 from haq.envs.quantization import QuantizationEnv
-from haq.policy import Policy
 
 Array = NDArray[Any]
 

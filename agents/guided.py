@@ -23,8 +23,8 @@ from haq.agents.ddpg import (
 )
 from haq.agents.episode import Ahead, Array, Episode, Proposal, Step, play_proposals, walk
 from haq.agents.ilp import RETRIES, Key, informed, key, of_the_weights, optimum, predicted
+from haq.allocation.policy import Bits
 from haq.envs.quantization import QuantizationEnv
-from haq.policy import Bits
 
 SPAN = 4.0
 """The actor's largest factor, for an action of 1; 0 divides by as much, 0.5 changes nothing."""

@@ -11,10 +11,10 @@ import gymnasium as gym
 import numpy as np
 
 from haq.agents.episode import Ahead, Array, Episode, Proposal, play_proposals, unwrapped
-from haq.budgets import solve
+from haq.allocation.budgets import solve
+from haq.allocation.policy import Bits, Policy
 from haq.envs.quantization import Decision, QuantizationEnv
 from haq.errors import BudgetError
-from haq.policy import Bits, Policy
 
 DOUBT = 0.5
 """Standard deviation of the logarithms of the factors."""

@@ -13,12 +13,12 @@ from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
-from haq.budgets import Budget, fit
-from haq.costs import CostTable, share_activations, total
+from haq.allocation.budgets import Budget, fit
+from haq.allocation.costs import CostTable, share_activations, total
+from haq.allocation.policy import Bits, Policy, readers
+from haq.allocation.trials import Score
 from haq.errors import HaqError
-from haq.layers import Layer
-from haq.policy import Bits, Policy, readers
-from haq.trials import Score
+from haq.network.layers import Layer
 
 Array = NDArray[Any]
 
@@ -88,7 +88,7 @@ class QuantizationEnv(gym.Env[Array, Array]):
     ## Reward
 
     0 at every step but the last, where the budgets are enforced on the whole policy
-    (``haq.budgets.fit``), it is evaluated once, and the reward is 0.1 times (accuracy -
+    (``haq.allocation.budgets.fit``), it is evaluated once, and the reward is 0.1 times (accuracy -
     ``float_accuracy``) in percentage points. With ``reward="loss"`` it is ``float_loss`` - loss,
     which ranks policies better from as many images (``results/reference/sensitivity.json``).
 
@@ -113,7 +113,7 @@ class QuantizationEnv(gym.Env[Array, Array]):
     * ``float_loss``: likewise, where the loss is the reward.
     * ``reward``: "accuracy", as in the paper, or "loss".
     * ``sensitivity``: layer to what each of its choices does to the network, positive, in the
-      order of the table: what ``haq.budgets.solve`` takes as its objective.
+      order of the table: what ``haq.allocation.budgets.solve`` takes as its objective.
 
     Raises ``HaqError`` if the table leaves nothing to choose.
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import haq
-from haq.app.report import report_html
 from haq.datasets import load
+from haq.reports.report import report_html
 
 
 def make() -> nn.Module:

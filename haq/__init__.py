@@ -10,16 +10,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from haq.app.api import Run, load_run, search
-    from haq.app.export import export_checkpoint, export_onnx
-    from haq.checkpoint import load
+    from haq.formats.checkpoint import load
+    from haq.runs.api import Run, load_run, search
+    from haq.runs.export import export_checkpoint, export_onnx
 
 __all__ = ["Run", "export_checkpoint", "export_onnx", "load", "load_run", "search"]
 
 _MODULES = {
-    "export_checkpoint": "haq.app.export",
-    "export_onnx": "haq.app.export",
-    "load": "haq.checkpoint",
+    "export_checkpoint": "haq.runs.export",
+    "export_onnx": "haq.runs.export",
+    "load": "haq.formats.checkpoint",
 }
 
 
@@ -27,4 +27,4 @@ def __getattr__(name: str) -> Any:
     """Import the public functions when they are first asked for: torch takes a second."""
     if name not in __all__:
         raise AttributeError(f"module 'haq' has no attribute {name!r}")
-    return getattr(import_module(_MODULES.get(name, "haq.app.api")), name)
+    return getattr(import_module(_MODULES.get(name, "haq.runs.api")), name)

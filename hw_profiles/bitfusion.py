@@ -16,11 +16,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from haq.allocation.policy import Bits
 from haq.errors import TargetError
 from haq.hw_profiles import cache, tiling
 from haq.hw_profiles.tiling import Array, Conv, Energy, Work
-from haq.layers import Layer
-from haq.policy import Bits
+from haq.network.layers import Layer
 
 Costs = Mapping[str, NDArray[np.float64]]
 """Quantity to its value at each pair of bits: (weight - 1, activation - 1)."""

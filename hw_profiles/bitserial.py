@@ -8,8 +8,8 @@ memory: then the bits of one operand alone decide. Cycles are whole numbers and 
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from haq.layers import Layer
-from haq.policy import Bits
+from haq.allocation.policy import Bits
+from haq.network.layers import Layer
 
 
 @dataclass(frozen=True)

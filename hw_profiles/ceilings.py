@@ -2,10 +2,10 @@
 
 from typing import NamedTuple
 
-from haq.costs import Target
+from haq.allocation.costs import Target
+from haq.allocation.policy import Bits
 from haq.hw_profiles import bitfusion, bitserial, roofline
 from haq.hw_profiles.lookup import ProfileTarget
-from haq.policy import Bits
 
 
 class Ceilings(NamedTuple):

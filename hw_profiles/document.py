@@ -23,13 +23,13 @@ from pydantic import (
     model_validator,
 )
 
-from haq.costs import UNITS as COUNTED
+from haq.allocation.costs import UNITS as COUNTED
+from haq.allocation.policy import Bits
 from haq.errors import HaqError, TargetError, look_up
 from haq.hw_profiles.bitserial import Overlay, Power
 from haq.hw_profiles.roofline import Machine
 from haq.hw_profiles.tiling import Array, Energy
-from haq.layers import Kind, Layer
-from haq.policy import Bits
+from haq.network.layers import Kind, Layer
 
 FORMAT: Literal["haq-profile/1"] = "haq-profile/1"
 """What the "format" field of a profile says."""
@@ -250,7 +250,7 @@ GIVES: Mapping[str, Mapping[str, str]] = {
 
 
 class Shape(Strict):
-    """A layer by what it is, whatever its name: the fields of ``haq.layers.Layer``."""
+    """A layer by what it is, whatever its name: the fields of ``haq.network.layers.Layer``."""
 
     kind: Kind
     c_in: Whole

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import onnx
 
+from haq.allocation.policy import FLOAT, Policy
 from haq.errors import TargetError
-from haq.policy import FLOAT, Policy
 
 INTEGER = {"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat"}
 """Operators of the optimised graph that multiply integers."""

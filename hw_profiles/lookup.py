@@ -13,6 +13,7 @@ from functools import cached_property
 from itertools import product
 from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
+from haq.allocation.policy import FLOAT, Bits
 from haq.errors import TargetError
 from haq.hw_profiles import bitserial
 from haq.hw_profiles.document import (
@@ -26,8 +27,7 @@ from haq.hw_profiles.document import (
     shape_of,
     weakest,
 )
-from haq.layers import Layer
-from haq.policy import FLOAT, Bits
+from haq.network.layers import Layer
 
 Method = Literal["exact", "batch", "rounded up", "interpolated", "shape", "model"]
 """How an answer was found, from the row itself to the least like it."""

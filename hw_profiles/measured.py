@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from scipy.stats import spearmanr
 
-from haq.costs import Edge
+from haq.allocation.costs import Edge
+from haq.allocation.policy import FLOAT, Bits, Policy
 from haq.hw_profiles.document import Cells, Measured, Passing, Validation
 from haq.hw_profiles.lookup import Found, ProfileTarget
-from haq.layers import Layer
-from haq.policy import FLOAT, Bits, Policy
+from haq.network.layers import Layer
 
 FLOATS = Bits(FLOAT, FLOAT)
 INTEGERS = Bits(8, 8)

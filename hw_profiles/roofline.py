@@ -7,8 +7,8 @@ model to take where nothing but the peak rate and the bandwidth of a machine is 
 from dataclasses import dataclass
 from math import prod
 
-from haq.layers import Layer
-from haq.policy import Bits
+from haq.allocation.policy import Bits
+from haq.network.layers import Layer
 
 
 @dataclass(frozen=True)

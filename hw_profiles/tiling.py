@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from haq.policy import Bits
+from haq.allocation.policy import Bits
 
 VERSION = 1
 """Of the algorithm: raise it when a count changes, and results kept on disk are found again."""

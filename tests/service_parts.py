@@ -2,9 +2,9 @@
 
 import time
 
-from haq.app.service import place, store
-from haq.app.service.database import connect, migrate
-from haq.app.service.settings import Settings
+from haq.service import place, store
+from haq.service.database import connect, migrate
+from haq.service.settings import Settings
 
 PATIENCE_S = 120.0
 

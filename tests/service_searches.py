@@ -6,10 +6,10 @@ import os
 import signal
 import time
 
-from haq.app import results
+from haq.allocation.policy import Bits
+from haq.allocation.trials import Trial
 from haq.errors import HaqError
-from haq.policy import Bits
-from haq.trials import Trial
+from haq.runs import folder as results
 
 
 def trial_of(episode):

@@ -23,17 +23,17 @@ from pathlib import Path
 
 import torch
 
-from haq.app import results
-from haq.app.job import parse_job
-from haq.app.play import play
-from haq.app.prepare import fresh_model, images_of, plan
-from haq.app.search import labeled
-from haq.app.tables import REFERENCE, script_provenance
+from haq.allocation.trials import best
 from haq.datasets import load
+from haq.formats.onnx.runtime import integer_answer, prepared
 from haq.models.weights import load_weights
-from haq.runtime import integer_answer, prepared
-from haq.train import judge
-from haq.trials import best
+from haq.reports.tables import REFERENCE, script_provenance
+from haq.runs import folder as results
+from haq.runs.episodes import play
+from haq.runs.job import parse_job
+from haq.runs.plan import fresh_model, images_of, plan
+from haq.runs.run import labeled
+from haq.training.train import judge
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", default="resnet20")

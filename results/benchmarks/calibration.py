@@ -11,16 +11,16 @@ import time
 
 import torch
 
-from haq.app import results
-from haq.app.search import calibration_batches, fresh_model
-from haq.app.tables import REFERENCE, script_provenance
-from haq.calibrate import CLIPPING
 from haq.datasets import load
-from haq.evaluate import Part, freeze
-from haq.graph import trace
 from haq.models.weights import load_weights
-from haq.quantize import calibrate, quantize, uniform
-from haq.train import score
+from haq.network.graph import trace
+from haq.quantization.calibration import CLIPPING
+from haq.quantization.fake_quant import calibrate, quantize, uniform
+from haq.reports.tables import REFERENCE, script_provenance
+from haq.runs import folder as results
+from haq.runs.evaluation import Part, freeze
+from haq.runs.run import calibration_batches, fresh_model
+from haq.training.train import score
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", default="resnet20")

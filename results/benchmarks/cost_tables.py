@@ -17,12 +17,12 @@ from multiprocessing import get_context
 
 import torch
 
-from haq.app.tables import script_provenance
-from haq.costs import SEARCHED
-from haq.graph import inventory
+from haq.allocation.costs import SEARCHED
+from haq.allocation.policy import Bits
 from haq.hw_profiles import TARGETS, load
 from haq.models import build, input_shape
-from haq.policy import Bits
+from haq.network.graph import inventory
+from haq.reports.tables import script_provenance
 
 
 def seconds(name, layers, batch):

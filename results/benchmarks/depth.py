@@ -26,18 +26,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from haq.app import results
-from haq.app.job import parse_job
-from haq.app.prepare import plan
-from haq.app.search import labeled
-from haq.app.tables import REFERENCE, script_provenance
-from haq.budgets import parse_budget, solve
-from haq.costs import permitted, tabulate
+from haq.allocation.budgets import parse_budget, solve
+from haq.allocation.costs import permitted, tabulate
+from haq.allocation.policy import Bits
 from haq.datasets.tensors import Data, TensorSplit
 from haq.models.resnet_cifar import resnet_cifar
-from haq.policy import Bits
-from haq.quantize import load_clips
-from haq.sensitivity import objective, sensitivity, widths
+from haq.quantization.fake_quant import load_clips
+from haq.quantization.sensitivity import objective, sensitivity, widths
+from haq.reports.tables import REFERENCE, script_provenance
+from haq.runs import folder as results
+from haq.runs.job import parse_job
+from haq.runs.plan import plan
+from haq.runs.run import labeled
 
 FAMILIES = {"resnet": (20, 32, 44, 56), "chain": (50, 100, 200)}
 CLASSES = tuple(f"class {number}" for number in range(10))

@@ -12,14 +12,14 @@ import time
 import torch
 from passes import counted
 
-from haq.app import results
-from haq.app.search import calibration_batches, fresh_model
-from haq.app.tables import REFERENCE, script_provenance
 from haq.datasets import load
-from haq.evaluate import Evaluator, Recipe
-from haq.graph import trace
 from haq.models.weights import load_weights
-from haq.quantize import calibrate, uniform
+from haq.network.graph import trace
+from haq.quantization.fake_quant import calibrate, uniform
+from haq.reports.tables import REFERENCE, script_provenance
+from haq.runs import folder as results
+from haq.runs.evaluation import Evaluator, Recipe
+from haq.runs.run import calibration_batches, fresh_model
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", default="resnet20")

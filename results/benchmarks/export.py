@@ -13,20 +13,21 @@ import random
 import numpy as np
 import torch
 
-from haq.app import onnx_file, results
-from haq.app.prepare import calibration_batches, fresh_model
-from haq.app.tables import REFERENCE, script_provenance
+from haq.allocation.policy import FLOAT, Bits, readers
 from haq.datasets import load
-from haq.evaluate import corrected
-from haq.export import lower, template
-from haq.graph import trace
+from haq.formats.onnx.export import lower, template
+from haq.formats.onnx.reference import simulate
 from haq.hw_profiles import onnx_runtime
 from haq.hw_profiles.onnx_runtime import Setup
-from haq.integers import settle
 from haq.models.weights import load_weights
-from haq.policy import FLOAT, Bits, readers
-from haq.quantize import calibrate, quantize, uniform
-from haq.simulate import simulate
+from haq.network.graph import trace
+from haq.quantization.convert import settle
+from haq.quantization.fake_quant import calibrate, quantize, uniform
+from haq.reports.tables import REFERENCE, script_provenance
+from haq.runs import folder as results
+from haq.runs import onnx_file
+from haq.runs.evaluation import corrected
+from haq.runs.plan import calibration_batches, fresh_model
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", required=True)

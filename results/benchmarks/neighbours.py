@@ -19,19 +19,19 @@ import torch
 from scipy.stats import spearmanr
 
 from haq.agents import AGENTS
-from haq.app import results
-from haq.app.job import parse_job
-from haq.app.prepare import calibration_batches, fresh_model, images_of, plan, sensitivity_images
-from haq.app.tables import REFERENCE, script_provenance
+from haq.allocation.trials import Score
 from haq.datasets import load
 from haq.envs.quantization import QuantizationEnv
-from haq.evaluate import Part, corrected, freeze
+from haq.formats.onnx.runtime import integer_answer, prepared
 from haq.models.weights import load_weights
-from haq.quantize import calibrate
-from haq.runtime import integer_answer, prepared
-from haq.sensitivity import objective, sensitivity, widths
-from haq.train import imitate, judge
-from haq.trials import Score
+from haq.quantization.fake_quant import calibrate
+from haq.quantization.sensitivity import objective, sensitivity, widths
+from haq.reports.tables import REFERENCE, script_provenance
+from haq.runs import folder as results
+from haq.runs.evaluation import Part, corrected, freeze
+from haq.runs.job import parse_job
+from haq.runs.plan import calibration_batches, fresh_model, images_of, plan, sensitivity_images
+from haq.training.train import imitate, judge
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", default="resnet20")

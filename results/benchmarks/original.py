@@ -26,25 +26,25 @@ import numpy as np
 import torch
 from passes import counted
 
-from haq.app import results
-from haq.app.job import parse_job
-from haq.app.play import play
-from haq.app.prepare import calibration_batches, fresh_model, images_of, plan, sensitivity_images
-from haq.app.restored import restored
-from haq.app.search import ROUNDED_ON, labeled
-from haq.app.tables import REFERENCE, script_provenance
-from haq.budgets import Budget, solve
-from haq.costs import permitted, tabulate
+from haq.allocation.budgets import Budget, solve
+from haq.allocation.costs import permitted, tabulate
+from haq.allocation.policy import FLOAT, Bits, readers
 from haq.datasets import load
-from haq.evaluate import CORRECTED_ON, Evaluator, Part, Recipe, corrected
-from haq.graph import trace
 from haq.models import build
 from haq.models.weights import load_weights
-from haq.policy import FLOAT, Bits, readers
-from haq.quantize import calibrate, load_clips
-from haq.rounding import learn_rounding
-from haq.sensitivity import objective, sensitivity, widths
-from haq.train import score
+from haq.network.graph import trace
+from haq.quantization.fake_quant import calibrate, load_clips
+from haq.quantization.rounding import learn_rounding
+from haq.quantization.sensitivity import objective, sensitivity, widths
+from haq.reports.tables import REFERENCE, script_provenance
+from haq.runs import folder as results
+from haq.runs.episodes import play
+from haq.runs.evaluation import CORRECTED_ON, Evaluator, Part, Recipe, corrected
+from haq.runs.job import parse_job
+from haq.runs.plan import calibration_batches, fresh_model, images_of, plan, sensitivity_images
+from haq.runs.restored import restored
+from haq.runs.run import ROUNDED_ON, labeled
+from haq.training.train import score
 
 AVERAGE_BITS = 3.88
 REPORTED = {

@@ -12,10 +12,10 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from haq.app import results
-from haq.app.profile import ROUNDS, run_profile, subject
-from haq.app.tables import REFERENCE, script_provenance
 from haq.hw_profiles import onnx_runtime
+from haq.reports.tables import REFERENCE, script_provenance
+from haq.runs import folder as results
+from haq.runs.profile import ROUNDS, run_profile, subject
 
 
 def main():

@@ -14,21 +14,21 @@ import time
 import torch
 from torch import nn
 
-from haq.app import results
-from haq.app.prepare import calibration_batches, fresh_model, sensitivity_images
-from haq.app.search import ROUNDED_ON
-from haq.app.tables import REFERENCE, script_provenance
-from haq.budgets import Budget, solve
-from haq.costs import permitted, tabulate
+from haq.allocation.budgets import Budget, solve
+from haq.allocation.costs import permitted, tabulate
+from haq.allocation.policy import FLOAT, Bits
 from haq.datasets import load
-from haq.evaluate import CORRECTED_ON, Part, corrected
-from haq.graph import trace
 from haq.models.weights import load_weights
-from haq.policy import FLOAT, Bits
-from haq.quantize import calibrate, quantize
-from haq.rounding import learn_rounding
-from haq.sensitivity import IMAGES, objective, sensitivity, widths
-from haq.train import score
+from haq.network.graph import trace
+from haq.quantization.fake_quant import calibrate, quantize
+from haq.quantization.rounding import learn_rounding
+from haq.quantization.sensitivity import IMAGES, objective, sensitivity, widths
+from haq.reports.tables import REFERENCE, script_provenance
+from haq.runs import folder as results
+from haq.runs.evaluation import CORRECTED_ON, Part, corrected
+from haq.runs.plan import calibration_batches, fresh_model, sensitivity_images
+from haq.runs.run import ROUNDED_ON
+from haq.training.train import score
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", default="resnet20")

@@ -17,24 +17,24 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq.agents import AGENTS
-from haq.app import results
-from haq.app.prepare import calibration_batches, fresh_model, sensitivity_images
-from haq.app.tables import REFERENCE, script_provenance
-from haq.budgets import Budget
-from haq.costs import permitted, tabulate
+from haq.allocation.budgets import Budget
+from haq.allocation.costs import permitted, tabulate
+from haq.allocation.policy import FLOAT, Bits
+from haq.allocation.trials import Score
 from haq.datasets import load
-from haq.distill import divergence
+from haq.distillation.kd import divergence
 from haq.envs.quantization import QuantizationEnv
-from haq.evaluate import CORRECTED_ON, Part, corrected, freeze
-from haq.graph import trace
 from haq.models.weights import load_weights
-from haq.policy import FLOAT, Bits
-from haq.quantize import calibrate, quantize
-from haq.quantizers import BITS
-from haq.quantizers import quantize as rounded
-from haq.sensitivity import sensitivity, widths
-from haq.train import logits, score
-from haq.trials import Score
+from haq.network.graph import trace
+from haq.quantization.fake_quant import calibrate, quantize
+from haq.quantization.quantizer import BITS
+from haq.quantization.quantizer import quantize as rounded
+from haq.quantization.sensitivity import sensitivity, widths
+from haq.reports.tables import REFERENCE, script_provenance
+from haq.runs import folder as results
+from haq.runs.evaluation import CORRECTED_ON, Part, corrected, freeze
+from haq.runs.plan import calibration_batches, fresh_model, sensitivity_images
+from haq.training.train import logits, score
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", default="resnet20")

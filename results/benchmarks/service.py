@@ -26,14 +26,14 @@ import urllib.request
 from collections import Counter
 from pathlib import Path
 
-from haq.app import results
-from haq.app.job import Job
-from haq.app.service import place, store
-from haq.app.service.database import connect, migrate
-from haq.app.service.searching import Said
-from haq.app.service.settings import Settings
-from haq.app.service.worker import work
-from haq.app.tables import REFERENCE, script_provenance
+from haq.reports.tables import REFERENCE, script_provenance
+from haq.runs import folder as results
+from haq.runs.job import Job
+from haq.service import place, store
+from haq.service.database import connect, migrate
+from haq.service.searching import Said
+from haq.service.settings import Settings
+from haq.service.worker import work
 
 HAQ = Path(sys.executable).with_name("haq")
 ASKED = {

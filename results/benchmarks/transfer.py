@@ -13,20 +13,20 @@ import time
 
 import torch
 
-from haq.app import results
-from haq.app.prepare import calibration_batches, fresh_model
-from haq.app.tables import REFERENCE, script_provenance
-from haq.budgets import parse_budget, solve
-from haq.costs import permitted, reference, tabulate, total
+from haq.allocation.budgets import parse_budget, solve
+from haq.allocation.costs import permitted, reference, tabulate, total
+from haq.allocation.policy import Bits
 from haq.datasets import load
-from haq.evaluate import Part, corrected, freeze
-from haq.graph import trace
 from haq.hw_profiles import load as load_target
 from haq.models.weights import load_weights
-from haq.policy import Bits
-from haq.quantize import calibrate
-from haq.sensitivity import objective, sensitivity, widths
-from haq.train import score
+from haq.network.graph import trace
+from haq.quantization.fake_quant import calibrate
+from haq.quantization.sensitivity import objective, sensitivity, widths
+from haq.reports.tables import REFERENCE, script_provenance
+from haq.runs import folder as results
+from haq.runs.evaluation import Part, corrected, freeze
+from haq.runs.plan import calibration_batches, fresh_model
+from haq.training.train import score
 
 EIGHT = Bits(8, 8)
 

@@ -30,17 +30,17 @@ import torch
 
 from haq.agents import AGENTS
 from haq.agents.ddpg import WARM_UP
-from haq.app import results
-from haq.app.job import parse_job
-from haq.app.search import run
-from haq.app.tables import REFERENCE, script_provenance
-from haq.app.workers import window
-from haq.budgets import parse_budget
-from haq.costs import permitted, tabulate
+from haq.allocation.budgets import parse_budget
+from haq.allocation.costs import permitted, tabulate
+from haq.allocation.trials import Score
 from haq.envs.quantization import QuantizationEnv
-from haq.graph import trace
 from haq.models import build
-from haq.trials import Score
+from haq.network.graph import trace
+from haq.reports.tables import REFERENCE, script_provenance
+from haq.runs import folder as results
+from haq.runs.executors import window
+from haq.runs.job import parse_job
+from haq.runs.run import run
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--agents", nargs="*", default=["random", "ddpg", "guided"])

@@ -1,0 +1,333 @@
+"""What a policy costs on a target: tables per layer and choice, and their sums.
+
+``permitted`` says which bit-widths the search may use, ``tabulate`` what each of them costs; after
+that, nobody asks the target again.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from haq.allocation.policy import FLOAT, Bits, Policy, readers
+from haq.errors import HaqError, PolicyError, TargetError, look_up
+from haq.network.layers import EDGE_BITS, Layer
+
+SEARCHED = range(2, 9)
+"""The bit-widths a search may use: one bit has no symmetric grid."""
+
+_FLOATS = Bits(FLOAT, FLOAT)
+
+UNITS: Mapping[str, str] = {"size": "bytes", "avg_weight_bits": "bits", "bops": "bit operations"}
+"""The quantities that need no target, and their units."""
+
+
+class Target(Protocol):
+    """A piece of hardware, or a model of one, that knows what a layer costs."""
+
+    name: str
+    batch: int
+    units: Mapping[str, str]
+    """Quantity ("latency", "energy") to the unit in which ``cost`` gives it, such as "cycles"."""
+    si: Mapping[str, float]
+    """Quantity to that unit in seconds or joules, such as 5e-9 for a cycle at 200 MHz."""
+
+    def choices(self, layer: Layer) -> Sequence[Bits]:
+        """Return every pair of bit-widths in which the target can run the layer."""
+        ...
+
+    def cost(self, layer: Layer, bits: Bits) -> Mapping[str, float]:
+        """Return the cost of all calls of the layer, per quantity, in the unit of ``units``.
+
+        Raises:
+            TargetError: The target cannot run the layer at these bits.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Edge:
+    """What it costs to hand a tensor from one layer to another, by the bits of both.
+
+    Attributes:
+        producer: Name of the layer that computes the tensor.
+        consumer: Name of the layer that reads it.
+        cost: Quantity to (choices of the producer, choices of the consumer) costs.
+    """
+
+    producer: str
+    consumer: str
+    cost: Mapping[str, NDArray[np.float64]]
+
+
+@runtime_checkable
+class Linked(Protocol):
+    """A target on which a change of precision from one layer to the next costs something."""
+
+    def edges(
+        self, layers: Sequence[Layer], choices: Mapping[str, tuple[Bits, ...]]
+    ) -> tuple[Edge, ...]:
+        """Return what it costs to hand tensors from layer to layer, for these choices of each.
+
+        Only pairs of which both are among ``layers``; quantities and units are those of ``cost``.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """All a search needs to know about the model and the target.
+
+    Attributes:
+        layers: In execution order.
+        choices: Layer to the pairs of bit-widths it may have; a pinned layer has one.
+        rows: Quantity to layer to the cost of each of its choices, in their order.
+        units: Quantity to its unit.
+        edges: Costs that depend on the bits of two layers.
+        fixed: Quantity to a cost that no choice changes.
+    """
+
+    layers: tuple[Layer, ...]
+    choices: Mapping[str, tuple[Bits, ...]]
+    rows: Mapping[str, Mapping[str, NDArray[np.float64]]]
+    units: Mapping[str, str]
+    edges: tuple[Edge, ...] = ()
+    fixed: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def positions(self) -> Mapping[str, Mapping[Bits, int]]:
+        """Layer to the place of each pair of bits in its choices."""
+        return {
+            name: {bits: place for place, bits in enumerate(choices)}
+            for name, choices in self.choices.items()
+        }
+
+
+def permitted(
+    layers: Sequence[Layer],
+    target: Target | None,
+    weight_bits: tuple[int, int] = (2, 8),
+    act_bits: int | None = None,
+    pins: Mapping[str, int] | None = None,
+) -> dict[str, tuple[Bits, ...]]:
+    """Return the bits each layer may have, in rising order.
+
+    Layers that read the same tensor end with the same activation widths. So a pin sets the
+    activations of all of them, also where ``act_bits`` says otherwise. The network's input always
+    has 8 bits, whatever a pin or ``act_bits`` says, but for a layer that stays float.
+
+    A layer may stay float, (32, 32), where the target offers that, ``weight_bits`` reaches up to 8
+    and ``act_bits`` is not given.
+
+    Args:
+        layers: In execution order.
+        target: Offers its own choices; without one, every pair of 2 to 8 bits.
+        weight_bits: Fewest and most bits of the weights, from 2 to 8.
+        act_bits: The bits of all activations, or None where the search is to find them.
+        pins: Layer to the bits of its weights and of its activations.
+
+    Raises:
+        HaqError: A range or a pin is out of place, or some layer is left without a choice.
+    """
+    pins = pins or {}
+    _check_ranges(layers, weight_bits, act_bits, pins)
+    together = readers(layers)
+    allowed: dict[str, tuple[Bits, ...]] = {}
+    for layer in layers:
+        pinned = any(name in pins for name in together[layer.name])
+        floats = act_bits is None and weight_bits[1] == SEARCHED[-1]
+        act = EDGE_BITS if layer.reads_input else None if pinned else act_bits
+        pin = pins.get(layer.name)
+        allowed[layer.name] = _narrowed(layer, target, weight_bits, act, pin, floats)
+    return share_activations(layers, allowed)
+
+
+def _check_ranges(
+    layers: Sequence[Layer],
+    weight_bits: tuple[int, int],
+    act_bits: int | None,
+    pins: Mapping[str, int],
+) -> None:
+    low, high = weight_bits
+    if low not in SEARCHED or high not in SEARCHED or low > high:
+        raise HaqError(f"weight bits {low}..{high}: give a range within 2..8, the lower one first")
+    if act_bits is not None and act_bits not in SEARCHED:
+        raise HaqError(f"activation bits {act_bits}: give 2 to 8, or let the search find them")
+    known = {layer.name: layer for layer in layers}
+    for name, bits in pins.items():
+        look_up(known, "layer", name)
+        if bits not in SEARCHED:
+            raise HaqError(f"pin {name}={bits}: give 2 to 8 bits")
+
+
+def _narrowed(
+    layer: Layer,
+    target: Target | None,
+    weight_bits: tuple[int, int],
+    act_bits: int | None,
+    pin: int | None,
+    floats: bool,
+) -> tuple[Bits, ...]:
+    every = [Bits(weight, act) for weight in SEARCHED for act in SEARCHED]
+    offered = every if target is None else sorted(set(target.choices(layer)) & {*every, _FLOATS})
+    can = f"{target.name if target else 'the search'} can run it at {_listed(offered)}"
+    if pin is not None:
+        pinned = Bits(pin, EDGE_BITS if layer.reads_input else pin)
+        if pinned not in offered:
+            raise HaqError(f"pin {layer.name}={pin}: {can}")
+        return (pinned,)
+    low, high = weight_bits
+    left = [bits for bits in offered if low <= bits.weight <= high and act_bits in (None, bits.act)]
+    left += [bits for bits in offered if floats and bits == _FLOATS]
+    if not left:
+        acts = "2..8" if act_bits is None else act_bits
+        wanted = f"{low}..{high} bits for weights and {acts} for activations"
+        raise HaqError(f"layer {layer.name!r} has no choice with {wanted}: {can}")
+    return tuple(left)
+
+
+def _listed(choices: Sequence[Bits]) -> str:
+    return ", ".join(str(bits) for bits in choices) or "no pair of 2 to 8 bits"
+
+
+def share_activations(
+    layers: Sequence[Layer], choices: Mapping[str, tuple[Bits, ...]]
+) -> dict[str, tuple[Bits, ...]]:
+    """Return the choices whose activation width every reader of the same tensor has too.
+
+    Raises:
+        HaqError: Layers that read the same tensor have no activation width in common.
+    """
+    common: dict[str, tuple[Bits, ...]] = {}
+    for name, group in readers(layers).items():
+        widths = [{bits.act for bits in choices[reader]} for reader in group]
+        shared = set.intersection(*widths)
+        if not shared:
+            left = " and ".join(
+                f"{reader} ({', '.join(map(str, sorted(acts)))} bits)"
+                for reader, acts in zip(group, widths, strict=True)
+            )
+            raise HaqError(
+                f"{left} read the same tensor, but have no activation width in common; "
+                "change a pin or take it away"
+            )
+        common[name] = tuple(bits for bits in choices[name] if bits.act in shared)
+    return common
+
+
+def size_bytes(layer: Layer, weight_bits: int) -> int:
+    """Return the bytes of a layer's packed codes, scales and biases.
+
+    That is ceil(weights * bits / 8), a float32 scale for each output channel and float32 biases; at
+    32 bits the weights as they are, without scales.
+
+    >>> size_bytes(Layer("fc", "linear", c_in=3, c_out=5, weights=15, biases=5), weight_bits=3)
+    46
+    """
+    codes = math.ceil(layer.weights * weight_bits / 8)
+    scales = 0 if weight_bits == FLOAT else 4 * layer.c_out
+    return codes + scales + 4 * layer.biases
+
+
+def tabulate(
+    layers: Sequence[Layer],
+    choices: Mapping[str, tuple[Bits, ...]],
+    target: Target | None = None,
+) -> CostTable:
+    """Return the cost of every choice of every layer.
+
+    Args:
+        layers: In execution order.
+        choices: As ``permitted`` gives them.
+        target: Adds its quantities, for its batch; without one there are size (bytes),
+            avg_weight_bits (bits) and bops (bit operations for one image: MACs x weight bits x
+            activation bits).
+
+    Raises:
+        TargetError: The target cannot run a choice, or what it says of it is not a number.
+    """
+    units = {**UNITS, **(target.units if target else {})}
+    rows: dict[str, dict[str, NDArray[np.float64]]] = {quantity: {} for quantity in units}
+    weights = sum(layer.weights for layer in layers)
+    for layer in layers:
+        costs = [_costs(layer, bits, weights, target) for bits in choices[layer.name]]
+        for quantity in units:
+            row = np.array([cost[quantity] for cost in costs], dtype=np.float64)
+            if not np.isfinite(row).all():
+                raise TargetError(f"the {quantity} of layer {layer.name!r} is not a finite number")
+            rows[quantity][layer.name] = row
+    own = {layer.name: tuple(choices[layer.name]) for layer in layers}
+    edges: tuple[Edge, ...] = target.edges(layers, own) if isinstance(target, Linked) else ()
+    for edge in edges:
+        if not all(np.isfinite(cost).all() for cost in edge.cost.values()):
+            raise TargetError(
+                f"the cost from layer {edge.producer!r} to {edge.consumer!r} is not a finite number"
+            )
+    return CostTable(tuple(layers), own, rows, units, edges)
+
+
+def _costs(layer: Layer, bits: Bits, weights: int, target: Target | None) -> dict[str, float]:
+    own = {
+        "size": float(size_bytes(layer, bits.weight)),
+        "avg_weight_bits": bits.weight * layer.weights / max(weights, 1),
+        "bops": float(layer.macs * bits.weight * bits.act),
+    }
+    return {**own, **(target.cost(layer, bits) if target else {})}
+
+
+def total(table: CostTable, policy: Policy, quantity: str) -> float:
+    """Return what the policy costs: its rows, its edges and what is fixed.
+
+    Raises:
+        HaqError: The table has no such quantity.
+        PolicyError: A layer is missing, or has bits that are not among its choices.
+    """
+    rows = look_up(table.rows, "quantity", quantity)
+    place = {layer.name: _place(table, policy, layer.name) for layer in table.layers}
+    costs = [float(rows[name][at]) for name, at in place.items()]
+    for edge in table.edges:
+        if quantity in edge.cost:
+            costs.append(float(edge.cost[quantity][place[edge.producer], place[edge.consumer]]))
+    return math.fsum([*costs, table.fixed.get(quantity, 0.0)])
+
+
+def _place(table: CostTable, policy: Policy, name: str) -> int:
+    if name not in policy:
+        raise PolicyError(f"the policy has no bits for layer {name!r}; every layer needs some")
+    try:
+        return table.positions[name][policy[name]]
+    except KeyError:
+        raise PolicyError(
+            f"layer {name!r} cannot have {policy[name]} here; "
+            f"its choices are {_listed(table.choices[name])}"
+        ) from None
+
+
+def reference(layers: Sequence[Layer], target: Target | None, quantity: str, bits: Bits) -> float:
+    """Return what the network costs with every layer, pinned or not, at the same bits.
+
+    Args:
+        layers: All of them.
+        target: Needed for its own quantities only.
+        quantity: "size", "avg_weight_bits", "bops" or one of the target's.
+        bits: Such as (8, 8), or (32, 32) for the float network.
+
+    Raises:
+        TargetError: The target cannot run some layer at these bits.
+        HaqError: Nobody knows the quantity.
+    """
+    look_up({**UNITS, **(target.units if target else {})}, "quantity", quantity)
+    weights = sum(layer.weights for layer in layers)
+    asked = None if quantity in UNITS else target
+    try:
+        costs = [_costs(layer, bits, weights, asked)[quantity] for layer in layers]
+        if isinstance(asked, Linked):
+            edges = asked.edges(layers, {layer.name: (bits,) for layer in layers})
+            costs += [float(e.cost[quantity][0, 0]) for e in edges if quantity in e.cost]
+        return math.fsum(costs)
+    except TargetError as error:
+        raise TargetError(f"{target.name if target else ''} cannot run {bits}") from error

@@ -1,1 +1,0 @@
-"""The front doors: what a user asks for, how it runs, where its results lie."""

@@ -1,0 +1,1 @@
+"""Files a quantized network is handed over in: checkpoints and ONNX."""

@@ -1,0 +1,1 @@
+"""ONNX files that integer kernels execute: export, reference, runtime."""

@@ -1,0 +1,1 @@
+"""Quantizers, calibration, fake quantization, and the conversion to integers."""

@@ -1,0 +1,102 @@
+"""BatchNorm in evaluation as what it is there, a multiplier and a bias per channel, and folding it.
+
+Symmetric codes per channel survive the folding: only the scales of the weights change, and the sign
+of a channel's codes where its multiplier is negative.
+"""
+
+from collections import Counter
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from haq.network.graph import LayerModule, folded_norms
+from haq.quantization.fake_quant import QuantConv2d, QuantLinear
+from haq.quantization.quantizer import codes, step
+
+Norm = nn.BatchNorm1d | nn.BatchNorm2d
+
+
+def norms_of(network: fx.GraphModule) -> dict[str, str]:
+    """Return for each layer with a BatchNorm of its own behind it that norm's name.
+
+    A norm that uses the statistics of each batch is none of them, nor one that has other callers.
+    """
+    calls = [str(node.target) for node in network.graph.nodes if node.op == "call_module"]
+    count = Counter(calls)
+    layers = [name for name in count if isinstance(network.get_submodule(name), LayerModule)]
+    return {
+        layer: norm for layer, norm in folded_norms(network, layers).items()
+        if count[layer] == count[norm] and network.get_submodule(norm).running_mean is not None
+    }  # fmt: skip
+
+
+def affine(norm: Norm) -> tuple[Tensor, Tensor]:
+    """Return the multiplier and the bias (channels,) that PyTorch makes of a BatchNorm itself.
+
+    A BatchNorm with these two, mean 0, variance 1 and no eps has the same results bit for bit on
+    the CPU, where its input is contiguous.
+    """
+    mean, var = norm.running_mean, norm.running_var
+    assert mean is not None and var is not None
+    zero, one = torch.zeros_like(mean), torch.ones_like(mean)
+    weight, bias = (norm.weight, norm.bias) if norm.affine else (None, None)
+    # With neither mean nor bias, one becomes the multiplier; with both, zero becomes the bias.
+    with torch.no_grad():
+        multiplier = functional.batch_norm(one[None], zero, var, weight, zero, eps=norm.eps)[0]
+        offset = functional.batch_norm(zero[None], mean, var, weight, bias, eps=norm.eps)[0]
+    return multiplier, offset
+
+
+def fold_norms(network: fx.GraphModule) -> None:
+    """Let the weights take up the multipliers of the BatchNorms behind them, in place.
+
+    Each BatchNorm is left with its bias. It is a step to take last: the network computes the same
+    but for the rounding of floats, and cannot be fine-tuned any more. Layers with one scale for all
+    their channels stay as they are.
+
+    Args:
+        network: From ``haq.quantization.fake_quant.quantize``.
+    """
+    for name, norm_name in norms_of(network).items():
+        layer, norm = network.get_submodule(name), network.get_submodule(norm_name)
+        assert isinstance(layer, LayerModule) and isinstance(norm, Norm)
+        if not (isinstance(layer, QuantConv2d | QuantLinear) and _has_one_scale(layer)):
+            with torch.no_grad():
+                _fold(layer, norm)
+
+
+def _has_one_scale(layer: QuantConv2d | QuantLinear) -> bool:
+    return len(layer.weight_clip) < len(layer.weight)
+
+
+def _fold(layer: LayerModule, norm: Norm) -> None:
+    multiplier, offset = affine(norm)
+    if layer.bias is not None:
+        offset = offset + multiplier * layer.bias
+        layer.bias.zero_()
+    column = (-1, *(1,) * (layer.weight.dim() - 1))  # (out, 1, ...)
+    if isinstance(layer, QuantConv2d | QuantLinear):
+        bits, clip = layer.weight_bits, layer.weight_clip
+        found = codes(layer.weight, bits, clip.view(column)) * multiplier.sign().view(column)
+        folded = clip * multiplier.abs()
+        # A channel that BatchNorm switches off: all its codes are zero, and any scale will do.
+        alive = multiplier.abs() * step(bits, clip, signed=True) >= torch.finfo(torch.float32).tiny
+        clip.copy_(torch.where(alive, folded, clip))
+        found = found * alive.view(column)
+        layer.weight.copy_(found * step(bits, clip, signed=True).view(column))
+    else:
+        layer.weight.mul_(multiplier.view(column))
+    _leave_bias(norm, offset)
+
+
+def _leave_bias(norm: Norm, offset: Tensor) -> None:
+    assert norm.running_mean is not None and norm.running_var is not None
+    norm.running_mean.zero_()
+    norm.running_var.fill_(1 - norm.eps)
+    if norm.affine:
+        norm.weight.fill_(1)
+        norm.bias.copy_(offset)
+    else:
+        norm.running_mean.copy_(-offset)
+    assert all(map(torch.equal, affine(norm), (torch.ones_like(offset), offset)))

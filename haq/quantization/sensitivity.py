@@ -1,0 +1,308 @@
+"""Sensitivities: how far the network's answer moves when one layer alone has few bits.
+
+Measured on a few hundred unlabeled images, they tell before any search which layers can go low.
+``results/reference/sensitivity.json`` compares them with the loss gradient and the Hessian trace.
+
+What comes before the rounded tensor is computed once for all bits, and only the rest again.
+"""
+
+import json
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from haq.allocation.costs import CostTable
+from haq.allocation.policy import FLOAT, Bits, readers
+from haq.distillation.kd import divergence
+from haq.errors import ModelError, RunError
+from haq.files import write_text
+from haq.network.graph import Graph, LayerModule, module_name
+from haq.quantization.fake_quant import Clips, Rounding, quantize
+from haq.quantization.quantizer import quantize as rounded
+from haq.training.train import channels_last, has_bfloat16
+
+IMAGES = 256
+"""Images to measure on; more hardly change the policy."""
+
+KEPT = 2**28
+"""Values (of 4 bytes) of activations kept at once; images that need more go in several parts."""
+
+Kind = Literal["weights", "activations"]
+Widths = Mapping[Kind, Mapping[str, Sequence[int]]]
+"""Which bits to measure: of weights and of activations, layer to bits."""
+
+_IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What few bits in one place alone do to the network's answer, as in ``sensitivity.json``.
+
+    Attributes:
+        measure: "kl": the divergence of the class distribution from the float network's, in nats
+            an image; see ``haq.distillation.kd.divergence``.
+        images: On how many images.
+        weights: Layer to bits to the measure where only the layer's weights are rounded.
+        activations: Layer to bits to the measure where only the tensor is rounded that the layer
+            reads; layers that read the same one have equal values.
+    """
+
+    measure: str
+    images: int
+    weights: Mapping[str, Mapping[int, float]]
+    activations: Mapping[str, Mapping[int, float]]
+
+
+def widths(choices: Mapping[str, Sequence[Bits]]) -> dict[Kind, dict[str, tuple[int, ...]]]:
+    """Return which bits are up to the search: of weights and of activations, layer to bits.
+
+    >>> widths({"conv": (Bits(2, 8), Bits(4, 8)), "fc": (Bits(8, 8),)})
+    {'weights': {'conv': (2, 4), 'fc': ()}, 'activations': {'conv': (), 'fc': ()}}
+    """
+
+    def several(bits: Iterable[int]) -> tuple[int, ...]:
+        found = sorted(set(bits))
+        return tuple(found) if len(found) > 1 else ()
+
+    return {
+        "weights": {name: several(b.weight for b in pairs) for name, pairs in choices.items()},
+        "activations": {name: several(b.act for b in pairs) for name, pairs in choices.items()},
+    }
+
+
+def sensitivity(
+    graph: Graph,
+    clips: Clips,
+    images: Tensor,
+    asked: Widths,
+    on_place: Callable[[int, int], None] | None = None,
+) -> Sensitivity:
+    """Return what rounding one tensor alone does to the network's answer, for every tensor.
+
+    BatchNorm normalises with the statistics of the images, in the float network too: statistics are
+    corrected after quantization (``rounding.correct``), so what that mends does not count.
+
+    Args:
+        graph: The model's; its forward gives one tensor.
+        clips: From ``calibrate`` on the same graph.
+        images: What the model takes, (N, ...), at least 2; no labels are needed.
+        asked: Which bits; 32, which is float, is 0 by definition.
+        on_place: Called with (done, total) as tensors are finished.
+
+    Raises:
+        ModelError: The network does not give one tensor of finite numbers.
+    """
+    floats = {layer.name: Bits(FLOAT, FLOAT) for layer in graph.layers}
+    model = quantize(graph, floats, clips)
+    for module in model.modules():
+        module.train(isinstance(module, _BatchNorm))
+    places = list(_places(graph, clips, model, asked))
+    images = channels_last(images)
+    parts = torch.chunk(images, _parts(model, images))
+    sums = {(place, bits): 0.0 for place in range(len(places)) for bits in places[place].bits}
+    for number, part in enumerate(parts):
+        whole = _Keeper(model)
+        with _quickly():
+            reference = _one(whole.run(part))
+            for at, place in enumerate(places):
+                for bits in place.bits:
+                    with place.round(bits):
+                        answer = _one(whole.run_from(place.node, part))
+                    sums[at, bits] += len(part) / len(images) * float(divergence(answer, reference))
+                if on_place:
+                    on_place(number * len(places) + at + 1, len(parts) * len(places))
+    tables: dict[Kind, dict[str, dict[int, float]]] = {"weights": {}, "activations": {}}
+    for place_number, place in enumerate(places):
+        values = {bits: sums[place_number, bits] for bits in place.bits}
+        for name in place.layers:
+            tables[place.kind][name] = values
+    return Sensitivity("kl", len(images), tables["weights"], tables["activations"])
+
+
+class _Place(NamedTuple):
+    """A tensor that can be rounded alone."""
+
+    kind: Kind
+    layers: tuple[str, ...]
+    bits: tuple[int, ...]
+    node: fx.Node  # the first one that computes something else then
+    round: Callable[[int], AbstractContextManager[None]]
+
+
+def _places(graph: Graph, clips: Clips, model: fx.GraphModule, asked: Widths) -> Iterator[_Place]:
+    for layer in graph.layers:
+        bits = tuple(b for b in asked["weights"].get(layer.name, ()) if b != FLOAT)
+        if bits:
+            call = partial(_weights, model.get_submodule(layer.name), clips.weights[layer.name])
+            yield _Place("weights", (layer.name,), bits, _call(model, layer.name), call)
+    for point in graph.points:
+        wanted = {bits for name in point.layers for bits in asked["activations"].get(name, ())}
+        bits = tuple(sorted(wanted - {FLOAT}))
+        if bits:
+            name = module_name(point.tensor, point.layers)
+            module = model.get_submodule(name)
+            assert isinstance(module, Rounding)
+            call = partial(_activations, module, clips.acts[point.tensor])
+            yield _Place("activations", point.layers, bits, _call(model, name), call)
+
+
+def _call(model: fx.GraphModule, name: str) -> fx.Node:
+    """Return the first call of a module, under whichever of its names."""
+    module = model.get_submodule(name)
+    node: fx.Node
+    for node in model.graph.nodes:
+        if node.op == "call_module" and model.get_submodule(str(node.target)) is module:
+            return node
+    raise ValueError(f"the graph never calls {name!r}")
+
+
+@contextmanager
+def _weights(module: nn.Module, clips: Mapping[int, Tensor], bits: int) -> Iterator[None]:
+    assert isinstance(module, LayerModule)
+    before = module.weight.data
+    clip = clips[bits].view(-1, *(1,) * (before.dim() - 1))  # (out or 1, 1, ...)
+    module.weight.data = rounded(before, bits, clip)
+    try:
+        yield
+    finally:
+        module.weight.data = before
+
+
+@contextmanager
+def _activations(module: Rounding, clips: Mapping[int, Tensor], bits: int) -> Iterator[None]:
+    module.bits, module.clip = bits, clips[bits]
+    try:
+        yield
+    finally:
+        module.bits = FLOAT
+
+
+class _Keeper(fx.Interpreter):
+    """Runs a graph, keeps all values of its first run, and runs it again from any node on."""
+
+    def __init__(self, module: fx.GraphModule):
+        super().__init__(module)
+        self.extra_traceback = False
+        self.kept: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if _in_place(n, self.submodules):
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            # On a copy, since the value may be kept for the next time.
+            result = getattr(self, n.op)(n.target, (args[0].clone(), *args[1:]), kwargs)
+        else:
+            result = super().run_node(n)
+        self.kept.setdefault(n, result)
+        return result
+
+    def run_from(self, node: fx.Node, images: Tensor) -> Any:
+        """Return the output, with the kept values of all that comes before the node."""
+        nodes = list(self.graph.nodes)
+        before = {n: self.kept[n] for n in nodes[: nodes.index(node)]}
+        return self.run(images, initial_env=before)
+
+
+def _in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return getattr(modules[str(node.target)], "inplace", False) is True
+    if node.op == "call_method":
+        return str(node.target).endswith("_")
+    return node.target in _IN_PLACE or node.kwargs.get("inplace") is True
+
+
+def _parts(model: fx.GraphModule, images: Tensor) -> int:
+    """Return into how many parts the images are to be split so that all values can be kept."""
+    keeper = _Keeper(model)
+    with _quickly():
+        keeper.run(images[:2])
+    values = sum(value.numel() for value in keeper.kept.values() if isinstance(value, Tensor)) / 2
+    return max(1, min(round(values * len(images) / KEPT), len(images) // 2))
+
+
+@contextmanager
+def _quickly() -> Iterator[None]:
+    # Without the cache of autocast, which would go on with weights that were changed since.
+    quick = has_bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, quick, cache_enabled=False):
+        yield
+
+
+def _one(answer: object) -> Tensor:
+    if not isinstance(answer, Tensor):
+        what = type(answer).__name__
+        raise ModelError(f"sensitivities need a network that gives one tensor, not a {what}")
+    if not torch.isfinite(answer).all():
+        raise ModelError("the network gives values that are not finite numbers")
+    return answer
+
+
+def objective(known: Sensitivity, table: CostTable) -> dict[str, NDArray[np.float64]]:
+    """Return what each choice of each layer adds to the divergence, for ``budgets.solve``.
+
+    The effect of a tensor's bits counts once, with the first layer that reads it. Where more bits
+    measured worse than fewer, which is noise, they count as the fewer do.
+
+    Raises:
+        RunError: The sensitivities lack a layer or a width of the table.
+    """
+    asked = widths(table.choices)
+    first = {name: group[0] == name for name, group in readers(table.layers).items()}
+    found = {}
+    for layer in table.layers:
+        name = layer.name
+        weights = _falling(known.weights.get(name, {}), asked["weights"][name], name)
+        acts = _falling(known.activations.get(name, {}), asked["activations"][name], name)
+        found[name] = np.array(
+            [
+                weights.get(bits.weight, 0.0) + (acts.get(bits.act, 0.0) if first[name] else 0.0)
+                for bits in table.choices[name]
+            ]
+        )
+    return found
+
+
+def _falling(values: Mapping[int, float], asked: Sequence[int], name: str) -> dict[int, float]:
+    missing = [bits for bits in asked if bits not in values and bits != FLOAT]
+    if missing:
+        raise RunError(f"the sensitivities know nothing of layer {name!r} at {missing[0]} bits")
+    least, falling = float("inf"), {}
+    for bits in sorted(values):
+        least = falling[bits] = min(least, max(values[bits], 0.0))
+    return falling
+
+
+def save_sensitivity(known: Sensitivity, path: Path) -> None:
+    """Write ``sensitivity.json``."""
+    tables = {"weights": known.weights, "activations": known.activations}
+    content = {"measure": known.measure, "images": known.images, **tables}
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def load_sensitivity(path: Path) -> Sensitivity:
+    """Read what ``save_sensitivity`` wrote.
+
+    Raises:
+        RunError: The file is missing or damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        tables = [
+            {
+                name: {int(b): float(v) for b, v in row.items()}
+                for name, row in content[kind].items()
+            }
+            for kind in ("weights", "activations")
+        ]
+        return Sensitivity(content["measure"], content["images"], *tables)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path} cannot be read ({error}); take it away and resume") from error

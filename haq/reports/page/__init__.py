@@ -1,0 +1,132 @@
+"""One self-contained HTML page of charts and tables: script, style and plotly.js lie inside it.
+
+The page asks nobody for anything, and its content security policy keeps it so.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+from haq.reports.charts import THEMES, Chart
+
+
+class Cell(NamedTuple):
+    """What a cell of a table says, and the number that it is sorted by where it is one."""
+
+    text: str
+    value: float | None = None
+
+
+class Card(NamedTuple):
+    """One figure that counts.
+
+    Attributes:
+        label: What it is.
+        value: The figure, with its unit.
+        note: What to compare it with.
+        share: Of a limit, in [0, 1], shown as a bar.
+    """
+
+    label: str
+    value: str
+    note: str = ""
+    share: float | None = None
+
+
+class Table(NamedTuple):
+    """Rows under named columns, which can be sorted by any of them."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    key: str = ""
+    sortable: bool = True
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with a heading.
+
+    Attributes:
+        key: Its anchor.
+        title: Its heading.
+        lead: A sentence or two below it.
+        cards: Figures side by side.
+        tables: One below the other.
+        charts: Each a choice of charts, of which the first is shown at first.
+        notes: What is missing here and why.
+    """
+
+    key: str
+    title: str
+    lead: str = ""
+    cards: Sequence[Card] = ()
+    tables: Sequence[Table] = ()
+    charts: Sequence[Sequence[Chart]] = ()
+    notes: Sequence[str] = ()
+
+
+def render(title: str, subtitle: str, sections: Sequence[Section], reload_s: int = 0) -> str:
+    """Return the page.
+
+    Args:
+        title: Its heading.
+        subtitle: A line below it.
+        sections: Its parts.
+        reload_s: After so many seconds the page loads itself again; 0 for never.
+    """
+    charts = {chart.key: chart for s in sections for choice in s.charts for chart in choice}
+    figures = {key: plain(chart.figure) for key, chart in charts.items()}
+    return _templates().get_template("page.html").render(
+        title=title, subtitle=subtitle, sections=sections, reload_s=reload_s, themes=THEMES,
+        content={"figures": figures, "themes": THEMES, "reload_s": reload_s},
+        plotly=get_plotlyjs() if figures else "", numbers=_numbers,
+    )  # fmt: skip
+
+
+def number(value: float | None, text: str | None = None) -> Cell:
+    """Return the cell of a number; a dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return Cell("–")  # noqa: RUF001 - a dash
+    return Cell(f"{value:,.4g}" if text is None else text, value)
+
+
+def plain(value: Any) -> Any:
+    """Return a figure as JSON has it: what is no finite number becomes null."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _numbers(chart: Chart) -> Table:
+    rows = [[_cell(value) for value in row] for row in chart.rows]
+    return Table(f"{chart.title}: the numbers", chart.columns, rows)
+
+
+def _cell(value: Any) -> Cell:
+    if value is None or isinstance(value, int | float):
+        return number(value)
+    return Cell(str(value))
+
+
+def _script_json(value: Any) -> str:
+    # So that no text of a run can end the script it stands in.
+    return json.dumps(value, allow_nan=False, ensure_ascii=True).replace("<", "\\u003c")
+
+
+@cache
+def _templates() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("haq.reports.page", "."), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["script_json"] = _script_json
+    return environment

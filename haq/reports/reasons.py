@@ -1,0 +1,149 @@
+"""Why each layer has its bits: what one step down would save and cost, in one sentence."""
+
+import math
+from collections.abc import Sequence
+
+from haq.allocation.budgets import Budget
+from haq.allocation.costs import CostTable, total
+from haq.allocation.policy import FLOAT, Bits, Policy, readers
+from haq.quantization.sensitivity import Sensitivity
+from haq.reports.charts import amount, measure_name
+
+
+def reasons(
+    table: CostTable,
+    every: CostTable,
+    policy: Policy,
+    budgets: Sequence[Budget],
+    sensitivity: Sensitivity | None = None,
+) -> dict[str, str]:
+    """Return a sentence for each layer: what its next lower bit-widths would save and cost.
+
+    Savings are of the first budget's quantity, costs the sensitivity of the layer alone.
+
+    Args:
+        table: What the bits cost that the job leaves open.
+        every: What all bits cost that the target runs, for layers that the job fixes.
+        policy: The bits chosen, among the choices of the table.
+        budgets: At least one.
+        sensitivity: Of the layers alone, where it was measured.
+    """
+    groups = readers(table.layers)
+    found = {}
+    for layer in table.layers:
+        name = layer.name
+        fixed = len(table.choices[name]) == 1
+        costs = every if fixed else table
+        parts = [f"fixed by the job at {policy[name]}"] if fixed else []
+        parts += [
+            _float_part(costs, policy, budgets, groups[name]),
+            _part(costs, policy, budgets, sensitivity, (name,), of_weights=True),
+            _part(costs, policy, budgets, sensitivity, groups[name], of_weights=False),
+        ]
+        text = "; ".join(part for part in parts if part)
+        found[name] = text[:1].upper() + text[1:] + "."
+    return found
+
+
+def _part(
+    table: CostTable,
+    policy: Policy,
+    budgets: Sequence[Budget],
+    sensitivity: Sensitivity | None,
+    group: tuple[str, ...],
+    *,
+    of_weights: bool,
+) -> str:
+    """Say it of the weights of one layer, or of the activations of all that read one tensor."""
+    name = group[0]
+    now = policy[name].weight if of_weights else policy[name].act
+    what = "weights" if of_weights else "activations"
+    moves = {bits: moved for bits in range(1, 33)
+             if (moved := _moved(table, policy, group, bits, of_weights))}  # fmt: skip
+    lower = max((bits for bits in moves if bits < now), default=None)
+    upper = min((bits for bits in moves if bits > now), default=None)
+    if lower is None and upper is None:
+        return ""
+    shared = f" (shared by {' and '.join(group)})" if len(group) > 1 else ""
+    head = f"{what}{shared} at {now} bits: "
+    if lower is None:
+        assert upper is not None
+        text = f"there are no fewer to choose, and {upper} would " + _change(
+            table, policy, moves[upper], budgets
+        )
+        return head + text + _harm(sensitivity, what, group, now, upper)
+    text = f"{lower} would " + _change(table, policy, moves[lower], budgets)
+    text += _harm(sensitivity, what, group, now, lower)
+    if upper is not None and not _fits(table, moves[upper], budgets):
+        text += f", and {upper} would not fit the budget"
+    return head + text
+
+
+def _float_part(
+    table: CostTable, policy: Policy, budgets: Sequence[Budget], group: tuple[str, ...]
+) -> str:
+    """Say it of a layer that stays float: weights and activations can only change together."""
+    name = group[0]
+    if policy[name] != (FLOAT, FLOAT):
+        return ""
+    together = set.intersection(*(set(table.choices[reader]) for reader in group))
+    bits = max(together - {policy[name]}, default=None)
+    if bits is None:
+        return "float"
+    moved = {**policy, **dict.fromkeys(group, bits)}
+    return f"float: {bits} would " + _change(table, policy, moved, budgets)
+
+
+def _moved(
+    table: CostTable, policy: Policy, group: tuple[str, ...], bits: int, of_weights: bool
+) -> dict[str, Bits] | None:
+    """Return the policy with other bits for the group, or None where some layer cannot follow."""
+    now = policy[group[0]].weight if of_weights else policy[group[0]].act
+    if bits == now:
+        return None
+    moves = {
+        name: policy[name]._replace(weight=bits) if of_weights else policy[name]._replace(act=bits)
+        for name in group
+    }
+    able = all(pair in table.positions[name] for name, pair in moves.items())
+    return {**policy, **moves} if able else None
+
+
+def _fits(table: CostTable, policy: Policy, budgets: Sequence[Budget]) -> bool:
+    return all(total(table, policy, b.quantity) <= b.limit * (1 + 1e-9) for b in budgets)
+
+
+def _change(table: CostTable, policy: Policy, moved: Policy, budgets: Sequence[Budget]) -> str:
+    quantity = budgets[0].quantity
+    before, after = total(table, policy, quantity), total(table, moved, quantity)
+    if math.isclose(before, after, rel_tol=1e-9):
+        return f"change nothing in {_spoken(quantity)}"
+    verb = "save" if after < before else "cost"
+    unit = table.units[quantity]
+    share = abs(after - before) / before
+    part = f"{share:.1%}" if share >= 0.001 else "less than 0.1%"
+    return f"{verb} {amount(abs(after - before), unit)} ({part} of the {_spoken(quantity)})"
+
+
+def _spoken(quantity: str) -> str:
+    return {"avg_weight_bits": "average", "bops": "bit operations"}.get(quantity, quantity)
+
+
+def _harm(
+    sensitivity: Sensitivity | None, what: str, group: tuple[str, ...], now: int, then: int
+) -> str:
+    if sensitivity is None:
+        return ""
+    # Layers that read the same tensor have the same values.
+    known = sensitivity.weights if what == "weights" else sensitivity.activations
+    row = known.get(group[0], {})
+    if now not in row or then not in row:
+        return ""
+    before, after = row[now], row[then]
+    name = measure_name(sensitivity)
+    if f"{before:.1g}" == f"{after:.1g}":
+        return f" and leave the {name} at {after:.1g}"
+    if after < before:
+        return f" and lower the {name} from {before:.2g} to {after:.2g}"
+    times = f" {after / before:.2g} times," if before > 0 else ""
+    return f" and raise the {name}{times} to {after:.2g}"

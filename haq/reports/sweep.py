@@ -1,0 +1,254 @@
+"""Sweeps: one search after the other over budgets, agents and seeds, in one folder.
+
+sweep.json             what was asked for
+BUDGET-AGENT-SEED/     the run of each search, as ``haq.runs.folder`` has it
+sweep.csv, sweep.html  all that is finished so far, written after every run
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from haq.agents import AGENTS, uniform
+from haq.datasets import load
+from haq.errors import DivergedError, HaqError, RunError, look_up
+from haq.files import write_bytes, write_text
+from haq.reports.compare import compared, comparison_csv, comparison_sections
+from haq.reports.page import render
+from haq.runs import folder as results
+from haq.runs.job import Job, parse_job
+from haq.runs.plan import OnProgress, fresh_model, images_of, plan
+from haq.runs.run import run
+
+REFERENCE = "uniform"
+"""The agent that every other one is held against: it plays in every sweep."""
+
+
+class Sweep(BaseModel):
+    """What was asked for, as it is kept in ``sweep.json``.
+
+    Attributes:
+        job: All but what varies.
+        budgets: One search each, such as "avg_weight_bits=3", beside those of the job.
+        agents: Names.
+        seeds: Of the searches.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: str = "haq-sweep/1"
+    job: Job
+    budgets: tuple[str, ...]
+    agents: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One search of a sweep: the name of its folder, and the job."""
+
+    name: str
+    job: Job
+
+
+def parse_sweep(
+    budgets: Iterable[str], agents: str, seeds: str, fields: Mapping[str, Any]
+) -> Sweep:
+    """Return the sweep that a user asks for.
+
+    Args:
+        budgets: Each a quantity and its limits, such as "avg_weight_bits=2.25,3,4".
+        agents: Names, such as "ddpg,random".
+        seeds: Numbers, such as "0,1,2".
+        fields: Of the job; "budgets" among them are kept by every search.
+
+    Raises:
+        HaqError: Something cannot be read.
+    """
+    swept = tuple(dict.fromkeys(one for text in budgets for one in _budgets(text)))
+    if not swept:
+        raise HaqError("a sweep needs budgets, such as --budgets avg_weight_bits=2.25,3,4")
+    names = tuple(dict.fromkeys(agent.strip() for agent in agents.split(",")))
+    for name in names:
+        look_up(AGENTS, "agent", name)
+    try:
+        numbers = tuple(dict.fromkeys(int(seed) for seed in seeds.split(",")))
+    except ValueError:
+        raise HaqError(f"seeds {seeds!r}: write numbers with commas between them") from None
+    agent = "ddpg" if "ddpg" in names else names[0]
+    fixed = tuple(fields.get("budgets", ()))
+    job = parse_job(**{**fields, "budgets": (*fixed, swept[0]), "agent": agent, "seed": numbers[0]})
+    for number in numbers:
+        parse_job(seed=number)
+    return Sweep(
+        job=job.model_copy(update={"budgets": fixed}), budgets=swept, agents=names, seeds=numbers
+    )
+
+
+def _budgets(text: str) -> list[str]:
+    quantity, equals, limits = text.partition("=")
+    if not equals or not all(limit.strip() for limit in limits.split(",")):
+        raise HaqError(f"budgets {text!r}: write them like avg_weight_bits=2.25,3,4")
+    return [f"{quantity.strip()}={limit.strip()}" for limit in limits.split(",")]
+
+
+def searches(sweep: Sweep) -> list[Planned]:
+    """Return the searches of a sweep in the order in which they run, the reference among them."""
+    found = []
+    for budget in sweep.budgets:
+        for agent in dict.fromkeys((REFERENCE, *sweep.agents)):
+            for seed in sweep.seeds:
+                changes: dict[str, Any] = {
+                    "budgets": (budget, *sweep.job.budgets), "agent": agent, "seed": seed,
+                    "paper": sweep.job.paper and agent == "ddpg",
+                }  # fmt: skip
+                if agent == REFERENCE:  # there are no more policies than that
+                    changes["episodes"] = min(sweep.job.episodes, uniform.WIDTHS)
+                name = re.sub(r"[^\w.=-]", "-", f"{budget.replace('%', 'p')}-{agent}-{seed}")
+                found.append(Planned(name, sweep.job.model_copy(update=changes)))
+    return found
+
+
+def start(sweep: Sweep, name: str | None) -> Path:
+    """Return a fresh folder for the sweep, with its ``sweep.json``, after looking at every budget.
+
+    Raises:
+        HaqError: The folder is taken, a name is unknown, or no policy meets some budget.
+    """
+    _check(sweep)
+    quantity = "-".join(dict.fromkeys(budget.partition("=")[0] for budget in sweep.budgets))
+    named = sweep.job.model_copy(update={"budgets": ("sweep", quantity), "agent": ""})
+    folder = results.new_folder(named, name)
+    write_text(folder / "sweep.json", sweep.model_dump_json(indent=2) + "\n")
+    return folder
+
+
+def _check(sweep: Sweep) -> None:
+    """Say now, not after hours, that a search of the sweep cannot be done."""
+    job = sweep.job
+    data = load(job.data, seed=job.seed, size=job.size)
+    model = fresh_model(job.model, data, job.width, job.seed)
+    for budget in sweep.budgets:
+        asked = job.model_copy(update={"budgets": (budget, *job.budgets)})
+        plan(asked, model, images_of(data))
+
+
+def find_sweep(name: str) -> Path:
+    """Return the folder of an existing sweep, by its path or its name among the runs.
+
+    Raises:
+        RunError: There is no sweep there.
+    """
+    for folder in (Path(name), results.HOME / name):
+        if (folder / "sweep.json").is_file():
+            return folder
+    raise RunError(f"no sweep at {name!r}: there is no sweep.json")
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """Read ``sweep.json``.
+
+    Raises:
+        RunError: It is missing or damaged.
+    """
+    content = results.read_json(folder / "sweep.json")
+    try:
+        return Sweep.model_validate(content)
+    except ValidationError as error:
+        raise RunError(f"{folder / 'sweep.json'} is damaged: {error.errors()[0]['msg']}") from error
+
+
+def run_sweep(
+    folder: Path,
+    on_search: Callable[[int, int, Planned], None],
+    progress: Callable[[], AbstractContextManager[OnProgress]],
+) -> str:
+    """Run what is left of a sweep and return "finished", or "interrupted" after Ctrl-C.
+
+    Args:
+        folder: With a ``sweep.json``.
+        on_search: Called before each search that is run, with its number from 1, how many there
+            are, and the search.
+        progress: Opened for each search, gives what ``haq.runs.run.run`` is to call.
+
+    Raises:
+        HaqError: A search cannot be done; of those that diverge only after the others are done.
+    """
+    planned = searches(read_sweep(folder))
+    diverged = []
+    for number, search in enumerate(planned, 1):
+        place = folder / search.name
+        if _state(place) == "finished":
+            continue
+        on_search(number, len(planned), search)
+        _prepare(folder, search, planned)
+        try:
+            with progress() as on_progress:
+                state = str(run(search.job, place, on_progress)["state"])
+        except DivergedError:
+            diverged.append(search.name)
+            continue
+        except KeyboardInterrupt:
+            state = "interrupted"
+        write_results(folder)
+        if state == "interrupted":
+            return state
+    write_results(folder)
+    if diverged:
+        raise DivergedError(f"no policy could be fine-tuned in {', '.join(diverged)}; lower --lr")
+    return "finished"
+
+
+def _state(place: Path) -> str | None:
+    summary = place / "summary.json"
+    return str(results.read_json(summary)["state"]) if summary.exists() else None
+
+
+def _prepare(folder: Path, search: Planned, planned: Iterable[Planned]) -> None:
+    """Make the run's folder; the float network and the clips are those of a run of that seed."""
+    place = folder / search.name
+    if (place / "job.json").exists():
+        return
+    place.mkdir(exist_ok=True)
+    done = [
+        folder / other.name for other in planned
+        if other.job.seed == search.job.seed and _state(folder / other.name) == "finished"
+    ]  # fmt: skip
+    if done:
+        for name in ("float.safetensors", "clips.safetensors"):
+            write_bytes(place / name, (done[0] / name).read_bytes())
+        results.write_job(place, search.job)
+
+
+def write_results(folder: Path) -> None:
+    """Write ``sweep.csv`` and ``sweep.html`` from the runs that have finished."""
+    sweep = read_sweep(folder)
+    planned = searches(sweep)
+    done = [
+        folder / search.name for search in planned if _state(folder / search.name) == "finished"
+    ]
+    if not done:
+        return
+    rows = compared(done)
+    write_text(folder / "sweep.csv", comparison_csv(rows))
+    title = f"{sweep.job.model}: {' '.join(_listed(sweep.budgets))}"
+    agents = ", ".join(dict.fromkeys((*sweep.agents, REFERENCE)))
+    subtitle = (
+        f"Sweep {folder.resolve().name} · {sweep.job.data.partition(':')[0]} · {agents} · "
+        f"{len(done)} of {len(planned)} runs finished"
+    )
+    sections = comparison_sections(done, rows, REFERENCE)
+    write_text(folder / "sweep.html", render(title, subtitle, sections))
+
+
+def _listed(budgets: Iterable[str]) -> list[str]:
+    limits: dict[str, list[str]] = {}
+    for budget in budgets:
+        quantity, _, limit = budget.partition("=")
+        limits.setdefault(quantity, []).append(limit)
+    return [f"{quantity}={','.join(values)}" for quantity, values in limits.items()]

@@ -1,0 +1,73 @@
+"""What a report shows and not every search needs: sensitivities, and 8 bits everywhere."""
+
+from pathlib import Path
+
+from haq.allocation.costs import SEARCHED
+from haq.datasets import load
+from haq.errors import RunError
+from haq.models.weights import load_weights
+from haq.network.graph import Graph
+from haq.quantization.fake_quant import load_clips, quantize, uniform
+from haq.quantization.sensitivity import Widths, save_sensitivity, sensitivity
+from haq.runs import folder as results
+from haq.runs.evaluation import Evaluator, Recipe
+from haq.runs.plan import (
+    OnProgress,
+    Progress,
+    fresh_model,
+    images_of,
+    plan,
+    sensitivity_images,
+)
+from haq.training.train import score
+
+
+def measure(folder: Path, on_progress: OnProgress) -> None:
+    """Write ``sensitivity.json`` and ``uniform.json`` into a run's folder where they are missing.
+
+    The sensitivities are those of all bit-widths, also of those that the job excludes. Nothing is
+    chosen by them or by the accuracy at 8 bits.
+
+    Raises:
+        HaqError: The run is not finished, or its model or data cannot be had again.
+    """
+    missing = {n for n in ("sensitivity.json", "uniform.json") if not (folder / n).exists()}
+    if not missing:
+        return
+    summary = folder / "summary.json"
+    if not summary.exists() or results.read_json(summary)["state"] != "finished":
+        # One that goes on later might take the sensitivities for its own.
+        raise RunError("the run is not finished")
+    job = results.read_job(folder)
+    data = load(job.data, seed=job.seed, size=job.size)
+    model = fresh_model(job.model, data, job.width, job.seed)
+    load_weights(model, folder / "float.safetensors")
+    graph = plan(job, model, images_of(data)).graph
+    clips = load_clips(folder / "clips.safetensors")
+    if "sensitivity.json" in missing:
+        images = sensitivity_images(data, job.seed)
+
+        def on_place(done: int, count: int) -> None:
+            on_progress(Progress("sensitivity", done, count))
+
+        known = sensitivity(graph, clips, images, _every_width(graph), on_place)
+        save_sensitivity(known, folder / "sensitivity.json")
+    if "uniform.json" in missing:
+        network = quantize(graph, uniform(graph, 8, 8), clips).eval()
+        # The validation images of the run's own episodes; nothing is tuned on the training images.
+        recipe = Recipe(train_images=2, val_images=job.val_images, distill=False)
+        found = {
+            "val_accuracy": Evaluator(graph, clips, data, recipe, job.seed).score(network).accuracy,
+            "test_accuracy": score(network, data.test).accuracy,
+        }
+        results.write_json(folder / "uniform.json", found)
+
+
+def _every_width(graph: Graph) -> Widths:
+    """Return all widths for all layers; the network's input always has 8 bits."""
+    return {
+        "weights": {layer.name: tuple(SEARCHED) for layer in graph.layers},
+        "activations": {
+            layer.name: () if layer.reads_input else tuple(SEARCHED) for layer in graph.layers
+        },
+    }

@@ -1,0 +1,92 @@
+"""The network of a finished run, as the run left it."""
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx, nn
+
+from haq.allocation.policy import Policy, read_policy
+from haq.errors import RunError
+from haq.formats import checkpoint
+from haq.models import MODELS, build, input_shape
+from haq.models.weights import load_weights
+from haq.network.graph import trace
+from haq.quantization.fake_quant import load_clips, quantize
+from haq.runs import folder as results
+from haq.runs.api import Run
+from haq.runs.job import Job
+
+_VERSIONS = ("haq", "torch", "python")
+
+
+class Restored(NamedTuple):
+    """A finished run with its network."""
+
+    job: Job
+    summary: Mapping[str, Any]
+    policy: Policy
+    network: fx.GraphModule
+
+
+def restored(run: Run | str | os.PathLike[str], model: nn.Module | None = None) -> Restored:
+    """Return a finished run and its quantized, fine-tuned network, in evaluation mode.
+
+    Args:
+        run: Name or folder, or what ``haq.search`` returned.
+        model: Needed for the folder of a run that searched a module of the caller's own: such a
+            module; its weights do not matter, and it is left as it is.
+
+    Raises:
+        HaqError: There is no such run, it is not finished or damaged, or it needs ``model``.
+    """
+    folder = run.folder if isinstance(run, Run) else results.find_folder(os.fspath(run))
+    job = results.read_job(folder)
+    if not (folder / "summary.json").exists():
+        raise RunError(f"run {folder} has no finished episode yet: haq search --resume {folder}")
+    summary = results.read_json(folder / "summary.json")
+    if summary["state"] != "finished":
+        raise RunError(
+            f"run {folder} is not finished ({summary['state']}): haq search --resume {folder}"
+        )
+    policy = read_policy(folder / "policy.json")
+    if isinstance(run, Run) and isinstance(run.model, fx.GraphModule):
+        return Restored(job, summary, policy, run.model)
+    with torch.random.fork_rng(devices=[]):  # the first weights of a model are drawn
+        module = _named(folder, job, summary["images"]) if model is None else model
+    graph = trace(module, torch.zeros(1, *summary["images"]["shape"]))
+    network = quantize(graph, policy, load_clips(folder / "clips.safetensors"))
+    load_weights(network, folder / "weights.safetensors")
+    return Restored(job, summary, policy, network)
+
+
+def _named(folder: Path, job: Job, images: Mapping[str, Any]) -> nn.Module:
+    if job.model not in MODELS and ":" not in job.model:
+        raise RunError(
+            f"run {folder} searched a module of its caller's own ({job.model}): give "
+            "model= such a module, or what haq.search returned in place of the run's name"
+        )
+    size = images["shape"][-1] if input_shape(job.model) else None
+    model = build(job.model, classes=len(images["classes"]), width=job.width, size=size)
+    # The layout that the search trained it in: it decides in which order sums are taken.
+    return model.to(memory_format=torch.channels_last)
+
+
+def origin(found: Restored) -> checkpoint.Origin:
+    """Return what a file that is taken away says of the run it comes from."""
+    images, versions = found.summary["images"], found.summary["provenance"]["versions"]
+    accuracy = {key: value for key, value in found.summary.items() if key.endswith("_accuracy")}
+    return checkpoint.Origin(
+        model=found.job.model,
+        shape=tuple(images["shape"]),
+        classes=len(images["classes"]) if "classes" in images else None,
+        width=found.job.width,
+        data=images.get("data"),
+        mean=tuple(images.get("mean", ())),
+        std=tuple(images.get("std", ())),
+        accuracy={key: value for key, value in accuracy.items() if math.isfinite(value)},
+        versions={name: versions[name] for name in _VERSIONS if name in versions},
+    )

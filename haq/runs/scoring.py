@@ -1,0 +1,103 @@
+"""What the score of a policy depends on, in a form that can be sent to another process."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, fx, nn
+
+from haq.allocation.policy import Policy
+from haq.allocation.trials import Score
+from haq.network.graph import Graph, evaluating
+from haq.quantization.fake_quant import Clips, quantize
+from haq.runs.evaluation import Evaluator, agreement, corrected
+from haq.runs.job import Job
+
+MANY = 10
+"""Episodes from which it pays to prepare ONNX Runtime for the cheap evaluation."""
+
+
+class Scoring(Protocol):
+    """From a network to its score; with ``beat`` it may stop where that is out of reach."""
+
+    def __call__(self, model: nn.Module, beat: float | None = None) -> Score:
+        """Return the score."""
+        ...
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What ``means`` needs beside the graph; all of it can be pickled.
+
+    Attributes:
+        job: Its evaluation, episodes and reward count.
+        clips: Of the graph.
+        plain: Images (N, ...) on which statistics are corrected, for the cheap evaluation alone.
+        evaluator: On labelled images, if there are some.
+        inputs: (N, ...) on which agreement with the float network counts, if nothing else does.
+        own: The caller's own score of a network.
+    """
+
+    job: Job
+    clips: Clips
+    plain: Tensor | None = None
+    evaluator: Evaluator | None = None
+    inputs: Tensor | None = None
+    own: Callable[[nn.Module], float] | None = None
+
+
+class Means(NamedTuple):
+    """How policies are scored.
+
+    Attributes:
+        network: From a policy to the network that is scored in its episode.
+        score: Of a network.
+        tuned: From a policy to its network after the paper's one epoch; None where that is what
+            episodes score, or nothing can be fine-tuned.
+    """
+
+    network: Callable[[Policy], fx.GraphModule]
+    score: Scoring
+    tuned: Callable[[Policy], fx.GraphModule] | None
+
+
+def means(graph: Graph, basis: Basis) -> Means:
+    """Return how policies are scored: the same in every process with the same threads."""
+    evaluator, clips = basis.evaluator, basis.clips
+    network: Callable[[Policy], fx.GraphModule] = partial(_quantized, graph, clips)
+    if evaluator is not None:
+        network = evaluator.tuned
+    tuned = evaluator.tuned if evaluator and basis.plain is not None else None
+    if basis.plain is not None:
+        network = corrected(graph, clips, basis.plain)
+    return Means(network, _score(graph, basis), tuned)
+
+
+def _score(graph: Graph, basis: Basis) -> Scoring:
+    if basis.own is not None:
+        return partial(_own_score, basis.own)
+    if basis.evaluator is None:
+        assert basis.inputs is not None
+        return agreement(graph.traced, basis.inputs)
+    if basis.plain is not None and basis.job.episodes >= MANY:
+        return basis.evaluator.integer_score
+    return basis.evaluator.score
+
+
+def _own_score(
+    own: Callable[[nn.Module], float], model: nn.Module, beat: float | None = None
+) -> Score:
+    with torch.no_grad(), evaluating(model):
+        return Score(float(own(model)))
+
+
+def _quantized(graph: Graph, clips: Clips, policy: Policy) -> fx.GraphModule:
+    return quantize(graph, policy, clips)
+
+
+def merit(score: Score, reward: str) -> tuple[float, float]:
+    """Return what scores are compared by under a job's reward: higher is better."""
+    both = (score.accuracy, -score.loss)
+    return both if reward == "accuracy" else (both[1], both[0])

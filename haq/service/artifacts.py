@@ -1,0 +1,73 @@
+"""The files of a run that may be taken away, by their names."""
+
+import hashlib
+import threading
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+
+_KEPT = (
+    "policy.json", "weights.safetensors", "float.safetensors", "clips.safetensors",
+    "summary.json", "trials.jsonl",
+)  # fmt: skip
+
+_ONE_AT_A_TIME = threading.Lock()  # an export takes a model's memory
+
+
+def _onnx(folder: Path, out: Path) -> None:
+    from haq.runs.export import export_onnx
+
+    export_onnx(folder, out)
+
+
+def _checkpoint(folder: Path, out: Path) -> None:
+    from haq.runs.export import export_checkpoint
+
+    export_checkpoint(folder, out)
+
+
+EXPORTS: Mapping[str, Callable[[Path, Path], None]] = {
+    "model.onnx": _onnx,
+    "checkpoint.safetensors": _checkpoint,
+}
+"""Files made of a finished run when they are first asked for."""
+
+
+def listed(folder: Path, finished: bool) -> list[tuple[str, Path | None]]:
+    """Return the names of the files that may be asked for, with those that are there already."""
+    kept = [(name, folder / name) for name in _KEPT if (folder / name).is_file()]
+    if not finished:
+        return [*kept]
+    exports = [(name, folder / "exports" / name) for name in EXPORTS]
+    return [*kept, *((name, path if path.is_file() else None) for name, path in exports)]
+
+
+def get(folder: Path, name: str, finished: bool) -> Path | None:
+    """Return the file of this name; None if there is none.
+
+    Raises:
+        HaqError: The run cannot be exported.
+    """
+    if name in _KEPT:
+        file = folder / name
+        return file if file.is_file() else None
+    if name not in EXPORTS or not finished:
+        return None
+    file = folder / "exports" / name
+    with _ONE_AT_A_TIME:
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            EXPORTS[name](folder, file)
+    return file
+
+
+def sha256(file: Path) -> bytes:
+    """Return the digest of a file, which is remembered for as long as the file stays as it is."""
+    stat = file.stat()
+    return _sha256(file, stat.st_mtime_ns, stat.st_size, stat.st_ino)
+
+
+@lru_cache(maxsize=4096)
+def _sha256(file: Path, *state: int) -> bytes:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").digest()

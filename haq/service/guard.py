@@ -1,0 +1,141 @@
+"""What every request passes: its size, where it comes from, headers, a log line, the metrics."""
+
+import logging
+import re
+import time
+import uuid
+from urllib.parse import urlsplit
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from haq.service.security import LOOPBACK
+
+LOG = logging.getLogger("haq.service.access")
+
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data: blob:; connect-src 'self'; form-action 'self'; frame-src 'self'; "
+        "frame-ancestors 'self'; base-uri 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "SAMEORIGIN",
+    "Referrer-Policy": "same-origin",  # with none at all, browsers hide the origin of our own forms
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+    "Cache-Control": "no-store",
+}
+"""Unless a response brings its own. Inline styles: plotly.js writes them."""
+
+_METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
+_SAFE = ("GET", "HEAD", "OPTIONS")
+_UPLOADS = "/v1/uploads/"
+
+
+class TooLarge(Exception):
+    """A body beyond the limit."""
+
+
+class Guard:
+    """The outermost layer of the service."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        registry: CollectorRegistry,
+        body_bytes: int,
+        upload_bytes: int,
+        only_loopback: bool,
+    ) -> None:
+        self._app = app
+        self._body, self._upload, self._only_loopback = body_bytes, upload_bytes, only_loopback
+        self._requests = Counter(
+            "haq_http_requests", "Requests answered.", ["method", "route", "status"],
+            registry=registry,
+        )  # fmt: skip
+        self._seconds = Histogram(
+            "haq_http_seconds", "Time to the end of an answer, event streams aside.", ["route"],
+            registry=registry,
+        )  # fmt: skip
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, request = time.perf_counter(), uuid.uuid4().hex[:16]
+        headers = Headers(scope=scope)
+        status = 500
+        streams = False
+
+        async def answer(message: Message) -> None:
+            nonlocal status, streams
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                out = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    out.setdefault(name, value)
+                out["X-Request-ID"] = request
+                streams = out.get("content-type", "").startswith("text/event-stream")
+            await send(message)
+
+        try:
+            refusal = self._refusal(scope, headers)
+            if refusal is None:
+                await self._app(scope, self._limited(scope, headers, receive), answer)
+            else:
+                code, sentence = refusal
+                await JSONResponse({"message": sentence, "errors": []}, code)(
+                    scope, receive, answer
+                )
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            seconds = time.perf_counter() - started
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self._requests.labels(method, route, status).inc()
+            if not streams:
+                self._seconds.labels(route).observe(seconds)
+            if route not in ("/healthz", "/readyz", "/metrics"):
+                LOG.info(
+                    "answered",
+                    extra={
+                        "request": request, "method": scope["method"], "route": route,
+                        "status": status, "seconds": round(seconds, 4),
+                        "user": scope.get("state", {}).get("user"),
+                    },
+                )  # fmt: skip
+
+    def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
+        host = headers.get("host", "")
+        if self._only_loopback and re.sub(r":\d+$", "", host) not in LOOPBACK:
+            return 421, "this service answers at localhost only"  # a name that was bound anew
+        origin = headers.get("origin")
+        foreign = origin is not None and urlsplit(origin).netloc != host
+        if scope["method"] not in _SAFE and (
+            foreign or headers.get("sec-fetch-site", "same-origin") == "cross-site"
+        ):
+            return 403, "this request came from another site"
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > self._limit(scope):
+            return 413, f"the body is larger than {self._limit(scope)} bytes"
+        return None
+
+    def _limit(self, scope: Scope) -> int:
+        return self._upload if scope["path"].startswith(_UPLOADS) else self._body
+
+    def _limited(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
+        left = self._limit(scope)
+
+        async def counted() -> Message:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise TooLarge(f"the body is larger than {self._limit(scope)} bytes")
+            return message
+
+        return counted

@@ -1,0 +1,101 @@
+"""The folder of files: it bears the name of its store, so that an empty mount is not taken for it.
+
+From a job as a user asked for it to one with the paths of this machine: only here do names and
+numbers of uploads become paths, and only of what the operator allows or a user has uploaded.
+"""
+
+import re
+from pathlib import Path
+
+from haq.errors import HaqError
+from haq.files import write_text
+from haq.runs.job import Job
+from haq.service.settings import Settings
+
+UPLOAD = re.compile(r"upload:([0-9a-f]{32})")
+"""How a job names an upload."""
+
+_NAME = ".store"
+
+
+def prepare(settings: Settings, store: str) -> None:
+    """Make the folder of files, or check that it is the one of this store.
+
+    Raises:
+        HaqError: It belongs to another store, or cannot be made.
+    """
+    try:
+        settings.files.mkdir(parents=True, exist_ok=True)
+        name = settings.files / _NAME
+        if not name.exists() and not (settings.files / "runs").exists():
+            write_text(name, store + "\n")
+        for part in ("runs", "uploads"):
+            (settings.files / part).mkdir(exist_ok=True)
+    except OSError as error:
+        raise HaqError(f"the folder {settings.files} cannot be made: {error.strerror}") from error
+    fault = missing(settings, store)
+    if fault:
+        raise HaqError(f"{settings.files}: {fault}")
+
+
+def missing(settings: Settings, store: str) -> str | None:
+    """Return what is wrong with the folder of files, if anything is."""
+    try:
+        found = (settings.files / _NAME).read_text(encoding="utf-8").strip()
+    except OSError:
+        return "the folder of the service's files is not there"
+    if found != store:
+        return "the folder of files belongs to another database"
+    return None
+
+
+def with_paths(job: Job, settings: Settings) -> Job:
+    """Return the job with the paths of this machine in place of names.
+
+    Raises:
+        HaqError: A name is not allowed, or an upload is gone.
+    """
+    changes: dict[str, object] = {"data": _data(job.data, settings)}
+    if job.weights is not None:
+        changes["weights"] = _weights(str(job.weights), settings)
+    return job.model_copy(update=changes)
+
+
+def _data(name: str, settings: Settings) -> str:
+    upload = UPLOAD.fullmatch(name)
+    if upload:
+        folder = settings.upload_folder(upload[1]) / "data"
+        if not folder.is_dir():
+            raise HaqError(f"data {name}: there is no such upload any more")
+        return f"folder:{folder}"
+    if name not in settings.data:
+        raise HaqError(f"data {name!r} is not offered here")
+    return settings.data[name]
+
+
+def _weights(name: str, settings: Settings) -> Path:
+    upload = UPLOAD.fullmatch(name)
+    if upload:
+        file = settings.upload_folder(upload[1]) / "weights.safetensors"
+        if not file.is_file():
+            raise HaqError(f"weights {name}: there is no such upload any more")
+        return file
+    if name not in settings.weights:
+        raise HaqError(f"weights {name!r} are not offered here")
+    return settings.weights[name]
+
+
+def without_paths(text: str, settings: Settings) -> str:
+    """Return a sentence for the user, without the paths of this machine."""
+    for path in (settings.files.absolute(), settings.files):
+        text = re.sub(
+            rf"{re.escape(str(path))}/uploads/([0-9a-f]{{32}})/(weights\.safetensors|data)",
+            r"upload:\1",
+            text,
+        )
+        text = re.sub(rf"{re.escape(str(path))}/runs/[0-9a-f]{{32}}/", "", text)
+    for name, spec in {**settings.data, **{n: str(p) for n, p in settings.weights.items()}}.items():
+        where = spec.partition(":")[2] or spec
+        if "/" in where:
+            text = text.replace(where, name)
+    return text

@@ -1,0 +1,101 @@
+"""Workers as processes: one by itself, or several beside a server that looks after them."""
+
+import logging
+import multiprocessing
+import signal
+import threading
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+from haq.service import place
+from haq.service.database import check_current, connect
+from haq.service.logs import to_standard_error
+from haq.service.settings import Settings
+from haq.service.worker import work
+
+LOG = logging.getLogger("haq.service.processes")
+
+_AGAIN_S = 2.0  # before a worker that died is replaced
+
+
+def run_worker(settings: Settings) -> None:
+    """Be a worker until a signal comes; the run under way is then handed back.
+
+    Raises:
+        HaqError: The database is of another version, or the files belong to another one.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    _worker(settings, stop)
+
+
+def _worker(settings: Settings, stop: threading.Event) -> None:
+    engine = connect(settings.url)
+    place.prepare(settings, check_current(engine))
+    LOG.info("worker started")
+    work(engine, settings, stop)
+    LOG.info("worker ended")
+
+
+class Workers:
+    """Worker processes of a server: replaced when they die, and ended with it."""
+
+    def __init__(self, settings: Settings, count: int) -> None:
+        self._settings = settings
+        self._stop = threading.Event()
+        self._hands = [threading.Thread(target=self._keep, daemon=True) for _ in range(count)]
+        for hand in self._hands:
+            hand.start()
+
+    def end(self) -> None:
+        """Let each hand back what it does, and wait for it."""
+        self._stop.set()
+        for hand in self._hands:
+            hand.join()
+
+    def _keep(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        while not self._stop.is_set():
+            try:
+                ours, theirs = context.Pipe()
+                process = context.Process(
+                    target=_beside, args=(theirs, self._settings), daemon=False
+                )
+                process.start()
+            except OSError as error:  # too many files or processes just now
+                LOG.error("no worker can be started: %s", error.strerror)
+                self._stop.wait(_AGAIN_S)
+                continue
+            theirs.close()
+            self._wait(process)
+            ours.close()  # which tells it to end
+            process.join()
+            if not self._stop.wait(_AGAIN_S):
+                LOG.error("a worker died (code %s); another one starts", process.exitcode)
+
+    def _wait(self, process: SpawnProcess) -> None:
+        while process.is_alive() and not self._stop.wait(0.2):
+            pass
+
+
+def _beside(pipe: Connection, settings: Settings) -> None:
+    """Be a worker until the server closes its end of the pipe, or is dead."""
+    to_standard_error()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _nothing)  # Ctrl-C is for the server, which ends its workers
+
+    def watch() -> None:
+        try:
+            pipe.recv()
+        except (EOFError, OSError):
+            stop.set()
+
+    threading.Thread(target=watch, daemon=True).start()
+    _worker(settings, stop)
+
+
+def _nothing(number: int, frame: Any) -> None:
+    pass

@@ -1,0 +1,199 @@
+"""The process in which one search runs.
+
+It ends by itself when its worker dies or its lease runs out, and holds a lock on the run's folder
+that the kernel takes away with it: so no two processes ever write one run, whatever the clocks,
+the network or the database do.
+"""
+
+import errno
+import fcntl
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from haq.errors import HaqError
+from haq.runs.job import Job
+
+Execute = Callable[[Job, Path, Callable[[Any], None]], dict[str, Any]]
+"""As ``haq.runs.run.run``: it is imported in the process by its name."""
+
+_MACHINE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENODEV, errno.ENFILE,
+    errno.EMFILE, errno.ENOMEM, errno.ENOTCONN,
+}  # fmt: skip
+"""Errors for which not the run is at fault but the machine."""
+
+_SAY_S = 0.2  # between two words about progress
+
+
+class Said(NamedTuple):
+    """What a search's process tells its worker.
+
+    Attributes:
+        what: "progress", or how it ended: "finished", "stopped", "refused" (the job cannot be
+            done), "machine" (it could, elsewhere or later), "locked" (another process does it) or
+            "broken".
+        value: The progress, or one sentence.
+        traceback: For the operator.
+    """
+
+    what: str
+    value: Any = None
+    traceback: str | None = None
+
+
+def search(job: Job, folder: Path, on_progress: Callable[[Any], None]) -> dict[str, Any]:
+    """Run a job; see ``haq.runs.run.run``, which is imported here because it brings torch."""
+    from haq.runs.run import run
+
+    return run(job, folder, on_progress)
+
+
+class SearchProcess:
+    """A search in a process of its own, from its start to its end."""
+
+    def __init__(self, job: Job, folder: Path, execute: Execute, deadline: float) -> None:
+        """Start it; ``deadline`` is a moment of ``time.monotonic`` at which it ends itself."""
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_main, args=(theirs, job, folder, execute, deadline), daemon=False
+        )
+        self._over = False
+        self._process.start()
+        theirs.close()
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid or 0
+
+    def said(self, seconds: float) -> Said | None:
+        """Return what it says within so many seconds, if anything; "died" once it is dead."""
+        try:
+            if self._pipe.poll(seconds):
+                said: Said = self._pipe.recv()
+                self._over = said.what != "progress"
+                return said
+        except (EOFError, OSError):
+            self._process.join()
+            return Said("died", self._process.exitcode)
+        return None
+
+    def extend(self, deadline: float) -> None:
+        """Let it go on until ``deadline``."""
+        try:
+            self._pipe.send(deadline)
+        except OSError:
+            pass  # it is dead: said() tells
+
+    def end(self, seconds: float) -> None:
+        """Ask it to end, and kill it if it has not after so many seconds."""
+        if not self._over:
+            self._process.terminate()
+        self._process.join(seconds)
+        self._process.kill()
+        self._process.join()
+
+
+def _main(pipe: Connection, job: Job, folder: Path, execute: Execute, deadline: float) -> None:
+    sys.argv = ["haq", "search"]  # what a run puts on record must not hold the operator's options
+    os.setpgrp()  # Ctrl-C in a terminal is for the worker alone
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _interrupt)
+    threading.Thread(target=_guard, args=(pipe, deadline), daemon=True).start()
+    say = _Voice(pipe)
+    try:
+        say(_ended(job, folder, execute, say.progress))
+    except KeyboardInterrupt:
+        say(Said("stopped"))
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _guard(pipe: Connection, deadline: float) -> None:
+    """End the process when its worker is gone, or has not renewed the lease in time."""
+    try:
+        while pipe.poll(max(0.0, deadline - time.monotonic())):
+            deadline = pipe.recv()
+    except (EOFError, OSError):
+        pass
+    os._exit(3)
+
+
+class _Voice:
+    """Sends words to the worker, those about progress not too often."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe, self._last = pipe, 0.0
+
+    def __call__(self, said: Said) -> None:
+        self._pipe.send(said)
+
+    def progress(self, where: Any) -> None:
+        moment = time.monotonic()
+        if moment - self._last >= _SAY_S or where.done == where.total:
+            self._last = moment
+            self(Said("progress", tuple(where)))
+
+
+def _ended(job: Job, folder: Path, execute: Execute, on_progress: Callable[[Any], None]) -> Said:
+    try:
+        with alone(folder):
+            summary = execute(job, folder, on_progress)
+    except BlockingIOError:
+        return Said("locked")
+    except Exception as error:
+        return _wrong(error)
+    return Said("finished" if summary.get("state") == "finished" else "stopped")
+
+
+def _wrong(error: Exception) -> Said:
+    trace = traceback.format_exc()
+    fault = machine_fault(error)
+    if fault:
+        return Said("machine", fault, trace)
+    if isinstance(error, HaqError):
+        return Said("refused", str(error), trace)
+    return Said("broken", f"an internal error ({type(error).__name__})", trace)
+
+
+def machine_fault(error: BaseException | None) -> str | None:
+    """Return what is wrong with the machine, if that is behind an error.
+
+    >>> machine_fault(OSError(28, "No space left on device"))
+    'no space left on device'
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _MACHINE:
+            return (error.strerror or str(error)).lower()
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run's folder, which is made where it is missing.
+
+    Raises:
+        BlockingIOError: Another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Beside the folder: a folder in which nothing was begun is taken away.
+    with folder.with_name(f".{folder.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield

@@ -1,0 +1,163 @@
+"""The commands of the service: serve, worker and token."""
+
+import logging
+import re
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from haq.errors import HaqError
+from haq.service import place, security
+from haq.service.application import create_app
+from haq.service.database import check_current, connect, migrate
+from haq.service.logs import to_standard_error
+from haq.service.processes import Workers, run_worker
+from haq.service.settings import Settings
+
+LOG = logging.getLogger("haq.service")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_GRACE_S = 10  # for requests under way when the server ends
+
+
+def offered(pairs: Sequence[str], what: str) -> dict[str, str]:
+    """Return what NAME=VALUE options offer to users.
+
+    Raises:
+        HaqError: One cannot be read.
+    """
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not value or not _NAME.fullmatch(name):
+            raise HaqError(f"{what} {pair!r}: write NAME={what.upper()}")
+        found[name] = value
+    return found
+
+
+def settings_of(
+    files: Path,
+    database: str | None,
+    data: Sequence[str] = (),
+    weights: Sequence[str] = (),
+    threads: int = 1,
+    lease_s: float = 30.0,
+    tries: int = 3,
+) -> Settings:
+    """Return the settings that the options of a command give.
+
+    Raises:
+        HaqError: One cannot be.
+    """
+    if lease_s < 2:
+        raise HaqError(f"lease {lease_s:g}: give at least 2 seconds")
+    files = files.absolute()
+    kept = {name: Path(path).absolute() for name, path in offered(weights, "weights").items()}
+    for name, path in kept.items():
+        if not path.is_file():
+            raise HaqError(f"weights {name}: there is no file {path}")
+    return Settings(
+        files=files, database=database or "", threads=threads, lease_s=lease_s, tries=tries,
+        data={"digits": "digits"} | offered(data, "data"), weights=kept,
+    )  # fmt: skip
+
+
+class _Server(uvicorn.Server):
+    """Ends the streams of events when it is told to end, which would last for ever otherwise."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.config.app.state.service.feed.end()  # type: ignore[union-attr]
+        super().handle_exit(sig, frame)
+
+
+def serve(settings: Settings, host: str, port: int, workers: int, told_open: bool) -> None:
+    """Serve until a signal comes; then hand back what the workers do.
+
+    Raises:
+        HaqError: It would be open to the world, the database cannot be reached, or the files
+            belong to another one.
+    """
+    to_standard_error()
+    place_made = settings.files.exists()
+    engine = connect(settings.url)
+    name = migrate(engine)
+    place.prepare(settings, name)
+    is_open = security.is_open(engine, host, told_open)
+    app = create_app(
+        engine, settings,
+        store_name=name, is_open=is_open, only_loopback=is_open and security.is_loopback(host),
+    )  # fmt: skip
+    LOG.info(
+        "serving",
+        extra={
+            "host": host, "port": port, "workers": workers, "open": is_open,
+            "files": str(settings.files), "new": not place_made,
+        },
+    )  # fmt: skip
+    config = uvicorn.Config(
+        app, host=host, port=port, log_config=None, access_log=False, server_header=False,
+        timeout_graceful_shutdown=_GRACE_S,
+    )  # fmt: skip
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _nothing)  # uvicorn raises the signal again once it has ended
+    beside = Workers(settings, workers)
+    try:
+        _Server(config).run()
+    finally:
+        beside.end()
+        engine.dispose()
+    LOG.info("ended")
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    pass
+
+
+def worker(settings: Settings) -> None:
+    """Be a worker until a signal comes.
+
+    Raises:
+        HaqError: As ``run_worker``.
+    """
+    to_standard_error()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    run_worker(settings)
+
+
+def new_token(settings: Settings, name: str, scope: str) -> str:
+    """Return a new token; the database is made where there is none yet.
+
+    Raises:
+        HaqError: The name or the scope cannot be.
+    """
+    engine = connect(settings.url)
+    migrate(engine)
+    return security.create_token(engine, name, scope)
+
+
+def token_lines(settings: Settings) -> list[str]:
+    """Return a line for every token.
+
+    Raises:
+        HaqError: The database is of another version.
+    """
+    engine = connect(settings.url)
+    check_current(engine)
+    return [
+        f"{token.id}  {token.scope:<6}  {'revoked' if token.revoked else 'in use':<7}  {token.name}"
+        for token in security.tokens(engine)
+    ]
+
+
+def revoke_token(settings: Settings, name: str) -> list[str]:
+    """Revoke a token by its id, or all of a user; return the ids.
+
+    Raises:
+        HaqError: There is none in use.
+    """
+    engine = connect(settings.url)
+    check_current(engine)
+    return security.revoke(engine, name)

@@ -1,0 +1,237 @@
+"""What goes in and comes out over HTTP, as the OpenAPI document shows it."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from haq.runs.job import Job, Width
+from haq.service import store
+from haq.service.feed import seconds_left
+from haq.service.limits import Limits
+
+_MOST = Limits().episodes
+
+Name = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Count = Annotated[int, Field(ge=1, le=10_000_000)]
+RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+
+
+class Asked(Job):
+    """A job, as on the command line, but for names in place of paths.
+
+    ``data`` is one of the offered names or ``upload:ID``, and so is ``weights``.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        json_schema_extra={
+            "example": {
+                "model": "digits_cnn", "data": "digits", "target": "bismo-cloud",
+                "budgets": ["latency=50%w8a8"], "episodes": 60,
+            }
+        },
+    )  # fmt: skip
+
+    title: Name | None = None
+    model: Name = "digits_cnn"
+    size: Annotated[int, Field(ge=1, le=1024)] | None = None
+    data: Name = "digits"
+    target: Name | None = None
+    batch: Annotated[int, Field(ge=1, le=65536)] | None = None
+    budgets: Annotated[tuple[Name, ...], Field(min_length=1, max_length=8)] = ("avg_weight_bits=3",)
+    agent: Name = "ddpg"
+    episodes: Annotated[int, Field(ge=1, le=_MOST)] = 60
+    pins: Annotated[dict[Name, Width], Field(max_length=1000)] | None = None
+    clipping: Name = "kl"
+    calibration_images: Count = 512
+    train_images: Annotated[int, Field(ge=2, le=10_000_000)] = 5000
+    val_images: Count = 2500
+    lr: Annotated[float, Field(gt=0, le=100)] = 0.02
+    final_epochs: Annotated[int, Field(ge=0, le=10_000)] | None = None
+    float_epochs: Annotated[int, Field(ge=0, le=10_000)] | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    workers: Annotated[int, Field(ge=1, le=1024)] = 1
+    ray: None = None  # whose cluster a search uses is not for its user to say
+
+    def job_fields(self) -> dict[str, Any]:
+        """Return the fields of the job alone."""
+        return self.model_dump(exclude={"title"}, exclude_unset=True)
+
+
+def field_of(place: tuple[int | str, ...]) -> str:
+    """Return the name of a field, as "budgets.0" for the first of its values.
+
+    >>> field_of(("budgets", 0)), field_of(("act_bits", "constrained-int"))
+    ('budgets.0', 'act_bits')
+    """
+    numbers = [part for part in place[1:2] if isinstance(part, int)]
+    return ".".join(map(str, [*place[:1], *numbers]))
+
+
+class FieldProblem(BaseModel):
+    """What is wrong with one field."""
+
+    field: str
+    message: str
+
+
+class Problem(BaseModel):
+    """Why something was not done, in one sentence, and which fields are to blame."""
+
+    message: str
+    errors: list[FieldProblem] = []
+
+
+class Progress(BaseModel):
+    """Where a run stands."""
+
+    stage: str | None = Field(description="train, calibrate, fine-tune, search, …")
+    done: int
+    total: int
+    note: str
+
+
+class RunOut(BaseModel):
+    """A run."""
+
+    id: RunId
+    owner: str
+    title: str
+    state: Literal["queued", "running", "paused", "finished", "failed", "cancelled"]
+    message: str | None = Field(description="Why it failed or waits, in one sentence.")
+    job: dict[str, Any] = Field(description="As it was asked for.")
+    created: float = Field(description="Seconds since 1970, as all times.")
+    updated: float
+    started: float | None
+    finished: float | None
+    attempts: int = Field(description="Tries since the last new episode.")
+    cancelling: bool
+    progress: Progress
+    episodes: int = Field(description="Finished.")
+    episodes_asked: int
+    best_accuracy: float | None = Field(description="On validation images, a share in [0, 1].")
+    seconds_left: float | None = Field(description="For the episodes, at their pace so far.")
+    events: int = Field(description="Number of the last event.")
+
+    @staticmethod
+    def of(run: store.Run) -> "RunOut":
+        """Return what a user sees of a row."""
+        return RunOut(
+            id=run.id, owner=run.owner, title=run.title, state=run.state,  # type: ignore[arg-type]
+            message=run.message, job=run.job.model_dump(mode="json"), created=run.created,
+            updated=run.updated, started=run.started, finished=run.finished,
+            attempts=run.attempts, cancelling=run.cancel and run.state == "running",
+            progress=Progress(stage=run.stage, done=run.done, total=run.total, note=run.note),
+            episodes=run.episodes, episodes_asked=run.episodes_asked,
+            best_accuracy=run.best_accuracy, seconds_left=seconds_left(run), events=run.events,
+        )  # fmt: skip
+
+
+class RunPage(BaseModel):
+    """Some runs, the newest first."""
+
+    runs: list[RunOut]
+    next: str | None = Field(description="Give it as `after` for the next page; null at the end.")
+
+
+class TrialOut(BaseModel):
+    """One episode."""
+
+    episode: int
+    accuracy: float
+    loss: float | None
+    reward: float
+    seconds: float
+    cached: bool
+    cost: dict[str, float]
+    policy: dict[str, tuple[int, int]] = Field(description="Layer to weight and activation bits.")
+
+
+class LayerOut(BaseModel):
+    """One layer of the best policy so far."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    kind: str
+    params: int
+    macs: int
+    weight_bits: int
+    act_bits: int
+    cost: dict[str, float]
+    cost_w8a8: dict[str, float | None]
+
+
+class FileOut(BaseModel):
+    """A file to take away."""
+
+    name: str
+    size_bytes: int | None = Field(description="Null for an export until it is first asked for.")
+    sha256: str | None
+    href: str
+
+
+class ModelOut(BaseModel):
+    """A network that can be asked for."""
+
+    name: str
+    channels: int
+    size: int
+    has_width: bool
+
+
+class TargetOut(BaseModel):
+    """A piece of hardware that can be asked for."""
+
+    name: str
+    about: str
+    batch: int
+
+
+class Choices(BaseModel):
+    """Everything that a job may name."""
+
+    models: list[ModelOut]
+    targets: list[TargetOut]
+    agents: list[str]
+    data: list[str]
+    weights: list[str]
+    clipping: list[str]
+
+
+class Range(BaseModel):
+    """What the policies of a job can cost."""
+
+    quantity: str
+    unit: str
+    cheapest: float
+    dearest: float
+    w8a8: float | None = Field(description="With 8 bits everywhere; null if the target has none.")
+
+
+class UploadOut(BaseModel):
+    """Something a user brought along."""
+
+    id: RunId
+    owner: str
+    kind: Literal["weights", "data"]
+    name: str
+    size_bytes: int
+    sha256: str
+    classes: int
+    images: int
+    created: float
+
+
+class Me(BaseModel):
+    """Whoever asks."""
+
+    name: str
+    scope: Literal["read", "submit", "admin"]
+
+
+class Health(BaseModel):
+    """Whether the service works."""
+
+    status: Literal["ok"]

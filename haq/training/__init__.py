@@ -1,0 +1,1 @@
+"""The training loop of float and of quantized networks."""

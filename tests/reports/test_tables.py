@@ -1,0 +1,68 @@
+"""Publishing: what is kept of a run, and that no folder of a machine is."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from haq.errors import HaqError
+from haq.reports import tables
+from haq.runs.folder import read_json
+from haq.runs.job import parse_job
+from haq.runs.run import run
+
+
+@pytest.mark.parametrize(
+    "command, published",
+    [
+        ("/opt/x/bin/haq show run", "haq show run"),
+        ("haq search --data cifar10:/my/data --seed 1", "haq search --data cifar10:DIR --seed 1"),
+        ("haq search --weights=/home/me/w.st", "haq search --weights=w.st"),
+        ("haq search --weights ../me/w.st", "haq search --weights w.st"),
+        ("haq search --budget latency=50%w8a8", "haq search --budget latency=50%w8a8"),
+    ],
+)
+def test_folders_are_left_out_of_commands(command, published):
+    assert tables.without_folders(command) == published
+
+
+def test_a_finished_run_gets_its_line_in_the_readme(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results/reference").mkdir(parents=True)
+    (tmp_path / "results/mine").mkdir()
+    (tmp_path / "README.md").write_text(f"# A\n{tables.BEGIN}\nold\n{tables.END}\nB\n")
+    job = parse_job(model="digits_mlp", episodes=2, float_epochs=2, budgets=["avg_weight_bits=6"],
+                    train_images=64, val_images=64)  # fmt: skip
+    summary = run(job, tmp_path / "results/mine")
+    tables.main(["publish", "abc123", "mine"])
+    record = read_json(tmp_path / "results/reference/mine.json")
+    assert record["commit"] == "abc123"
+    assert record["final_test_accuracy"] == summary["final_test_accuracy"]
+    assert len(record["trials"]) == 2
+    tables.main([])
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("# A\n") and text.endswith("B\n") and "old" not in text
+    assert f"| - | avg_weight_bits=6 | ddpg | {record['evaluations']} |" in text
+
+
+def test_an_unfinished_run_is_not_published(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "results/half"
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text("{}")
+    (folder / "summary.json").write_text('{"state": "interrupted"}')
+    with pytest.raises(HaqError, match="half is interrupted; only finished runs"):
+        tables.publish("half", "abc123")
+
+
+def test_the_readme_shows_what_is_published(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    shown = Path("README.md").read_text().partition(tables.BEGIN)[2].partition(tables.END)[0]
+    assert shown.strip() == tables.results_table().strip()
+
+
+def test_no_record_names_a_folder_of_the_machine_that_made_it():
+    for path in (Path(__file__).parents[2] / tables.REFERENCE).glob("*.json"):
+        for command in re.findall(r'"command": "(.*)"', path.read_text()):
+            shown = command.removeprefix("python results/benchmarks/")
+            assert tables.without_folders(shown) == shown, path.name

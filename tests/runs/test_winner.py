@@ -1,0 +1,81 @@
+"""A search on a profile that haq profile measured: the clock has the last word."""
+
+import json
+
+import pytest
+
+from haq.allocation.policy import FLOAT, Bits
+from haq.errors import RunError
+from haq.hw_profiles.onnx_runtime import Setup
+from haq.models import build
+from haq.runs import profile as profiling
+from haq.runs.folder import read_job, read_json
+from haq.runs.job import parse_job
+from haq.runs.plan import plan
+from haq.runs.run import run
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    out = tmp_path_factory.mktemp("profile") / "here.json"
+    profiling.run_profile(profiling.subject("digits_mlp", data="digits"), out, Setup(), rounds=3)
+    return out
+
+
+def searched(folder, target, budgets, **fields):
+    folder.mkdir()
+    job = parse_job(
+        model="digits_mlp", target=str(target), budgets=budgets, agent="uniform", episodes=2,
+        float_epochs=1, train_images=64, val_images=64, final_epochs=0, threads=1, **fields,
+    )  # fmt: skip
+    return run(job, folder)
+
+
+def test_the_winner_is_measured_and_stands_beside_its_prediction_and_the_budget(measured, tmp_path):
+    summary = searched(tmp_path / "run", measured, ["latency=1000%w8a8"])
+    latency = summary["measured_latency"]
+    assert latency["how"] == "best"
+    assert 0 < latency["low"] <= latency["value"] <= latency["high"] < latency["budget"]
+    assert latency["predicted"] == pytest.approx(summary["cost"]["latency"])
+    assert read_json(tmp_path / "run" / "summary.json")["measured_latency"] == latency
+
+
+def test_a_profile_of_another_machine_is_searched_on_but_not_measured(measured, tmp_path):
+    other = json.loads(measured.read_text())
+    other["runtime"]["options"]["cpu"] = "Abacus 3000"
+    there = tmp_path / "there.json"
+    there.write_text(json.dumps(other))
+    summary = searched(tmp_path / "run", there, ["latency=1000%w8a8"])
+    assert "measured with cpu 'Abacus 3000'" in summary["measured_latency"]["missing"]
+
+
+def test_a_run_does_not_go_on_with_another_target(measured, tmp_path):
+    mine = tmp_path / "mine.json"
+    mine.write_text(measured.read_text())
+    searched(tmp_path / "run", mine, ["size=9kB"])
+    changed = json.loads(measured.read_text())
+    changed["title"] = "measured again"
+    mine.write_text(json.dumps(changed))
+    with pytest.raises(RunError, match="is another one than when run .* began"):
+        run(read_job(tmp_path / "run"), tmp_path / "run")
+
+
+def test_without_a_latency_budget_nothing_is_measured(measured, tmp_path):
+    summary = searched(tmp_path / "run", measured, ["size=9kB"])
+    assert "measured_latency" not in summary
+
+
+def choices(target, **fields):
+    job = parse_job(model="digits_mlp", target=str(target), budgets=["size=9kB"], **fields)
+    return plan(job, build("digits_mlp"), {"shape": (1, 8, 8)}).table.choices
+
+
+def test_the_first_and_the_last_layer_may_stay_float_where_others_may(measured):
+    ends = {Bits(8, 8), Bits(FLOAT, FLOAT)}
+    found = choices(measured, act_bits="search")
+    assert (set(found["fc1"]), set(found["linear"])) == (ends, ends)
+    assert Bits(2, 2) in found["fc2"] and Bits(FLOAT, FLOAT) in found["fc2"]
+
+
+def test_a_pin_is_a_pin_also_where_layers_may_stay_float(measured):
+    assert choices(measured, act_bits="search", pins={"fc1": 8})["fc1"] == (Bits(8, 8),)

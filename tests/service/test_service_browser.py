@@ -1,0 +1,191 @@
+"""The page in a real Chromium: submit, watch live, look at the bits, take the ONNX file, run it."""
+
+import numpy as np
+import pytest
+from service_parts import wait_for
+from test_report_browser import CHROMIUM, DRIVER, FLAGS
+from test_service_serve import Server
+
+from haq.allocation.policy import read_policy
+from haq.runs import folder as results
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not CHROMIUM or not DRIVER,
+        reason="needs Chromium and its driver (apt install chromium chromium-driver)",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    made = Server(tmp_path_factory.mktemp("service"))
+    yield made
+    made.process.terminate()
+    made.process.wait()
+
+
+@pytest.fixture(scope="module")
+def downloads(tmp_path_factory):
+    return tmp_path_factory.mktemp("downloads")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory, downloads):
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.add_experimental_option(
+        "prefs",
+        {"download.default_directory": str(downloads), "download.prompt_for_download": False},
+    )
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    started = webdriver.Chrome(options=options, service=Service(DRIVER))
+    still = {"features": [{"name": "prefers-reduced-motion", "value": "reduce"}]}
+    started.execute_cdp_cmd("Emulation.setEmulatedMedia", still)
+    yield started
+    started.quit()
+
+
+def visit(browser, server, path):
+    browser.get(f"http://127.0.0.1:{server.port}{path}")
+
+
+def one(browser, selector):
+    return browser.find_element("css selector", selector)
+
+
+def every(browser, selector):
+    return browser.find_elements("css selector", selector)
+
+
+def text(browser, selector):
+    """Return what stands there now; the page may be another one a moment later."""
+    script = "return document.querySelector(arguments[0])?.innerText.trim() ?? ''"
+    return browser.execute_script(script, selector)
+
+
+def fill(browser, name, value):
+    from selenium.webdriver.support.ui import Select
+
+    field = one(browser, f"[name='{name}']")
+    if field.tag_name == "select":
+        Select(field).select_by_value(value)
+    else:
+        field.clear()
+        field.send_keys(value)
+
+
+def quiet(browser):
+    return [line for line in browser.get_log("browser") if "favicon" not in line["message"]]
+
+
+def begin(browser, server, **fields):
+    visit(browser, server, "/new")
+    every(browser, "form#new details summary")[-1].click()
+    small = {"float_epochs": "1", "final_epochs": "0", "train_images": "64", "val_images": "64",
+             "calibration_images": "32"}  # fmt: skip
+    for name, value in {**small, **fields}.items():
+        fill(browser, name, value)
+
+
+def test_submit_watch_look_download_run(browser, server, downloads):
+    browser.get_log("browser")
+    begin(browser, server, title="from the browser", episodes="40", agent="random",
+          target="bismo-edge", **{"quantity.0": "latency", "budgets.0": "60%w8a8"})  # fmt: skip
+    shown = wait_for(lambda: (t := text(browser, ".range[data-row='0']")).startswith("From") and t)
+    assert "(cheapest policy) to" in shown and "8 bits everywhere" in shown
+    one(browser, "button.main").click()
+
+    wait_for(lambda: "/runs/" in browser.current_url)
+    run_id = browser.current_url.rpartition("/")[2]
+    wait_for(lambda: text(browser, "#state") == "finished")
+    assert text(browser, "#episodes") == "40"
+
+    wait_for(lambda: every(browser, "#plot-bits .bars path"))
+    folder = server.files / "runs" / run_id
+    policy = read_policy(folder / "policy.json")
+    rows = [[cell.text for cell in row.find_elements("css selector", "th, td")]
+            for row in every(browser, "#layers tbody tr")]  # fmt: skip
+    assert {row[0]: (int(row[2]), int(row[3])) for row in rows} == dict(policy)
+    assert all(row[4] for row in rows)  # why each has its bits
+
+    one(browser, "#files a[href$='/model.onnx']").click()
+    file = wait_for(lambda: next(downloads.glob("*.onnx"), None))
+    assert runs_in_onnxruntime(file, folder)
+    assert quiet(browser) == []
+
+
+def runs_in_onnxruntime(file, folder):
+    import onnxruntime
+
+    shape = results.read_json(folder / "summary.json")["images"]["shape"]
+    session = onnxruntime.InferenceSession(file.read_bytes(), providers=["CPUExecutionProvider"])
+    [given] = session.get_inputs()
+    batch = [size if isinstance(size, int) else 1 for size in given.shape[:1]]
+    kind = np.uint8 if "uint8" in given.type else np.float32
+    [logits, *_] = session.run(None, {given.name: np.zeros([*batch, *shape], kind)})
+    return logits.shape == (*batch, 10) and np.isfinite(logits).all()
+
+
+def test_the_servers_sentence_stands_next_to_the_field_and_has_the_focus(browser, server):
+    begin(browser, server, **{"quantity.0": "size", "budgets.0": "10"})
+    one(browser, "button.main").click()
+    wait_for(lambda: every(browser, "#errors"))
+    assert browser.switch_to.active_element.get_attribute("id") == "errors"
+    said = one(browser, "[id='budgets.0-error']").text
+    assert said.startswith("no policy fits size <= 10 bytes: the cheapest one needs")
+    assert one(browser, "[name='budgets.0']").get_attribute("aria-invalid") == "true"
+
+
+def test_cancel_with_the_keyboard_then_compare(browser, server):
+    from selenium.webdriver import Keys
+
+    begin(browser, server, title="to be cancelled", episodes="100000", agent="random")
+    one(browser, "button.main").click()
+    wait_for(lambda: "/runs/" in browser.current_url)
+    seen = set()
+    wait_for(lambda: seen.add(text(browser, "#episodes")) or len(seen) >= 4)  # it is live
+    one(browser, "form[action$='/cancel'] button").send_keys(Keys.ENTER)
+    wait_for(lambda: text(browser, "#state") == "cancelled")
+    assert every(browser, "form[action$='/retry']")
+
+    visit(browser, server, "/")
+    assert every(browser, "svg.spark polyline")
+    for box in every(browser, "[name=run]")[:2]:
+        box.send_keys(Keys.SPACE)
+    one(browser, "#compare > button").send_keys(Keys.ENTER)
+    wait_for(lambda: every(browser, "iframe.report"))
+    browser.switch_to.frame(one(browser, "iframe.report"))
+    wait_for(lambda: every(browser, ".plot .main-svg"))
+    assert "to be cancelled" in one(browser, "main").text
+    browser.switch_to.default_content()
+
+
+@pytest.mark.parametrize("path", ["/", "/new"])
+def test_a_phone_needs_no_scrolling_to_the_side(browser, server, path):
+    phone = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    try:
+        visit(browser, server, path)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.parametrize("path", ["/", "/new"])
+def test_every_control_has_a_name_and_headings_are_in_order(browser, server, path):
+    visit(browser, server, path)
+    nameless = browser.execute_script(
+        "return [...document.querySelectorAll('input:not([type=hidden]), select, button')]"
+        ".filter(e => !e.labels?.length && !e.ariaLabel && !e.textContent.trim())"
+        ".map(e => e.outerHTML)"
+    )
+    assert nameless == []
+    assert len(every(browser, "h1")) == 1 and every(browser, "html[lang=en]")

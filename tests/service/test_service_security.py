@@ -1,0 +1,278 @@
+"""Who may do what, and what nobody may."""
+
+import base64
+import json
+import logging
+import threading
+
+import pytest
+import schemathesis
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
+from schemathesis import GenerationMode
+from sqlalchemy import select
+from test_service_api import ASKED, Visitor
+
+from haq.errors import HaqError
+from haq.service import security
+from haq.service.limits import Limits
+from haq.service.logs import JsonLines
+from haq.service.tables import SESSIONS, TOKENS
+
+
+@pytest.fixture
+def visitor(tmp_path):
+    return Visitor(tmp_path, is_open=False)
+
+
+def anonymous(visitor):
+    return TestClient(visitor.app, raise_server_exceptions=False)
+
+
+def test_a_token_is_shown_once_and_only_its_hash_is_kept(visitor):
+    token = security.create_token(visitor.engine, "ada", "read")
+    secret = token.rpartition("_")[2] if "_" not in token[17:] else token[17:]
+    with visitor.engine.begin() as connection:
+        [row] = connection.execute(select(TOKENS))
+    assert secret not in str(row)
+    assert security.by_token(visitor.engine, token)[0] == ("ada", "read", None)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda t: t[:-1] + ("A" if t[-1] != "A" else "B"), lambda t: t + "A", lambda t: "", str.upper,
+     lambda t: t.replace("haq_", "haq_0", 1), lambda t: "haq_" + "0" * 12 + t[16:]],
+)  # fmt: skip
+def test_another_token_opens_nothing(visitor, spoil):
+    token = security.create_token(visitor.engine, "ada")
+    assert security.by_token(visitor.engine, spoil(token)) is None
+
+
+def test_without_a_token_nothing_is_told(visitor):
+    client = anonymous(visitor)
+    paths = visitor.app.openapi()["paths"]
+    for path, methods in paths.items():
+        for method in methods:
+            if path in ("/healthz", "/readyz"):
+                continue
+            place = path.format(run_id="0" * 32, upload_id="0" * 32, kind="data", name="x")
+            answer = client.request(method, place, json=ASKED)
+            assert answer.status_code in (401, 422), (method, path)
+            assert "Bearer" in answer.headers.get("www-authenticate", "") or (
+                answer.status_code == 422
+            )
+    assert client.get("/v1/runs").status_code == 401
+
+
+@pytest.mark.parametrize(
+    "scope, created, traceback", [("read", 403, 403), ("submit", 201, 403), ("admin", 201, 200)]
+)
+def test_a_scope_allows_so_much(visitor, scope, created, traceback):
+    run = visitor.as_user("other").post("/v1/runs", json=ASKED).json()["id"]
+    client = visitor.as_user("ada", scope)
+    assert client.get("/v1/runs").status_code == 200
+    assert client.post("/v1/runs", json=ASKED).status_code == created
+    assert client.get(f"/v1/runs/{run}/traceback").status_code == traceback
+    if scope == "read":
+        assert client.post(f"/v1/runs/{run}/cancel").status_code == 403
+        assert client.delete(f"/v1/runs/{run}").status_code == 403
+
+
+def test_users_see_their_own_runs_and_admins_all(visitor):
+    ada, bob, root = (visitor.as_user(*who) for who in (["ada"], ["bob"], ["root", "admin"]))
+    place = ada.post("/v1/runs", json=ASKED).headers["location"]
+    for act in (bob.get, bob.delete):
+        assert act(place).status_code == 404
+    for part in ("events", "trials", "layers", "policy", "report", "charts", "files",
+                 "files/policy.json"):  # fmt: skip
+        assert bob.get(f"{place}/{part}").status_code == 404
+    for act in ("cancel", "retry"):
+        assert bob.post(f"{place}/{act}").status_code == 404
+    assert bob.get("/v1/runs").json()["runs"] == []
+    assert len(ada.get("/v1/runs").json()["runs"]) == 1
+    assert len(root.get("/v1/runs").json()["runs"]) == 1
+    assert root.post(f"{place}/cancel").status_code == 200
+
+
+def test_one_users_key_says_nothing_of_anothers(visitor):
+    key = {"Idempotency-Key": "k"}
+    first = visitor.as_user("ada").post("/v1/runs", json=ASKED, headers=key)
+    second = visitor.as_user("bob").post("/v1/runs", json=ASKED, headers=key)
+    assert (first.status_code, second.status_code) == (201, 201)
+
+
+def test_a_user_may_have_two_tokens_so_that_they_can_be_rotated(visitor):
+    old, new = (security.create_token(visitor.engine, "ada") for _ in range(2))
+    old_id = old.split("_")[1]
+    assert security.revoke(visitor.engine, old_id) == [old_id]
+    assert security.by_token(visitor.engine, old) is None
+    assert security.by_token(visitor.engine, new)[0].name == "ada"
+    with pytest.raises(HaqError, match=f"no token '{old_id}' is in use"):
+        security.revoke(visitor.engine, old_id)
+
+
+def test_revoking_a_token_ends_its_sessions(visitor):
+    token = security.create_token(visitor.engine, "ada")
+    cookie = security.open_session(visitor.engine, security.by_token(visitor.engine, token)[1])
+    assert security.by_session(visitor.engine, cookie).name == "ada"
+    security.revoke(visitor.engine, "ada")
+    assert security.by_session(visitor.engine, cookie) is None
+
+
+def test_revoking_a_token_ends_its_streams(visitor, monkeypatch):
+    monkeypatch.setattr("haq.service.feed.PING_S", 0.05)
+    client = visitor.as_user("ada")
+    place = client.post("/v1/runs", json=ASKED).headers["location"]
+    threading.Timer(0.3, security.revoke, (visitor.engine, "ada")).start()
+    stream = client.get(f"{place}/events").text  # which would have no end: the run waits
+    assert "event: state" in stream and "event: end" not in stream
+
+
+def test_a_session_ends_by_itself(visitor):
+    token = security.create_token(visitor.engine, "ada")
+    cookie = security.open_session(visitor.engine, security.by_token(visitor.engine, token)[1])
+    with visitor.engine.begin() as connection:
+        connection.execute(SESSIONS.update().values(expires=0.0))
+    assert security.by_session(visitor.engine, cookie) is None
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../x", "a" * 65, "a\n"])
+def test_a_user_has_a_plain_name(visitor, name):
+    with pytest.raises(HaqError, match="give up to 64 letters"):
+        security.create_token(visitor.engine, name)
+
+
+def test_beyond_this_machine_it_is_never_open_by_mistake(visitor):
+    engine = visitor.engine
+    assert security.is_open(engine, "127.0.0.1", told=False)
+    assert security.is_open(engine, "0.0.0.0", told=True)
+    with pytest.raises(HaqError, match=r"host 0.0.0.0 can be reached from other machines"):
+        security.is_open(engine, "0.0.0.0", told=False)
+    security.create_token(engine, "ada")
+    security.revoke(engine, "ada")  # the last one: it stays closed
+    assert not security.is_open(engine, "127.0.0.1", told=False)
+    with pytest.raises(HaqError, match="there are tokens, so the service is not open"):
+        security.is_open(engine, "127.0.0.1", told=True)
+
+
+def test_guessing_is_slowed_down(tmp_path):
+    visitor = Visitor(tmp_path, is_open=False, limits=Limits(failures=3))
+    client = anonymous(visitor)
+    wrong = {"Authorization": "Bearer haq_" + "0" * 12 + "_" + "A" * 43}
+    codes = [client.get("/v1/runs", headers=wrong).status_code for _ in range(5)]
+    assert codes[:3] == [401] * 3 and codes[4] == 429
+
+
+def test_who_asks_too_often_waits(tmp_path):
+    visitor = Visitor(tmp_path, is_open=False, limits=Limits(requests=2))
+    client = visitor.as_user("ada")
+    answers = [client.get("/v1/me") for _ in range(4)]
+    assert [a.status_code for a in answers[:2]] == [200, 200]
+    assert answers[-1].status_code == 429 and int(answers[-1].headers["retry-after"]) >= 1
+    assert visitor.as_user("bob").get("/v1/me").status_code == 200
+
+
+def test_a_large_body_is_refused(visitor):
+    client = visitor.as_user("ada")
+    assert client.post("/v1/runs", content=bytes((1 << 20) + 1)).status_code == 413
+
+
+def test_every_answer_has_the_headers(visitor):
+    client = visitor.as_user("ada")
+    for path in ("/healthz", "/v1/runs", "/nothing", "/v1/runs/1"):
+        headers = client.get(path).headers
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["x-frame-options"] == "SAMEORIGIN"
+        assert headers["referrer-policy"] == "same-origin"
+        assert headers["cache-control"] == "no-store"
+
+
+def test_other_sites_change_nothing(tmp_path):
+    client = Visitor(tmp_path).client
+    for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+        assert client.post("/v1/runs", json=ASKED, headers=headers).status_code == 403
+    own = {"Origin": "http://testserver"}
+    assert client.post("/v1/runs", json=ASKED, headers=own).status_code == 201
+    assert "access-control-allow-origin" not in client.get("/v1/runs").headers
+
+
+def test_a_form_of_another_site_is_no_json(tmp_path):
+    client = Visitor(tmp_path).client
+    body = json.dumps(ASKED)
+    answer = client.post("/v1/runs", content=body, headers={"Content-Type": "text/plain"})
+    assert answer.status_code == 422
+
+
+@pytest.mark.parametrize(
+    "host, code",
+    [("localhost:8080", 200), ("127.0.0.1", 200), ("[::1]:80", 200), ("a.example", 421)],
+)
+def test_an_open_service_answers_to_names_of_this_machine_only(tmp_path, host, code):
+    from haq.service.application import create_app
+
+    visitor = Visitor(tmp_path)
+    app = create_app(
+        visitor.engine, visitor.settings, store_name="x", is_open=True, only_loopback=True
+    )
+    assert TestClient(app).get("/healthz", headers={"Host": host}).status_code == code
+
+
+def test_log_lines_hold_no_secrets(visitor, caplog):
+    token = security.create_token(visitor.engine, "ada")
+    client = anonymous(visitor)
+    with caplog.at_level(logging.INFO):
+        client.get(f"/v1/runs?text={token}", headers={"Authorization": f"Bearer {token}"})
+        logging.getLogger("haq").warning("postgresql://haq:sesame@host/db and %s", token)
+    lines = [JsonLines().format(record) for record in caplog.records]
+    assert any(json.loads(line).get("user") == "ada" for line in lines)
+    assert token not in "".join(lines) and "sesame" not in "".join(lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", list(GenerationMode))
+def test_whatever_a_stranger_sends_is_no_error_of_ours(tmp_path, mode):
+    visitor = Visitor(tmp_path, limits=Limits(requests=10**6))
+    run_id = visitor.finished()
+    schema = schemathesis.openapi.from_asgi("/v1/openapi.json", visitor.app)
+    for found in schema.get_all_operations():
+        operation = found.ok()
+        if not operation.path.endswith("/events"):  # which has no end while a run goes on
+            refuse_errors(operation, mode, run_id)
+
+
+def refuse_errors(operation, mode, run_id):
+    try:
+        cases = operation.as_strategy(generation_mode=mode)
+
+        @settings(max_examples=5, suppress_health_check=list(HealthCheck))
+        @given(case=cases, real=st.booleans())
+        def check(case, real):
+            if real and "run_id" in (case.path_parameters or {}):
+                case.path_parameters["run_id"] = run_id
+            response = case.call()
+            assert response.status_code < 500, f"{operation.label}: {response.text}"
+
+        check()
+    except Unsatisfiable:
+        assert mode is GenerationMode.NEGATIVE  # it takes nothing that could be wrong
+
+
+def test_odd_requests_get_an_answer_and_no_error_of_the_server(visitor):
+    client, token = anonymous(visitor), security.create_token(visitor.engine, "ada")
+    many = "&".join(f"f{number}=1" for number in range(201))
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert client.post("/login", content=many, headers=form).status_code == 400
+    bearer = {"Authorization": f"Bearer {token}"}
+    for place in ([1, "\ud800"], [1, "x"], [float("inf"), "0" * 32], [1], {}):
+        cursor = base64.urlsafe_b64encode(json.dumps(place).encode()).decode()
+        assert client.get("/v1/runs", params={"after": cursor}, headers=bearer).status_code == 422
+    before = "1.2.3_" + "0" * 32
+    assert client.get("/", params={"before": before}, headers=bearer).status_code < 500
+    for number in range(3):
+        client.request(f"BREW{number}", "/healthz")
+    told = client.get("/metrics", headers={"Authorization": "Bearer " + security.create_token(
+        visitor.engine, "root", "admin")}).text  # fmt: skip
+    assert 'method="other"' in told and "BREW" not in told

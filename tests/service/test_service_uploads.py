@@ -1,0 +1,201 @@
+"""Uploads: what is good becomes data and weights, and every hostile file is refused."""
+
+import io
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save
+from test_service_api import ASKED, Visitor
+
+from haq.datasets import load
+from haq.errors import DataError
+from haq.models import build
+from haq.service import place, store
+from haq.service.limits import Limits
+from haq.service.unpack import unpack
+
+HOSTILE = Path(__file__).parents[1] / "hostile"
+ARCHIVES = sorted(path for path in HOSTILE.iterdir() if path.suffix in (".zip", ".tar", ".gz"))
+MLP = {**ASKED, "model": "digits_mlp", "budgets": ["avg_weight_bits=6"]}
+OCTETS = {"Content-Type": "application/octet-stream"}
+
+
+def picture(color, kind="PNG", size=(12, 10)):
+    out = io.BytesIO()
+    Image.new("RGB", size, color).save(out, kind)
+    return out.getvalue()
+
+
+def archive(around="", suffix="png"):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as file:
+        for name, color in (("cat", "red"), ("dog", "blue")):
+            for number in range(4):
+                file.writestr(f"{around}{name}/{number}.{suffix}", picture(color))
+        file.writestr("__MACOSX/._cat", b"of a Mac")
+    return out.getvalue()
+
+
+@pytest.fixture
+def visitor(tmp_path):
+    return Visitor(tmp_path)
+
+
+@pytest.fixture
+def client(visitor):
+    return visitor.client
+
+
+def send(client, kind, content, **parameters):
+    return client.post(f"/v1/uploads/{kind}", content=content, params=parameters, headers=OCTETS)
+
+
+def nothing_is_left(visitor):
+    return list((visitor.settings.files / "uploads").iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ARCHIVES, ids=[path.name for path in ARCHIVES])
+def test_a_hostile_archive_is_refused_and_nothing_of_it_stays(path, tmp_path):
+    held = tmp_path / "upload"
+    held.mkdir()
+    copy = held / "received"
+    copy.write_bytes(path.read_bytes())
+    with pytest.raises(DataError):
+        unpack(copy, held / "data", Limits())
+    assert {file.name for file in held.iterdir()} <= {"received", "archive.tar"}
+    assert [file.name for file in tmp_path.iterdir()] == ["upload"]
+
+
+@pytest.mark.parametrize(
+    "name, sentence",
+    [
+        ("escape.zip", "is no name for a file here"),
+        ("link.tar", "is no plain file; links are not unpacked"),
+        ("bomb.zip", "is packed too tightly"),
+        ("bomb.tar.gz", "the archive unpacks to more than"),
+        ("pixels.zip", "has 100000000 pixels; 40000000 are allowed"),
+        ("decoded-is-large.zip", "is packed too tightly to be a photograph"),
+        ("header-of-gigabytes.tar", "a header of more than a megabyte"),
+        ("encrypted.zip", "is encrypted"),
+        ("cut.zip", "the zip archive is damaged"),
+        ("cut.tar.gz", "the archive is cut short"),
+        ("text-as-image.zip", "cannot be decoded as PNG, JPEG, WEBP, BMP"),
+        ("twice.zip", "is in the archive twice"),
+        ("half-a-split.zip", "beside train there must be train, val and test"),
+        ("one-class.zip", "two at least are needed"),
+    ],
+)
+def test_the_sentence_says_what_is_wrong(name, sentence, tmp_path):
+    copy = tmp_path / "received"
+    copy.write_bytes((HOSTILE / name).read_bytes())
+    with pytest.raises(DataError, match=sentence):
+        unpack(copy, tmp_path / "data", Limits())
+
+
+def test_a_hostile_archive_is_a_422(visitor, client):
+    answer = send(client, "data", (HOSTILE / "escape.zip").read_bytes())
+    assert answer.status_code == 422
+    assert "is no name for a file here" in answer.json()["message"]
+    assert nothing_is_left(visitor) and client.get("/v1/uploads").json() == []
+
+
+WEIGHTS = sorted(HOSTILE.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("path", WEIGHTS, ids=[path.name for path in WEIGHTS])
+def test_hostile_weights_are_refused_and_nothing_is_run(path, visitor, client, monkeypatch):
+    answer = send(client, "weights", path.read_bytes())
+    assert answer.status_code == 422
+    assert nothing_is_left(visitor)
+    assert not Path("escaped-by-pickle").exists()
+
+
+def test_a_torch_file_is_not_taken(visitor, client):
+    out = io.BytesIO()
+    torch.save({"w": torch.zeros(2)}, out)
+    answer = send(client, "weights", out.getvalue())
+    assert answer.status_code == 422
+    assert "other kinds, such as .pt, can run code" in answer.json()["message"]
+
+
+@pytest.mark.parametrize(
+    "limits, sentence",
+    [
+        (Limits(files=7), "the archive holds more than 7 files"),
+        (Limits(file_bytes=50), "is larger than 50 bytes"),
+        (Limits(unpacked_bytes=100), "unpacks to more than 100 bytes"),
+        (Limits(pixels=119), "has 120 pixels; 119 are allowed"),
+    ],
+)
+def test_just_beyond_a_limit(limits, sentence, tmp_path):
+    file = tmp_path / "received"
+    file.write_bytes(archive())
+    with pytest.raises(DataError, match=sentence):
+        unpack(file, tmp_path / "data", limits)
+
+
+def test_at_the_limits(tmp_path):
+    file = tmp_path / "received"
+    content = archive()
+    file.write_bytes(content)
+    assert unpack(file, tmp_path / "data", Limits(files=9, pixels=120)) == (2, 8)
+
+
+@pytest.mark.parametrize("around", ["", "pets/"])
+def test_an_archive_becomes_a_data_set_to_search_with(visitor, client, around):
+    sent = send(client, "data", archive(around), name="pets")
+    assert sent.status_code == 201, sent.text
+    upload = sent.json()
+    assert (upload["classes"], upload["images"], upload["name"]) == (2, 8, "pets")
+    asked = {**ASKED, "model": "resnet20", "data": f"upload:{upload['id']}", "size": 16}
+    refused = client.post("/v1/runs", json=asked)
+    assert refused.json()["errors"][0]["field"] == "weights"  # nobody knows them
+    made = client.post("/v1/runs", json={**asked, "float_epochs": 1})
+    assert made.status_code == 201, made.text
+    job = place.with_paths(store.find(visitor.engine, made.json()["id"]).job, visitor.settings)
+    assert load(job.data, size=16).classes == ("cat", "dog")
+    assert client.delete(f"/v1/uploads/{upload['id']}").status_code == 409
+    client.post(f"/v1/runs/{made.json()['id']}/cancel")
+    assert client.delete(f"/v1/uploads/{upload['id']}").status_code == 204
+    assert nothing_is_left(visitor)
+
+
+def test_weights_are_kept_and_known_by_a_number(visitor, client):
+    weights = save(build("digits_mlp").state_dict())
+    upload = send(client, "weights", weights).json()
+    made = client.post("/v1/runs", json={**MLP, "weights": f"upload:{upload['id']}"})
+    assert made.status_code == 201, made.text
+    job = place.with_paths(store.find(visitor.engine, made.json()["id"]).job, visitor.settings)
+    assert job.weights.read_bytes() == weights
+    assert str(visitor.settings.files) not in made.text
+
+
+def test_another_users_upload_is_nobodys(tmp_path):
+    visitor = Visitor(tmp_path, is_open=False)
+    ada, bob = visitor.as_user("ada"), visitor.as_user("bob")
+    upload = send(ada, "weights", save(build("digits_mlp").state_dict())).json()
+    asked = {**MLP, "weights": f"upload:{upload['id']}"}
+    assert bob.post("/v1/runs", json=asked).json()["errors"][0]["field"] == "weights"
+    assert bob.delete(f"/v1/uploads/{upload['id']}").status_code == 404
+    assert bob.get("/v1/uploads").json() == []
+    assert ada.post("/v1/runs", json=asked).status_code == 201
+
+
+def test_too_large_an_upload_is_cut_off(tmp_path):
+    visitor = Visitor(tmp_path, limits=Limits(upload_bytes=1000, stored_bytes=0))
+    assert send(visitor.client, "data", bytes(1001)).status_code == 413
+    pieces = (bytes(300) for _ in range(4))
+    assert send(visitor.client, "data", pieces).status_code == 413  # whose length nobody said
+    assert nothing_is_left(visitor)
+
+
+def test_a_user_may_not_fill_the_disk(tmp_path):
+    visitor = Visitor(tmp_path, limits=Limits(stored_bytes=10))
+    weights = save(build("digits_mlp").state_dict())
+    assert send(visitor.client, "weights", weights).status_code == 201
+    answer = send(visitor.client, "weights", weights)
+    assert answer.status_code == 413
+    assert "delete some first" in answer.json()["message"]
