@@ -13,7 +13,7 @@ from haq.models.weights import save_weights
 from haq.runs import folder as results
 from haq.runs.job import Job
 from haq.runs.run import OnProgress, fresh_model, train_float
-from haq.training.train import score
+from haq.training.scoring import score
 
 
 def run_training(

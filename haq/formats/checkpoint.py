@@ -50,9 +50,11 @@ from haq.allocation.policy import FLOAT, Bits, Policy
 from haq.errors import CheckpointError, HaqError
 from haq.files import write_bytes
 from haq.models import MODELS, build, input_shape
-from haq.network.graph import Graph, LayerModule, trace
+from haq.network.graph import Graph, trace
+from haq.network.operators import LayerModule
 from haq.quantization.bn_folding import Norm, affine, norms_of
-from haq.quantization.fake_quant import Clips, QuantConv2d, QuantLinear, Rounding, quantize
+from haq.quantization.calibration import Clips
+from haq.quantization.fake_quant import QuantConv2d, QuantLinear, Rounding, quantize
 from haq.quantization.quantizer import BITS, codes, levels, step
 
 FORMAT = "haq-checkpoint/1"

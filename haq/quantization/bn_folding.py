@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from haq.network.graph import LayerModule, folded_norms
+from haq.network.operators import LayerModule, folded_norms
 from haq.quantization.fake_quant import QuantConv2d, QuantLinear
 from haq.quantization.quantizer import codes, step
 

@@ -1,250 +1,147 @@
-"""Where to clip: for every bit-width the bound beyond which a tensor's values are cut off.
+"""Where each tensor is clipped at each bit-width, from the float network's own values."""
 
-Clipping is chosen by the Kullback-Leibler divergence between the original distribution and the
-quantized one. Taken literally, between histograms, that fails on weights: a channel of a few
-hundred values leaves most bins empty, and spreading a level's values over the occupied bins only
-gives the original back, so that nearly every clip looks perfect but for what it cuts off. Here
-the quantized distribution is what it is, a few levels, with all that lies beyond the clip on the
-last one; and both distributions are blurred by the same Gaussian, half as wide as the step of a
-good quantizer of as many bits.
-
-Exact zeros stay zeros whatever the clip is, so that they have no say in where to clip.
-"""
-
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, fx
 
-from haq.errors import look_up
-from haq.quantization.quantizer import levels
+from haq.errors import ModelError, RunError
+from haq.files import write_bytes
+from haq.network.capture import Sample, evaluating
+from haq.network.graph import Graph
+from haq.quantization.clipping import activation_clips, weight_clips
+from haq.quantization.quantizer import BITS
 
-BINS = 2048
-"""Bins from zero to a row's largest magnitude."""
-FINE, COARSE = 1.02, 1.07
-"""From one clip tried to the next: a divergence changes slowly, and takes longer to work out."""
-SMALLEST = 0.5
-"""The lowest clip tried, in root mean squares of the row."""
-RARE, FAR = 10_000, 4.0
-"""At most one value in ``RARE`` is an accident, where it is more than ``FAR`` times as large as all
-others: it counts as if it were ``FAR`` times as large."""
-PERCENTILE = 0.999
-"""Share of the values other than zero within the clip: all of them, where there are under 1000."""
-BLUR = 0.5
-"""Width of the Gaussian, in steps of the quantizer that suits a normal distribution best."""
-FINEST = 0.15
-"""The least width, in root mean squares, times the fifth root of the number of values: of a finer
-structure than that a sample knows nothing."""
-NOTHING = 1e-30
-"""What is left of a Gaussian some 12 widths away; added so that no logarithm is infinite."""
-TINY = 2.0**-100
-"""Below this everything is zero: the step would leave float32's normal range."""
-
-STEPS = {1: 1.224, 3: 0.6508, 7: 0.3534, 15: 0.19, 31: 0.1031, 63: 0.0555, 127: 0.0297, 255: 0.0158}
-"""Levels on each side of zero to the step, in standard deviations, of the uniform quantizer that
-suits a normal distribution best: Max, "Quantizing for minimum distortion", 1960, doi
-10.1109/TIT.1960.1057548, and by the same equations for the number of levels used here."""
-
-Method = Callable[[Tensor, Sequence[int]], Tensor]
-"""From magnitudes (rows, values), not all zero in any row, and the levels on each side of zero, one
-number per bit-width, to the clips (bit-widths, rows), at most each row's largest magnitude."""
+SAMPLED = 200_000
+"""How many values of each activation tensor the calibration keeps."""
 
 
-def weight_clips(
-    weight: Tensor, bits: Sequence[int], method: str = "kl", per_channel: bool = True
-) -> dict[int, Tensor]:
-    """Return where to clip the weights at each bit-width.
+@dataclass(frozen=True)
+class Clips:
+    """Where every tensor is clipped at every bit-width, chosen once before the search.
+
+    Attributes:
+        weights: Layer to bits to clip (channels,), one value where clipped per tensor.
+        acts: Tensor of the graph to bits to clip, a scalar.
+    """
+
+    weights: Mapping[str, Mapping[int, Tensor]]
+    acts: Mapping[str, Mapping[int, Tensor]]
+
+
+def calibrate(
+    graph: Graph,
+    batches: Iterable[Sample],
+    method: str = "kl",
+    per_channel: bool = True,
+    on_tensor: Callable[[int, int], None] | None = None,
+) -> Clips:
+    """Return where to clip every tensor at 2 to 8 bits, from the float network.
 
     Args:
-        weight: (out, ...), finite.
-        bits: Widths from 2 to 8.
-        method: A name in ``CLIPPING``.
-        per_channel: One clip per output channel, or one for the tensor.
+        graph: The model's, with the weights it has now.
+        batches: Calibration inputs, as the model takes them; a few hundred images.
+        method: A name in ``haq.quantization.clipping.CLIPPING``.
+        per_channel: One clip per output channel of the weights, or one per layer.
+        on_tensor: Called with (done, total) as tensors are finished.
 
     Returns:
-        Bits to clips, (out,) or (1,), float32, at most the largest magnitude; 1.0 where all weights
-        are zero (or below 1e-30, where float32 has no room for a step).
+        The clips; activations in the unit of the tensor they clip.
 
     Raises:
-        ValueError: The tensor is empty or holds a value that is not a finite number.
-        HaqError: There is no such method.
+        ModelError: A weight or an activation is not a finite number; the message names it.
     """
-    return _clips(weight.flatten(1) if per_channel else weight.reshape(1, -1), bits, True, method)
+    total = len(graph.layers) + len({point.tensor for point in graph.points})
+    done = 0
+
+    def finished() -> None:
+        nonlocal done
+        done += 1
+        if on_tensor:
+            on_tensor(done, total)
+
+    weights = {}
+    for layer in graph.layers:
+        weight = graph.traced.get_parameter(f"{layer.name}.weight").detach().float()
+        _check_finite(weight, f"layer {layer.name!r} has weights")
+        weights[layer.name] = weight_clips(weight, BITS, method, per_channel)
+        finished()
+    acts = {}
+    signs = {point.tensor: point.signed for point in graph.points}
+    for tensor, values in _activations(graph, batches, list(signs)).items():
+        _check_finite(values, f"tensor {tensor!r} has activations")
+        clips = activation_clips(values, BITS, signs[tensor], method)
+        acts[tensor] = {bits: torch.tensor(clip) for bits, clip in clips.items()}
+        finished()
+    return Clips(weights, acts)
 
 
-def activation_clips(
-    values: Tensor, bits: Sequence[int], signed: bool, method: str = "kl"
-) -> dict[int, float]:
-    """Return where to clip a tensor of activations at each bit-width.
+def _check_finite(values: Tensor, what: str) -> None:
+    if not torch.isfinite(values).all():
+        raise ModelError(f"{what} that are not finite numbers")
 
-    Args:
-        values: A sample (N,), finite.
-        bits: Widths from 2 to 8.
-        signed: Whether the tensor can be negative.
-        method: A name in ``CLIPPING``.
 
-    Returns:
-        Bits to clip, at most the largest magnitude; 1.0 where all values are zero.
+class _Collector(fx.Interpreter):
+    """Keeps evenly spaced values, and the extremes, of chosen tensors while it runs a graph."""
+
+    def __init__(self, module: fx.GraphModule, tensors: Sequence[str]):
+        super().__init__(module)
+        self.kept: dict[str, list[Tensor]] = {tensor: [] for tensor in tensors}
+        self.ends: dict[str, list[Tensor]] = {tensor: [] for tensor in tensors}
+
+    def run_node(self, n: fx.Node) -> object:
+        result = super().run_node(n)
+        if n.name in self.kept:
+            assert isinstance(result, Tensor)
+            # A stride that shares no factor with the sizes of feature maps sees every channel.
+            stride = max(1, result.numel() // (SAMPLED // 4)) | 1
+            values = result.detach().flatten()
+            # A copy: an operation in place may change the tensor before the run ends.
+            self.kept[n.name].append(values[::stride].to(torch.float32, copy=True))
+            self.ends[n.name] += [end.float() for end in values.aminmax()]
+        return result
+
+
+def _activations(
+    graph: Graph, batches: Iterable[Sample], tensors: Sequence[str]
+) -> dict[str, Tensor]:
+    collector = _Collector(graph.traced, tensors)
+    with torch.no_grad(), evaluating(graph.traced):
+        for batch in batches:
+            collector.run(*(batch if isinstance(batch, tuple) else (batch,)))
+    samples = {tensor: _thinned(torch.cat(parts)) for tensor, parts in collector.kept.items()}
+    ends = {tensor: torch.stack(parts).aminmax() for tensor, parts in collector.ends.items()}
+    return {tensor: torch.cat([samples[tensor], torch.stack(ends[tensor])]) for tensor in tensors}
+
+
+def _thinned(values: Tensor) -> Tensor:
+    return values[:: max(1, -(-len(values) // SAMPLED))]
+
+
+def save_clips(clips: Clips, path: Path) -> None:
+    """Write clips as safetensors, atomically."""
+    tensors = {f"weight/{n}/{b}": c for n, row in clips.weights.items() for b, c in row.items()}
+    tensors |= {f"act/{n}/{b}": c for n, row in clips.acts.items() for b, c in row.items()}
+    write_bytes(path, save(tensors))
+
+
+def load_clips(path: Path) -> Clips:
+    """Read clips that ``save_clips`` wrote.
 
     Raises:
-        ValueError: The sample is empty, holds a value that is not a finite number, or a negative
-            one although it is not signed.
-        HaqError: There is no such method.
+        RunError: The file is missing or damaged.
     """
-    negative = 0 if signed else int((values < 0).sum())
-    if negative:
-        raise ValueError(
-            f"{negative} of {values.numel()} values of an unsigned tensor are negative,"
-            f" down to {float(values.min()):g}"
-        )
-    clips = _clips(values.reshape(1, -1), bits, signed, method)
-    return {width: float(clip) for width, clip in clips.items()}
-
-
-def _clips(rows: Tensor, bits: Sequence[int], signed: bool, method: str) -> dict[int, Tensor]:
-    choose = look_up(CLIPPING, "clipping", method)
-    tops = [levels(width, signed)[1] for width in bits]
-    if rows.numel() == 0:
-        raise ValueError("there is nothing to calibrate on: the tensor is empty")
-    magnitudes = rows.detach().float().abs().cpu()
-    bad = int((~torch.isfinite(magnitudes)).sum())
-    if bad:
-        raise ValueError(f"{bad} of {rows.numel()} values are not finite numbers")
-    alive = magnitudes.amax(1) >= TINY  # (rows,)
-    clips = torch.ones(len(tops), len(rows))
-    if bool(alive.any()):
-        clips[:, alive] = choose(magnitudes[alive], tops)
-    return dict(zip(bits, clips.to(rows.device), strict=True))
-
-
-def _maximum(magnitudes: Tensor, tops: Sequence[int]) -> Tensor:
-    return magnitudes.amax(1).expand(len(tops), -1)
-
-
-def _percentile(magnitudes: Tensor, tops: Sequence[int]) -> Tensor:
-    ordered = magnitudes.sort(1).values
-    count = (ordered > 0).sum(1, keepdim=True)
-    above = count - (PERCENTILE * count).ceil().long()  # values beyond the clip, (rows, 1)
-    return ordered.gather(1, magnitudes.shape[1] - 1 - above)[:, 0].expand(len(tops), -1)
-
-
-def _mean_squared_error(magnitudes: Tensor, tops: Sequence[int]) -> Tensor:
-    return _searched(magnitudes, tops, _squared_errors, FINE)
-
-
-def _divergence(magnitudes: Tensor, tops: Sequence[int]) -> Tensor:
-    return _searched(magnitudes, tops, _divergences, COARSE)
-
-
-CLIPPING: Mapping[str, Method] = {
-    "kl": _divergence,
-    "mse": _mean_squared_error,
-    "percentile": _percentile,
-    "max": _maximum,
-}
-
-Loss = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-"""From counts (rows, BINS + 1) of values at 0, 1 / BINS, ... 1, their root mean squares (rows,),
-the clips tried and the levels on each side of zero, to what each clip loses, (rows, clips). The
-unit is each row's largest magnitude."""
-
-
-def _searched(magnitudes: Tensor, tops: Sequence[int], loss: Loss, ratio: float) -> Tensor:
-    """Return for each number of levels and each row the clip that loses least."""
-    parts = [_searched_part(part, tops, loss, ratio) for part in torch.split(magnitudes, 512)]
-    return torch.cat(parts, 1)
-
-
-def _searched_part(magnitudes: Tensor, tops: Sequence[int], loss: Loss, ratio: float) -> Tensor:
-    highest = _highest(magnitudes)  # (rows,)
-    counts = _counts((magnitudes / highest[:, None]).clamp_max(1))
-    energy = counts.double() @ _places().double().square() / counts.double().sum(1)
-    spread = energy.sqrt().float()  # (rows,)
-    lowest = SMALLEST * spread
-    tries = math.ceil(-math.log(float(lowest.min())) / math.log(ratio)) + 1
-    tried = ratio ** -torch.arange(tries, dtype=torch.float32)  # from 1 down, (clips,)
-    too_low = tried[None, :] < lowest[:, None]
-    chosen = []
-    for top in tops:
-        lost = loss(counts, spread, tried, top).masked_fill(too_low, math.inf)
-        chosen.append(tried[lost.argmin(1)] * highest)
-    return torch.stack(chosen)
-
-
-def _highest(magnitudes: Tensor) -> Tensor:
-    """Return each row's largest magnitude, or what to take for it where that is an accident."""
-    accidents = magnitudes.shape[1] // RARE
-    if accidents == 0:
-        return magnitudes.amax(1)
-    largest = magnitudes.topk(accidents + 1, dim=1).values
-    # Where there is little else than zeros, the few values that are not are no accident.
-    usual = torch.where(largest[:, -1] > 0, FAR * largest[:, -1], largest[:, 0])
-    return torch.minimum(largest[:, 0], usual)
-
-
-def _places() -> Tensor:
-    return torch.arange(BINS + 1) / BINS
-
-
-def _counts(scaled: Tensor) -> Tensor:
-    """Return how many of each row's values lie in each bin, without the zeros."""
-    rows = torch.arange(len(scaled))[:, None] * (BINS + 1)
-    bins = (scaled * BINS).round().long() + rows
-    counts = torch.bincount(bins.flatten(), minlength=len(scaled) * (BINS + 1))
-    counts = counts.view(len(scaled), BINS + 1)
-    counts[:, 0] -= (scaled == 0).sum(1)
-    return counts.float()
-
-
-def _squared_errors(counts: Tensor, spread: Tensor, tried: Tensor, top: int) -> Tensor:
-    step = tried[:, None] / top  # (clips, 1)
-    rounded = step * (_places() / step).round().clamp_max(top)  # (clips, bins)
-    return counts @ (rounded - _places()).square().T
-
-
-def _divergences(counts: Tensor, spread: Tensor, tried: Tensor, top: int) -> Tensor:
-    total = counts.sum(1)
-    width = spread * torch.maximum(torch.tensor(BLUR * STEPS[top]), FINEST * total**-0.2)
-    # Rows of about the same width share their tables.
-    kinds = (width.log() / math.log(1.2)).round()  # (rows,)
-    lost = torch.empty(len(counts), len(tried))
-    for kind in kinds.unique():
-        members = kinds == kind
-        shares = counts[members] / total[members, None]
-        lost[members] = _blurred_divergences(shares, 1.2 ** float(kind), tried, top)
-    return lost
-
-
-def _blurred_divergences(shares: Tensor, width: float, tried: Tensor, top: int) -> Tensor:
-    blurred = _blurred(max(width, 2 / BINS))  # (bins, seen)
-    original = shares @ blurred  # (rows, seen)
-    step = tried[:, None] / top  # (clips, 1)
-    grid = step * torch.arange(top + 1)  # (clips, levels)
-    nearest = (grid * BINS).round().long()
-    quantized = torch.bmm(_masses(shares, grid, step), blurred[nearest])  # (clips, rows, seen)
-    surprise = (original + NOTHING).log() - quantized.add_(NOTHING).log_()
-    return torch.einsum("rs,crs->rc", original, surprise)
-
-
-def _masses(shares: Tensor, grid: Tensor, step: Tensor) -> Tensor:
-    """Return the share of each row's values that each clip sends to each level."""
-    below = torch.cat([torch.zeros(len(shares), 1), shares.cumsum(1)], 1)  # (rows, bins + 1)
-    inner = torch.searchsorted(_places(), grid[:, 1:] - step / 2)  # (clips, levels - 1)
-    first, last = torch.zeros_like(inner[:, :1]), torch.full_like(inner[:, :1], BINS + 1)
-    ends = torch.cat([first, inner, last], 1)
-    return below[:, ends].diff(dim=2).transpose(0, 1).contiguous()  # (clips, rows, levels)
-
-
-def _blurred(width: float) -> Tensor:
-    """Return what a value at each place becomes: a Gaussian, mirrored at zero, of total one."""
-    seen = torch.arange(0, 1 + 4 * width, width)
-    places = _places()[:, None]
-    near, mirrored = (seen - places) / width, (seen + places) / width
-    density = _gaussian(near) + _gaussian(mirrored)
-    return density / density.sum(1, keepdim=True)
-
-
-def _gaussian(distance: Tensor) -> Tensor:
-    # Cut off where float32 would turn to subnormal numbers, which are many times as slow.
-    return (distance.square() / -2).clamp_min_(-70).exp_()
+    kinds: dict[str, dict[str, dict[int, Tensor]]] = {"weight": {}, "act": {}}
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{path} cannot be read ({error}); take it away and resume") from error
+    for key, clip in tensors.items():
+        kind, rest = key.split("/", 1)
+        name, bits = rest.rsplit("/", 1)
+        kinds[kind].setdefault(name, {})[int(bits)] = clip
+    return Clips(kinds["weight"], kinds["act"])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from haq.allocation.policy import FLOAT
-from haq.network.graph import LayerModule, values_of
+from haq.network.operators import LayerModule, values_of
 from haq.quantization.bn_folding import Norm, affine, fold_norms, norms_of
 from haq.quantization.fake_quant import QuantConv2d, QuantLinear, Rounding
 from haq.quantization.quantizer import codes, step
@@ -91,7 +91,7 @@ def _affine(layer: LayerModule, norm: Norm | None) -> tuple[Tensor, Tensor | Non
     return multiplier, offset if bias is None else offset + multiplier * bias
 
 
-def settle(network: fx.GraphModule) -> None:
+def convert_to_integers(network: fx.GraphModule) -> None:
     """Give a network, in place, the form in which integer kernels compute it.
 
     It is the last step after fine-tuning, so that the network computes what its file will:

@@ -26,10 +26,13 @@ from haq.allocation.policy import FLOAT, Bits, readers
 from haq.distillation.kd import divergence
 from haq.errors import ModelError, RunError
 from haq.files import write_text
-from haq.network.graph import Graph, LayerModule, module_name
-from haq.quantization.fake_quant import Clips, Rounding, quantize
+from haq.network.graph import Graph
+from haq.network.operators import LayerModule
+from haq.network.sites import module_name
+from haq.quantization.calibration import Clips
+from haq.quantization.fake_quant import Rounding, quantize
 from haq.quantization.quantizer import quantize as rounded
-from haq.training.train import channels_last, has_bfloat16
+from haq.training.numerics import channels_last, has_bfloat16
 
 IMAGES = 256
 """Images to measure on; more hardly change the policy."""

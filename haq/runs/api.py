@@ -15,7 +15,8 @@ from haq.datasets import Data, from_splits, load
 from haq.errors import DataError, HaqError, RunError
 from haq.models.weights import load_weights, save_weights
 from haq.network.graph import Graph
-from haq.quantization.fake_quant import load_clips, quantize
+from haq.quantization.calibration import load_clips
+from haq.quantization.fake_quant import quantize
 from haq.runs import folder as results
 from haq.runs.executors import check_ray, check_sendable
 from haq.runs.job import Job, parse_job

@@ -23,7 +23,7 @@ from haq.errors import DivergedError, PolicyError, RunError, TargetError
 from haq.files import write_bytes
 from haq.hw_profiles import Explained
 from haq.models.weights import packed
-from haq.quantization.convert import settle
+from haq.quantization.convert import convert_to_integers
 from haq.quantization.fake_quant import quantize
 from haq.runs import folder as results
 from haq.runs.executors import Answer, Crew, Found, Request, hire, window
@@ -289,7 +289,7 @@ def _finish(search: _Search) -> tuple[Trial, dict[str, Any]]:
         found["float_test_accuracy"] = evaluation.test(planned.graph.traced).accuracy
         found["episode_test_accuracy"] = evaluation.test(model).accuracy
     evaluation.finish(model, tuned)
-    settle(model)
+    convert_to_integers(model)
     found["final_val_accuracy"] = evaluation.score(model).accuracy
     if evaluation.test:
         found["final_test_accuracy"] = evaluation.test(model).accuracy

@@ -22,9 +22,13 @@ from haq.distillation.kd import divergence
 from haq.formats.onnx.export import Template
 from haq.formats.onnx.runtime import integer_answer, prepared
 from haq.network.graph import Graph
-from haq.quantization.fake_quant import Clips, quantize, uniform
-from haq.quantization.rounding import correct, statistics
-from haq.training.train import Step, Teacher, channels_last, imitate, judge, logits, score, train
+from haq.quantization.calibration import Clips
+from haq.quantization.fake_quant import quantize, uniform
+from haq.quantization.statistics import correct, statistics
+from haq.training.numerics import channels_last
+from haq.training.scoring import logits, score, score_answers
+from haq.training.teacher import Teacher, teacher_from
+from haq.training.train import Step, train
 
 OnStep = Callable[[Step], None]
 
@@ -137,22 +141,22 @@ class Evaluator:
         """What the float network answers to them."""
         if not self.recipe.distill:
             return None
-        answers = self.lessons
+        answers = self.teacher_logits
         if answers is None:
-            return imitate(self.graph.traced)
+            return teacher_from(self.graph.traced)
         return lambda index, images: answers[index]
 
     @cached_property
-    def lessons(self) -> Tensor | None:
+    def teacher_logits(self) -> Tensor | None:
         """Its answers to all of them, where they are kept in memory and it teaches."""
         if not self.recipe.distill or not isinstance(self.images, Frozen):
             return None
-        answer, indices = imitate(self.graph.traced), torch.arange(len(self.images)).split(500)
+        answer, indices = teacher_from(self.graph.traced), torch.arange(len(self.images)).split(500)
         return torch.cat([answer(index, self.images.images[index]) for index in indices])
 
     def prepare(self, tuning: bool) -> None:
         """Work out what ``score`` needs, and ``tuned`` if asked for, so that it is pickled too."""
-        for name in ("answers", *(("images", "lessons") if tuning else ())):
+        for name in ("answers", *(("images", "teacher_logits") if tuning else ())):
             getattr(self, name)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -187,7 +191,7 @@ class Evaluator:
         answer = integer_answer(self._lowering, model) if self._lowering else None
         if answer is None:
             return self.score(model, beat)
-        return judge(answer, self.validation, beat=beat, reference=self.answers)
+        return score_answers(answer, self.validation, beat=beat, reference=self.answers)
 
     @cached_property
     def _lowering(self) -> Template | None:
@@ -199,7 +203,10 @@ class Evaluator:
         """The float network's logits for the validation images, if they count."""
         if not self.recipe.agreement:
             return None
-        answer, indices = imitate(self.graph.traced), torch.arange(len(self.validation)).split(500)
+        answer, indices = (
+            teacher_from(self.graph.traced),
+            torch.arange(len(self.validation)).split(500),
+        )
         return torch.cat([answer(i, self.validation.batch(i)[0]) for i in indices])
 
 
@@ -209,7 +216,7 @@ def corrected(graph: Graph, clips: Clips, images: Tensor) -> Callable[[Policy], 
     Args:
         graph: The float network's.
         clips: From ``calibrate`` on the same graph.
-        images: Unlabeled, not augmented, (N, ...); see ``haq.quantization.rounding.correct``.
+        images: Unlabeled, not augmented, (N, ...); see ``haq.quantization.statistics.correct``.
     """
     images = channels_last(images)
     floats = statistics(graph, images)
@@ -258,7 +265,7 @@ def finish(
         seed=seed,
         weight_decay=4e-5,
         batch=recipe.batch,
-        teacher=imitate(graph.traced) if recipe.distill else None,
+        teacher=teacher_from(graph.traced) if recipe.distill else None,
         on_step=on_step,
     )
 

@@ -7,7 +7,8 @@ from haq.datasets import load
 from haq.errors import RunError
 from haq.models.weights import load_weights
 from haq.network.graph import Graph
-from haq.quantization.fake_quant import load_clips, quantize, uniform
+from haq.quantization.calibration import load_clips
+from haq.quantization.fake_quant import quantize, uniform
 from haq.quantization.sensitivity import Widths, save_sensitivity, sensitivity
 from haq.runs import folder as results
 from haq.runs.evaluation import Evaluator, Recipe
@@ -19,7 +20,7 @@ from haq.runs.plan import (
     plan,
     sensitivity_images,
 )
-from haq.training.train import score
+from haq.training.scoring import score
 
 
 def measure(folder: Path, on_progress: OnProgress) -> None:

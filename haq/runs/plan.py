@@ -19,8 +19,8 @@ from haq.models import build, input_shape
 from haq.models.weights import load_weights, save_weights
 from haq.network.graph import Graph, trace
 from haq.network.layers import Layer
-from haq.quantization.calibration import CLIPPING
-from haq.quantization.fake_quant import Clips, calibrate, load_clips, save_clips
+from haq.quantization.calibration import Clips, calibrate, load_clips, save_clips
+from haq.quantization.clipping import CLIPPING
 from haq.quantization.sensitivity import (
     IMAGES,
     Sensitivity,
@@ -181,7 +181,7 @@ def train_float(
     on_progress: OnProgress,
     lr: float = 0.1,
 ) -> None:
-    """Train a float network in place on training images; ``keep`` as in ``training.train.train``."""
+    """Train a float network in place; ``keep`` as in ``training.train.train``."""
 
     def on_step(step: Step) -> None:
         on_progress(Progress("train", step.done, step.total, f"loss {step.loss:.3f}"))

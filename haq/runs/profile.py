@@ -25,9 +25,12 @@ from haq.hw_profiles.measured import CLIPPED, FLOATS, INTEGERS, kernel
 from haq.hw_profiles.onnx_runtime import Setup, Timing
 from haq.models import build, input_shape
 from haq.models.weights import load_weights
-from haq.network.graph import Graph, Sample, handovers, module_name, trace
+from haq.network.capture import Sample
+from haq.network.graph import Graph, handovers, trace
 from haq.network.layers import EDGE_BITS, Layer
-from haq.quantization.fake_quant import Clips, calibrate, quantize
+from haq.network.sites import module_name
+from haq.quantization.calibration import Clips, calibrate
+from haq.quantization.fake_quant import quantize
 from haq.quantization.quantizer import BITS
 from haq.runs.plan import OnProgress, Progress, calibration_batches, fresh_model, silent
 

@@ -15,7 +15,8 @@ from haq.formats import checkpoint
 from haq.models import MODELS, build, input_shape
 from haq.models.weights import load_weights
 from haq.network.graph import trace
-from haq.quantization.fake_quant import load_clips, quantize
+from haq.quantization.calibration import load_clips
+from haq.quantization.fake_quant import quantize
 from haq.runs import folder as results
 from haq.runs.api import Run
 from haq.runs.job import Job

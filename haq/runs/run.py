@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from haq.agents import INFORMED
 from haq.datasets import Data, Split, load
-from haq.quantization.rounding import learn_rounding
+from haq.quantization.adaround import adaround
 from haq.quantization.sensitivity import IMAGES, objective
 from haq.runs.episodes import Evaluation, play
 from haq.runs.evaluation import (
@@ -38,7 +38,8 @@ from haq.runs.plan import (
     train_float,
 )
 from haq.runs.scoring import Basis, means
-from haq.training.train import Step, score
+from haq.training.scoring import score
+from haq.training.train import Step
 
 __all__ = [
     "Evaluation",
@@ -200,4 +201,4 @@ def _round(
         on_progress(Progress("round", step.done, step.total, f"loss {step.loss:.3f}"))
 
     steps = job.last_steps
-    learn_rounding(model, planned.graph, split, steps=steps, seed=job.seed, on_step=on_step)
+    adaround(model, planned.graph, split, steps=steps, seed=job.seed, on_step=on_step)

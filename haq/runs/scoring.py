@@ -10,8 +10,10 @@ from torch import Tensor, fx, nn
 
 from haq.allocation.policy import Policy
 from haq.allocation.trials import Score
-from haq.network.graph import Graph, evaluating
-from haq.quantization.fake_quant import Clips, quantize
+from haq.network.capture import evaluating
+from haq.network.graph import Graph
+from haq.quantization.calibration import Clips
+from haq.quantization.fake_quant import quantize
 from haq.runs.evaluation import Evaluator, agreement, corrected
 from haq.runs.job import Job
 

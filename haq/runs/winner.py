@@ -13,7 +13,7 @@ from haq.allocation.policy import Policy
 from haq.allocation.trials import Score, Trial, rank
 from haq.errors import TargetError
 from haq.hw_profiles.measured import MeasuredTarget
-from haq.quantization.fake_quant import load_clips
+from haq.quantization.calibration import load_clips
 from haq.runs.measured import Confirmed, confirm, measure_candidates, setup_of, summary_fields
 from haq.runs.plan import OnProgress, Plan
 from haq.runs.profile import Subject, lowering

@@ -53,7 +53,7 @@ def choices(settings: Settings) -> dict[str, Any]:
     from haq.agents import AGENTS
     from haq.hw_profiles import TARGETS, find
     from haq.models import MODELS
-    from haq.quantization.calibration import CLIPPING
+    from haq.quantization.clipping import CLIPPING
 
     targets = [(name, find(name)) for name in TARGETS]
     return {
@@ -163,7 +163,7 @@ def _names(engine: Engine, settings: Settings, owner: str | None, job: Job) -> F
     from haq.agents import AGENTS
     from haq.hw_profiles import TARGETS
     from haq.models import MODELS
-    from haq.quantization.calibration import CLIPPING
+    from haq.quantization.clipping import CLIPPING
 
     tables: dict[str, Mapping[str, Any]] = {
         "model": MODELS, "agent": AGENTS, "clipping": CLIPPING,

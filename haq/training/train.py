@@ -7,7 +7,6 @@ natively, in float32 elsewhere. Scores are computed in float32 unless a quick on
 import json
 import math
 from collections.abc import Callable, Mapping
-from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,17 +14,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.nn import functional
 
-from haq.allocation.trials import Score
 from haq.datasets import Split
-from haq.distillation.kd import divergence, hard_and_soft_loss
+from haq.distillation.kd import hard_and_soft_loss
 from haq.errors import DivergedError, HaqError
 from haq.files import write_bytes
-from haq.network.graph import evaluating
-
-Teacher = Callable[[Tensor, Tensor], Tensor]
-"""From image indices (N,) and the images (N, C, H, W) to the logits (N, classes) to imitate."""
+from haq.training.numerics import channels_last, has_bfloat16
+from haq.training.teacher import Teacher
 
 
 class Step(NamedTuple):
@@ -62,7 +57,7 @@ def train(  # noqa: PLR0913 - all but two by keyword
         seed: Decides order, augmentation and dropout; torch's own random state stays as it is.
         weight_decay: Of all parameters.
         batch: Images a step.
-        teacher: Logits to imitate as well; see ``hard_and_soft_loss``.
+        teacher: Logits to learn from as well; see ``hard_and_soft_loss``.
         on_step: Called after every step.
         keep: A file that holds the state after every epoch, from which the same training goes on
             to the same weights after an interruption; for the caller to take away at the end.
@@ -179,97 +174,3 @@ def _step(
         raise DivergedError(f"training diverged: the loss is {value}; lower the learning rate")
     loss.backward()
     return value
-
-
-def channels_last(images: Tensor) -> Tensor:
-    """Return images (N, C, H, W) in the layout that convolutions are fastest in, else the same."""
-    image = images.dim() == 4
-    return images.contiguous(memory_format=torch.channels_last) if image else images
-
-
-@torch.inference_mode()
-def logits(model: nn.Module, images: Tensor, quick: bool = False) -> Tensor:
-    """Return the logits (N, classes) of images (N, C, H, W), in evaluation mode, as float32.
-
-    They are computed in float32, or quickly, in bfloat16 where the CPU has it.
-    """
-    quickly = torch.autocast("cpu", dtype=torch.bfloat16, enabled=quick and has_bfloat16())
-    with evaluating(model), quickly:
-        output: Tensor = model(channels_last(images))
-    return output.float()
-
-
-def score(
-    model: nn.Module,
-    split: Split,
-    batch: int = 125,
-    quick: bool = False,
-    beat: float | None = None,
-    reference: Tensor | None = None,
-) -> Score:
-    """Return the accuracy and the cross-entropy of ``model`` on the images of a split.
-
-    Args:
-        model: Gives logits (N, classes).
-        split: As for ``judge``, as are the rest.
-        batch: Images a forward; with many, memory is waited for.
-        quick: Compute as in training, in bfloat16 where the CPU has it: nearly the same figures in
-            half the time.
-        beat: Where to stop early.
-        reference: Logits to agree with.
-    """
-    return judge(partial(logits, model, quick=quick), split, batch, beat, reference)
-
-
-def judge(
-    answer: Callable[[Tensor], Tensor],
-    split: Split,
-    batch: int = 125,
-    beat: float | None = None,
-    reference: Tensor | None = None,
-) -> Score:
-    """Return how good some answers to the images of a split are.
-
-    Args:
-        answer: From images (N, C, H, W) to logits (N, classes), float32.
-        split: Scored without augmentation, in its own order.
-        batch: Images at once.
-        beat: An accuracy; when after some batch the answers lie so far below it that chance does
-            not explain it, the rest is left out. The images must stand in random order for that.
-        reference: Logits (N, classes) of another network, whose class distributions the loss then
-            takes for the truth, not the labels.
-
-    Returns:
-        Accuracy as a share in [0, 1]; mean cross-entropy, or divergence from the reference, in
-        nats.
-    """
-    right, loss, seen = 0, 0.0, 0
-    for index in torch.arange(len(split)).split(batch):
-        pictures, labels = split.batch(index)
-        output = answer(pictures)
-        right += int((output.argmax(1) == labels).sum())
-        if reference is None:
-            loss += float(functional.cross_entropy(output.double(), labels, reduction="sum"))
-        else:
-            loss += len(index) * float(divergence(output.double(), reference[index].double()))
-        seen += len(index)
-        if beat is not None and seen < len(split) and _hopeless(right, seen, beat):
-            return Score(right / seen, loss / seen, stopped=True)
-    return Score(right / len(split), loss / len(split))
-
-
-def _hopeless(right: int, seen: int, beat: float) -> bool:
-    """Return whether the accuracy is more than four standard errors below ``beat``."""
-    share = right / seen
-    return share + 4 * math.sqrt(beat * (1 - beat) / seen) < beat
-
-
-def imitate(model: nn.Module) -> Teacher:
-    """Return a teacher that answers with the logits of ``model``, which it leaves as it is."""
-    return lambda index, images: logits(model, images, quick=True)
-
-
-@cache
-def has_bfloat16() -> bool:
-    """Return whether this CPU multiplies bfloat16 natively (AMX or AVX512-BF16)."""
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

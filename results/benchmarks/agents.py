@@ -33,7 +33,7 @@ from haq.runs.episodes import play
 from haq.runs.job import parse_job
 from haq.runs.plan import fresh_model, images_of, plan
 from haq.runs.run import labeled
-from haq.training.train import judge
+from haq.training.scoring import score_answers
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", default="resnet20")
@@ -123,7 +123,7 @@ def search(key):
     lowering = prepared(evaluation.network(trials[0].policy), data.test.batch(torch.arange(2))[0])
 
     def tested(network):
-        return judge(integer_answer(lowering, network), data.test).accuracy
+        return score_answers(integer_answer(lowering, network), data.test).accuracy
 
     chosen = trials[tuned["episode"]].policy
     row = key | {

@@ -14,13 +14,14 @@ import torch
 from haq.datasets import load
 from haq.models.weights import load_weights
 from haq.network.graph import trace
-from haq.quantization.calibration import CLIPPING
-from haq.quantization.fake_quant import calibrate, quantize, uniform
+from haq.quantization.calibration import calibrate
+from haq.quantization.clipping import CLIPPING
+from haq.quantization.fake_quant import quantize, uniform
 from haq.reports.tables import REFERENCE, script_provenance
 from haq.runs import folder as results
 from haq.runs.evaluation import Part, freeze
 from haq.runs.run import calibration_batches, fresh_model
-from haq.training.train import score
+from haq.training.scoring import score
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", default="resnet20")

@@ -31,7 +31,7 @@ from haq.allocation.costs import permitted, tabulate
 from haq.allocation.policy import Bits
 from haq.datasets.tensors import Data, TensorSplit
 from haq.models.resnet_cifar import resnet_cifar
-from haq.quantization.fake_quant import load_clips
+from haq.quantization.calibration import load_clips
 from haq.quantization.sensitivity import objective, sensitivity, widths
 from haq.reports.tables import REFERENCE, script_provenance
 from haq.runs import folder as results

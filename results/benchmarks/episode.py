@@ -15,7 +15,8 @@ from passes import counted
 from haq.datasets import load
 from haq.models.weights import load_weights
 from haq.network.graph import trace
-from haq.quantization.fake_quant import calibrate, uniform
+from haq.quantization.calibration import calibrate
+from haq.quantization.fake_quant import uniform
 from haq.reports.tables import REFERENCE, script_provenance
 from haq.runs import folder as results
 from haq.runs.evaluation import Evaluator, Recipe

@@ -21,8 +21,9 @@ from haq.hw_profiles import onnx_runtime
 from haq.hw_profiles.onnx_runtime import Setup
 from haq.models.weights import load_weights
 from haq.network.graph import trace
-from haq.quantization.convert import settle
-from haq.quantization.fake_quant import calibrate, quantize, uniform
+from haq.quantization.calibration import calibrate
+from haq.quantization.convert import convert_to_integers
+from haq.quantization.fake_quant import quantize, uniform
 from haq.reports.tables import REFERENCE, script_provenance
 from haq.runs import folder as results
 from haq.runs import onnx_file
@@ -83,7 +84,7 @@ provenance = script_provenance()
 rows = []
 for name, policy in policies.items():
     network = network_of(policy)
-    settle(network)
+    convert_to_integers(network)
     file = lower(made, network)
     row = {"policy": name, "bytes": file.ByteSize()}
     row["kernels"] = dict(onnx_file.check(file, policy))

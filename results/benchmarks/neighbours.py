@@ -24,14 +24,15 @@ from haq.datasets import load
 from haq.envs.quantization import QuantizationEnv
 from haq.formats.onnx.runtime import integer_answer, prepared
 from haq.models.weights import load_weights
-from haq.quantization.fake_quant import calibrate
+from haq.quantization.calibration import calibrate
 from haq.quantization.sensitivity import objective, sensitivity, widths
 from haq.reports.tables import REFERENCE, script_provenance
 from haq.runs import folder as results
 from haq.runs.evaluation import Part, corrected, freeze
 from haq.runs.job import parse_job
 from haq.runs.plan import calibration_batches, fresh_model, images_of, plan, sensitivity_images
-from haq.training.train import imitate, judge
+from haq.training.scoring import score_answers
+from haq.training.teacher import teacher_from
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", default="resnet20")
@@ -64,7 +65,7 @@ known = objective(
 network = corrected(graph, clips, torch.cat(list(calibration_batches(data, 256, asked.seed))))
 order = torch.randperm(len(data.val), generator=torch.Generator().manual_seed(asked.seed))
 halves = [freeze(Part(data.val, part)) for part in order.chunk(2)]
-floats = [imitate(graph.traced)(torch.arange(len(half)), half.images) for half in halves]
+floats = [teacher_from(graph.traced)(torch.arange(len(half)), half.images) for half in halves]
 lowering = None
 played = []
 
@@ -76,7 +77,7 @@ def divergences(policy):
     lowering = lowering or prepared(made, halves[0].images[:2])
     answer = integer_answer(lowering, made)
     pairs = zip(halves, floats, strict=True)
-    return [judge(answer, half, reference=reference).loss for half, reference in pairs]
+    return [score_answers(answer, half, reference=reference).loss for half, reference in pairs]
 
 
 def evaluate(policy):

@@ -33,8 +33,8 @@ from haq.datasets import load
 from haq.models import build
 from haq.models.weights import load_weights
 from haq.network.graph import trace
-from haq.quantization.fake_quant import calibrate, load_clips
-from haq.quantization.rounding import learn_rounding
+from haq.quantization.adaround import adaround
+from haq.quantization.calibration import calibrate, load_clips
 from haq.quantization.sensitivity import objective, sensitivity, widths
 from haq.reports.tables import REFERENCE, script_provenance
 from haq.runs import folder as results
@@ -44,7 +44,7 @@ from haq.runs.job import parse_job
 from haq.runs.plan import calibration_batches, fresh_model, images_of, plan, sensitivity_images
 from haq.runs.restored import restored
 from haq.runs.run import ROUNDED_ON, labeled
-from haq.training.train import score
+from haq.training.scoring import score
 
 AVERAGE_BITS = 3.88
 REPORTED = {
@@ -294,7 +294,7 @@ def weights_alone():
     arrived("float", "corrected", network, seconds)
     generator = torch.Generator().manual_seed(asked.seed)
     some = Part(data.train, torch.randperm(len(data.train), generator=generator)[:ROUNDED_ON])
-    _, more, _ = spent(learn_rounding, network, graph, some, seed=asked.seed)
+    _, more, _ = spent(adaround, network, graph, some, seed=asked.seed)
     arrived("float", "learned", network, seconds + more)
 
 

@@ -20,15 +20,16 @@ from haq.allocation.policy import FLOAT, Bits
 from haq.datasets import load
 from haq.models.weights import load_weights
 from haq.network.graph import trace
-from haq.quantization.fake_quant import calibrate, quantize
-from haq.quantization.rounding import learn_rounding
+from haq.quantization.adaround import adaround
+from haq.quantization.calibration import calibrate
+from haq.quantization.fake_quant import quantize
 from haq.quantization.sensitivity import IMAGES, objective, sensitivity, widths
 from haq.reports.tables import REFERENCE, script_provenance
 from haq.runs import folder as results
 from haq.runs.evaluation import CORRECTED_ON, Part, corrected
 from haq.runs.plan import calibration_batches, fresh_model, sensitivity_images
 from haq.runs.run import ROUNDED_ON
-from haq.training.train import score
+from haq.training.scoring import score
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", default="resnet20")
@@ -113,5 +114,5 @@ for network in ("as it is", "folded"):
         row(network, bits, "rounded", quantize(graph, policy, clips), before)
         model, correcting = spent(make, policy)
         row(network, bits, "corrected", model, before + correcting)
-        _, learning = spent(learn_rounding, model, graph, some, seed=asked.seed)
+        _, learning = spent(adaround, model, graph, some, seed=asked.seed)
         row(network, bits, "learned", model, before + correcting + learning)

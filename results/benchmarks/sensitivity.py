@@ -26,7 +26,8 @@ from haq.distillation.kd import divergence
 from haq.envs.quantization import QuantizationEnv
 from haq.models.weights import load_weights
 from haq.network.graph import trace
-from haq.quantization.fake_quant import calibrate, quantize
+from haq.quantization.calibration import calibrate
+from haq.quantization.fake_quant import quantize
 from haq.quantization.quantizer import BITS
 from haq.quantization.quantizer import quantize as rounded
 from haq.quantization.sensitivity import sensitivity, widths
@@ -34,7 +35,7 @@ from haq.reports.tables import REFERENCE, script_provenance
 from haq.runs import folder as results
 from haq.runs.evaluation import CORRECTED_ON, Part, corrected, freeze
 from haq.runs.plan import calibration_batches, fresh_model, sensitivity_images
-from haq.training.train import logits, score
+from haq.training.scoring import logits, score
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", default="resnet20")

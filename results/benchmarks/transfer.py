@@ -20,13 +20,13 @@ from haq.datasets import load
 from haq.hw_profiles import load as load_target
 from haq.models.weights import load_weights
 from haq.network.graph import trace
-from haq.quantization.fake_quant import calibrate
+from haq.quantization.calibration import calibrate
 from haq.quantization.sensitivity import objective, sensitivity, widths
 from haq.reports.tables import REFERENCE, script_provenance
 from haq.runs import folder as results
 from haq.runs.evaluation import Part, corrected, freeze
 from haq.runs.plan import calibration_batches, fresh_model
-from haq.training.train import score
+from haq.training.scoring import score
 
 EIGHT = Bits(8, 8)
 

@@ -24,7 +24,8 @@ from haq.formats.checkpoint import Origin, about, pack, save, unpack
 from haq.models import MODELS, build
 from haq.network.graph import inventory, trace
 from haq.quantization.bn_folding import fold_norms
-from haq.quantization.fake_quant import Clips, quantize, uniform
+from haq.quantization.calibration import Clips
+from haq.quantization.fake_quant import quantize, uniform
 from haq.quantization.quantizer import BITS, levels
 
 GOLDEN = Path(__file__).parents[1] / "golden"

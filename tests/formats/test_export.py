@@ -20,8 +20,9 @@ from haq.hw_profiles.kernels import INTEGER, Origins
 from haq.hw_profiles.onnx_runtime import Setup
 from haq.models import build
 from haq.network.graph import trace
-from haq.quantization.convert import settle
-from haq.quantization.fake_quant import calibrate, quantize, uniform
+from haq.quantization.calibration import calibrate
+from haq.quantization.convert import convert_to_integers
+from haq.quantization.fake_quant import quantize, uniform
 
 FAMILIES = {
     "resnet20": ((3, 32, 32), 24),
@@ -50,7 +51,7 @@ class Family:
 
     def quantized(self, policy):
         network = quantize(self.graph, policy, self.clips)
-        settle(network)
+        convert_to_integers(network)
         return network
 
     def file(self, policy):
@@ -266,7 +267,7 @@ def test_what_networks_of_others_are_made_of():
     clips = calibrate(graph, [images], "max")
     for policy in (uniform(graph, 8, 8), uniform(graph, 3, 5)):
         network = quantize(graph, policy, clips)
-        settle(network)
+        convert_to_integers(network)
         file = lower(template(network, images[:1]), network)
         onnx.checker.check_model(file, full_check=True)
         with torch.no_grad():
@@ -291,7 +292,7 @@ def exported(model, images, weight=8, act=8):
     """Return a network in integer form, its file, and what the two give for the images."""
     graph = trace(model.eval(), images[:1])
     network = quantize(graph, uniform(graph, weight, act), calibrate(graph, [images], "max"))
-    settle(network)
+    convert_to_integers(network)
     file = lower(template(network, images[:1]), network)
     onnx.checker.check_model(file, full_check=True)
     with torch.no_grad():
@@ -384,7 +385,7 @@ def test_one_scale_a_layer():
     graph = trace(model.eval(), images)
     clips = calibrate(graph, [images], "max", per_channel=False)
     network = quantize(graph, uniform(graph, 4, 4), clips)
-    settle(network)
+    convert_to_integers(network)
     file = lower(template(network, images[:1]), network)
     with torch.no_grad():
         expected = network(images).numpy()

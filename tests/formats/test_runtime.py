@@ -3,7 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from test_evaluate import evaluator, made
+from test_evaluation import evaluator, made
 from torch import nn
 
 from haq.allocation.policy import FLOAT, Bits
@@ -12,8 +12,9 @@ from haq.formats.onnx.reference import simulate
 from haq.formats.onnx.runtime import exact_kernels, integer_answer, prepared
 from haq.models import build
 from haq.network.graph import trace
-from haq.quantization.convert import settle
-from haq.quantization.fake_quant import calibrate, quantize, uniform
+from haq.quantization.calibration import calibrate
+from haq.quantization.convert import convert_to_integers
+from haq.quantization.fake_quant import quantize, uniform
 
 pytestmark = pytest.mark.skipif(
     not exact_kernels(), reason="the 8-bit kernels of ONNX Runtime saturate on this CPU"
@@ -40,7 +41,7 @@ def test_the_answer_is_that_of_the_integers_and_the_network_stays_as_it_is(resne
     answered = integer_answer(lowering, network)(images)
     after = network.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    settle(network)
+    convert_to_integers(network)
     integers = simulate(lower(lowering, network), images.numpy())
     assert integers.exact and np.array_equal(integers.logits, answered.numpy())
 

@@ -9,8 +9,9 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from haq.errors import ModelError
 from haq.models import build, input_shape
-from haq.network.graph import Handover, handovers, insert, inventory, trace
+from haq.network.graph import Handover, handovers, inventory, trace
 from haq.network.layers import Layer
+from haq.network.sites import insert
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 

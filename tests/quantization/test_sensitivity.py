@@ -14,7 +14,8 @@ from haq.allocation.policy import FLOAT, Bits
 from haq.errors import ModelError, RunError
 from haq.models import build
 from haq.network.graph import trace
-from haq.quantization.fake_quant import calibrate, quantize
+from haq.quantization.calibration import calibrate
+from haq.quantization.fake_quant import quantize
 from haq.quantization.sensitivity import (
     Sensitivity,
     load_sensitivity,

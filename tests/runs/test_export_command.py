@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -16,12 +17,13 @@ from haq.formats.checkpoint import about
 from haq.models import build
 from haq.models.weights import load_weights
 from haq.network.graph import trace
-from haq.quantization.fake_quant import load_clips, quantize
+from haq.quantization.calibration import load_clips
+from haq.quantization.fake_quant import quantize
 from haq.runs import folder as results
 from haq.runs.export import export_checkpoint
 from haq.runs.job import parse_job
 from haq.runs.run import run
-from haq.training.train import score
+from haq.training.scoring import score
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +89,7 @@ def test_a_checkpoint_says_where_it_comes_from(finished):
     content, data = about("model.safetensors"), load("digits")
     assert (content.model, content.shape, content.classes) == ("digits_cnn", (1, 8, 8), 10)
     assert (content.data, content.mean, content.std) == ("digits", data.mean, data.std)
-    assert content.versions["torch"] == torch.__version__
+    assert content.versions["torch"] == version("torch")
     policy = {row.name: Bits(row.weight_bits, row.act_bits) for row in content.layers}
     assert policy == read_policy(finished / "policy.json")
 

@@ -21,12 +21,13 @@ from haq.errors import BudgetError, DivergedError, HaqError, RunError
 from haq.hw_profiles import load as load_target
 from haq.models import build
 from haq.models.weights import load_weights
-from haq.quantization.fake_quant import load_clips, quantize
+from haq.quantization.calibration import load_clips
+from haq.quantization.fake_quant import quantize
 from haq.runs import folder as results
 from haq.runs.evaluation import Evaluator, Recipe
 from haq.runs.job import parse_job
 from haq.runs.run import calibration_batches, kept_clips, plan, run
-from haq.training.train import score
+from haq.training.scoring import score
 
 SMALL = {"model": "digits_mlp", "episodes": 6, "float_epochs": 3, "val_images": 120,
          "train_images": 200, "budgets": ["avg_weight_bits=6.2"]}  # fmt: skip

@@ -22,7 +22,7 @@ from haq.datasets import load
 from haq.errors import HaqError, RunError
 from haq.models import build
 from haq.network.graph import trace
-from haq.quantization.fake_quant import calibrate
+from haq.quantization.calibration import calibrate
 from haq.runs import folder as results
 from haq.runs.episodes import play
 from haq.runs.executors import Cluster, Here, Pool, Request, evaluated, hire, shipment

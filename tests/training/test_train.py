@@ -8,7 +8,9 @@ from haq.datasets import load
 from haq.datasets.tensors import TensorSplit
 from haq.errors import HaqError
 from haq.models import build
-from haq.training.train import _one_cycle, imitate, logits, score, train
+from haq.training.scoring import logits, score
+from haq.training.teacher import teacher_from
+from haq.training.train import _one_cycle, train
 
 QUICK = {"epochs": 1, "lr": 0.05, "seed": 3, "batch": 8}
 
@@ -203,7 +205,7 @@ def test_logits_are_those_of_evaluation_mode():
 
 def test_the_teacher_is_left_bit_for_bit_and_its_answers_are_used():
     teacher = network().train()
-    alone, taught = trained(network()), trained(network(), teacher=imitate(teacher))
+    alone, taught = trained(network()), trained(network(), teacher=teacher_from(teacher))
     assert same(teacher, network())
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert not same(alone, taught)
@@ -222,7 +224,7 @@ def test_a_teacher_is_given_indices_and_the_images_that_stand_there():
 
 def test_imitation_answers_with_the_logits_of_the_model():
     model, pictures = network(), images(5).images
-    answer = imitate(model)(torch.arange(5), pictures)
+    answer = teacher_from(model)(torch.arange(5), pictures)
     assert torch.equal(answer, logits(model, pictures, quick=True))
 
 

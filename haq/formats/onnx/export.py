@@ -33,7 +33,8 @@ from torch import Tensor, fx, nn
 
 from haq.allocation.policy import FLOAT
 from haq.errors import ModelError
-from haq.network.graph import LayerModule, Sample
+from haq.network.capture import Sample
+from haq.network.operators import LayerModule
 from haq.quantization.bn_folding import Norm, norms_of
 from haq.quantization.convert import Folded, fold, layers, stretch
 from haq.quantization.fake_quant import QuantConv2d, QuantLinear, Rounding

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq.errors import ModelError
 from haq.formats.onnx.export import Template, lower, template
-from haq.quantization.convert import layers, settle
+from haq.quantization.convert import convert_to_integers, layers
 from haq.quantization.fake_quant import QuantConv2d, QuantLinear
 
 Answer = Callable[[Tensor], Tensor]
@@ -50,7 +50,7 @@ def integer_answer(made: Template, network: nn.Module) -> Answer | None:
 
     Args:
         made: From ``prepared``, for a network of the same graph.
-        network: Left as it is; what ``haq.quantization.convert.settle`` makes of it is computed.
+        network: Left as it is; ``convert_to_integers`` makes of a copy what is computed.
 
     Returns:
         None where a layer is float, or the network cannot be lowered.
@@ -59,7 +59,7 @@ def integer_answer(made: Template, network: nn.Module) -> Answer | None:
         return None
     settled = copy.deepcopy(network)
     try:
-        settle(settled)
+        convert_to_integers(settled)
         session = _session(lower(made, settled).SerializeToString())
     except ModelError:
         return None

@@ -8,8 +8,9 @@ from haq.allocation.policy import Bits
 from haq.datasets.tensors import Data, TensorSplit, shift
 from haq.models import build
 from haq.network.graph import trace
-from haq.quantization.fake_quant import calibrate, quantize, uniform
-from haq.quantization.rounding import correct, statistics
+from haq.quantization.calibration import calibrate
+from haq.quantization.fake_quant import quantize, uniform
+from haq.quantization.statistics import correct, statistics
 from haq.runs import evaluation as evaluate
 from haq.runs.evaluation import (
     Evaluator,
@@ -22,7 +23,7 @@ from haq.runs.evaluation import (
     freeze,
     policy_seed,
 )
-from haq.training.train import score
+from haq.training.scoring import score
 
 RECIPE = Recipe(train_images=40, val_images=50, batch=16)
 

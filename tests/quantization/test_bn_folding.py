@@ -9,7 +9,8 @@ from torch import nn
 from haq.allocation.policy import FLOAT, Bits
 from haq.network.graph import trace
 from haq.quantization.bn_folding import affine, fold_norms, norms_of
-from haq.quantization.fake_quant import Clips, quantize
+from haq.quantization.calibration import Clips
+from haq.quantization.fake_quant import quantize
 from haq.quantization.quantizer import BITS, codes, step
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from haq.errors import HaqError
-from haq.quantization.calibration import CLIPPING, activation_clips, weight_clips
+from haq.quantization.clipping import CLIPPING, activation_clips, weight_clips
 from haq.quantization.quantizer import BITS, codes, quantize, step
 
 FINITE = st.floats(-1e6, 1e6, width=32).map(lambda value: value if abs(value) > 1e-20 else 0.0)

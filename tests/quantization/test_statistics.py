@@ -10,10 +10,12 @@ from haq.allocation.policy import FLOAT, Bits
 from haq.datasets import TensorSplit
 from haq.models import build
 from haq.network.graph import trace
-from haq.quantization.fake_quant import calibrate, quantize
+from haq.quantization.adaround import adaround
+from haq.quantization.calibration import calibrate
+from haq.quantization.fake_quant import quantize
 from haq.quantization.quantizer import codes
-from haq.quantization.rounding import correct, learn_rounding, moments, statistics
-from haq.training.train import logits
+from haq.quantization.statistics import correct, moments, statistics
+from haq.training.scoring import logits
 
 
 class Plain(nn.Module):
@@ -53,7 +55,8 @@ every_kind = pytest.mark.parametrize("name", ["resnet20", None])
 
 @pytest.fixture(autouse=True)
 def exactly(monkeypatch):
-    monkeypatch.setattr("haq.quantization.rounding.has_bfloat16", lambda: False)
+    for room in ("adaround", "statistics"):
+        monkeypatch.setattr(f"haq.quantization.{room}.has_bfloat16", lambda: False)
 
 
 def test_the_moments_by_hand():
@@ -140,7 +143,7 @@ def test_learned_weights_are_neighbours_of_the_float_ones_and_nothing_else_chang
     correct(model, graph, statistics(graph, images), images)
     before, others = all_codes(model, policy), copy.deepcopy(model.state_dict())
     shapes = {key: value.shape for key, value in model.state_dict().items()}
-    learn_rounding(model, graph, split(images), steps=6, batch=32, lr=0.3)
+    adaround(model, graph, split(images), steps=6, batch=32, lr=0.3)
     after = all_codes(model, policy)
     moves = torch.cat([(after[n].int() - before[n].int()).flatten() for n in before])
     assert moves.abs().max() == 1
@@ -162,7 +165,7 @@ def test_the_learned_network_is_nearer_to_the_float_one(name):
     correct(model, graph, statistics(graph, images), images)
     truth = logits(graph.traced, images)
     before = (logits(model, images) - truth).square().mean()
-    learn_rounding(model, graph, split(images), steps=20, batch=32)
+    adaround(model, graph, split(images), steps=20, batch=32)
     assert (logits(model, images) - truth).square().mean() < before
 
 
@@ -171,7 +174,7 @@ def test_equal_seeds_learn_equal_weights_and_no_steps_learn_nothing():
 
     def learned(seed, steps=3):
         model = quantize(graph, policy, clips)
-        learn_rounding(model, graph, split(images), steps=steps, batch=16, lr=0.1, seed=seed)
+        adaround(model, graph, split(images), steps=steps, batch=16, lr=0.1, seed=seed)
         return model.second.weight
 
     assert torch.equal(learned(0), learned(0))

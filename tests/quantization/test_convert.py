@@ -8,8 +8,9 @@ from torch import nn
 from haq.allocation.policy import Bits
 from haq.models import build
 from haq.network.graph import trace
-from haq.quantization.convert import fold, settle, stretch
-from haq.quantization.fake_quant import QuantConv2d, calibrate, quantize
+from haq.quantization.calibration import calibrate
+from haq.quantization.convert import convert_to_integers, fold, stretch
+from haq.quantization.fake_quant import QuantConv2d, quantize
 from haq.quantization.quantizer import BITS, levels, step
 
 SAMPLE = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -63,7 +64,7 @@ def test_a_channel_that_the_norm_switches_off_has_codes_of_zero_and_a_scale():
 @given(weight=st.sampled_from([2, 4, 8]), act=st.sampled_from([3, 8]))
 def test_settled_biases_are_whole_numbers_of_what_one_product_is_worth(weight, act):
     network = trained_digits(weight, act)
-    settle(network)
+    convert_to_integers(network)
     layer, norm = network.get_submodule("conv2"), network.get_submodule("bn2")
     rounding = network.get_submodule("quantizers.relu1_read")
     folded = fold(layer, norm)
@@ -75,7 +76,7 @@ def test_settled_biases_are_whole_numbers_of_what_one_product_is_worth(weight, a
 def test_settling_changes_the_logits_by_less_than_the_grids_do():
     network = trained_digits(8, 8)
     settled = copy.deepcopy(network)
-    settle(settled)
+    convert_to_integers(settled)
     with torch.no_grad():
         before, after = network(SAMPLE), settled(SAMPLE)
     assert 0 < (before - after).abs().max() < 0.02 * before.abs().max()
@@ -83,8 +84,8 @@ def test_settling_changes_the_logits_by_less_than_the_grids_do():
 
 def test_settling_twice_changes_nothing():
     network = trained_digits(4, 4)
-    settle(network)
+    convert_to_integers(network)
     again = copy.deepcopy(network)
-    settle(again)
+    convert_to_integers(again)
     with torch.no_grad():
         assert torch.equal(again(SAMPLE), network(SAMPLE))

@@ -10,15 +10,9 @@ from haq.allocation.policy import Bits
 from haq.errors import HaqError, ModelError, PolicyError
 from haq.models import build, input_shape
 from haq.network.graph import trace
-from haq.quantization.calibration import CLIPPING
-from haq.quantization.fake_quant import (
-    Rounding,
-    calibrate,
-    load_clips,
-    quantize,
-    save_clips,
-    uniform,
-)
+from haq.quantization.calibration import calibrate, load_clips, save_clips
+from haq.quantization.clipping import CLIPPING
+from haq.quantization.fake_quant import Rounding, quantize, uniform
 
 aten = torch.ops.aten
 

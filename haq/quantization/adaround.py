@@ -1,0 +1,114 @@
+"""AdaRound: which of two levels each weight is rounded to, learned without labels."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from haq.datasets import Split
+from haq.distillation.kd import divergence
+from haq.network.graph import Graph
+from haq.quantization.fake_quant import QuantConv2d, QuantLinear
+from haq.quantization.quantizer import levels, step
+from haq.training.numerics import channels_last, has_bfloat16
+from haq.training.teacher import teacher_from
+from haq.training.train import Step
+
+TEMPERATURE = 4.0
+"""Of the logits that the rounding is learned from."""
+
+
+def adaround(
+    model: nn.Module,
+    graph: Graph,
+    split: Split,
+    *,
+    steps: int = 300,
+    batch: int = 64,
+    lr: float = 0.005,
+    seed: int = 0,
+    on_step: Callable[[Step], None] | None = None,
+) -> None:
+    """Choose for every weight which of its two neighbouring levels it is rounded to, in place.
+
+    All layers together learn to give the float network's answer. A weight moves between its
+    neighbours, never beyond them::
+
+        w = s * (below + u)        u in [0, 1], at first where the float weight lies
+
+    The gradient passes straight through the rounding to u, which Adam moves. Nothing else changes,
+    so the statistics must have been brought up to date by ``correct`` before.
+
+    Args:
+        model: From ``quantize``; nothing happens to layers that are float.
+        graph: The float network's.
+        split: Images, a thousand are enough; augmented anew each time, labels do not count.
+        steps: Of Adam, each on one batch.
+        batch: Images a step.
+        lr: Of u, falling to zero along a cosine.
+        seed: Decides the order of the images and their augmentation.
+        on_step: Called after every step.
+
+    Source: after Nagel et al., "Up or down? Adaptive rounding for post-training quantization",
+    arXiv:2004.10568; there layer by layer.
+    """
+    layers = [part for part in model.modules() if isinstance(part, QuantConv2d | QuantLinear)]
+    if steps == 0 or not layers:
+        return
+    between = [_Between(layer) for layer in layers]
+    model.eval()
+    places = []
+    for layer, own in zip(layers, between, strict=True):
+        parametrize.register_parametrization(layer, "weight", own)
+        places.append(layer.get_parameter("parametrizations.weight.original"))
+    optimizer = torch.optim.Adam(places, lr, betas=(0.9, 0.99))
+    teacher = teacher_from(graph.traced)
+    generator = torch.Generator().manual_seed(seed)
+    for number, index in enumerate(_orders(len(split), batch, steps, generator)):
+        images, _ = split.batch(index, generator)
+        images = channels_last(images)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * number / steps))
+        with torch.autocast("cpu", torch.bfloat16, has_bfloat16()):
+            answer = model(images)
+        optimizer.zero_grad()
+        loss = divergence(answer.float(), teacher(index, images), TEMPERATURE)
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            for place in places:
+                place.clamp_(*_INSIDE)
+        if on_step:
+            on_step(Step(number + 1, steps, loss.item()))
+    for layer in layers:
+        parametrize.remove_parametrizations(layer, "weight")
+
+
+_INSIDE = (1e-3, 1 - 1e-3)  # of the gap: on the clip itself a rounding error could cut the gradient
+
+
+class _Between(nn.Module):
+    """From where each weight stands between its two levels to the weight."""
+
+    def __init__(self, layer: QuantConv2d | QuantLinear):
+        super().__init__()
+        shape = (-1, *(1,) * (layer.weight.dim() - 1))
+        self.size: Tensor = step(layer.weight_bits, layer.weight_clip, signed=True).view(shape)
+        low, high = levels(layer.weight_bits, signed=True)
+        self.below = (layer.weight.detach() / self.size).floor().clamp(low, high - 1)
+
+    def forward(self, place: Tensor) -> Tensor:
+        """Return the weights."""
+        return self.size * (self.below + place)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """Return where the weights stand, in [0, 1]."""
+        return (weight / self.size - self.below).clamp(*_INSIDE)
+
+
+def _orders(images: int, batch: int, steps: int, generator: torch.Generator) -> list[Tensor]:
+    epochs = -(-steps * batch // images)
+    order = torch.cat([torch.randperm(images, generator=generator) for _ in range(epochs)])
+    return list(torch.split(order[: steps * batch], batch))

@@ -1,0 +1,18 @@
+"""In which number format and memory layout networks compute on this CPU."""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """Return images (N, C, H, W) in the layout that convolutions are fastest in, else the same."""
+    image = images.dim() == 4
+    return images.contiguous(memory_format=torch.channels_last) if image else images
+
+
+@cache
+def has_bfloat16() -> bool:
+    """Return whether this CPU multiplies bfloat16 natively (AMX or AVX512-BF16)."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
