@@ -1,157 +1,51 @@
-"""What a model costs on a target, without data or weights."""
+"""``haq cost``: what each layer of a network costs on a target."""
 
-import csv
-import io
-from typing import Any
+import json
+from typing import Annotated, Any
 
-import torch
+import typer
 
-from haq.allocation.policy import Bits
+from haq.cli.options import HARDWARE, NETWORK, Model, Target, Width, option
 from haq.errors import HaqError
-from haq.hw_profiles import Answer, ProfileTarget, load
-from haq.hw_profiles.bitfusion import Formula
-from haq.hw_profiles.document import weakest
-from haq.models import build, input_shape
-from haq.network.graph import inventory
-from haq.network.layers import Layer
 
 
-def cost_table(
-    model: str,
-    target: str,
-    *,
-    batch: int | None = None,
-    width: float = 1.0,
-    size: int | None = None,
-    classes: int | None = None,
-) -> dict[str, Any]:
-    """Return the cost of every layer at every pair of bits that the target runs.
+def cost_command(
+    model: Model,
+    target: Target,
+    batch: Annotated[
+        int | None,
+        option(HARDWARE, "Images computed at once.", metavar="N", show_default="the target's own"),
+    ] = None,
+    width: Width = 1.0,
+    size: Annotated[
+        int | None,
+        option(NETWORK, "Height and width of an image, in pixels.", metavar="N",
+               show_default="the model's own"),
+    ] = None,
+    classes: Annotated[
+        int | None,
+        option(NETWORK, "Outputs of the last layer.", metavar="N",
+               show_default="the model's own"),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print every pair of bits, as JSON.")
+    ] = False,
+    as_csv: Annotated[
+        bool,
+        typer.Option("--csv", help="Print every pair of bits, as a table for --target table:FILE."),
+    ] = False,
+) -> None:  # fmt: skip
+    """Print what each layer costs on a target."""
+    from haq.cli.cost_table import cost_csv, cost_table
 
-    Args:
-        model: A name, or package.module:factory.
-        target: A name, a profile (.json) or a table (table:….csv).
-        batch: Images computed at once; the target's own where None.
-        width: Width multiplier.
-        size: Height and width of an image; needed for a factory (3 channels).
-        classes: Outputs of the last layer; the model's own where None.
+    if as_json and as_csv:
+        raise HaqError("--json and --csv are two ways to print the same; give one")
+    asked: dict[str, Any] = {"batch": batch, "width": width, "size": size, "classes": classes}
+    if as_csv:
+        typer.echo(cost_csv(model, target, **asked), nl=False)
+    elif as_json:
+        typer.echo(json.dumps(cost_table(model, target, **asked)))
+    else:
+        from haq.cli.terminal.costs import print_costs
 
-    Returns:
-        ``{"target", "batch", "unit", "provenance": {"latency": "modelled"}, "layers": [{"name",
-        "kind", "cost": {"8,8": ...}}]}``, with latency in ``cost``, in ``unit``, and the target's
-        other quantities beside it, such as ``energy_nj``. Keys are "weight bits,activation bits".
-        Where a model says more at these bits than at wider ones, the cost is the least of these,
-        and what it says of these bits stands in ``raw`` and ``raw_energy_nj``. ``provenance`` is
-        that of the weakest number.
-
-    Raises:
-        HaqError: There is no such model or target, or the target has no cost for some layer.
-    """
-    layers, hardware = _asked(model, target, batch, width, size, classes)
-    main = _main(hardware)
-    names = {name: "cost" if name == main else _column(name, hardware) for name in hardware.units}
-    rows, found = [], []
-    for layer in layers:
-        row: dict[str, Any] = {"name": layer.name, "kind": layer.kind}
-        row |= {name: {} for name in names.values()}
-        raw_names = {q: "raw" if q == main else f"raw_{names[q]}" for q in names}
-        row |= {name: {} for name in raw_names.values() if _has_raw(hardware)}
-        for bits in hardware.choices(layer):
-            answers = hardware.how(layer, bits)
-            found.append(answers)
-            pair = f"{bits.weight},{bits.act}"
-            for quantity, answer in answers.items():
-                row[names[quantity]][pair] = _plain(answer.value)
-            for quantity, value in _raw(hardware, layer, bits, answers).items():
-                row[raw_names[quantity]][pair] = _plain(value)
-        rows.append(row)
-    provenance = {name: weakest(each[name].provenance for each in found) for name in names}
-    return {
-        "target": hardware.name, "batch": hardware.batch, "unit": hardware.units[main],
-        "provenance": provenance, "layers": rows,
-    }  # fmt: skip
-
-
-def cost_csv(
-    model: str,
-    target: str,
-    *,
-    batch: int | None = None,
-    width: float = 1.0,
-    size: int | None = None,
-    classes: int | None = None,
-) -> str:
-    """Return the costs as CSV, a row for each layer and pair of bits.
-
-    The columns are those that a target "table:….csv" is read from, so a spreadsheet may change the
-    numbers. The arguments are those of ``cost_table``.
-    """
-    layers, hardware = _asked(model, target, batch, width, size, classes)
-    clock = hardware.profile.clock_hz
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    costs = [_column(quantity, hardware) for quantity in hardware.units]
-    clocks = ["clock_hz"] if clock else []
-    writer.writerow([*_SHAPE, "weight_bits", "act_bits", "batch", *clocks, *costs])
-    for layer in layers:
-        shape = [getattr(layer, "name" if name == "layer" else name) for name in _SHAPE]
-        cells = ["x".join(map(str, cell)) if isinstance(cell, tuple) else cell for cell in shape]
-        for bits in hardware.choices(layer):
-            values = [_plain(value) for value in hardware.cost(layer, bits).values()]
-            rate = [_plain(clock)] if clock else []
-            writer.writerow([*cells, bits.weight, bits.act, hardware.batch, *rate, *values])
-    return text.getvalue()
-
-
-_SHAPE = (
-    "layer", "kind", "c_in", "c_out", "groups", "kernel", "stride", "padding", "in_size",
-    "out_size",
-)  # fmt: skip
-
-
-def _asked(
-    model: str,
-    target: str,
-    batch: int | None,
-    width: float,
-    size: int | None,
-    classes: int | None,
-) -> tuple[tuple[Layer, ...], ProfileTarget]:
-    hardware = load(target, batch)
-    shape = input_shape(model, size)
-    if shape is None:
-        if size is None:
-            raise HaqError(f"model {model}: give --size, the height and width of its images")
-        shape = (3, size, size)
-    layers = inventory(build(model, classes, width, size), torch.zeros(1, *shape))
-    return tuple(layers), hardware
-
-
-def _main(hardware: ProfileTarget) -> str:
-    return "latency" if "latency" in hardware.units else next(iter(hardware.units))
-
-
-def _column(quantity: str, hardware: ProfileTarget) -> str:
-    return f"{quantity}_{hardware.units[quantity].lower()}"
-
-
-def _has_raw(hardware: ProfileTarget) -> bool:
-    return isinstance(hardware.formula, Formula)
-
-
-def _raw(
-    hardware: ProfileTarget, layer: Layer, bits: Bits, answers: dict[str, Answer]
-) -> dict[str, float]:
-    """Return what the model says of exactly these bits, where the cost is less."""
-    if not isinstance(hardware.formula, Formula):
-        return {}
-    raw = {
-        quantity: value + layer.calls * hardware.profile.quantities[quantity].per_call
-        for quantity, value in hardware.formula.raw(layer, bits).items()
-        if quantity in answers and answers[quantity].method == "model"
-    }
-    return {quantity: value for quantity, value in raw.items() if value > answers[quantity].value}
-
-
-def _plain(value: float) -> float:
-    """Return a whole number as one: cycles have no decimals."""
-    return int(value) if float(value).is_integer() else value
+        print_costs(cost_table(model, target, **asked))

@@ -1,51 +1,64 @@
-"""Train a float network and write its weights, with what made them beside them."""
+"""``haq train``: train a float network."""
 
-import sys
-import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import torch
+import typer
 
-from haq.datasets import load
-from haq.errors import ModelError
-from haq.models.weights import save_weights
-from haq.runs import folder as results
-from haq.runs.job import Job
-from haq.runs.run import OnProgress, fresh_model, train_float
-from haq.training.scoring import score
+from haq.cli.options import (
+    RUN,
+    TRAINING,
+    Data,
+    Model,
+    Seed,
+    Size,
+    Threads,
+    Width,
+    option,
+    threads_for,
+)
 
 
-def run_training(
-    job: Job, out: Path, epochs: int, lr: float, on_progress: OnProgress
-) -> dict[str, Any]:
-    """Train the model of a job on its training images and return the accuracies.
+def train_command(  # noqa: PLR0913 - one argument an option
+    out: Annotated[
+        Path, option(RUN, "The weights to write, such as float.safetensors.", metavar="FILE")
+    ],
+    model: Model = "digits_cnn",
+    data: Data = "digits",
+    width: Width = 1.0,
+    size: Size = None,
+    epochs: Annotated[
+        int, option(TRAINING, "Epochs of training.", metavar="N", min=1)
+    ] = 30,
+    lr: Annotated[
+        float,
+        option(TRAINING, "Highest learning rate of training.", metavar="RATE", min=1e-9, max=1e3),
+    ] = 0.2,
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:  # fmt: skip
+    """Train a float network."""
+    from haq.cli.terminal.progress import progress
+    from haq.cli.training import run_training
+    from haq.runs.job import parse_job
 
-    Interrupted and asked for again in the same words, it goes on from the last whole epoch.
-
-    The weights go to ``out``, the accuracies and their provenance to ``out`` with the suffix
-    ``.json``.
-
-    Raises:
-        HaqError: A name is unknown, the images do not fit the model, or ``out`` cannot be written.
-    """
-    if out.suffix != ".safetensors":
-        raise ModelError(f"out {out}: the weights are written as safetensors; name it so")
-    if not out.parent.is_dir():
-        raise ModelError(f"out {out}: there is no folder {out.parent}")
-    torch.set_num_threads(job.threads or torch.get_num_threads())
-    images = load(job.data, seed=job.seed, size=job.size)
-    network = fresh_model(job.model, images, job.width, job.seed)
-    started = time.perf_counter()
-    train_float(network, images, epochs, job.seed, out.with_suffix(".part"), on_progress, lr)
-    save_weights(network, out)
-    out.with_suffix(".part").unlink(missing_ok=True)
-    summary = {
-        "model": job.model, "data": images.name, "epochs": epochs, "lr": lr, "seed": job.seed,
-        "val_accuracy": score(network, images.val).accuracy,
-        "test_accuracy": score(network, images.test).accuracy,
-        "seconds": round(time.perf_counter() - started, 1),
-        **results.provenance(sys.argv),
-    }  # fmt: skip
-    results.write_json(out.with_suffix(".json"), summary)
-    return summary
+    job = parse_job(
+        model=model,
+        data=data,
+        width=width,
+        size=size,
+        seed=seed,
+        threads=threads_for(threads, data),
+    )
+    try:
+        with progress() as on_progress:
+            summary = run_training(job, out, epochs, lr, on_progress)
+    except KeyboardInterrupt:
+        if not out.with_suffix(".part").exists():
+            raise
+        typer.echo("haq: interrupted; the same command goes on from the last epoch", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(
+        f"validation accuracy {summary['val_accuracy']:.2%}, "
+        f"test accuracy {summary['test_accuracy']:.2%}; weights in {out}"
+    )

@@ -7,7 +7,7 @@ import pytest
 from haq.allocation.costs import CostTable, Edge, permitted, tabulate
 from haq.allocation.policy import Bits
 from haq.cli import main as cli
-from haq.cli.show import print_run
+from haq.cli.terminal.run import print_run
 from haq.errors import TargetError
 from haq.hw_profiles import TARGETS, load
 from haq.network.layers import Layer

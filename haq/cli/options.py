@@ -1,0 +1,96 @@
+"""Options that several commands have, and what their texts mean.
+
+Nothing heavy is imported here, so that ``haq --help`` is instant.
+"""
+
+from collections.abc import Callable, Collection
+from inspect import Signature, signature
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from haq.errors import HaqError
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+NETWORK = "Network and data"
+HARDWARE = "Hardware and budget"
+BITS = "Bits"
+SEARCH = "Search"
+QUANTIZATION = "Quantization"
+TRAINING = "Fine-tuning"
+RUN = "Run"
+
+
+def option(panel: str, text: str, *names: str, metavar: str | None = None, **more: Any) -> Any:
+    """Return an option of a command, shown in a panel of its help."""
+    return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar, **more)
+
+
+Model = Annotated[
+    str,
+    option(NETWORK, "Name such as resnet20 or mobilenet_v2, or package.module:factory.",
+           metavar="NAME"),
+]  # fmt: skip
+Data = Annotated[
+    str,
+    option(NETWORK, "Images: digits, cifar10:DIR, folder:DIR or package.module:factory.",
+           metavar="NAME"),
+]  # fmt: skip
+Width = Annotated[float, option(NETWORK, "Width multiplier of MobileNets.", metavar="FACTOR")]
+Size = Annotated[
+    int | None,
+    option(NETWORK, "Height and width of folder: images, in pixels.", metavar="N",
+           show_default="224"),
+]  # fmt: skip
+Seed = Annotated[int, option(SEARCH, "Number that decides everything random.", metavar="N")]
+Threads = Annotated[
+    int | None,
+    option(RUN, "CPU threads of each process.", metavar="N",
+           show_default="all cores, shared by the workers; 1 for digits"),
+]  # fmt: skip
+Target = Annotated[
+    str,
+    option(HARDWARE, "Name that haq targets lists, or FILE.json, or table:FILE.csv.",
+           metavar="NAME"),
+]  # fmt: skip
+
+
+def threads_for(asked: int | None, data: str, workers: int = 1) -> int:
+    """Return how many threads to use: as asked, or each worker's share of this process's cores.
+
+    Networks for the digits are so small that a second thread only waits for the first.
+    """
+    from haq.runs.job import cores
+
+    if asked is not None and asked < 1:
+        raise HaqError(f"threads {asked}: give at least 1")
+    return asked or (1 if data == "digits" else max(1, cores() // workers))
+
+
+def check_alone(context: typer.Context) -> None:
+    """Refuse options beside --resume: a run goes on as it was asked for."""
+    given = [
+        name
+        for name in context.params
+        if name != "resume" and str(context.get_parameter_source(name)).endswith("COMMANDLINE")
+    ]
+    if given:
+        options = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise HaqError(f"--resume goes on with a run as it was asked for; leave out {options}")
+
+
+def with_options_of(
+    command: Callable[..., None], but: Collection[str]
+) -> Callable[[Command], Command]:
+    """Give a command the options of another one too, but for some: it gets them as keywords."""
+
+    def decorated(own: Command) -> Command:
+        named = [p for p in signature(own).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        taken = {parameter.name for parameter in named} | set(but)
+        more = [p for p in signature(command).parameters.values() if p.name not in taken]
+        own.__signature__ = Signature([*named, *more])  # type: ignore[attr-defined]
+        own.__annotations__ = {p.name: p.annotation for p in (*named, *more)}
+        return own
+
+    return decorated

@@ -1,0 +1,60 @@
+"""``haq profile``: measure a network on this machine."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from haq.cli.options import NETWORK, Model, Seed, Width, option
+
+MEASURING = "Measuring"
+
+
+def profile_command(  # noqa: PLR0913 - one argument an option
+    model: Model,
+    out: Annotated[
+        Path, option(MEASURING, "The profile to write, such as my-machine.json.", metavar="FILE")
+    ],
+    weights: Annotated[
+        Path | None,
+        option(NETWORK, "Float weights, as haq train writes them.", metavar="FILE",
+               show_default="random ones"),
+    ] = None,
+    data: Annotated[
+        str | None,
+        option(NETWORK, "Data that give the images' size, the classes and the clips.",
+               metavar="NAME", show_default="none: --size and random clips"),
+    ] = None,
+    width: Width = 1.0,
+    size: Annotated[
+        int | None,
+        option(NETWORK, "Height and width of an image, in pixels.", metavar="N", min=1,
+               show_default="the model's own"),
+    ] = None,
+    seed: Seed = 0,
+    provider: Annotated[
+        str, option(MEASURING, "Who computes: cpu, cuda or tensorrt.", metavar="NAME")
+    ] = "cpu",
+    threads: Annotated[
+        int, option(MEASURING, "CPU threads of one operator.", metavar="N", min=1)
+    ] = 1,
+    batch: Annotated[
+        int, option(MEASURING, "Images computed at once.", metavar="N", min=1)
+    ] = 1,
+    rounds: Annotated[
+        int, option(MEASURING, "Rounds of measuring, at most.", metavar="N", min=1)
+    ] = 150,
+) -> None:  # fmt: skip
+    """Measure a network in ONNX Runtime on this machine, for --target FILE."""
+    from haq.cli.terminal.progress import progress
+    from haq.hw_profiles.onnx_runtime import Setup, check_provider
+    from haq.runs.profile import check_out, describe, run_profile, subject
+
+    check_provider(provider)
+    check_out(out)
+    asked = subject(model, weights=weights, data=data, width=width, size=size, seed=seed)
+    setup = Setup(provider, threads, batch)
+    with progress() as on_progress:
+        profile = run_profile(asked, out, setup, rounds, seed, on_progress)
+    typer.echo(describe(profile))
+    typer.echo(f"{out}: haq search --model {model} --target {out} --budget latency=70%fp32")

@@ -1,0 +1,228 @@
+"""``haq search``: find the bits of every layer, fine-tune the best policy, write the run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from haq.cli.options import (
+    BITS,
+    HARDWARE,
+    NETWORK,
+    QUANTIZATION,
+    RUN,
+    SEARCH,
+    TRAINING,
+    Data,
+    Model,
+    Seed,
+    Size,
+    Threads,
+    Width,
+    check_alone,
+    option,
+    threads_for,
+)
+from haq.errors import HaqError
+
+
+def search_command(  # noqa: PLR0913 - one argument an option
+    context: typer.Context,
+    model: Model = "digits_cnn",
+    data: Data = "digits",
+    weights: Annotated[
+        Path | None,
+        option(NETWORK, "Float weights to start from, as haq train writes them.", metavar="FILE",
+               show_default="none: see --float-epochs"),
+    ] = None,
+    float_epochs: Annotated[
+        int | None,
+        option(NETWORK, "Epochs in which the float network is trained first.", metavar="N",
+               show_default="60 for digits; others need --weights"),
+    ] = None,
+    width: Width = 1.0,
+    size: Size = None,
+    target: Annotated[
+        str | None,
+        option(HARDWARE, "Name that haq targets lists, or FILE.json, or table:FILE.csv.",
+               metavar="NAME", show_default="none: size and operations only"),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        option(HARDWARE, "Images that the target computes at once.", metavar="N",
+               show_default="the target's own"),
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        option(HARDWARE, "Limit such as avg_weight_bits=3, size=90kB or latency=50%w8a8. "
+               "May be repeated.", metavar="LIMIT", show_default="avg_weight_bits=3"),
+    ] = None,
+    weight_bits: Annotated[
+        str, option(BITS, "Range of the weights' bits.", metavar="LOW..HIGH")
+    ] = "2..8",
+    act_bits: Annotated[
+        str | None,
+        option(BITS, "Bits of all activations, 2 to 8, or search.", metavar="BITS",
+               show_default="search for latency, energy and bops; else 8"),
+    ] = None,
+    pin: Annotated[
+        list[str] | None,
+        option(BITS, "Bits of one layer, as NAME=BITS, or none. May be repeated.",
+               metavar="LAYER=BITS", show_default="first and last layer at 8"),
+    ] = None,
+    agent: Annotated[
+        str,
+        option(SEARCH, "Agent that proposes policies: guided, ilp, ddpg, random, uniform.",
+               metavar="NAME"),
+    ] = "ddpg",
+    episodes: Annotated[
+        int | None,
+        option(SEARCH, "Policies to try.", metavar="N", min=1, show_default="60; 1 for ilp"),
+    ] = None,
+    evaluation: Annotated[
+        str | None,
+        option(SEARCH, "What scores a policy: finetune, after one epoch, or cheap, without.",
+               metavar="NAME", show_default="cheap for guided and ilp, else finetune"),
+    ] = None,
+    reward: Annotated[
+        str | None,
+        option(SEARCH, "accuracy, loss, or agreement with the float network.", metavar="NAME",
+               show_default="agreement for guided, else accuracy"),
+    ] = None,
+    finalists: Annotated[
+        int | None,
+        option(SEARCH, "Best policies of cheap episodes that get an epoch each.", metavar="N",
+               show_default="3 for guided, else 0"),
+    ] = None,
+    paper: Annotated[
+        bool, option(SEARCH, "Run --agent ddpg as the paper describes it.", "--paper")
+    ] = False,
+    seed: Seed = 0,
+    clipping: Annotated[
+        str,
+        option(QUANTIZATION, "Clips are chosen by kl, mse, percentile or max.", metavar="NAME"),
+    ] = "kl",
+    per_tensor: Annotated[
+        bool,
+        option(QUANTIZATION, "Give each layer one scale, not one for each channel.",
+               "--per-tensor"),
+    ] = False,
+    calibration_images: Annotated[
+        int, option(QUANTIZATION, "Training images that the clips are chosen on.", metavar="N")
+    ] = 512,
+    train_images: Annotated[
+        int, option(TRAINING, "Images of an episode's epoch.", metavar="N")
+    ] = 5000,
+    val_images: Annotated[
+        int, option(TRAINING, "Validation images that score an episode.", metavar="N")
+    ] = 2500,
+    lr: Annotated[
+        float, option(TRAINING, "Highest learning rate of fine-tuning.", metavar="RATE")
+    ] = 0.02,
+    distill: Annotated[
+        bool, option(TRAINING, "Learn from the float network's answers as well.")
+    ] = True,
+    final_epochs: Annotated[
+        int | None,
+        option(TRAINING, "Epochs of fine-tuning for the policy chosen.", metavar="N",
+               show_default="1; 30 for digits; 0 if nothing was fine-tuned"),
+    ] = None,
+    rounding_steps: Annotated[
+        int | None,
+        option(TRAINING, "Steps in which the policy chosen learns its rounding (AdaRound).",
+               metavar="N", show_default="300 for cheap episodes, else 0"),
+    ] = None,
+    out: Annotated[
+        str | None,
+        option(RUN, "Name of the run below results/, or a path.", metavar="NAME",
+               show_default="named after what is asked for"),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        option(RUN, "Name or folder of a run to go on with, without other options.",
+               metavar="NAME"),
+    ] = None,
+    threads: Threads = None,
+    workers: Annotated[
+        int, option(RUN, "Policies evaluated at once, each in a process.", metavar="N")
+    ] = 1,
+    ray: Annotated[
+        str | None,
+        option(RUN, "Ray cluster for the workers: HOST:PORT, auto or local.", metavar="ADDRESS"),
+    ] = None,
+) -> None:  # fmt: skip
+    """Search the bits of every layer, fine-tune the best policy, write the run."""
+    from haq.cli.terminal.progress import progress
+    from haq.cli.terminal.run import print_run
+    from haq.runs.folder import find_folder, new_folder, read_job
+    from haq.runs.job import parse_job
+    from haq.runs.run import run
+
+    if resume is not None:
+        check_alone(context)
+        folder = find_folder(resume)
+        job = read_job(folder)
+    else:
+        job = parse_job(**job_fields(context.params))
+        folder = new_folder(job, out)
+    try:
+        with progress() as on_progress:
+            summary = run(job, folder, on_progress)
+    except KeyboardInterrupt:
+        if not (folder / "job.json").exists():
+            raise
+        _stop(folder)
+    print_run(folder, summary)
+    if summary["state"] == "interrupted":
+        _stop(folder)
+
+
+def _stop(folder: Path) -> NoReturn:
+    typer.echo(f"haq: interrupted; go on with: haq search --resume {folder}", err=True)
+    raise typer.Exit(130)
+
+
+def job_fields(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a job that the options of ``search`` ask for."""
+    fields = {name: value for name, value in options.items() if name not in ("out", "resume")}
+    budgets, pins = fields.pop("budget"), fields.pop("pin")
+    fields |= {
+        "weight_bits": _range(fields["weight_bits"]),
+        "act_bits": _bits_or_search(fields["act_bits"]),
+        "pins": _pins(list(pins or ())),
+        "per_channel": not fields.pop("per_tensor"),
+        "threads": threads_for(fields["threads"], fields["data"], max(1, fields["workers"])),
+    }
+    return fields | ({"budgets": tuple(budgets)} if budgets else {})
+
+
+def _range(text: str) -> tuple[int, int]:
+    low, dots, high = text.partition("..")
+    try:
+        return int(low), int(high if dots else low)
+    except ValueError:
+        raise HaqError(f"weight-bits {text!r}: write a range like 2..8, or one number") from None
+
+
+def _bits_or_search(text: str | None) -> int | str | None:
+    if text is None or text == "search":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise HaqError(f"act-bits {text!r}: give 2 to 8, or search") from None
+
+
+def _pins(texts: list[str] | None) -> dict[str, int] | None:
+    if not texts:
+        return None
+    if texts == ["none"]:
+        return {}
+    pins = {}
+    for text in texts:
+        name, _, bits = text.rpartition("=")
+        if not name or not bits.isdecimal():
+            raise HaqError(f"pin {text!r}: write NAME=BITS, or none alone")
+        pins[name] = int(bits)
+    return pins

@@ -1,0 +1,118 @@
+"""``haq serve``, ``haq worker`` and ``haq token``: searches over HTTP."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from haq.errors import HaqError
+
+Files = Annotated[
+    Path, typer.Option(envvar="HAQ_FILES", help="Folder of the service's runs and uploads.")
+]
+Database = Annotated[
+    str | None,
+    typer.Option(
+        envvar="HAQ_DATABASE", show_envvar=True,
+        help="sqlite:///FILE or postgresql+psycopg://…; default: a file in the folder.",
+    ),
+]  # fmt: skip
+OfferedData = Annotated[
+    list[str] | None, typer.Option(help="NAME=DATA that users may ask for; may be repeated.")
+]
+OfferedWeights = Annotated[
+    list[str] | None, typer.Option(help="NAME=FILE that users may ask for; may be repeated.")
+]
+Lease = Annotated[float, typer.Option(help="Seconds until a dead worker's run goes to another.")]
+Tries = Annotated[int, typer.Option(min=1, help="In a row without a new episode.")]
+SearchThreads = Annotated[int, typer.Option(min=1, help="CPU threads of one search, at most.")]
+
+_FILES = Path("haq-files")
+
+
+def _check_service() -> None:
+    missing = [
+        name for name in ("alembic", "fastapi", "sqlalchemy", "uvicorn") if not find_spec(name)
+    ]
+    if missing:
+        raise HaqError(f"the service needs {', '.join(missing)}: pip install 'haq[service]'")
+
+
+def serve_command(  # noqa: PLR0913 - one argument an option
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at.")] = 8080,
+    database: Database = None,
+    files: Files = _FILES,
+    workers: Annotated[int, typer.Option(min=0, help="Searches at once.")] = 1,
+    data: OfferedData = None,
+    weights: OfferedWeights = None,
+    threads: SearchThreads = 1,
+    lease: Lease = 30.0,
+    tries: Tries = 3,
+    everyone: Annotated[
+        bool, typer.Option("--open", help="Let everyone who reaches it in, without tokens.")
+    ] = False,
+) -> None:
+    """Serve searches over HTTP, with a page and workers."""
+    _check_service()
+    from haq.service.serve import serve, settings_of
+
+    asked = settings_of(files, database, data or [], weights or [], threads, lease, tries)
+    serve(asked, host, port, workers, everyone)
+
+
+def worker_command(
+    database: Database = None,
+    files: Files = _FILES,
+    data: OfferedData = None,
+    weights: OfferedWeights = None,
+    threads: SearchThreads = 1,
+    lease: Lease = 30.0,
+    tries: Tries = 3,
+) -> None:
+    """Do runs of a service, one at a time; give what haq serve was given."""
+    _check_service()
+    from haq.service.serve import settings_of, worker
+
+    worker(settings_of(files, database, data or [], weights or [], threads, lease, tries))
+
+
+token_app = typer.Typer(help="Tokens for the service.", no_args_is_help=True)
+
+
+@token_app.command("create")
+def token_create_command(
+    name: Annotated[str, typer.Argument(help="The user's name.")],
+    scope: Annotated[str, typer.Option(help="read, submit or admin.")] = "submit",
+    database: Database = None,
+    files: Files = _FILES,
+) -> None:
+    """Make a token and print it, this once."""
+    _check_service()
+    from haq.service.serve import new_token, settings_of
+
+    typer.echo(new_token(settings_of(files, database), name, scope))
+
+
+@token_app.command("list")
+def token_list_command(database: Database = None, files: Files = _FILES) -> None:
+    """List all tokens, without their secrets."""
+    _check_service()
+    from haq.service.serve import settings_of, token_lines
+
+    for line in token_lines(settings_of(files, database)):
+        typer.echo(line)
+
+
+@token_app.command("revoke")
+def token_revoke_command(
+    name: Annotated[str, typer.Argument(help="A token's id, or a user's name for all of them.")],
+    database: Database = None,
+    files: Files = _FILES,
+) -> None:
+    """Revoke a token, or all of a user."""
+    _check_service()
+    from haq.service.serve import revoke_token, settings_of
+
+    typer.echo(f"revoked: {', '.join(revoke_token(settings_of(files, database), name))}")

@@ -1,0 +1,54 @@
+"""Print targets, and what layers cost on them."""
+
+from typing import Any
+
+from rich.table import Table
+
+from haq.cli.terminal.console import console
+
+
+def print_targets(targets: list[dict[str, Any]]) -> None:
+    """Print what each target is, its quantities and where they come from."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("target", "device", "costs", "bits", "batch"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("costs", "batch"))
+    for target in targets:
+        costs = "\n".join(f"{name} {q['provenance']}" for name, q in target["quantities"].items())
+        reference = str(target["batch"]["reference"])
+        table.add_row(target["target"], target["device"], costs, target["bits"], reference)
+    console().print(table)
+
+
+def print_costs(costs: dict[str, Any]) -> None:
+    """Print the cost of every layer at a few pairs of bits, and the sums."""
+    layers = costs["layers"]
+    offered = {pair for layer in layers for pair in layer["cost"]}
+    shown = ("32,32", "8,8", "8,4", "4,8", "6,6", "4,4", "2,2")
+    pairs = [pair for pair in shown if pair in offered] or sorted(offered)[:6]
+    title = f"{costs['target']}, batch {costs['batch']}, {costs['unit']}"
+    table = Table(title=title, box=None, header_style="bold", pad_edge=False)
+    columns = {
+        "w{}a{}".format(*pair.split(",")): [layer["cost"].get(pair) for layer in layers]
+        for pair in pairs
+    }
+    cells = [
+        [_number(value) for value in (*column, None if None in column else sum(column))]
+        for column in columns.values()
+    ]
+    names = [(layer["name"], layer["kind"]) for layer in layers]
+    for place, name in enumerate(("layer", "kind")):
+        table.add_column(name, min_width=max(len(texts[place]) for texts in names))
+    for name, numbers in zip(columns, cells, strict=True):
+        table.add_column(name, justify="right", min_width=max(map(len, numbers)))
+    for row in zip([*names, ("all", "")], *cells, strict=True):
+        table.add_row(*row[0], *row[1:])
+    screen = console()
+    screen.print(table, crop=False)  # a number cut off is worse than a line that is wrapped
+    classes = ", ".join(f"{name} {found}" for name, found in costs["provenance"].items())
+    screen.print(f"where the numbers come from: {classes}", highlight=False)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:,.4g}"

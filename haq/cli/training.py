@@ -1,0 +1,51 @@
+"""Train a float network and write its weights, with what made them beside them."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from haq.datasets import load
+from haq.errors import ModelError
+from haq.models.weights import save_weights
+from haq.runs import folder as results
+from haq.runs.job import Job
+from haq.runs.run import OnProgress, fresh_model, train_float
+from haq.training.scoring import score
+
+
+def run_training(
+    job: Job, out: Path, epochs: int, lr: float, on_progress: OnProgress
+) -> dict[str, Any]:
+    """Train the model of a job on its training images and return the accuracies.
+
+    Interrupted and asked for again in the same words, it goes on from the last whole epoch.
+
+    The weights go to ``out``, the accuracies and their provenance to ``out`` with the suffix
+    ``.json``.
+
+    Raises:
+        HaqError: A name is unknown, the images do not fit the model, or ``out`` cannot be written.
+    """
+    if out.suffix != ".safetensors":
+        raise ModelError(f"out {out}: the weights are written as safetensors; name it so")
+    if not out.parent.is_dir():
+        raise ModelError(f"out {out}: there is no folder {out.parent}")
+    torch.set_num_threads(job.threads or torch.get_num_threads())
+    images = load(job.data, seed=job.seed, size=job.size)
+    network = fresh_model(job.model, images, job.width, job.seed)
+    started = time.perf_counter()
+    train_float(network, images, epochs, job.seed, out.with_suffix(".part"), on_progress, lr)
+    save_weights(network, out)
+    out.with_suffix(".part").unlink(missing_ok=True)
+    summary = {
+        "model": job.model, "data": images.name, "epochs": epochs, "lr": lr, "seed": job.seed,
+        "val_accuracy": score(network, images.val).accuracy,
+        "test_accuracy": score(network, images.test).accuracy,
+        "seconds": round(time.perf_counter() - started, 1),
+        **results.provenance(sys.argv),
+    }  # fmt: skip
+    results.write_json(out.with_suffix(".json"), summary)
+    return summary

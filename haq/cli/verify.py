@@ -1,0 +1,34 @@
+"""``haq verify``: check an ONNX file."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from haq.cli.options import NETWORK, Size, option
+
+
+def verify_command(
+    file: Annotated[Path, typer.Argument(help="A file that haq export --format onnx wrote.")],
+    data: Annotated[
+        str | None,
+        option(NETWORK, "Images to test on: digits, cifar10:DIR, folder:DIR or "
+               "package.module:factory.", metavar="NAME", show_default="none: no accuracy"),
+    ] = None,
+    size: Size = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+) -> None:  # fmt: skip
+    """Check an ONNX file: valid, loads, integer kernels, exact integers, accuracy."""
+    from haq.cli.terminal.onnx import print_verified
+    from haq.cli.terminal.progress import progress
+    from haq.datasets import load
+    from haq.runs.onnx_file import verify
+
+    images = None if data is None else load(data, seed=0, size=size)
+    with progress() as on_progress:
+        found = verify(file, images, on_progress)
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        print_verified(file, found)
