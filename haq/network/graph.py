@@ -1,14 +1,15 @@
 """A captured model: its layers, and the tensors between them that are quantized."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
 from torch import fx, nn
 
 from haq.network.capture import Sample, check_reached, layer_calls, shapes_of, symbolic_graph
-from haq.network.layers import Kind, Layer
+from haq.network.layers import CallShape, Kind, Layer
 from haq.network.operators import (
     LayerModule,
     first_input,
@@ -31,12 +32,17 @@ class Graph:
         floats: Names of modules and parameters with weights that stay float and do not fold into
             a layer.
         traced: The model's own modules under a graph of its forward in evaluation mode.
+        float_parameters: Name of each in ``floats`` to the number of its values that are stored as
+            float32, parameters and buffers together; what several share is counted with the first.
+        notes: What was changed in the captured copy of the model, in whole sentences.
     """
 
     layers: tuple[Layer, ...]
     points: tuple[Point, ...]
     floats: tuple[str, ...]
     traced: fx.GraphModule
+    float_parameters: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def trace(model: nn.Module, sample: Sample) -> Graph:
@@ -67,7 +73,9 @@ def trace(model: nn.Module, sample: Sample) -> Graph:
         for name, nodes in calls.items()
     )
     points = points_of(shapes, tensors, signs)
-    return Graph(layers, points, _floats(model, traced, calls), traced)
+    floats = _floats(model, traced, calls)
+    counts = _float_parameters(model, floats, calls)
+    return Graph(layers, points, floats, traced, counts)
 
 
 def inventory(model: nn.Module, sample: Sample) -> tuple[Layer, ...]:
@@ -107,22 +115,25 @@ def _layer(
     module = traced.get_submodule(name)
     assert isinstance(module, LayerModule)
     sources = [tensors[node] for node in nodes]
-    positions = [_positions(module, shapes[node], images) for node in nodes]
+    sizes = [_sizes(module, node, shapes, images) for node in nodes]
     layer = Layer(
         name=name,
         kind=_layer_kind(module),
         c_in=module.weight.shape[1],
         c_out=module.weight.shape[0],
+        in_size=sizes[0].in_size,
+        out_size=sizes[0].out_size,
         weights=module.weight.numel(),
         biases=module.weight.shape[0] if module.bias is not None or folding_norms(nodes) else 0,
-        macs=sum(module.weight.numel() * count for count in positions),
+        macs=sum(size.macs for size in sizes),
         calls=len(nodes),
         signed=any(signs[source] for source in sources),
         reads=reads,
         reads_input=any(origin_of(source).op == "placeholder" for source in sources),
+        shapes=_differing(sizes),
     )
     if isinstance(module, nn.Linear):
-        return replace(layer, in_size=(positions[0], 1), out_size=(positions[0], 1))
+        return layer
     return replace(
         layer,
         c_in=module.in_channels,
@@ -130,9 +141,25 @@ def _layer(
         stride=_pair(module.stride),
         padding=_padding(module),
         groups=module.groups,
-        in_size=_pair(shapes[first_input(nodes[0])][-2:]),
-        out_size=_pair(shapes[nodes[0]][-2:]),
     )
+
+
+def _sizes(
+    module: LayerModule, node: fx.Node, shapes: dict[fx.Node, torch.Size], images: int
+) -> CallShape:
+    positions = _positions(module, shapes[node], images)
+    macs = module.weight.numel() * positions
+    if isinstance(module, nn.Linear):
+        return CallShape((positions, 1), (positions, 1), macs, 1)
+    before, after = _pair(shapes[first_input(node)][-2:]), _pair(shapes[node][-2:])
+    return CallShape(before, after, macs, 1)
+
+
+def _differing(sizes: list[CallShape]) -> tuple[CallShape, ...]:
+    counts = Counter(sizes)
+    if len(counts) == 1:
+        return ()
+    return tuple(size._replace(calls=count) for size, count in counts.items())
 
 
 def _pair(values: Iterable[int]) -> tuple[int, int]:
@@ -217,3 +244,18 @@ def _floats(
         for name, module in model.named_modules()
         if name not in inside and any(True for _ in module.parameters(recurse=False))
     )
+
+
+def _float_parameters(
+    model: nn.Module, floats: tuple[str, ...], layers: Iterable[str]
+) -> dict[str, int]:
+    """Return how many values each part that stays float stores: a shared one with the first."""
+    counted = {id(value) for name in layers for value in model.get_submodule(name).parameters()}
+    counts = {}
+    for name in floats:
+        module = model if name == type(model).__name__ else model.get_submodule(name)
+        stored = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        own = {id(v): v.numel() for v in stored if v.is_floating_point() and id(v) not in counted}
+        counted |= own.keys()
+        counts[name] = sum(own.values())
+    return counts

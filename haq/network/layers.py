@@ -4,13 +4,29 @@ Everything downstream (costs, env, policy, export) speaks of layers by the name 
 ``model.named_modules()`` gives them, never by position.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 EDGE_BITS = 8
 """Bits of the network's input, of residual operands and sums, and of what is pooled."""
 
 Kind = Literal["conv", "depthwise", "grouped", "pointwise", "linear"]
+
+
+class CallShape(NamedTuple):
+    """The sizes with which a forward calls a layer once or several times.
+
+    Attributes:
+        in_size: As ``Layer.in_size``.
+        out_size: As ``Layer.out_size``.
+        macs: Multiply-accumulates of one such call for one image.
+        calls: How often one forward calls the layer with these sizes.
+    """
+
+    in_size: tuple[int, int]
+    out_size: tuple[int, int]
+    macs: int
+    calls: int
 
 
 @dataclass(frozen=True)
@@ -38,6 +54,8 @@ class Layer:
         reads: Name of the first layer that reads the same input tensor: layers with equal
             ``reads`` share one activation bit-width. Its own name where nobody read it before.
         reads_input: Whether that tensor is the network's input, which always has 8 bits.
+        shapes: The sizes of its calls where they differ, in order of execution; empty where all
+            calls have ``in_size`` and ``out_size``, which are those of the first call.
     """
 
     name: str
@@ -57,3 +75,22 @@ class Layer:
     signed: bool = False
     reads: str = ""
     reads_input: bool = False
+    shapes: tuple[CallShape, ...] = ()
+
+    def by_size(self) -> "tuple[Layer, ...]":
+        """Return the layer once for each size it is called with: costs are sums over these.
+
+        >>> head = Layer("head", "conv", 8, 8, in_size=(32, 32), out_size=(32, 32), calls=2, shapes=
+        ...     (CallShape((32, 32), (32, 32), 65536, 1), CallShape((4, 4), (4, 4), 1024, 1)))
+        >>> [(layer.in_size, layer.calls, layer.macs) for layer in head.by_size()]
+        [((32, 32), 1, 65536), ((4, 4), 1, 1024)]
+        """
+        if not self.shapes:
+            return (self,)
+        return tuple(
+            replace(
+                self, in_size=shape.in_size, out_size=shape.out_size, calls=shape.calls,
+                macs=shape.macs * shape.calls, shapes=(),
+            )
+            for shape in self.shapes
+        )  # fmt: skip

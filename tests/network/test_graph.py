@@ -10,7 +10,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from haq.errors import ModelError
 from haq.models import build, input_shape
 from haq.network.graph import Handover, handovers, inventory, trace
-from haq.network.layers import Layer
+from haq.network.layers import CallShape, Layer
 from haq.network.sites import insert
 
 IMAGE = torch.zeros(1, 3, 8, 8)
@@ -618,3 +618,34 @@ def test_a_tensor_with_two_readers_is_handed_over_once():
         Handover("stem", "left", 256),
         Handover("left", "right", 256),
     )
+
+
+def test_a_head_called_at_two_sizes_is_seen_at_both():
+    def forward(m, x):
+        y = m.stem(x).relu()
+        return m.head(y).mean() + m.head(functional.avg_pool2d(y, 4)).mean()
+
+    head = layers_of(Net(forward, stem=conv(), head=conv(4, 2)))["head"]
+    assert head.shapes == (CallShape((8, 8), (8, 8), 72 * 64, 1), CallShape((2, 2), (2, 2), 288, 1))
+    assert (head.calls, head.macs) == (2, 72 * 68)
+    assert [(part.in_size, part.calls, part.macs) for part in head.by_size()] == [
+        ((8, 8), 1, 72 * 64),
+        ((2, 2), 1, 288),
+    ]
+
+
+def test_calls_of_one_size_need_no_sizes_of_their_own():
+    (layer,) = inventory(Net(lambda m, x: m.a(m.a(x)), a=conv(3, 3)), IMAGE)
+    assert layer.shapes == () and layer.by_size() == (layer,)
+
+
+def test_what_stays_float_is_counted_and_what_is_tied_once():
+    model = Net(
+        lambda m, x: m.c(m.ln(m.emb(x)) + m.scale),
+        emb=nn.Embedding(5, 4),
+        ln=nn.LayerNorm(4),
+        c=nn.Linear(4, 4),
+        scale=nn.Parameter(torch.ones(4)),
+    )
+    tokens = torch.zeros(1, 4, dtype=torch.int64)
+    assert trace(model, tokens).float_parameters == {"Net": 4, "emb": 20, "ln": 8}
