@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from haq.errors import HaqError
-from haq.reports.charts import THEMES, Chart, colored
+from haq.reports.charts.theme import THEMES, Chart, colored
 from haq.reports.page import plain
-from haq.reports.record import all_charts, read_run
+from haq.reports.record import read_run
+from haq.reports.run_charts import all_charts
 
 
 def write_pictures(folder: Path, place: Path, scale: float = 3) -> list[Path]:

@@ -4,10 +4,12 @@ import math
 from collections.abc import Sequence
 
 from haq.allocation.budgets import Budget
-from haq.allocation.costs import CostTable, total
+from haq.allocation.costs import CostTable, permitted, tabulate, total
 from haq.allocation.policy import FLOAT, Bits, Policy, readers
 from haq.quantization.sensitivity import Sensitivity
-from haq.reports.charts import amount, measure_name
+from haq.reports.charts.sensitivity import measure_name
+from haq.reports.charts.theme import amount
+from haq.reports.record import RunRecord
 
 
 def reasons(
@@ -29,7 +31,7 @@ def reasons(
         sensitivity: Of the layers alone, where it was measured.
     """
     groups = readers(table.layers)
-    found = {}
+    sentences = {}
     for layer in table.layers:
         name = layer.name
         fixed = len(table.choices[name]) == 1
@@ -41,8 +43,8 @@ def reasons(
             _part(costs, policy, budgets, sensitivity, groups[name], of_weights=False),
         ]
         text = "; ".join(part for part in parts if part)
-        found[name] = text[:1].upper() + text[1:] + "."
-    return found
+        sentences[name] = text[:1].upper() + text[1:] + "."
+    return sentences
 
 
 def _part(
@@ -147,3 +149,13 @@ def _harm(
         return f" and lower the {name} from {before:.2g} to {after:.2g}"
     times = f" {after / before:.2g} times," if before > 0 else ""
     return f" and raise the {name}{times} to {after:.2g}"
+
+
+def why(record: RunRecord) -> dict[str, str]:
+    """Return a sentence for each layer; none where its choices are not known."""
+    planned = record.planned
+    if planned is None or not record.policy:
+        return {}
+    layers, target = planned.graph.layers, planned.target
+    every = tabulate(layers, permitted(layers, target), target)
+    return reasons(planned.table, every, record.policy, planned.budgets, record.sensitivity)

@@ -374,7 +374,7 @@ def compare_report(service: Shared, who: Visitor, run: Chosen) -> HTMLResponse:
 @router.get("/static/style.css")
 def style() -> Response:
     """Give the report's style, and what the service adds."""
-    from haq.reports.charts import THEMES
+    from haq.reports.charts.theme import THEMES
 
     def theme(name: str) -> str:
         return "".join(f"{key}: {value}; " for key, value in THEMES[name].items())
@@ -396,7 +396,7 @@ def script() -> Response:
 @router.get("/static/themes.json")
 def themes() -> Response:
     """Give the colours of the charts."""
-    from haq.reports.charts import THEMES
+    from haq.reports.charts.theme import THEMES
 
     return _static(json.dumps(THEMES), "application/json")
 

@@ -27,7 +27,7 @@ from haq.allocation.trials import best
 from haq.datasets import load
 from haq.formats.onnx.runtime import integer_answer, prepared
 from haq.models.weights import load_weights
-from haq.reports.tables import REFERENCE, script_provenance
+from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as results
 from haq.runs.episodes import play
 from haq.runs.job import parse_job

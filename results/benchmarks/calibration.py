@@ -17,7 +17,7 @@ from haq.network.graph import trace
 from haq.quantization.calibration import calibrate
 from haq.quantization.clipping import CLIPPING
 from haq.quantization.fake_quant import quantize, uniform
-from haq.reports.tables import REFERENCE, script_provenance
+from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as results
 from haq.runs.evaluation import Part, freeze
 from haq.runs.run import calibration_batches, fresh_model

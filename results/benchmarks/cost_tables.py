@@ -22,7 +22,7 @@ from haq.allocation.policy import Bits
 from haq.hw_profiles import TARGETS, load
 from haq.models import build, input_shape
 from haq.network.graph import inventory
-from haq.reports.tables import script_provenance
+from haq.reports.reference.publish import script_provenance
 
 
 def seconds(name, layers, batch):

@@ -33,7 +33,7 @@ from haq.datasets.tensors import Data, TensorSplit
 from haq.models.resnet_cifar import resnet_cifar
 from haq.quantization.calibration import load_clips
 from haq.quantization.sensitivity import objective, sensitivity, widths
-from haq.reports.tables import REFERENCE, script_provenance
+from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as results
 from haq.runs.job import parse_job
 from haq.runs.plan import plan

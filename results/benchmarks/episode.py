@@ -17,7 +17,7 @@ from haq.models.weights import load_weights
 from haq.network.graph import trace
 from haq.quantization.calibration import calibrate
 from haq.quantization.fake_quant import uniform
-from haq.reports.tables import REFERENCE, script_provenance
+from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as results
 from haq.runs.evaluation import Evaluator, Recipe
 from haq.runs.run import calibration_batches, fresh_model

@@ -24,7 +24,7 @@ from haq.network.graph import trace
 from haq.quantization.calibration import calibrate
 from haq.quantization.convert import convert_to_integers
 from haq.quantization.fake_quant import quantize, uniform
-from haq.reports.tables import REFERENCE, script_provenance
+from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as results
 from haq.runs import onnx_file
 from haq.runs.evaluation import corrected

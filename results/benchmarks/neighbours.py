@@ -26,7 +26,7 @@ from haq.formats.onnx.runtime import integer_answer, prepared
 from haq.models.weights import load_weights
 from haq.quantization.calibration import calibrate
 from haq.quantization.sensitivity import objective, sensitivity, widths
-from haq.reports.tables import REFERENCE, script_provenance
+from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as results
 from haq.runs.evaluation import Part, corrected, freeze
 from haq.runs.job import parse_job

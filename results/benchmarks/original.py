@@ -36,7 +36,7 @@ from haq.network.graph import trace
 from haq.quantization.adaround import adaround
 from haq.quantization.calibration import calibrate, load_clips
 from haq.quantization.sensitivity import objective, sensitivity, widths
-from haq.reports.tables import REFERENCE, script_provenance
+from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as results
 from haq.runs.episodes import play
 from haq.runs.evaluation import CORRECTED_ON, Evaluator, Part, Recipe, corrected

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from haq.hw_profiles import onnx_runtime
-from haq.reports.tables import REFERENCE, script_provenance
+from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as results
 from haq.runs.profile import ROUNDS, run_profile, subject
 

@@ -24,7 +24,7 @@ from haq.quantization.adaround import adaround
 from haq.quantization.calibration import calibrate
 from haq.quantization.fake_quant import quantize
 from haq.quantization.sensitivity import IMAGES, objective, sensitivity, widths
-from haq.reports.tables import REFERENCE, script_provenance
+from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as results
 from haq.runs.evaluation import CORRECTED_ON, Part, corrected
 from haq.runs.plan import calibration_batches, fresh_model, sensitivity_images

@@ -31,7 +31,7 @@ from haq.quantization.fake_quant import quantize
 from haq.quantization.quantizer import BITS
 from haq.quantization.quantizer import quantize as rounded
 from haq.quantization.sensitivity import sensitivity, widths
-from haq.reports.tables import REFERENCE, script_provenance
+from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as results
 from haq.runs.evaluation import CORRECTED_ON, Part, corrected, freeze
 from haq.runs.plan import calibration_batches, fresh_model, sensitivity_images

@@ -22,7 +22,7 @@ from haq.models.weights import load_weights
 from haq.network.graph import trace
 from haq.quantization.calibration import calibrate
 from haq.quantization.sensitivity import objective, sensitivity, widths
-from haq.reports.tables import REFERENCE, script_provenance
+from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as results
 from haq.runs.evaluation import Part, corrected, freeze
 from haq.runs.plan import calibration_batches, fresh_model

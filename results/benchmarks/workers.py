@@ -36,7 +36,7 @@ from haq.allocation.trials import Score
 from haq.envs.quantization import QuantizationEnv
 from haq.models import build
 from haq.network.graph import trace
-from haq.reports.tables import REFERENCE, script_provenance
+from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as results
 from haq.runs.executors import window
 from haq.runs.job import parse_job

@@ -12,14 +12,10 @@ from haq.allocation.policy import Bits
 from haq.allocation.trials import Trial
 from haq.cli.main import main
 from haq.errors import HaqError, RunError
-from haq.reports.compare import (
-    best_so_far_chart,
-    compared,
-    comparison_csv,
-    comparison_html,
-    front_chart,
-    policies_chart,
-)
+from haq.reports.charts.best import best_so_far_chart
+from haq.reports.charts.front import front_chart
+from haq.reports.charts.policies import policies_chart
+from haq.reports.compare import compared, comparison_csv, comparison_html
 from haq.runs import folder as results
 from haq.runs.job import parse_job
 from haq.runs.run import run

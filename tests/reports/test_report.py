@@ -20,23 +20,20 @@ from haq.allocation.trials import Trial
 from haq.errors import HaqError, RunError
 from haq.network.layers import Layer
 from haq.quantization.sensitivity import Sensitivity
-from haq.reports.charts import (
-    KINDS,
-    THEMES,
-    Chart,
-    bits_chart,
-    colored,
-    progress_chart,
-    roofline_chart,
-    sensitivity_chart,
-    shares_chart,
-    trials_chart,
-)
+from haq.reports.charts.bits import bits_chart
+from haq.reports.charts.progress import progress_chart
+from haq.reports.charts.roofline import roofline_chart
+from haq.reports.charts.sensitivity import sensitivity_chart
+from haq.reports.charts.shares import shares_chart
+from haq.reports.charts.theme import KINDS, THEMES, Chart, colored
+from haq.reports.charts.trials import trials_chart
 from haq.reports.page import Section, plain, render
 from haq.reports.pictures import draw
 from haq.reports.reasons import reasons
-from haq.reports.record import all_charts, moved_bytes, noise, read_run, side_by_side
+from haq.reports.record import read_run
 from haq.reports.report import report_fragments, report_html
+from haq.reports.run_charts import all_charts, moved_bytes, noise
+from haq.reports.side_by_side import side_by_side
 from haq.runs import folder as results
 from haq.runs.job import parse_job
 from haq.runs.measure import measure

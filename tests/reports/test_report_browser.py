@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 
 from haq.allocation.policy import read_policy
-from haq.reports.charts import THEMES
+from haq.reports.charts.theme import THEMES
 from haq.reports.compare import comparison_html
 from haq.reports.pictures import draw
-from haq.reports.record import all_charts, read_run
+from haq.reports.record import read_run
 from haq.reports.report import report_html
+from haq.reports.run_charts import all_charts
 from haq.runs import folder as results
 from haq.runs.job import parse_job
 from haq.runs.measure import measure

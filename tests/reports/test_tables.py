@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from haq.errors import HaqError
-from haq.reports import tables
+from haq.reports.reference import publish, tables
 from haq.runs.folder import read_json
 from haq.runs.job import parse_job
 from haq.runs.run import run
@@ -23,7 +23,7 @@ from haq.runs.run import run
     ],
 )
 def test_folders_are_left_out_of_commands(command, published):
-    assert tables.without_folders(command) == published
+    assert publish.without_folders(command) == published
 
 
 def test_a_finished_run_gets_its_line_in_the_readme(tmp_path, monkeypatch):
@@ -52,7 +52,7 @@ def test_an_unfinished_run_is_not_published(tmp_path, monkeypatch):
     (folder / "job.json").write_text("{}")
     (folder / "summary.json").write_text('{"state": "interrupted"}')
     with pytest.raises(HaqError, match="half is interrupted; only finished runs"):
-        tables.publish("half", "abc123")
+        publish.publish("half", "abc123")
 
 
 def test_the_readme_shows_what_is_published(monkeypatch):
@@ -62,7 +62,7 @@ def test_the_readme_shows_what_is_published(monkeypatch):
 
 
 def test_no_record_names_a_folder_of_the_machine_that_made_it():
-    for path in (Path(__file__).parents[2] / tables.REFERENCE).glob("*.json"):
+    for path in (Path(__file__).parents[2] / publish.REFERENCE).glob("*.json"):
         for command in re.findall(r'"command": "(.*)"', path.read_text()):
             shown = command.removeprefix("python results/benchmarks/")
-            assert tables.without_folders(shown) == shown, path.name
+            assert publish.without_folders(shown) == shown, path.name

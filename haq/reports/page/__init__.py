@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from haq.reports.charts import THEMES, Chart
+from haq.reports.charts.theme import THEMES, Chart
 
 
 class Cell(NamedTuple):

@@ -1,0 +1,42 @@
+"""The best accuracy of each run up to each evaluation."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from haq.allocation.trials import Trial, best
+from haq.reports.charts.theme import SERIES, Chart, axis, layout
+
+DASHES = ("solid", "dot", "dashdot", "longdash")
+
+
+def best_so_far_chart(trials: Mapping[str, Sequence[Trial]]) -> Chart:
+    """Return the best accuracy up to each evaluation, a line for each run.
+
+    Args:
+        trials: Run to its trials, at least one each.
+    """
+    share = all(0 <= t.accuracy <= 1 for own in trials.values() for t in own)
+    data: list[dict[str, Any]] = []
+    rows: list[list[Any]] = []
+    for at, (run, own) in enumerate(trials.items()):
+        tops = [best(own[: n + 1]).accuracy for n in range(len(own))]
+        data.append(
+            {
+                "type": "scatter", "mode": "lines", "name": run,
+                "x": [t.episode for t in own], "y": tops,
+                "line": {"color": SERIES[at % len(SERIES)], "width": 2, "shape": "hv",
+                         "dash": DASHES[at // len(SERIES) % len(DASHES)]},
+                "hovertemplate": f"{run}, episode %{{x}}: "
+                                 f"%{{y:{'.2%' if share else '.4g'}}}<extra></extra>",
+            }
+        )  # fmt: skip
+        rows.append([run, len(own), tops[-1], best(own).episode])
+    tick = {"tickformat": ".1%"} if share else {}
+    about = layout(420, xaxis=axis("episode"), yaxis=axis("best so far, validation", **tick))
+    first = max(rows, key=lambda row: row[2])
+    sentence = (
+        f"The best accuracy on validation images up to each episode; highest at the end is "
+        f"{first[0]} with {format(first[2], '.2%' if share else '.4g')}, from episode {first[3]}."
+    )
+    columns = ("run", "episodes", "best", "in episode")
+    return Chart("best", "Best so far", sentence, {"data": data, "layout": about}, columns, rows)

@@ -1,0 +1,120 @@
+"""What each bit-width of each layer alone does to the network."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from haq.quantization.sensitivity import Sensitivity
+from haq.reports.charts.theme import Chart, Row, axis, layout
+
+
+def sensitivity_chart(layers: Sequence[Row], known: Sensitivity) -> Chart:
+    """Return what each bit-width of each layer alone does to the network, the chosen one marked.
+
+    Args:
+        layers: Of the summary.
+        known: Sensitivities of at least one of the layers.
+    """
+    names = [layer["name"] for layer in layers]
+    parts = [
+        (part, field, values)
+        for part, field, values in (
+            ("weights", "weight_bits", known.weights),
+            ("activations", "act_bits", known.activations),
+        )
+        if any(values.values())
+    ]
+    decades = _decades([v for *_, values in parts for row in values.values() for v in row.values()])
+    data: list[dict[str, Any]] = []
+    rows: list[list[Any]] = [[name] for name in names]
+    columns, axes = ["layer"], {}
+    for at, (part, field, values) in enumerate(parts):
+        widths = sorted({bits for row in values.values() for bits in row})
+        columns += [f"{part}, {bits} bits" for bits in widths]
+        grid = [[values.get(name, {}).get(bits) for bits in widths] for name in names]
+        for row, numbers in zip(rows, grid, strict=True):
+            row.extend(numbers)
+        place = "" if at == 0 else "2"
+        data.append(_heat(names, widths, grid, part, place, decades))
+        chosen = [layer for layer in layers if layer[field] in values.get(layer["name"], {})]
+        data.append(
+            {
+                "type": "scatter", "mode": "markers", "name": "chosen", "showlegend": at == 0,
+                "legendgroup": "chosen",
+                "x": [str(layer[field]) for layer in chosen],
+                "y": [layer["name"] for layer in chosen],
+                "xaxis": "x" + place, "yaxis": "y", "hoverinfo": "skip",
+                "marker": {"symbol": "circle", "size": 11, "color": "#ffffff",
+                           "line": {"color": "#000000", "width": 2.5}},
+            }
+        )  # fmt: skip
+        axes["xaxis" + place] = axis(
+            f"{part.removesuffix('s')} bits", type="category", showgrid=False, fixedrange=True,
+            domain=[at / len(parts) + 0.02 * at, (at + 1) / len(parts) - 0.02 * (1 - at)],
+        )  # fmt: skip
+    figure = {
+        "data": data,
+        "layout": layout(
+            max(260, 120 + 20 * len(names)), **axes,
+            yaxis=axis("", type="category", range=[len(names) - 0.5, -0.5], showgrid=False,
+                       tickfont={"size": 12 if len(names) <= 24 else 10}),
+        ),
+    }  # fmt: skip
+    return Chart(
+        "sensitivity", "Sensitivity of each layer", _sensitivity_sentence(known), figure,
+        tuple(columns), rows,
+    )  # fmt: skip
+
+
+def _decades(values: Sequence[float]) -> list[int]:
+    """Return the powers of ten from below the least positive value to above the greatest."""
+    logs = [math.log10(value) for value in values if value > 0]
+    low, high = (math.floor(min(logs)), math.ceil(max(logs))) if logs else (-3, 0)
+    return list(range(low, max(high, low + 1) + 1))
+
+
+def _heat(
+    names: Sequence[str],
+    widths: Sequence[int],
+    grid: Sequence[Sequence[float | None]],
+    part: str,
+    place: str,
+    decades: Sequence[int],
+) -> dict[str, Any]:
+    # Colours go by the logarithm; what is not positive gets the lowest one.
+    logs = [
+        [None if value is None else math.log10(value) if value > 0 else decades[0] for value in row]
+        for row in grid
+    ]
+    return {
+        "type": "heatmap", "x": [str(bits) for bits in widths], "y": list(names), "z": logs,
+        "customdata": [list(row) for row in grid], "zmin": decades[0], "zmax": decades[-1],
+        "colorscale": "Cividis", "xaxis": "x" + place, "yaxis": "y", "xgap": 1, "ygap": 1,
+        "showscale": place == "",
+        "colorbar": {
+            "title": {"text": "divergence", "side": "right"}, "thickness": 12,
+            "lenmode": "pixels", "len": min(220, 20 * max(len(names), 7)), "y": 1,
+            "yanchor": "top", "tickvals": list(decades), "ticktext": [f"1e{d}" for d in decades],
+        },
+        "hovertemplate": f"%{{y}}, {part} at %{{x}} bits: %{{customdata:.3g}}<extra></extra>",
+    }  # fmt: skip
+
+
+def measure_name(known: Sensitivity) -> str:
+    """Return what the numbers of a sensitivity are, for people."""
+    return "KL divergence" if known.measure == "kl" else known.measure
+
+
+def _sensitivity_sentence(known: Sensitivity) -> str:
+    text = (
+        f"{measure_name(known)} between the outputs of the float network and of one in which one "
+        f"layer alone is rounded to so many bits, over {known.images} images"
+    )
+    highest = {name: max(row.values()) for name, row in known.weights.items() if row}
+    if highest:
+        most, least = max(highest, key=highest.__getitem__), min(highest, key=highest.__getitem__)
+        text += (
+            f"; the weights of {most} are the most sensitive (up to {highest[most]:.2g}), "
+            f"those of {least} the least (up to {highest[least]:.2g})"
+        )
+    return text + ". Dots mark what was chosen."

@@ -1,0 +1,134 @@
+"""What all charts share: colours, axes, how numbers are written.
+
+A figure is the plain dictionary that plotly reads, in Python as in the browser. Its colours are the
+names of ``THEMES``, such as "--ink": who draws it puts in those of the light or the dark theme.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from haq.allocation.trials import Trial
+
+Figure = dict[str, Any]
+
+Row = Mapping[str, Any]
+
+THEMES: Mapping[str, Mapping[str, str]] = {
+    "light": {
+        "--page": "#ffffff", "--panel": "#f6f7f9", "--ink": "#1b1f24", "--soft": "#59636e",
+        "--line": "#d6dbe1", "--accent": "#0b62c1", "--good": "#1a7f37", "--bad": "#b3261e",
+        "--conv": "#0b62c1", "--depthwise": "#b04d08", "--grouped": "#a3307c",
+        "--pointwise": "#0d7d62", "--linear": "#6b4fbb", "--before": "#a4adb8",
+    },
+    "dark": {
+        "--page": "#12161c", "--panel": "#1b2129", "--ink": "#e8ebef", "--soft": "#a3adb8",
+        "--line": "#333c47", "--accent": "#6cb0ff", "--good": "#57c77a", "--bad": "#ff8f85",
+        "--conv": "#6cb0ff", "--depthwise": "#f5a35c", "--grouped": "#ea8fc8",
+        "--pointwise": "#4fcfad", "--linear": "#b6a1f5", "--before": "#6b7683",
+    },
+}  # fmt: skip
+"""Colours by name: text on the page has a contrast of at least 4.5 to 1 in both."""
+
+KINDS: Mapping[str, tuple[str, str]] = {
+    "conv": ("", "circle"),
+    "depthwise": ("/", "diamond"),
+    "grouped": ("x", "cross"),
+    "pointwise": (".", "square"),
+    "linear": ("-", "triangle-up"),
+}
+"""Kind of layer to the pattern of its bars and the sign of its points; its colour is its name."""
+
+SERIES = ("--accent", "--depthwise", "--pointwise", "--linear", "--grouped", "--soft")
+"""Colours of the runs, agents or bit-widths of one chart, in this order."""
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
+
+
+class Chart(NamedTuple):
+    """A figure and what stands for it where it cannot be seen.
+
+    Attributes:
+        key: Short name, for files and anchors.
+        title: Heading.
+        sentence: What the figure shows, in words.
+        figure: For plotly.
+        columns: Names of the columns of its numbers.
+        rows: The numbers.
+    """
+
+    key: str
+    title: str
+    sentence: str
+    figure: Figure
+    columns: tuple[str, ...]
+    rows: list[list[Any]]
+
+
+def colored(value: Any, theme: Mapping[str, str]) -> Any:
+    """Return a figure with the names of colours replaced by those of a theme."""
+    if isinstance(value, dict):
+        return {key: colored(item, theme) for key, item in value.items()}
+    if isinstance(value, list):
+        return [colored(item, theme) for item in value]
+    return theme.get(value, value) if isinstance(value, str) else value
+
+
+def amount(value: float | None, unit: str = "") -> str:
+    """Return a number for people, with its unit.
+
+    >>> amount(4767.6, "cycles"), amount(2.91097), amount(None)
+    ('4,768 cycles', '2.911', '-')
+    """
+    if value is None or not math.isfinite(value):
+        return "-"
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{text} {unit}".strip()
+
+
+def axis(title: str, **more: Any) -> dict[str, Any]:
+    """Return an axis with a title, its lines in the colours of the theme."""
+    return {
+        "title": {"text": title}, "gridcolor": "--line", "linecolor": "--line",
+        "zerolinecolor": "--line", "automargin": True, **more,
+    }  # fmt: skip
+
+
+def layout(height: int, **more: Any) -> dict[str, Any]:
+    """Return what all figures have in common."""
+    return {
+        "height": height,
+        "font": {"family": FONT, "size": 13, "color": "--ink"},
+        "paper_bgcolor": "--page",
+        "plot_bgcolor": "--page",
+        "margin": {"l": 56, "r": 16, "t": 56, "b": 48},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemwidth": 30},
+        "hoverlabel": {"bgcolor": "--panel", "font": {"color": "--ink"}, "bordercolor": "--line"},
+        **more,
+    }
+
+
+def layer_axis(layers: Sequence[Row], **more: Any) -> dict[str, Any]:
+    """Return the axis of layers in order of execution."""
+    names = [layer["name"] for layer in layers]
+    size = 12 if len(names) <= 24 else 10
+    # Names such as "0" would else be read as numbers.
+    return axis(
+        "", type="category", categoryorder="array", categoryarray=names, showgrid=False,
+        tickfont={"size": size}, tickangle=-90 if len(names) > 8 else 0, **more,
+    )  # fmt: skip
+
+
+def is_share(trials: Sequence[Trial]) -> bool:
+    """Return whether the scores of trials are shares, to be written in percent."""
+    return all(0 <= trial.accuracy <= 1 for trial in trials)
+
+
+def line(**place: Any) -> dict[str, Any]:
+    """Return a dashed line across a figure."""
+    return {"type": "line", "line": {"color": "--soft", "width": 1, "dash": "dash"}, **place}
+
+
+def note(text: str, **place: Any) -> dict[str, Any]:
+    """Return a word beside a line of a figure."""
+    return {"text": text, "showarrow": False, "font": {"color": "--soft", "size": 11}, **place}

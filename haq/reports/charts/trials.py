@@ -1,0 +1,88 @@
+"""All trials by one cost and their accuracy, with their Pareto front."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from haq.allocation.trials import Trial, best, pareto
+from haq.reports.charts.theme import Chart, amount, axis, is_share, layout, line, note
+
+
+def trials_chart(
+    trials: Sequence[Trial],
+    quantity: str,
+    unit: str,
+    kind: str,
+    limit: float | None = None,
+    float_accuracy: float | None = None,
+    chosen: int | None = None,
+) -> Chart:
+    """Return all trials by one cost and their accuracy, with the front that none of them beats.
+
+    Args:
+        trials: At least one.
+        quantity: The cost.
+        unit: Of the cost.
+        kind: What the trials' accuracy is called.
+        limit: The budget on this cost, if there is one.
+        float_accuracy: Of the float network.
+        chosen: Episode whose policy was chosen; the best one's where it is not given.
+    """
+    front = pareto(trials, quantity)
+    top = best(trials) if chosen is None else trials[chosen]
+    shown = ".2%" if is_share(trials) else ".4g"
+    places = {"x": [t.cost[quantity] for t in trials], "y": [t.accuracy for t in trials]}
+    hover = f"episode %{{text}}<br>%{{x:,.6~g}} {unit}, %{{y:{shown}}}<extra></extra>"
+    data: list[dict[str, Any]] = [
+        {
+            "type": "scatter", "mode": "markers", "name": "trials", **places,
+            "text": [str(t.episode) for t in trials], "hovertemplate": hover,
+            "marker": {"color": "--before", "size": 8, "opacity": 0.8,
+                       "symbol": ["x-thin-open" if t.stopped else "circle" for t in trials]},
+        },
+        {
+            "type": "scatter", "mode": "lines+markers", "name": "Pareto front",
+            "x": [t.cost[quantity] for t in front], "y": [t.accuracy for t in front],
+            "text": [str(t.episode) for t in front], "hovertemplate": hover,
+            "line": {"color": "--accent", "width": 2, "shape": "hv"},
+            "marker": {"color": "--accent", "size": 8, "symbol": "diamond"},
+        },
+        {
+            "type": "scatter", "mode": "markers", "name": "chosen", "x": [top.cost[quantity]],
+            "y": [top.accuracy], "text": [str(top.episode)], "hovertemplate": hover,
+            "marker": {"color": "--depthwise", "size": 15, "symbol": "star",
+                       "line": {"color": "--page", "width": 1}},
+        },
+    ]  # fmt: skip
+    shapes, notes = [], []
+    if limit is not None:
+        shapes.append(line(x0=limit, x1=limit, yref="paper", y0=0, y1=1))
+        notes.append(note("budget", x=limit, yref="paper", y=0, yanchor="bottom",
+                           xanchor="right", textangle=-90))  # fmt: skip
+    if float_accuracy is not None and math.isfinite(float_accuracy):
+        shapes.append(line(y0=float_accuracy, y1=float_accuracy, xref="paper", x0=0, x1=1))
+        notes.append(note("float network", y=float_accuracy, xref="paper", x=0,
+                           xanchor="left", yanchor="bottom"))  # fmt: skip
+    tick = {"tickformat": ".1%"} if shown == ".2%" else {}
+    figure = {
+        "data": data,
+        "layout": layout(
+            420, shapes=shapes, annotations=notes,
+            xaxis=axis(f"{quantity} ({unit})"), yaxis=axis(kind, **tick),
+        ),
+    }  # fmt: skip
+    ends = [f"{amount(t.cost[quantity], unit)} at {t.accuracy:{shown}}" for t in front]
+    where = ends[0] if len(ends) == 1 else f"from {ends[0]} to {ends[-1]}"
+    sentence = (
+        f"{len(trials)} trials; the front has {len(front)} of them, {where}. The chosen one "
+        f"(episode {top.episode}) needs {amount(top.cost[quantity], unit)}."
+    )
+    if any(trial.stopped for trial in trials):
+        sentence += " Crosses are estimates: their evaluation was stopped as hopeless."
+    on_front = {trial.episode for trial in front}
+    rows = [
+        [t.episode, t.cost[quantity], t.accuracy, "yes" if t.episode in on_front else "no"]
+        for t in trials
+    ]
+    columns = ("episode", f"{quantity} ({unit})", kind, "on the front")
+    return Chart("trials", "All trials", sentence, figure, columns, rows)

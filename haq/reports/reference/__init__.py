@@ -1,0 +1,1 @@
+"""Reference results: runs that are published, and the tables made from them."""

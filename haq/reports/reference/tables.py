@@ -1,0 +1,101 @@
+"""The README's tables of results, from the records in ``results/reference``.
+
+python -m haq.reports.reference.tables publish COMMIT RUN ...     copies runs that COMMIT made
+python -m haq.reports.reference.tables                            writes the README's tables
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from haq.errors import HaqError
+from haq.files import write_text
+from haq.reports.reference.publish import REFERENCE, publish
+from haq.reports.reference.quantizers import (
+    calibration_tables,
+    exports_table,
+    profiles_table,
+    ptq_table,
+    training_sentence,
+)
+from haq.reports.reference.searches import (
+    agents_table,
+    measured_table,
+    neighbours_table,
+    searches_table,
+    transfers_table,
+)
+from haq.reports.reference.speed import depth_table, episode_sentence, original_tables
+from haq.runs.folder import read_json
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+Records = list[dict[str, Any]]
+
+
+def results_table() -> str:
+    """Return the Markdown of all that is published: training, calibration, episode, searches."""
+    records = {path.stem: read_json(path) for path in sorted(REFERENCE.glob("*.json"))}
+    parts = []
+    for chosen, written in TABLES:
+        some = [record for name, record in records.items() if chosen(name, record)]
+        parts += [written(some)] if some else []
+    return "\n\n".join(parts)
+
+
+def _named(start: str) -> Callable[[str, dict[str, Any]], bool]:
+    return lambda name, record: name.startswith(start)
+
+
+def _each(written: Callable[[dict[str, Any]], str]) -> Callable[[Records], str]:
+    return lambda records: "\n\n".join(written(record) for record in records)
+
+
+def _is_measured(_: str, record: dict[str, Any]) -> bool:
+    return "job" in record and "value" in record.get("measured_latency", {})
+
+
+def _is_search(_: str, record: dict[str, Any]) -> bool:
+    return "job" in record and "value" not in record.get("measured_latency", {})
+
+
+TABLES: Sequence[tuple[Callable[[str, dict[str, Any]], bool], Callable[[Records], str]]] = (
+    (_named("train-"), _each(training_sentence)),
+    (_named("calibration-"), _each(calibration_tables)),
+    (_named("episode-"), _each(episode_sentence)),
+    (_is_search, searches_table),
+    (_is_measured, measured_table),
+    (_named("ptq"), ptq_table),
+    (_named("agents"), agents_table),
+    (_named("neighbours"), neighbours_table),
+    (_named("profile-"), profiles_table),
+    (_named("export-"), exports_table),
+    (_named("transfer-"), transfers_table),
+    (_named("original"), original_tables),
+    (_named("depth"), depth_table),
+)
+"""Which records a table is made of, and how it is written, in the order of the README."""
+
+
+def write_readme(readme: Path = Path("README.md")) -> None:
+    """Put the table between the README's two marks."""
+    text = readme.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise HaqError(f"{readme} has no {BEGIN} … {END}")
+    write_text(readme, f"{before}{BEGIN}\n\n{results_table()}\n\n{END}{after}")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Publish the runs named, or write the README's table."""
+    if arguments[:1] == ["publish"]:
+        for run in arguments[2:]:
+            publish(run, arguments[1])
+    else:
+        write_readme()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,131 @@
+"""The charts that a run has numbers for."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from haq.agents import ddpg, guided
+from haq.allocation.costs import UNITS
+from haq.allocation.policy import Bits
+from haq.errors import TargetError
+from haq.hw_profiles.ceilings import ceilings
+from haq.network.layers import Layer
+from haq.reports.charts.bits import bits_chart
+from haq.reports.charts.progress import progress_chart
+from haq.reports.charts.roofline import roofline_chart
+from haq.reports.charts.sensitivity import sensitivity_chart
+from haq.reports.charts.shares import shares_chart
+from haq.reports.charts.theme import Chart
+from haq.reports.charts.trials import trials_chart
+from haq.reports.record import RunRecord, kind_of
+from haq.runs.job import Job
+
+ROOFS = 4
+"""How many rooflines are drawn at most: each pair of bits has its own."""
+
+
+def all_charts(record: RunRecord) -> list[Chart]:
+    """Return the charts that the run has numbers for, in the order of the page."""
+    charts: list[Chart | None] = []
+    if record.summary:
+        layers = record.summary["layers"]
+        charts = [
+            bits_chart(layers),
+            shares_chart(layers, record.summary["units"]),
+            sensitivity_chart(layers, record.sensitivity) if record.sensitivity else None,
+            roofline(record),
+        ]
+    if record.trials:
+        charts.append(progress_chart(record.trials, noise(record), kind_of(record)))
+        charts += _trials_charts(record)
+    return [chart for chart in charts if chart is not None]
+
+
+def noise(record: RunRecord) -> list[float | None]:
+    """Return the sigma of the agent's noise in each episode; None where it had none.
+
+    It follows from the schedules of the agents: what they note is not kept with the trials.
+    """
+    schedule = SCHEDULES.get(record.job.agent)
+    if schedule is None:
+        return [None] * len(record.trials)
+    return [schedule(trial.episode, record.job) for trial in record.trials]
+
+
+def _ddpg_noise(number: int, job: Job) -> float | None:
+    if number < ddpg.WARM_UP:  # uniform actions
+        return None
+    return ddpg.exploration(number, job.episodes, job.paper)
+
+
+SCHEDULES: Mapping[str, Callable[[int, Job], float | None]] = {
+    "ddpg": _ddpg_noise,
+    "guided": lambda number, job: guided.exploration(number, job.episodes),
+}
+"""Agent to the sigma of its noise in an episode, counted from 0."""
+
+
+def _trials_charts(record: RunRecord) -> list[Chart]:
+    """Return one chart a quantity, that of the first budget first."""
+    units = {**UNITS, **record.summary.get("units", {})}
+    limits = {budget["quantity"]: budget["limit"] for budget in record.summary.get("budgets", [])}
+    quantities = dict.fromkeys([*limits, *record.trials[0].cost])
+    charts = []
+    for at, quantity in enumerate(quantities):
+        chart = trials_chart(
+            record.trials, quantity, units.get(quantity, ""), kind_of(record), limits.get(quantity),
+            record.summary.get("float_val_accuracy"), record.summary.get("best_episode"),
+        )  # fmt: skip
+        key = "trials" if at == 0 else f"trials-{quantity}"
+        charts.append(chart._replace(key=key, title=f"All trials, by {quantity}"))
+    return charts
+
+
+def roofline(record: RunRecord) -> Chart | None:
+    """Return the roofline chart, None where ``no_roof`` says why there is none."""
+    target = record.planned.target if record.planned else None
+    if record.planned is None or target is None or "latency" not in target.si:
+        return None
+    points, roofs, work = [], {}, {"w8a8": math.inf}
+    for layer in record.planned.graph.layers:
+        point: dict[str, Any] = {"name": layer.name, "kind": layer.kind}
+        for state, bits in (("w8a8", Bits(8, 8)), ("run", record.policy[layer.name])):
+            roof = ceilings(target, bits)
+            if roof is None:
+                if state == "run":
+                    return None
+                continue
+            roofs[str(bits)] = (roof.macs_per_second, roof.bytes_per_second)
+            work[str(bits)] = work.get(str(bits), 0) + layer.macs
+            try:
+                seconds = target.cost(layer, bits)["latency"] * target.si["latency"]
+            except TargetError:
+                continue
+            intensity = layer.macs * target.batch / moved_bytes(layer, bits, target.batch)
+            point[state] = {
+                "bits": str(bits), "intensity": intensity,
+                "attained": layer.macs * target.batch / seconds,
+                "ceiling": min(roof.macs_per_second, intensity * roof.bytes_per_second),
+            }  # fmt: skip
+        points.append(point)
+    # The roofs of 8 bits and of the pairs of bits that most of the work is done in.
+    drawn = sorted(roofs, key=lambda bits: -work[bits])[:ROOFS]
+    return roofline_chart(points, {bits: roofs[bits] for bits in drawn})
+
+
+def moved_bytes(layer: Layer, bits: Bits, batch: int) -> float:
+    """Return the least bytes that a layer must read: its weights once, its inputs once an image."""
+    inputs = layer.c_in * layer.in_size[0] * layer.in_size[1] * layer.calls
+    return (layer.weights * bits.weight + batch * inputs * bits.act) / 8
+
+
+def no_roof(record: RunRecord) -> str:
+    """Return the reason why the run has no roofline."""
+    if record.job.target is None:
+        return (
+            "There is no roofline: the run has no target. With --target its layers are shown "
+            "against what the hardware can do."
+        )
+    if record.planned is None:
+        return "There is no roofline: " + record.missing.get("plan", "nothing has been tried yet.")
+    return f"There is no roofline: {record.job.target} states no ceilings of its own."

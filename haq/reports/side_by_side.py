@@ -1,0 +1,40 @@
+"""What a run costs beside the float network and 8 bits everywhere."""
+
+import math
+
+from haq.allocation.costs import UNITS, reference
+from haq.allocation.policy import FLOAT, Bits
+from haq.errors import TargetError
+from haq.reports.record import RunRecord
+from haq.runs.plan import Plan
+
+Three = tuple[float | None, float | None, float | None]
+"""A quantity of the float network, of 8 bits everywhere and of the run."""
+
+
+def side_by_side(record: RunRecord) -> dict[str, Three]:
+    """Return each quantity of the float network, of 8 bits everywhere and of the run."""
+    summary = record.summary
+    layers = summary["layers"]
+    costs: dict[str, Three] = {}
+    for quantity in summary["units"]:
+        if quantity == "avg_weight_bits":
+            costs[quantity] = (float(FLOAT), 8.0, summary["cost"][quantity])
+            continue
+        eights = [layer["cost_w8a8"].get(quantity) for layer in layers]
+        eight = None if None in eights else math.fsum(eights)
+        whole = {"size": math.fsum(4 * layer["params"] for layer in layers),
+                 "bops": math.fsum(layer["macs"] * FLOAT**2 for layer in layers)}  # fmt: skip
+        full = whole.get(quantity)
+        if record.planned and quantity not in UNITS:
+            full = _reference(record.planned, quantity, Bits(FLOAT, FLOAT))
+            eight = _reference(record.planned, quantity, Bits(8, 8))
+        costs[quantity] = (full, eight, summary["cost"][quantity])
+    return costs
+
+
+def _reference(planned: Plan, quantity: str, bits: Bits) -> float | None:
+    try:
+        return reference(planned.graph.layers, planned.target, quantity, bits)
+    except TargetError:
+        return None
