@@ -13,11 +13,9 @@ from haq.errors import HaqError, RunError
 from haq.reports.charts.best import best_so_far_chart
 from haq.reports.charts.front import MEASURES, front_chart, quantities
 from haq.reports.charts.policies import policies_chart
-from haq.reports.charts.theme import Chart, amount
+from haq.reports.charts.theme import Chart, Row, amount
 from haq.reports.page import Cell, Section, Table, number, render
 from haq.runs.folder import read_job, read_json, read_trials
-
-Row = dict[str, Any]
 
 
 def compared(folders: Sequence[Path]) -> list[Row]:
@@ -29,7 +27,7 @@ def compared(folders: Sequence[Path]) -> list[Row]:
     Raises:
         RunError: A run has no finished episode, or is damaged.
     """
-    rows = []
+    rows: list[Row] = []
     for folder, name in zip(folders, _names(folders), strict=True):
         if not (folder / "summary.json").exists():
             raise RunError(

@@ -22,7 +22,9 @@ def best_so_far_chart(trials: Mapping[str, Sequence[Trial]]) -> Chart:
         tops = [best(own[: n + 1]).accuracy for n in range(len(own))]
         data.append(
             {
-                "type": "scatter", "mode": "lines", "name": run,
+                "type": "scatter", "name": run,
+                # A single episode is a line of no length: a marker shows it.
+                "mode": "lines" if len(own) > 1 else "lines+markers",
                 "x": [t.episode for t in own], "y": tops,
                 "line": {"color": SERIES[at % len(SERIES)], "width": 2, "shape": "hv",
                          "dash": DASHES[at // len(SERIES) % len(DASHES)]},
@@ -33,10 +35,6 @@ def best_so_far_chart(trials: Mapping[str, Sequence[Trial]]) -> Chart:
         rows.append([run, len(own), tops[-1], best(own).episode])
     tick = {"tickformat": ".1%"} if share else {}
     about = layout(420, xaxis=axis("episode"), yaxis=axis("best so far, validation", **tick))
-    first = max(rows, key=lambda row: row[2])
-    sentence = (
-        f"The best accuracy on validation images up to each episode; highest at the end is "
-        f"{first[0]} with {format(first[2], '.2%' if share else '.4g')}, from episode {first[3]}."
-    )
+    sentence = "The best accuracy on validation images up to each episode."
     columns = ("run", "episodes", "best", "in episode")
     return Chart("best", "Best so far", sentence, {"data": data, "layout": about}, columns, rows)

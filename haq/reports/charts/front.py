@@ -3,10 +3,9 @@
 import math
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
+from typing import NamedTuple
 
-from haq.reports.charts.theme import SERIES, Chart, amount, axis, layout
-from haq.reports.compare import Row
+from haq.reports.charts.theme import SERIES, Chart, Figure, Row, amount, axis, layout
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 
@@ -34,50 +33,27 @@ def front_chart(
         reference: The agent drawn as the dashed line to beat.
     """
     known = [row for row in rows if row.get(quantity) is not None]
-    unit = quantities(known)[quantity]
-    what = MEASURES[field]
-    share = all(0 <= row[field] <= 1 for row in known)
-    data: list[dict[str, Any]] = []
+    unit, what = quantities(known)[quantity], MEASURES[field]
+    shown = ".2%" if all(0 <= row[field] <= 1 for row in known) else ".4g"
+    hover = f"%{{text}}<br>%{{x:,.6~g}} {unit}, %{{y:{shown}}}<extra></extra>"
+    data: list[Figure] = []
     agents = sorted({row["agent"] for row in known}, key=lambda agent: agent == reference)
     for at, agent in enumerate(agents):
         own = sorted((row for row in known if row["agent"] == agent), key=lambda r: r[quantity])
-        is_reference = agent == reference
-        color = "--soft" if is_reference else SERIES[at % len(SERIES)]
-        label = f"{agent} bits, the reference" if is_reference else agent
-        line = _means(own, quantity, field)
-        data.append(
-            {
-                "type": "scatter", "mode": "lines", "name": label, "legendgroup": agent,
-                "showlegend": False, "hoverinfo": "skip",
-                "x": [x for x, _ in line], "y": [y for _, y in line],
-                "line": {"color": color, "width": max(4 - at, 1.5),
-                         "dash": "dash" if is_reference else "solid"},
-            }
-        )  # fmt: skip
-        data.append(
-            {
-                "type": "scatter", "mode": "markers", "name": label, "legendgroup": agent,
-                "x": [row[quantity] for row in own], "y": [row[field] for row in own],
-                "text": [row["run"] for row in own],
-                "marker": {
-                    # Later ones are smaller, so that none hides another.
-                    "color": color, "size": max(15 - 4 * at, 6),
-                    "symbol": SYMBOLS[at % len(SYMBOLS)],
-                },
-                "hovertemplate": f"%{{text}}<br>%{{x:,.6~g}} {unit}, "
-                                 f"%{{y:{'.2%' if share else '.4g'}}}<extra></extra>",
-            }
-        )  # fmt: skip
-    tick = {"tickformat": ".1%"} if share else {}
+        style = _style(at, agent, is_reference=agent == reference)
+        data += [_line(own, quantity, field, style), _ends(own, quantity, field, style, hover)]
+    tick = {"tickformat": ".1%"} if shown == ".2%" else {}
     about = layout(460, xaxis=axis(f"{quantity} ({unit})"), yaxis=axis(what, **tick))
-    shown = ".2%" if share else ".4g"
     top = max(known, key=lambda row: row[field])
     sentence = (
         f"{len(known)} runs; the highest {what} is {top[field]:{shown}}, of {top['run']} at "
         f"{amount(top[quantity], unit)}."
     )
     if reference in agents and len(agents) > 1:
-        sentence += " The dashed line is the same bits everywhere, lowered until the budget holds."
+        sentence += (
+            " The dashed line is the best of the same bits everywhere, lowered in some layers "
+            "where they are over the budget."
+        )
     if any(row["seed"] != known[0]["seed"] for row in known):
         sentence += " Lines go through the means over the seeds."
     numbers = [[row["run"], row["agent"], row[quantity], row[field]] for row in known]
@@ -85,6 +61,45 @@ def front_chart(
     title = f"{what.capitalize()} by {quantity}"
     key = f"front-{quantity}" + ("" if field == next(iter(MEASURES)) else "-validation")
     return Chart(key, title, sentence, {"data": data, "layout": about}, columns, numbers)
+
+
+class _Style(NamedTuple):
+    """How the runs of one agent look: later ones are thinner, so that none hides another."""
+
+    agent: str
+    name: str
+    color: str
+    symbol: str
+    dash: str
+    width: float
+    size: float
+
+
+def _style(at: int, agent: str, is_reference: bool) -> _Style:
+    return _Style(
+        agent, f"{agent} bits, the reference" if is_reference else agent,
+        "--soft" if is_reference else SERIES[at % len(SERIES)], SYMBOLS[at % len(SYMBOLS)],
+        "dash" if is_reference else "solid", max(4 - at, 1.5), max(15 - 4 * at, 6),
+    )  # fmt: skip
+
+
+def _line(own: Sequence[Row], quantity: str, field: str, style: _Style) -> Figure:
+    means = _means(own, quantity, field)
+    return {
+        "type": "scatter", "mode": "lines", "name": style.name, "legendgroup": style.agent,
+        "showlegend": False, "hoverinfo": "skip",
+        "x": [x for x, _ in means], "y": [y for _, y in means],
+        "line": {"color": style.color, "width": style.width, "dash": style.dash},
+    }  # fmt: skip
+
+
+def _ends(own: Sequence[Row], quantity: str, field: str, style: _Style, hover: str) -> Figure:
+    return {
+        "type": "scatter", "mode": "markers", "name": style.name, "legendgroup": style.agent,
+        "x": [row[quantity] for row in own], "y": [row[field] for row in own],
+        "text": [row["run"] for row in own], "hovertemplate": hover,
+        "marker": {"color": style.color, "size": style.size, "symbol": style.symbol},
+    }  # fmt: skip
 
 
 def _means(rows: Sequence[Row], quantity: str, field: str) -> list[tuple[float, float]]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from haq.reports.charts.theme import Chart, axis, layout
+from haq.reports.charts.theme import Chart, Figure, axis, layout
 
 
 def policies_chart(
@@ -21,23 +21,13 @@ def policies_chart(
     names = [layer["name"] for layer in layers[0]]
     bits = [[layer[field] for layer in own] for own in layers]
     figure = {
-        "data": [
-            {
-                "type": "heatmap", "x": names, "y": list(runs), "z": bits, "zmin": 1, "zmax": 8,
-                "colorscale": "Cividis", "xgap": 1, "ygap": 1,
-                "text": [[str(b) for b in row] for row in bits],
-                "texttemplate": "%{text}" if len(names) <= 32 else "",
-                "colorbar": {"title": {"text": "bits", "side": "right"}, "thickness": 12,
-                             "lenmode": "pixels", "len": 160, "y": 1, "yanchor": "top"},
-                "hovertemplate": "%{y}, %{x}: %{z} bits<extra></extra>",
-            }
-        ],
+        "data": [_map(names, runs, bits)],
         "layout": layout(
             max(280, 200 + 26 * len(runs)),
             xaxis=axis("", type="category", categoryarray=names, tickangle=-90, showgrid=False),
             yaxis=axis("", type="category", range=[len(runs) - 0.5, -0.5], showgrid=False),
         ),
-    }  # fmt: skip
+    }
     means = dict(zip(runs, (math.fsum(row) / len(row) for row in bits), strict=True))
     low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
     sentence = (
@@ -48,3 +38,15 @@ def policies_chart(
     return Chart(
         f"bits-{what}", f"Bits of the {what}", sentence + ".", figure, ("run", *names), rows
     )
+
+
+def _map(names: Sequence[str], runs: Sequence[str], bits: Sequence[Sequence[int]]) -> Figure:
+    return {
+        "type": "heatmap", "x": list(names), "y": list(runs), "z": [list(row) for row in bits],
+        "zmin": 1, "zmax": 8, "colorscale": "Cividis", "xgap": 1, "ygap": 1,
+        "text": [[str(b) for b in row] for row in bits],
+        "texttemplate": "%{text}" if len(names) <= 32 else "",
+        "colorbar": {"title": {"text": "bits", "side": "right"}, "thickness": 12,
+                     "lenmode": "pixels", "len": 160, "y": 1, "yanchor": "top"},
+        "hovertemplate": "%{y}, %{x}: %{z} bits<extra></extra>",
+    }  # fmt: skip

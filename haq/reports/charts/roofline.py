@@ -17,41 +17,19 @@ def roofline_chart(points: Sequence[Row], roofs: Mapping[str, tuple[float, float
         roofs: Bits such as "w8a8" to MACs a second and bytes a second.
     """
     marks = [point[state] for point in points for state in ("w8a8", "run") if point.get(state)]
-    low = min(mark["intensity"] for mark in marks) / 2
-    high = max(mark["intensity"] for mark in marks) * 2
-    data: list[dict[str, Any]] = []
-    for number, (bits, (macs, bandwidth)) in enumerate(roofs.items()):
-        knee = min(max(macs / bandwidth, low), high)
-        xs = sorted({low, knee, high})
-        data.append(
-            {
-                "type": "scatter", "mode": "lines", "name": f"roof, {bits}", "x": xs,
-                "y": [min(macs, x * bandwidth) for x in xs],
-                "line": {"color": SERIES[number % len(SERIES)], "width": 1.5,
-                         "dash": ("solid", "dash", "dot", "dashdot")[number % 4]},
-                "hovertemplate": f"roof at {bits}: %{{y:.3s}} MAC/s<extra></extra>",
-            }
-        )  # fmt: skip
+    span = [min(m["intensity"] for m in marks) / 2, max(m["intensity"] for m in marks) * 2]
+    data = [_roof(number, bits, *roofs[bits], span) for number, bits in enumerate(roofs)]
     heights = [mark["attained"] for mark in marks] + [y for trace in data for y in trace["y"]]
-    moves = [point for point in points if point.get("w8a8")]
-    data.append(
-        {
-            "type": "scatter", "mode": "lines", "showlegend": False, "hoverinfo": "skip",
-            "x": [x for p in moves for x in (p["w8a8"]["intensity"], p["run"]["intensity"], None)],
-            "y": [y for p in moves for y in (p["w8a8"]["attained"], p["run"]["attained"], None)],
-            "line": {"color": "--soft", "width": 1},
-        }
-    )  # fmt: skip
+    data.append(_moves([point for point in points if point.get("w8a8")]))
     for state in ("w8a8", "run"):
         for kind in KINDS:
             own = [p for p in points if p["kind"] == kind and p.get(state)]
-            if own:
-                data.append(_roofline_points(own, kind, state))
+            data += [_marks(own, kind, state)] if own else []
     figure = {
         "data": data,
         "layout": layout(
             480,
-            xaxis=_log_axis("MACs per byte read", [low, high]),
+            xaxis=_log_axis("MACs per byte read", span),
             yaxis=_log_axis("MACs per second", heights),
         ),
     }
@@ -60,15 +38,43 @@ def roofline_chart(points: Sequence[Row], roofs: Mapping[str, tuple[float, float
          p["run"]["attained"] / p["run"]["ceiling"]]
         for p in points
     ]  # fmt: skip
+    columns = ("layer", "kind", "bits", "MAC per byte", "MAC per second", "share of its ceiling")
+    title = "Where the layers stand on the target"
+    return Chart("roofline", title, _sentence(rows), figure, columns, rows)
+
+
+def _roof(
+    number: int, bits: str, macs: float, bandwidth: float, span: Sequence[float]
+) -> dict[str, Any]:
+    """Return the line of one pair of bits: what memory allows up to its knee, then arithmetic."""
+    low, high = span
+    xs = sorted({low, min(max(macs / bandwidth, low), high), high})
+    return {
+        "type": "scatter", "mode": "lines", "name": f"roof, {bits}", "x": xs,
+        "y": [min(macs, x * bandwidth) for x in xs],
+        "line": {"color": SERIES[number % len(SERIES)], "width": 1.5,
+                 "dash": ("solid", "dash", "dot", "dashdot")[number % 4]},
+        "hovertemplate": f"roof at {bits}: %{{y:.3s}} MAC/s<extra></extra>",
+    }  # fmt: skip
+
+
+def _moves(points: Sequence[Row]) -> dict[str, Any]:
+    """Return the lines from each layer at 8 bits to the same layer now."""
+    return {
+        "type": "scatter", "mode": "lines", "showlegend": False, "hoverinfo": "skip",
+        "x": [x for p in points for x in (p["w8a8"]["intensity"], p["run"]["intensity"], None)],
+        "y": [y for p in points for y in (p["w8a8"]["attained"], p["run"]["attained"], None)],
+        "line": {"color": "--soft", "width": 1},
+    }  # fmt: skip
+
+
+def _sentence(rows: Sequence[Sequence[Any]]) -> str:
     nearest, farthest = max(rows, key=lambda row: row[5]), min(rows, key=lambda row: row[5])
-    sentence = (
+    return (
         f"Nearest to its own ceiling is {nearest[0]} ({nearest[5]:.0%} of it at {nearest[2]}), "
         f"farthest {farthest[0]} ({farthest[5]:.0%} at {farthest[2]}). A line leads from each "
         "layer at 8 bits (hollow) to the same layer now (filled)."
     )
-    columns = ("layer", "kind", "bits", "MAC per byte", "MAC per second", "share of its ceiling")
-    title = "Where the layers stand on the target"
-    return Chart("roofline", title, sentence, figure, columns, rows)
 
 
 def _log_axis(title: str, values: Sequence[float]) -> dict[str, Any]:
@@ -86,7 +92,7 @@ def _si(value: float) -> str:
     return f"{value:g}"
 
 
-def _roofline_points(own: Sequence[Row], kind: str, state: str) -> dict[str, Any]:
+def _marks(own: Sequence[Row], kind: str, state: str) -> dict[str, Any]:
     symbol = KINDS[kind][1]
     return {
         "type": "scatter", "mode": "markers", "name": kind, "legendgroup": kind,

@@ -16,53 +16,50 @@ def sensitivity_chart(layers: Sequence[Row], known: Sensitivity) -> Chart:
         known: Sensitivities of at least one of the layers.
     """
     names = [layer["name"] for layer in layers]
-    parts = [
-        (part, field, values)
-        for part, field, values in (
-            ("weights", "weight_bits", known.weights),
-            ("activations", "act_bits", known.activations),
-        )
-        if any(values.values())
-    ]
+    both = (
+        ("weights", "weight_bits", known.weights),
+        ("activations", "act_bits", known.activations),
+    )
+    parts = [part for part in both if any(part[2].values())]
     decades = _decades([v for *_, values in parts for row in values.values() for v in row.values()])
     data: list[dict[str, Any]] = []
     rows: list[list[Any]] = [[name] for name in names]
     columns, axes = ["layer"], {}
     for at, (part, field, values) in enumerate(parts):
+        place = "" if at == 0 else "2"
         widths = sorted({bits for row in values.values() for bits in row})
         columns += [f"{part}, {bits} bits" for bits in widths]
         grid = [[values.get(name, {}).get(bits) for bits in widths] for name in names]
         for row, numbers in zip(rows, grid, strict=True):
             row.extend(numbers)
-        place = "" if at == 0 else "2"
         data.append(_heat(names, widths, grid, part, place, decades))
         chosen = [layer for layer in layers if layer[field] in values.get(layer["name"], {})]
-        data.append(
-            {
-                "type": "scatter", "mode": "markers", "name": "chosen", "showlegend": at == 0,
-                "legendgroup": "chosen",
-                "x": [str(layer[field]) for layer in chosen],
-                "y": [layer["name"] for layer in chosen],
-                "xaxis": "x" + place, "yaxis": "y", "hoverinfo": "skip",
-                "marker": {"symbol": "circle", "size": 11, "color": "#ffffff",
-                           "line": {"color": "#000000", "width": 2.5}},
-            }
-        )  # fmt: skip
+        data.append(_dots(chosen, field, place))
         axes["xaxis" + place] = axis(
             f"{part.removesuffix('s')} bits", type="category", showgrid=False, fixedrange=True,
             domain=[at / len(parts) + 0.02 * at, (at + 1) / len(parts) - 0.02 * (1 - at)],
         )  # fmt: skip
-    figure = {
-        "data": data,
-        "layout": layout(
-            max(260, 120 + 20 * len(names)), **axes,
-            yaxis=axis("", type="category", range=[len(names) - 0.5, -0.5], showgrid=False,
-                       tickfont={"size": 12 if len(names) <= 24 else 10}),
-        ),
+    figure = {"data": data, "layout": _layout(names, axes)}
+    title = "Sensitivity of each layer"
+    return Chart("sensitivity", title, _sentence(known), figure, tuple(columns), rows)
+
+
+def _dots(chosen: Sequence[Row], field: str, place: str) -> dict[str, Any]:
+    """Return the marks of the bits that were chosen."""
+    return {
+        "type": "scatter", "mode": "markers", "name": "chosen", "showlegend": place == "",
+        "legendgroup": "chosen", "xaxis": "x" + place, "yaxis": "y", "hoverinfo": "skip",
+        "x": [str(layer[field]) for layer in chosen], "y": [layer["name"] for layer in chosen],
+        "marker": {"symbol": "circle", "size": 11, "color": "#ffffff",
+                   "line": {"color": "#000000", "width": 2.5}},
     }  # fmt: skip
-    return Chart(
-        "sensitivity", "Sensitivity of each layer", _sensitivity_sentence(known), figure,
-        tuple(columns), rows,
+
+
+def _layout(names: Sequence[str], axes: dict[str, Any]) -> dict[str, Any]:
+    return layout(
+        max(260, 120 + 20 * len(names)), **axes,
+        yaxis=axis("", type="category", range=[len(names) - 0.5, -0.5], showgrid=False,
+                   tickfont={"size": 12 if len(names) <= 24 else 10}),
     )  # fmt: skip
 
 
@@ -105,7 +102,7 @@ def measure_name(known: Sensitivity) -> str:
     return "KL divergence" if known.measure == "kl" else known.measure
 
 
-def _sensitivity_sentence(known: Sensitivity) -> str:
+def _sentence(known: Sensitivity) -> str:
     text = (
         f"{measure_name(known)} between the outputs of the float network and of one in which one "
         f"layer alone is rounded to so many bits, over {known.images} images"

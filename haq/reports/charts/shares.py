@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from haq.reports.charts.theme import Chart, Row, axis, layer_axis, layout
 
@@ -11,30 +12,22 @@ def shares_chart(layers: Sequence[Row], units: Mapping[str, str]) -> Chart:
     shown = ("latency", "energy", "size") if "latency" in units else ("bops", "energy", "size")
     quantities = [quantity for quantity in shown if quantity in units]
     columns: dict[str, list[float | None]] = {}
-    data, axes = [], {}
+    data: list[dict[str, Any]] = []
+    axes = {}
     names = [layer["name"] for layer in layers]
     for number, quantity in enumerate(quantities):
         before = _shares([layer["cost_w8a8"].get(quantity) for layer in layers])
         after = _shares([layer["cost"].get(quantity) for layer in layers])
         columns |= {f"{quantity}, w8a8": before, f"{quantity}, now": after}
         place = "" if number == 0 else str(number + 1)
-        low, high = _domain(number, len(quantities))
         axes["yaxis" + place] = axis(
-            quantity, domain=[low, high], tickformat=".0%", rangemode="tozero", fixedrange=True
-        )
-        for label, values, color, pattern in (
-            ("8 bits everywhere", before, "--before", "/"),
-            ("this run", after, "--accent", ""),
-        ):
-            data.append(
-                {
-                    "type": "bar", "name": label, "legendgroup": label, "showlegend": number == 0,
-                    "x": names, "y": values, "xaxis": "x", "yaxis": "y" + place,
-                    "marker": {"color": color, "pattern": {"shape": pattern, "size": 6,
-                               "solidity": 0.3, "fgcolor": "--page", "bgcolor": color}},
-                    "hovertemplate": f"%{{x}}: %{{y:.1%}} of {quantity}, {label}<extra></extra>",
-                }
-            )  # fmt: skip
+            quantity, domain=_domain(number, len(quantities)), tickformat=".0%",
+            rangemode="tozero", fixedrange=True,
+        )  # fmt: skip
+        data += [
+            _bars(names, quantity, place, name, values)
+            for name, values in (("8 bits everywhere", before), ("this run", after))
+        ]
     last = "y" if len(quantities) == 1 else f"y{len(quantities)}"
     figure = {
         "data": data,
@@ -45,16 +38,32 @@ def shares_chart(layers: Sequence[Row], units: Mapping[str, str]) -> Chart:
     }  # fmt: skip
     rows = [[name, *(values[at] for values in columns.values())] for at, name in enumerate(names)]
     return Chart(
-        "shares", "Where the costs are", _shares_sentence(names, columns, quantities), figure,
+        "shares", "Where the costs are", _sentence(names, columns, quantities), figure,
         ("layer", *(f"{name} (share)" for name in columns)), rows,
     )  # fmt: skip
 
 
-def _domain(number: int, count: int) -> tuple[float, float]:
+_STYLES = {"8 bits everywhere": ("--before", "/"), "this run": ("--accent", "")}
+
+
+def _bars(
+    names: Sequence[str], quantity: str, place: str, label: str, values: Sequence[float | None]
+) -> dict[str, Any]:
+    color, pattern = _STYLES[label]
+    return {
+        "type": "bar", "name": label, "legendgroup": label, "showlegend": place == "",
+        "x": list(names), "y": list(values), "xaxis": "x", "yaxis": "y" + place,
+        "marker": {"color": color, "pattern": {"shape": pattern, "size": 6, "solidity": 0.3,
+                                               "fgcolor": "--page", "bgcolor": color}},
+        "hovertemplate": f"%{{x}}: %{{y:.1%}} of {quantity}, {label}<extra></extra>",
+    }  # fmt: skip
+
+
+def _domain(number: int, count: int) -> list[float]:
     gap = 0.08 if count > 1 else 0
     height = (1 - gap * (count - 1)) / count
     top = 1 - number * (height + gap)
-    return max(0.0, top - height), top
+    return [max(0.0, top - height), top]
 
 
 def _shares(values: Sequence[float | None]) -> list[float | None]:
@@ -65,7 +74,7 @@ def _shares(values: Sequence[float | None]) -> list[float | None]:
     return [value / total for value in known]
 
 
-def _shares_sentence(
+def _sentence(
     names: Sequence[str], columns: Mapping[str, Sequence[float | None]], quantities: Sequence[str]
 ) -> str:
     parts = []

@@ -31,46 +31,74 @@ def trials_chart(
     front = pareto(trials, quantity)
     top = best(trials) if chosen is None else trials[chosen]
     shown = ".2%" if is_share(trials) else ".4g"
-    places = {"x": [t.cost[quantity] for t in trials], "y": [t.accuracy for t in trials]}
     hover = f"episode %{{text}}<br>%{{x:,.6~g}} {unit}, %{{y:{shown}}}<extra></extra>"
-    data: list[dict[str, Any]] = [
+    tick = {"tickformat": ".1%"} if shown == ".2%" else {}
+    figure = {
+        "data": _points(trials, front, top, quantity, hover),
+        "layout": layout(
+            420, **_limits(limit, float_accuracy),
+            xaxis=axis(f"{quantity} ({unit})"), yaxis=axis(kind, **tick),
+        ),
+    }  # fmt: skip
+    on_front = {trial.episode for trial in front}
+    rows = [
+        [t.episode, t.cost[quantity], t.accuracy, "yes" if t.episode in on_front else "no"]
+        for t in trials
+    ]
+    columns = ("episode", f"{quantity} ({unit})", kind, "on the front")
+    sentence = _sentence(trials, front, top, quantity, unit, shown)
+    return Chart("trials", "All trials", sentence, figure, columns, rows)
+
+
+def _points(
+    trials: Sequence[Trial], front: Sequence[Trial], top: Trial, quantity: str, hover: str
+) -> list[dict[str, Any]]:
+    def places(some: Sequence[Trial]) -> dict[str, Any]:
+        return {
+            "x": [t.cost[quantity] for t in some], "y": [t.accuracy for t in some],
+            "text": [str(t.episode) for t in some], "type": "scatter", "hovertemplate": hover,
+        }  # fmt: skip
+
+    return [
         {
-            "type": "scatter", "mode": "markers", "name": "trials", **places,
-            "text": [str(t.episode) for t in trials], "hovertemplate": hover,
+            "mode": "markers", "name": "trials", **places(trials),
             "marker": {"color": "--before", "size": 8, "opacity": 0.8,
                        "symbol": ["x-thin-open" if t.stopped else "circle" for t in trials]},
         },
         {
-            "type": "scatter", "mode": "lines+markers", "name": "Pareto front",
-            "x": [t.cost[quantity] for t in front], "y": [t.accuracy for t in front],
-            "text": [str(t.episode) for t in front], "hovertemplate": hover,
+            "mode": "lines+markers", "name": "Pareto front", **places(front),
             "line": {"color": "--accent", "width": 2, "shape": "hv"},
             "marker": {"color": "--accent", "size": 8, "symbol": "diamond"},
         },
         {
-            "type": "scatter", "mode": "markers", "name": "chosen", "x": [top.cost[quantity]],
-            "y": [top.accuracy], "text": [str(top.episode)], "hovertemplate": hover,
+            "mode": "markers", "name": "chosen", **places([top]),
             "marker": {"color": "--depthwise", "size": 15, "symbol": "star",
                        "line": {"color": "--page", "width": 1}},
         },
     ]  # fmt: skip
+
+
+def _limits(limit: float | None, float_accuracy: float | None) -> dict[str, list[dict[str, Any]]]:
     shapes, notes = [], []
     if limit is not None:
         shapes.append(line(x0=limit, x1=limit, yref="paper", y0=0, y1=1))
         notes.append(note("budget", x=limit, yref="paper", y=0, yanchor="bottom",
-                           xanchor="right", textangle=-90))  # fmt: skip
+                          xanchor="right", textangle=-90))  # fmt: skip
     if float_accuracy is not None and math.isfinite(float_accuracy):
         shapes.append(line(y0=float_accuracy, y1=float_accuracy, xref="paper", x0=0, x1=1))
         notes.append(note("float network", y=float_accuracy, xref="paper", x=0,
-                           xanchor="left", yanchor="bottom"))  # fmt: skip
-    tick = {"tickformat": ".1%"} if shown == ".2%" else {}
-    figure = {
-        "data": data,
-        "layout": layout(
-            420, shapes=shapes, annotations=notes,
-            xaxis=axis(f"{quantity} ({unit})"), yaxis=axis(kind, **tick),
-        ),
-    }  # fmt: skip
+                          xanchor="left", yanchor="bottom"))  # fmt: skip
+    return {"shapes": shapes, "annotations": notes}
+
+
+def _sentence(
+    trials: Sequence[Trial],
+    front: Sequence[Trial],
+    top: Trial,
+    quantity: str,
+    unit: str,
+    shown: str,
+) -> str:
     ends = [f"{amount(t.cost[quantity], unit)} at {t.accuracy:{shown}}" for t in front]
     where = ends[0] if len(ends) == 1 else f"from {ends[0]} to {ends[-1]}"
     sentence = (
@@ -79,10 +107,4 @@ def trials_chart(
     )
     if any(trial.stopped for trial in trials):
         sentence += " Crosses are estimates: their evaluation was stopped as hopeless."
-    on_front = {trial.episode for trial in front}
-    rows = [
-        [t.episode, t.cost[quantity], t.accuracy, "yes" if t.episode in on_front else "no"]
-        for t in trials
-    ]
-    columns = ("episode", f"{quantity} ({unit})", kind, "on the front")
-    return Chart("trials", "All trials", sentence, figure, columns, rows)
+    return sentence
