@@ -1,26 +1,19 @@
-"""The service as one ASGI application: the API, the pages, and what becomes of errors."""
+"""The service as one ASGI application: the API, the pages, and the guard before them."""
 
-import logging
-import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+import threading
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
 from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
-from starlette.exceptions import HTTPException
 
-from haq.errors import HaqError, RunError
-from haq.service import api, choices, pages, place, uploads
-from haq.service.api import Refusal, Service, service_of
-from haq.service.guard import Guard, TooLarge
+from haq.service import pages, routes
+from haq.service.answers import HANDLERS
+from haq.service.guard import Guard
 from haq.service.limits import Limits
+from haq.service.pages.visitors import SignInFirst, sign_in_first
 from haq.service.settings import Settings
-from haq.service.shapes import FieldProblem, Problem, field_of
-
-LOG = logging.getLogger("haq.service.api")
+from haq.service.shared import Service
 
 LIMITS = Limits()
 
@@ -48,6 +41,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        threading.Thread(target=service.load, daemon=True).start()  # /readyz says when it is done
         yield
         service.feed.end()
 
@@ -61,9 +55,9 @@ def create_app(
         redoc_url=None,
     )
     app.state.service = service
-    for part in (api.router, api.operation, pages.router):
+    for part in (routes.api, routes.operations, pages.router):
         app.include_router(part)
-    for kind, handler in {**_HANDLERS, pages.SignInFirst: pages.sign_in_first}.items():
+    for kind, handler in {**HANDLERS, SignInFirst: sign_in_first}.items():
         app.add_exception_handler(kind, handler)
     app.add_middleware(
         Guard,
@@ -73,86 +67,3 @@ def create_app(
         only_loopback=only_loopback,
     )
     return app
-
-
-def _answer(
-    status: int, message: str, fields: list[FieldProblem] | None = None, wait_s: float | None = None
-) -> JSONResponse:
-    headers = {} if wait_s is None else {"Retry-After": str(int(wait_s) + 1)}
-    if status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    problem = Problem(message=message, errors=fields or [])
-    return JSONResponse(problem.model_dump(), status, headers)
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refusal)
-    fields = [FieldProblem(field=error.field, message=error.message)] if error.field else None
-    return _answer(error.status, error.message, fields, error.wait_s)
-
-
-async def _invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    fields = [
-        FieldProblem(field=field_of(problem["loc"][1:] or problem["loc"]), message=problem["msg"])
-        for problem in error.errors()
-    ]
-    return _answer(422, f"{fields[0].field}: {fields[0].message}", fields)
-
-
-async def _impossible(request: Request, error: Exception) -> Response:
-    field = error.field if isinstance(error, choices.FieldError) else None
-    message = place.without_paths(str(error), service_of(request).settings)
-    return _answer(422, message, [FieldProblem(field=field, message=message)] if field else None)
-
-
-async def _damaged(request: Request, error: Exception) -> Response:
-    LOG.error("a run's files are damaged", exc_info=error)
-    return _answer(503, "the files of this run are damaged or being written; try again later")
-
-
-async def _too_busy(request: Request, error: Exception) -> Response:
-    return _answer(503, str(error), wait_s=30)
-
-
-async def _too_full(request: Request, error: Exception) -> Response:
-    return _answer(413, str(error))
-
-
-async def _http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    response = _answer(error.status_code, str(error.detail))
-    response.headers.update(error.headers or {})
-    return response
-
-
-async def _no_database(request: Request, error: Exception) -> Response:
-    LOG.error("the database does not answer: %s", type(error).__name__)
-    return _answer(503, "the database does not answer; try again in a moment", wait_s=2)
-
-
-async def _no_files(request: Request, error: Exception) -> Response:
-    LOG.error("the files cannot be used: %s", error)
-    return _answer(503, "the service's files cannot be read or written now; try again later")
-
-
-async def _bug(request: Request, error: Exception) -> Response:
-    LOG.error("internal error", extra={"traceback": "".join(traceback.format_exception(error))})
-    return _answer(500, "an internal error; the operator finds it in the log")
-
-
-Handler = Callable[[Request, Exception], Awaitable[Response]]
-
-_HANDLERS: dict[type[Exception], Handler] = {
-    Refusal: _refused,
-    RequestValidationError: _invalid,
-    choices.Busy: _too_busy,
-    uploads.Full: _too_full,
-    TooLarge: _too_full,
-    RunError: _damaged,
-    HaqError: _impossible,
-    HTTPException: _http,
-    SQLAlchemyError: _no_database,
-    OSError: _no_files,
-    Exception: _bug,
-}

@@ -71,7 +71,7 @@ class Feed:
         Args:
             run: Which.
             after: The number of the last event that the reader knows.
-            may: Asked now and then whether the reader still may.
+            may: JobRequest now and then whether the reader still may.
         """
         channel = self._channels.setdefault(run.id, _Channel(run, run.events))
         channel.readers += 1

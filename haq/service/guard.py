@@ -31,6 +31,12 @@ HEADERS = {
 }
 """Unless a response brings its own. Inline styles: plotly.js writes them."""
 
+REPORT_POLICY = (
+    "sandbox allow-scripts allow-downloads; default-src 'none'; script-src 'unsafe-inline'; "
+    "style-src 'unsafe-inline'; img-src data: blob:; frame-ancestors 'self'"
+)
+"""A report brings its scripts along; in a sandbox they reach nothing of the service."""
+
 _METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _UPLOADS = "/v1/uploads/"

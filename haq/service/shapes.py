@@ -16,7 +16,7 @@ Count = Annotated[int, Field(ge=1, le=10_000_000)]
 RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
-class Asked(Job):
+class JobRequest(Job):
     """A job, as on the command line, but for names in place of paths.
 
     ``data`` is one of the offered names or ``upload:ID``, and so is ``weights``.

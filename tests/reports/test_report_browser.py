@@ -5,6 +5,7 @@ import json
 import shutil
 
 import pytest
+from browser_parts import CHROMIUM, DRIVER, FLAGS
 from PIL import Image
 
 from haq.allocation.policy import read_policy
@@ -19,9 +20,6 @@ from haq.runs.job import parse_job
 from haq.runs.measure import measure
 from haq.runs.run import run
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(
@@ -29,12 +27,6 @@ pytestmark = [
         "chromium-driver)",
     ),
 ]  # fmt: skip
-
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--disable-dev-shm-usage", "--window-size=1200,900",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

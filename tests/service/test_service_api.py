@@ -2,62 +2,13 @@
 
 import base64
 import hashlib
-import json
 
 import pytest
-from fastapi.testclient import TestClient
-from service_parts import opened, run_of
-from service_searches import trial_of
+from service_parts import ASKED, Visitor
 
-from haq.runs import folder as results
-from haq.runs.job import Job
-from haq.service import security, store
-from haq.service.application import create_app
-from haq.service.database import migrate
+from haq.service import store
 from haq.service.limits import Limits
-from haq.service.store import Lease
-
-ASKED = {"model": "digits_cnn", "budgets": ["avg_weight_bits=4"], "episodes": 3}
-
-
-class Visitor:
-    """A client with the service behind it."""
-
-    def __init__(self, tmp_path, is_open=True, limits=None, **changes):
-        self.settings, self.engine = opened(tmp_path, **changes)
-        self.app = create_app(
-            self.engine, self.settings,
-            store_name=migrate(self.engine), is_open=is_open, limits=limits or Limits(),
-        )  # fmt: skip
-        self.client = TestClient(self.app, raise_server_exceptions=False)
-
-    def as_user(self, name, scope="submit"):
-        token = security.create_token(self.engine, name, scope)
-        client = TestClient(self.app, raise_server_exceptions=False)
-        client.headers["Authorization"] = f"Bearer {token}"
-        return client
-
-    def finished(self, owner="local"):
-        """Return the id of a run that has been done, after the form of a true one."""
-        run_id = run_of(self.engine, Job(**ASKED), owner=owner)
-        run = store.claim(self.engine, "worker", 60, 3)
-        folder = self.settings.run_folder(run_id)
-        folder.mkdir()
-        trials = []
-        for number in range(3):
-            results.append_trial(folder, trial_of(number))
-            trials.append({"episode": number, "best_accuracy": 0.5, "accuracy": 0.5})
-        (folder / "policy.json").write_text(
-            json.dumps({"format": "haq-policy/1", "layers": {"fc": {"weight": 4, "activation": 8}}})
-        )
-        (folder / "weights.safetensors").write_bytes(bytes(range(256)))
-        layer = {
-            "name": "fc", "kind": "linear", "params": 9, "macs": 9, "weight_bits": 4,
-            "act_bits": 8, "cost": {"size": 90.0}, "cost_w8a8": {"size": 180.0},
-        }  # fmt: skip
-        (folder / "summary.json").write_text(json.dumps({"state": "finished", "layers": [layer]}))
-        store.finish(self.engine, Lease(run_id, run.fence), trials)
-        return run_id
+from haq.service.store.leases import Lease
 
 
 @pytest.fixture

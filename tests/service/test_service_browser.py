@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from browser_parts import CHROMIUM, DRIVER, FLAGS
 from service_parts import wait_for
-from test_report_browser import CHROMIUM, DRIVER, FLAGS
-from test_service_serve import Server
+from service_server import Server
 
 from haq.allocation.policy import read_policy
 from haq.runs import folder as results

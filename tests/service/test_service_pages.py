@@ -4,8 +4,9 @@ import re
 
 import pytest
 from fastapi.testclient import TestClient
-from test_service_api import ASKED, Visitor
+from service_parts import ASKED, Visitor
 
+from haq.runs.job import Job
 from haq.service import security, store
 
 FORM = {
@@ -54,7 +55,9 @@ def test_sending_the_form_twice_begins_one_run(client):
         ("budgets.0", "1", "no policy fits avg_weight_bits &lt;= 1 bits: the cheapest one needs"),
         ("episodes", "0", "Input should be greater than or equal to 1"),
         ("model", "os:getcwd", "unknown model &#39;os:getcwd&#39;"),
-        ("act_bits", "many", "greater than or equal to 2"),
+        ("act_bits", "many", "valid integer"),
+        ("act_bits", "9" * 5000, "exceeded maximum size"),
+        ("episodes", "9" * 5000, "exceeded maximum size"),
         ("data", "folder:/etc", "unknown data"),
     ],
 )
@@ -95,7 +98,7 @@ def test_a_run_can_be_cancelled_tried_again_and_deleted(client):
 
 def test_older_runs_are_on_the_next_page(client, visitor):
     for number in range(52):
-        store.submit(visitor.engine, "local", store.Job(), f"run {number:02}")
+        store.submit(visitor.engine, "local", Job(), f"run {number:02}")
     page = client.get("/").text
     assert "run 51" in page and "run 01" not in page
     older = re.search(r'rel="next" href="(.*?)"', page)[1].replace("&amp;", "&")

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
+from service_parts import ASKED, Visitor
 from sqlalchemy import select
-from test_service_api import ASKED, Visitor
 
 from haq.errors import HaqError
 from haq.service import security

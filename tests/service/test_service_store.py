@@ -15,7 +15,8 @@ from haq.errors import HaqError
 from haq.runs.job import Job
 from haq.service import store
 from haq.service.database import check_current, connect, migrate, reading
-from haq.service.store import Conflict, Lease, LeaseLost, Progress
+from haq.service.store.leases import Lease, LeaseLost, Progress
+from haq.service.store.rows import Conflict
 from haq.service.tables import METADATA, RUNS
 
 JOB = Job(episodes=3)

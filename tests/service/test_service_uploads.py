@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save
-from test_service_api import ASKED, Visitor
+from service_parts import ASKED, Visitor
 
 from haq.datasets import load
 from haq.errors import DataError

@@ -10,12 +10,12 @@ import time
 
 import pytest
 import service_searches as searches
-from service_parts import PATIENCE_S, opened, run_of, wait_for
+from service_parts import PATIENCE_S, REAL, accuracies, opened, run_of, wait_for
 from service_searches import trial_of
 
 from haq.errors import HaqError
 from haq.runs import folder as results
-from haq.runs.job import Job, parse_job
+from haq.runs.job import Job
 from haq.runs.run import run
 from haq.service import place, store
 from haq.service.processes import run_worker
@@ -49,10 +49,6 @@ def ended(engine, run_id):
         return found if found.state in store.OVER else None
 
     return wait_for(over)
-
-
-def accuracies(folder):
-    return [(t.policy, t.accuracy, t.reward) for t in results.read_trials(folder)]
 
 
 def test_a_run_is_done_and_its_trials_are_events(tmp_path, database, at_work):
@@ -228,12 +224,6 @@ def test_a_tail_gives_each_trial_once_and_no_torn_line(tmp_path):
     assert [event["episode"] for event in tail.read()] == [1]
     tail.rewind()
     assert [event["episode"] for event in tail.read()] == [0, 1]
-
-
-REAL = parse_job(
-    model="digits_mlp", episodes=8, float_epochs=1, final_epochs=0, train_images=64,
-    val_images=64, calibration_images=32, budgets=["avg_weight_bits=6"], threads=1,
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

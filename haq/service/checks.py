@@ -1,0 +1,258 @@
+"""Check a job before it is queued: its names, its fields, its budgets; and what it would cost."""
+
+import logging
+import threading
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+from sqlalchemy import Engine
+
+from haq.allocation.budgets import cheapest
+from haq.errors import BudgetError, DataError, HaqError, ModelError, TargetError, look_up
+from haq.runs.job import Job, parse_job
+from haq.service import choices, uploads
+from haq.service.place import UPLOAD
+from haq.service.settings import Settings
+
+LOG = logging.getLogger("haq.service.checks")
+
+_ONE_AT_A_TIME = threading.Lock()  # a plan takes a model's memory
+_BUSY_S = 60.0
+
+_FIELDS = {BudgetError: "budgets", TargetError: "target", ModelError: "model", DataError: "data"}
+
+
+class FieldError(HaqError):
+    """A field of a job that cannot be as it was given.
+
+    Attributes:
+        field: Its name, or None where several do not go together.
+    """
+
+    def __init__(self, field: str | None, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class Busy(HaqError):
+    """Too much is asked at once."""
+
+
+class DataShape(NamedTuple):
+    """What of a data set decides the shape of a network."""
+
+    shape: tuple[int, int, int]
+    classes: int
+
+
+def load(settings: Settings) -> None:
+    """Load once what checking a job needs: torch, the offered data sets, and a first plan.
+
+    A data set that cannot be loaded is logged, and refused again to whoever asks for it.
+    """
+    choices.choices(settings)
+    for name, spec in settings.data.items():
+        try:
+            data = _loaded(spec, None)
+            if name == "digits":
+                _plan(Job(), data)
+        except HaqError as error:
+            LOG.error("data %s cannot be offered: %s", name, error)
+
+
+def checked(
+    engine: Engine, settings: Settings, owner: str | None, fields: Mapping[str, Any]
+) -> Job:
+    """Return the job, if it could be begun: names are known and allowed, the budgets can be met.
+
+    Args:
+        engine: The database, for uploads.
+        settings: What the operator allows.
+        owner: Whose uploads may be used; None for everyone's.
+        fields: As they came, each valid by itself.
+
+    Raises:
+        FieldError: They are not.
+        Busy: Many others are being checked.
+    """
+    job = _job(settings, fields)
+    data = _names(engine, settings, owner, job)
+    _plan(job, data)
+    return job
+
+
+def ranges(
+    engine: Engine, settings: Settings, owner: str | None, fields: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return for every quantity what the cheapest and the dearest policy cost, and 8 bits.
+
+    Args:
+        engine: As in ``checked``.
+        settings: As in ``checked``.
+        owner: As in ``checked``.
+        fields: As in ``checked``; of the budgets only which quantities they are of counts.
+
+    Raises:
+        FieldError: Something else than the budgets is wrong.
+        Busy: Many others are being checked.
+    """
+    job = _job(settings, fields)
+    data = _names(engine, settings, owner, job)
+    acts = job.fixed_act_bits or "search"  # as the budgets have it, which are left out below
+    planned = _plan(job.model_copy(update={"budgets": (), "act_bits": acts}), data)
+    return [_range(planned, quantity) for quantity in planned.table.units]
+
+
+def _range(planned: Any, quantity: str) -> dict[str, Any]:
+    from haq.allocation.costs import reference, total
+    from haq.allocation.policy import Bits
+
+    table = planned.table
+    dearest = {
+        name: table.choices[name][int(row.argmax())] for name, row in table.rows[quantity].items()
+    }
+    try:
+        eight = reference(table.layers, planned.target, quantity, Bits(8, 8))
+    except TargetError:
+        eight = None
+    return {
+        "quantity": quantity, "unit": table.units[quantity], "cheapest": cheapest(table, quantity),
+        "dearest": total(table, dearest, quantity), "w8a8": eight,
+    }  # fmt: skip
+
+
+def _job(settings: Settings, fields: Mapping[str, Any]) -> Job:
+    try:
+        job = parse_job(**fields)
+    except HaqError as error:
+        if isinstance(error.__cause__, ValidationError):
+            field = str(error.__cause__.errors()[0]["loc"][0])
+        else:
+            field = str(error).split(" ", 1)[0].replace("-", "_")
+        raise FieldError(field if field in Job.model_fields else None, str(error)) from error
+    if job.workers > settings.threads:
+        raise FieldError(
+            "workers",
+            f"workers {job.workers}: a search has {settings.threads} CPU threads here, so that it "
+            "can have no more workers than that",
+        )
+    share = settings.threads // job.workers
+    return job.model_copy(update={"threads": min(job.threads or share, share)})
+
+
+def _names(engine: Engine, settings: Settings, owner: str | None, job: Job) -> DataShape:
+    """Look up every name of a job; no name is used for anything else before."""
+    from haq.agents import AGENTS
+    from haq.hw_profiles import TARGETS
+    from haq.models import MODELS
+    from haq.quantization.clipping import CLIPPING
+
+    tables: dict[str, Mapping[str, Any]] = {
+        "model": MODELS, "agent": AGENTS, "clipping": CLIPPING,
+    } | ({"target": TARGETS} if job.target is not None else {})  # fmt: skip
+    for field, table in tables.items():
+        _known(field, table, getattr(job, field))
+    data = _data_shape(engine, settings, owner, job)
+    if job.weights is not None:
+        upload = _upload(engine, owner, "weights", str(job.weights))
+        if upload is None:
+            _known("weights", settings.weights, str(job.weights))
+    elif job.float_epochs is None and job.data != "digits":
+        raise FieldError(
+            "weights",
+            f"model {job.model} needs weights: give some, or float_epochs to train it within "
+            "the run",
+        )
+    return data
+
+
+def _known(field: str, table: Mapping[str, Any], name: str) -> None:
+    try:
+        look_up(table, field, name)
+    except HaqError as error:
+        raise FieldError(field, str(error)) from None
+
+
+def _upload(engine: Engine, owner: str | None, kind: str, name: str) -> uploads.Upload | None:
+    match = UPLOAD.fullmatch(name)
+    if not match:
+        return None
+    upload = uploads.find(engine, match[1], owner)
+    if upload is None or upload.kind != kind:
+        raise FieldError(kind, f"there is no upload {match[1]} of {kind}")
+    return upload
+
+
+def _data_shape(engine: Engine, settings: Settings, owner: str | None, job: Job) -> DataShape:
+    upload = _upload(engine, owner, "data", job.data)
+    if upload is not None:
+        size = 224 if job.size is None else job.size
+        return DataShape((3, size, size), upload.classes)
+    _known("data", settings.data, job.data)
+    try:
+        return _loaded(settings.data[job.data], job.size)
+    except HaqError as error:
+        field = "size" if job.size is not None else "data"
+        raise FieldError(field, f"data {job.data}: {_without(error, settings, job)}") from error
+
+
+def _without(error: HaqError, settings: Settings, job: Job) -> str:
+    where = settings.data[job.data].partition(":")[2]
+    return str(error).replace(where, job.data) if where else str(error)
+
+
+@lru_cache(maxsize=32)
+def _loaded(spec: str, size: int | None) -> DataShape:
+    """Return the shape of a data set that the operator offers."""
+    from haq.datasets import load
+
+    data = load(spec, size=size)
+    return DataShape(data.shape, len(data.classes))
+
+
+def _plan(job: Job, data: DataShape) -> Any:
+    if not _ONE_AT_A_TIME.acquire(timeout=_BUSY_S):
+        raise Busy("too many jobs are being checked; try again in a minute")
+    try:
+        return _planned(job, data)
+    except FieldError:
+        raise
+    except HaqError as error:
+        raise FieldError(_field_of(error), str(error)) from error
+    finally:
+        _ONE_AT_A_TIME.release()
+
+
+def _planned(job: Job, data: DataShape) -> Any:
+    from haq.models import build, input_shape
+    from haq.runs.run import plan
+
+    own = input_shape(job.model)
+    assert own is not None  # a factory has no name here
+    if own[0] != data.shape[0]:
+        raise FieldError(
+            "data",
+            f"model {job.model} takes images of {own[0]} channels, {job.data} has {data.shape[0]}",
+        )
+    model = build(job.model, data.classes, job.width, data.shape[-1])
+    return plan(job, model, {"shape": list(data.shape)})
+
+
+def _field_of(error: HaqError) -> str | None:
+    text = str(error)
+    if isinstance(error, ModelError):
+        for field in ("width", "size"):
+            if f"{field} " in text:
+                return field
+    for kind, field in _FIELDS.items():
+        if isinstance(error, kind):
+            return field
+    for word, field in (
+        ("pin", "pins"), ("unknown layer", "pins"), ("weight bits", "weight_bits"),
+        ("activation", "act_bits"), ("layer", "weight_bits"),
+    ):  # fmt: skip
+        if text.startswith(word):
+            return field
+    return None

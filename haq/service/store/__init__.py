@@ -1,0 +1,68 @@
+"""Every read and write of a run's row and its events, each in one transaction.
+
+rows      runs as they are read
+events    what happened to a run, numbered from 1
+queue     what users do: submit, cancel, retry, delete
+leases    what workers do, while they hold the lease of a run
+"""
+
+from haq.service.store.events import Event, events_after
+from haq.service.store.leases import (
+    Lease,
+    LeaseLost,
+    Progress,
+    claim,
+    fail,
+    finish,
+    hand_back,
+    report,
+    stop,
+    try_again,
+)
+from haq.service.store.queue import cancel, forget, hide, retry, submit
+from haq.service.store.rows import (
+    OVER,
+    STATES,
+    Conflict,
+    Run,
+    counts,
+    find,
+    hidden,
+    listed,
+    longest_wait,
+    seen,
+    uses,
+    waiting,
+)
+
+__all__ = [
+    "OVER",
+    "STATES",
+    "Conflict",
+    "Event",
+    "Lease",
+    "LeaseLost",
+    "Progress",
+    "Run",
+    "cancel",
+    "claim",
+    "counts",
+    "events_after",
+    "fail",
+    "find",
+    "finish",
+    "forget",
+    "hand_back",
+    "hidden",
+    "hide",
+    "listed",
+    "longest_wait",
+    "report",
+    "retry",
+    "seen",
+    "stop",
+    "submit",
+    "try_again",
+    "uses",
+    "waiting",
+]

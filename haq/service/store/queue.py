@@ -1,0 +1,115 @@
+"""What users do to runs: submit, cancel, retry, delete; each in one transaction."""
+
+import hashlib
+import json
+import secrets
+import time
+
+from sqlalchemy import Engine, delete, insert, select
+from sqlalchemy.exc import IntegrityError
+
+from haq.runs.job import Job
+from haq.service.database import reading
+from haq.service.store.changes import change, enter, locked
+from haq.service.store.events import add_event
+from haq.service.store.rows import COLUMNS, GONE, OVER, Conflict, Run, current, run_of
+from haq.service.tables import RUNS, now
+
+
+def submit(
+    engine: Engine, owner: str, job: Job, title: str, key: str | None = None
+) -> tuple[Run, bool]:
+    """Queue a job and return its run, and whether it is new.
+
+    Args:
+        engine: The database.
+        owner: Whose run it is.
+        job: Checked already.
+        title: For people.
+        key: Of idempotency: the same key of the same owner gives the run of the first time.
+
+    Raises:
+        Conflict: The key was used for another job.
+    """
+    asked = job.model_dump_json()
+    key_hash = hashlib.sha256(json.dumps([asked, title]).encode()).hexdigest() if key else None
+    # In the order of submission, also of runs within one tick of the database's clock.
+    run_id = f"{time.time_ns():016x}{secrets.token_hex(8)}"
+    values = {
+        "id": run_id, "owner": owner, "title": title, "asked": asked, "key": key,
+        "key_hash": key_hash, "state": "queued", "created": now(), "updated": now(),
+        "not_before": 0.0, "fence": 0, "attempts": 0, "cancel": False, "done": 0, "total": 0,
+        "note": "", "episodes": 0, "episodes_asked": job.episodes, "events": 0,
+    }  # fmt: skip
+    try:
+        with engine.begin() as connection:
+            connection.execute(insert(RUNS).values(**values))
+            add_event(connection, run_id, "state", {"state": "queued"})
+            return current(connection, run_id), True
+    except IntegrityError:
+        first = _with_key(engine, owner, key)
+        if first is None:
+            raise
+        if first.key_hash != key_hash:
+            raise Conflict(f"idempotency key {key!r} was used for another job before") from None
+        return first, False
+
+
+def _with_key(engine: Engine, owner: str, key: str | None) -> Run | None:
+    query = select(*COLUMNS).where(RUNS.c.owner == owner, RUNS.c.key == key)
+    with reading(engine) as connection:
+        row = connection.execute(query).first()
+    return None if row is None else run_of(row)
+
+
+def cancel(engine: Engine, run_id: str) -> Run:
+    """Cancel a run: at once where nobody does it, else its worker will.
+
+    Raises:
+        Conflict: It is over already.
+    """
+    with engine.begin() as connection:
+        run = locked(connection, run_id)
+        if run.state in OVER:
+            raise Conflict(f"the run is {run.state} already; there is nothing to cancel")
+        if run.state == "running":
+            change(connection, run_id, cancel=True)
+        else:
+            enter(connection, run_id, "cancelled", finished=now())
+        return current(connection, run_id)
+
+
+def retry(engine: Engine, run_id: str) -> Run:
+    """Queue a failed or cancelled run again; it goes on after its last finished episode.
+
+    Raises:
+        Conflict: It is in another state.
+    """
+    with engine.begin() as connection:
+        run = locked(connection, run_id)
+        if run.state not in ("failed", "cancelled"):
+            raise Conflict(f"the run is {run.state}; only failed or cancelled runs are tried again")
+        enter(
+            connection, run_id, "queued",
+            attempts=0, cancel=False, not_before=0.0, finished=None, traceback=None,
+        )  # fmt: skip
+        return current(connection, run_id)
+
+
+def hide(engine: Engine, run_id: str) -> None:
+    """Take a run out of every list; its files and its row are for ``forget``.
+
+    Raises:
+        Conflict: It is running.
+    """
+    with engine.begin() as connection:
+        run = locked(connection, run_id)
+        if run.state == "running":
+            raise Conflict("the run is running; cancel it first")
+        change(connection, run_id, state=GONE, key=None)
+
+
+def forget(engine: Engine, run_id: str) -> None:
+    """Delete the row and the events of a hidden run."""
+    with engine.begin() as connection:
+        connection.execute(delete(RUNS).where(RUNS.c.id == run_id, RUNS.c.state == GONE))

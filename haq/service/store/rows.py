@@ -1,0 +1,168 @@
+"""Rows of the table of runs, as they are read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Engine, and_, func, or_, select, true
+
+from haq.errors import HaqError
+from haq.runs.job import Job
+from haq.service.database import reading
+from haq.service.tables import RUNS, now
+
+STATES = ("queued", "running", "paused", "finished", "failed", "cancelled")
+
+OVER = ("finished", "failed", "cancelled")
+
+GONE = "deleted"  # hidden, until its files are taken away
+
+
+class Conflict(HaqError):
+    """Something cannot be done in the state in which a run is."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A row of the table of runs; see there."""
+
+    id: str
+    owner: str
+    title: str
+    asked: str
+    key: str | None
+    key_hash: str | None
+    state: str
+    message: str | None
+    traceback: str | None
+    created: float
+    updated: float
+    started: float | None
+    finished: float | None
+    not_before: float
+    worker: str | None
+    lease_until: float | None
+    fence: int
+    attempts: int
+    cancel: bool
+    stage: str | None
+    done: int
+    total: int
+    note: str
+    episodes: int
+    episodes_asked: int
+    best_accuracy: float | None
+    episode_s: float | None
+    events: int
+
+    @property
+    def job(self) -> Job:
+        """What was asked for, with names and uploads as the user wrote them."""
+        return Job.model_validate_json(self.asked)
+
+
+COLUMNS = [RUNS.c[field.name] for field in fields(Run)]
+
+
+def run_of(row: Any) -> Run:
+    """Return the run in a row of the columns above."""
+    return Run(**row._mapping)
+
+
+def find(engine: Engine, run_id: str, owner: str | None = None) -> Run | None:
+    """Return a run; None if there is none, or it is not of this owner (None: of anyone)."""
+    with reading(engine) as connection:
+        row = connection.execute(
+            select(*COLUMNS).where(RUNS.c.id == run_id, RUNS.c.state != GONE, _of(owner))
+        ).first()
+    return None if row is None else run_of(row)
+
+
+def listed(
+    engine: Engine,
+    owner: str | None = None,
+    states: Sequence[str] = (),
+    text: str = "",
+    limit: int = 50,
+    before: tuple[float, str] | None = None,
+) -> list[Run]:
+    """Return runs, the newest first.
+
+    Args:
+        engine: The database.
+        owner: Whose; None for everyone's.
+        states: Which states; none for all.
+        text: What the title must hold.
+        limit: How many at most.
+        before: Created and id of the last run of the page before.
+    """
+    query = select(*COLUMNS).where(RUNS.c.state != GONE, _of(owner))
+    if states:
+        query = query.where(RUNS.c.state.in_(states))
+    if text:
+        query = query.where(RUNS.c.title.icontains(text, autoescape=True))
+    if before is not None:
+        created, run_id = before
+        query = query.where(
+            or_(RUNS.c.created < created, and_(RUNS.c.created == created, RUNS.c.id < run_id))
+        )
+    with reading(engine) as connection:
+        rows = connection.execute(
+            query.order_by(RUNS.c.created.desc(), RUNS.c.id.desc()).limit(limit)
+        )
+        return [run_of(row) for row in rows]
+
+
+def counts(engine: Engine) -> dict[str, int]:
+    """Return how many runs there are in each state."""
+    with reading(engine) as connection:
+        rows = connection.execute(select(RUNS.c.state, func.count()).group_by(RUNS.c.state))
+        by_state = {state: count for state, count in rows}
+    return {state: by_state.get(state, 0) for state in STATES}
+
+
+def longest_wait(engine: Engine) -> float:
+    """Return for how many seconds the first in the queue has been waiting."""
+    query = select(now() - func.min(RUNS.c.created)).where(RUNS.c.state == "queued")
+    with reading(engine) as connection:
+        return float(connection.scalar(query) or 0.0)
+
+
+def waiting(engine: Engine, owner: str) -> int:
+    """Return how many runs of an owner are not over."""
+    query = select(func.count()).where(RUNS.c.owner == owner, RUNS.c.state.not_in([*OVER, GONE]))
+    with reading(engine) as connection:
+        return connection.scalar(query) or 0
+
+
+def uses(engine: Engine, text: str) -> int:
+    """Return how many runs that are not over ask for something, such as an upload."""
+    query = select(func.count()).where(
+        RUNS.c.asked.contains(text, autoescape=True), RUNS.c.state.not_in([*OVER, GONE])
+    )
+    with reading(engine) as connection:
+        return connection.scalar(query) or 0
+
+
+def seen(engine: Engine, run_ids: Sequence[str]) -> dict[str, Run]:
+    """Return the runs with these ids that are there."""
+    with reading(engine) as connection:
+        rows = connection.execute(
+            select(*COLUMNS).where(RUNS.c.id.in_(run_ids), RUNS.c.state != GONE)
+        )
+        return {row.id: run_of(row) for row in rows}
+
+
+def hidden(engine: Engine) -> list[str]:
+    """Return the runs whose files are to be taken away."""
+    with reading(engine) as connection:
+        return list(connection.scalars(select(RUNS.c.id).where(RUNS.c.state == GONE)))
+
+
+def _of(owner: str | None) -> ColumnElement[bool]:
+    return true() if owner is None else RUNS.c.owner == owner
+
+
+def current(connection: Connection, run_id: str) -> Run:
+    """Return a run as it stands in this transaction."""
+    return run_of(connection.execute(select(*COLUMNS).where(RUNS.c.id == run_id)).one())
