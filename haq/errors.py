@@ -23,6 +23,10 @@ class CheckpointError(HaqError):
     """A quantized network that cannot be kept in a file, or not be had from one."""
 
 
+class ConversionError(HaqError):
+    """A quantized network whose integer form gives other answers: a fault of this library."""
+
+
 class DataError(HaqError):
     """Images, labels or a data folder that cannot be used."""
 

@@ -22,12 +22,15 @@ def norms_of(network: fx.GraphModule) -> dict[str, str]:
 
     A norm that uses the statistics of each batch is none of them, nor one that has other callers.
     """
-    calls = [str(node.target) for node in network.graph.nodes if node.op == "call_module"]
-    count = Counter(calls)
-    layers = [name for name in count if isinstance(network.get_submodule(name), LayerModule)]
+    names = [str(node.target) for node in network.graph.nodes if node.op == "call_module"]
+    modules = {name: network.get_submodule(name) for name in names}
+    # By module, which may be called under several names.
+    calls = Counter(id(modules[name]) for name in names)
+    layers = [name for name, module in modules.items() if isinstance(module, LayerModule)]
     return {
         layer: norm for layer, norm in folded_norms(network, layers).items()
-        if count[layer] == count[norm] and network.get_submodule(norm).running_mean is not None
+        if calls[id(modules[layer])] == calls[id(modules[norm])]
+        and modules[norm].running_mean is not None
     }  # fmt: skip
 
 
@@ -78,13 +81,13 @@ def _fold(layer: LayerModule, norm: Norm) -> None:
     column = (-1, *(1,) * (layer.weight.dim() - 1))  # (out, 1, ...)
     if isinstance(layer, QuantConv2d | QuantLinear):
         bits, clip = layer.weight_bits, layer.weight_clip
-        found = codes(layer.weight, bits, clip.view(column)) * multiplier.sign().view(column)
+        signed = codes(layer.weight, bits, clip.view(column)) * multiplier.sign().view(column)
         folded = clip * multiplier.abs()
         # A channel that BatchNorm switches off: all its codes are zero, and any scale will do.
         alive = multiplier.abs() * step(bits, clip, signed=True) >= torch.finfo(torch.float32).tiny
         clip.copy_(torch.where(alive, folded, clip))
-        found = found * alive.view(column)
-        layer.weight.copy_(found * step(bits, clip, signed=True).view(column))
+        signed = signed * alive.view(column)
+        layer.weight.copy_(signed * step(bits, clip, signed=True).view(column))
     else:
         layer.weight.mul_(multiplier.view(column))
     _leave_bias(norm, offset)

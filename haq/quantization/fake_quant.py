@@ -17,7 +17,7 @@ from haq.network.layers import EDGE_BITS
 from haq.network.operators import LayerModule
 from haq.network.sites import Point, insert
 from haq.quantization.calibration import Clips
-from haq.quantization.quantizer import BITS
+from haq.quantization.quantizer import BITS, levels
 from haq.quantization.quantizer import quantize as rounded
 
 
@@ -30,6 +30,19 @@ class Rounding(nn.Module):
         super().__init__()
         self.bits, self.signed = bits, signed
         self.register_buffer("clip", clip)
+
+    @property
+    def zero_point(self) -> int:
+        """The code of zero where codes are unsigned: 0, or the middle where values can be negative.
+
+        With it no code is higher than the bits need, as 8-bit kernels that saturate want it.
+        """
+        return 2 ** (self.bits - 1) if self.signed and self.bits != FLOAT else 0
+
+    @property
+    def top(self) -> int:
+        """The highest code, counted from 0."""
+        return levels(self.bits, self.signed)[1] + self.zero_point
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` on the grid, in x's shape and dtype."""
@@ -71,7 +84,9 @@ def _weights(layer: QuantConv2d | QuantLinear) -> Tensor:
 def quantize(graph: Graph, policy: Policy, clips: Clips) -> fx.GraphModule:
     """Return a quantized copy of the model that ``graph`` was traced from, in evaluation mode.
 
-    Parameters keep their names; layers at 32 bits stay as they are.
+    Parameters keep their names; layers at 32 bits stay as they are. The copy is there to be
+    trained: all its parameters take gradients, and modules that share one have one each, since
+    their bits, scales and roundings differ.
 
     Args:
         graph: The model's, with the weights it has now.
@@ -88,6 +103,7 @@ def quantize(graph: Graph, policy: Policy, clips: Clips) -> fx.GraphModule:
     check_policy(policy, graph.layers)
     _check_grids(policy)
     model = copy.deepcopy(graph.traced)
+    _separate(model)
     kept = {point.tensor for point in graph.points if not point.layers}
     insert(model, graph.points, lambda point: _rounding(point, policy, clips, kept))
     for layer in graph.layers:
@@ -95,6 +111,23 @@ def quantize(graph: Graph, policy: Policy, clips: Clips) -> fx.GraphModule:
         if bits != FLOAT:
             _round_weights(model.get_submodule(layer.name), bits, clips.weights[layer.name][bits])
     return model.eval()
+
+
+def _separate(model: nn.Module) -> None:
+    """Give every module parameters and buffers of its own, the parameters free to be trained."""
+    owned: set[int] = set()
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                shared = id(parameter) in owned
+                own = nn.Parameter(parameter.detach().clone(), False) if shared else parameter
+                own.requires_grad_(own.is_floating_point())
+                module.register_parameter(name, own)
+                owned.add(id(own))
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None and id(buffer) in owned:
+                module._buffers[name] = buffer.clone()
+            owned.add(id(module._buffers[name]))
 
 
 def _check_grids(policy: Policy) -> None:

@@ -6,8 +6,8 @@ with its packed integer weights. So the quantizers of the file are those of the 
 network has them, and a variant of the network costs milliseconds:
 
 - A layer is written as ``haq.quantization.convert`` has it, with its BatchNorm folded in.
-- A tensor has uint8 codes, around 128 where it can be negative, and a Clip where its levels are
-  fewer than those of uint8.
+- A tensor has uint8 codes, around the middle of as many as its bits have where it can be negative,
+  and a Clip where its levels are fewer than those of uint8.
 - Weights of 2 bits are stored as INT2, of 3 and 4 as INT4, of more as INT8. ONNX Runtime widens
   them to INT8 when it loads the file, and takes the same kernels.
 """
@@ -36,7 +36,7 @@ from haq.errors import ModelError
 from haq.network.capture import Sample
 from haq.network.operators import LayerModule
 from haq.quantization.bn_folding import Norm, norms_of
-from haq.quantization.convert import Folded, fold, layers, stretch
+from haq.quantization.convert import Folded, InputGrid, fold, layers
 from haq.quantization.fake_quant import QuantConv2d, QuantLinear, Rounding
 from haq.quantization.quantizer import levels, step
 
@@ -168,10 +168,11 @@ def _reason(error: Exception) -> str:
 
 
 class _Grid(NamedTuple):
-    """The codes of a tensor: uint8 around ``zero``, ``scale`` apart."""
+    """The codes of a tensor: uint8 around ``zero`` up to ``top``, ``scale`` apart."""
 
     scale: np.float32
     zero: int
+    top: int
 
 
 class _File:
@@ -335,8 +336,8 @@ def _lower_round(file: _File, node: onnx.NodeProto, name: str) -> None:
         file.renamed[output] = tensor
         return
     lo, hi = levels(module.bits, module.signed)
-    zero = 128 if module.signed else 0
-    grid = _Grid(np.float32(step(module.bits, module.clip, module.signed).item()), zero)
+    zero = module.zero_point
+    grid = _Grid(np.float32(step(module.bits, module.clip, module.signed).item()), zero, hi + zero)
     label = name.removeprefix("quantizers.")
     scale = file.constant(f"{label}.scale", np.array(grid.scale))
     offset = file.constant(f"{label}.zero_point", np.array(zero, np.uint8))
@@ -358,7 +359,8 @@ def _lower_layer(file: _File, node: onnx.NodeProto, name: str) -> None:
     assert isinstance(module, LayerModule) and (norm is None or isinstance(norm, Norm))
     tensor, output = file.now(node.input[0]), node.output[0]
     grid = file.grids.get(tensor)
-    folded = fold(module, norm, None if grid is None else torch.tensor(grid.scale))
+    known = None if grid is None else InputGrid(torch.tensor(grid.scale), grid.top)
+    folded = fold(module, norm, known)
     # A module that is called twice has two nodes; the first bears its name.
     label = f"{name}/{output}" if name in file.written else name
     file.written.add(name)
@@ -422,16 +424,16 @@ def _weight(file: _File, label: str, module: LayerModule, folded: Folded) -> str
     if folded.scale is None:
         return file.constant(f"{label}.weight_values", values)
     assert isinstance(module, QuantConv2d | QuantLinear)
-    stored, times = _STORED.get(module.weight_bits), stretch(module.weight_bits)
+    stored = _STORED.get(module.weight_bits)
     if stored is None:
         code = file.constant(f"{label}.weight_codes", values)
     else:
         # ONNX Runtime carries this out when it loads the file; a DequantizeLinear of 4 bits it
         # would carry out in every run, and then compute in float.
-        packed = file.constant(f"{label}.weight_codes", (values // times).astype(stored))
+        packed = file.constant(f"{label}.weight_codes", (values // folded.factor).astype(stored))
         wide = file.add("Cast", [packed], f"{label}.weight_int8", to=TensorProto.INT8)
-        factor = file.constant(f"stretch_{times}", np.array(times, np.int8))
-        code = file.add("Mul", [wide, factor], f"{label}.weight_stretched")
+        factor = file.constant(f"factor_{folded.factor}", np.array(folded.factor, np.int8))
+        code = file.add("Mul", [wide, factor], f"{label}.weight_rescaled")
     scale = folded.scale.numpy()
     if len(scale) == 1:
         scale = np.full(len(values), scale[0])
