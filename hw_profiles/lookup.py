@@ -312,17 +312,26 @@ def _times(cost: Mapping[str, float], factor: float) -> dict[str, float]:
 
 
 def listed(choices: Collection[Bits]) -> str:
-    """Return the pairs as text; many that fill a rectangle are one.
+    """Return the pairs as text; many that fill a rectangle are one, also where a few are missing.
 
     >>> listed([Bits(weight, act) for weight in (2, 4, 8) for act in (6, 7, 8)])
     'w2,4,8 a6..8'
+    >>> widths = range(2, 9)
+    >>> listed([Bits(weight, act) for weight in widths for act in widths if weight + act < 16])
+    'w2..8 a2..8 without w8a8'
     >>> listed([Bits(4, 8), Bits(8, 8), Bits(32, 32)])
     'w4a8, w8a8, fp32'
     """
     inner = {bits for bits in choices if FLOAT not in bits}
     sides = [sorted({bits[side] for bits in inner}) for side in (0, 1)]
-    full = len(inner) == len(sides[0]) * len(sides[1]) > 4
-    grid = ["w{} a{}".format(*map(_widths, sides))] if full else list(map(str, sorted(inner)))
+    whole = {Bits(weight, act) for weight in sides[0] for act in sides[1]}
+    missing = sorted(whole - inner)
+    if len(inner) > max(4, 8 * len(missing)):
+        grid = ["w{} a{}".format(*map(_widths, sides))]
+        if missing:
+            grid[0] += f" without {' and '.join(map(str, missing))}"
+    else:
+        grid = list(map(str, sorted(inner)))
     return ", ".join([*grid, *map(str, sorted(set(choices) - inner))])
 
 

@@ -24,12 +24,23 @@ from haq.allocation.costs import Edge
 from haq.allocation.policy import FLOAT, Bits, Policy
 from haq.hw_profiles.document import Cells, Measured, Passing, Validation
 from haq.hw_profiles.lookup import Found, ProfileTarget
-from haq.network.layers import Layer
+from haq.network.layers import Kind, Layer
 
 FLOATS = Bits(FLOAT, FLOAT)
 INTEGERS = Bits(8, 8)
 CLIPPED = Bits(8, 7)
 """Stands for all activations of fewer than 8 bits: their codes have 8 bits, and are clipped."""
+
+STANDARD = Bits(7, 8)
+"""The pair of most bits whose integer kernel is exact on every x86 CPU: it stands for the kernel
+where one is measured."""
+
+_ADDS_IN_16_BITS = 15
+"""Most weight and activation bits in sum whose products no x86 kernel saturates: those without VNNI
+add two neighbouring products in 16 bits, and 2 * 255 * 63 and 2 * 127 * 127 are below 2**15."""
+
+CPUS = ("any", "vnni")
+"""What the files of a search shall run on: every x86 CPU, or those whose kernels add in 32 bits."""
 
 ROW_ERROR = 0.1
 """How far the time of a layer's kernel from the profiler is off, as a share: about."""
@@ -52,8 +63,44 @@ def kernel(bits: Bits) -> Bits:
     return FLOATS if FLOAT in bits else INTEGERS if bits.act == INTEGERS.act else CLIPPED
 
 
+def exact_everywhere(kind: Kind, bits: Bits) -> bool:
+    """Return whether the integer kernel of such a layer gives the exact sums on every x86 CPU.
+
+    Depthwise convolutions have a kernel that adds in 32 bits.
+
+    >>> exact_everywhere("conv", Bits(8, 8)), exact_everywhere("conv", Bits(7, 8))
+    (False, True)
+    """
+    return FLOAT in bits or kind == "depthwise" or sum(bits) <= _ADDS_IN_16_BITS
+
+
 class MeasuredTarget(ProfileTarget):
-    """The target of a profile whose model is ``Measured``: for the layers it was measured on."""
+    """The target of a profile whose model is ``Measured``: for the layers it was measured on.
+
+    On a CPU it offers no pair that saturates on another one, unless the profile says "vnni".
+    """
+
+    @property
+    def _saturates(self) -> bool:
+        options = self.profile.runtime.options
+        on_cpu = options.get("provider", "CPUExecutionProvider") == "CPUExecutionProvider"
+        return on_cpu and options.get("runs_on", "any") == "any"
+
+    def _choices(self, layer: Layer) -> tuple[Bits, ...]:
+        offered = super()._choices(layer)
+        if not self._saturates:
+            return offered
+        return tuple(bits for bits in offered if exact_everywhere(layer.kind, bits))
+
+    @property
+    def pairs(self) -> tuple[Bits, ...]:
+        """Every pair of bits that some layer may have, by weights, then by activations."""
+        rows = self.profile.table.rows if self.profile.table else ()
+        kinds = {row.shape.kind if row.shape else "conv" for row in rows}
+        return tuple(
+            bits for bits in super().pairs
+            if not self._saturates or any(exact_everywhere(kind, bits) for kind in kinds)
+        )  # fmt: skip
 
     def _by_bits(self, of_batch: Cells, bits: Bits) -> Found | None:
         if min(bits) < 2 or (bits.weight == FLOAT) != (bits.act == FLOAT):

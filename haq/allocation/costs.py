@@ -112,7 +112,7 @@ def permitted(
     target: Target | None,
     weight_bits: tuple[int, int] = (2, 8),
     act_bits: int | None = None,
-    pins: Mapping[str, int] | None = None,
+    pins: Mapping[str, int | Bits] | None = None,
 ) -> dict[str, tuple[Bits, ...]]:
     """Return the bits each layer may have, in rising order.
 
@@ -128,7 +128,8 @@ def permitted(
         target: Offers its own choices; without one, every pair of 2 to 8 bits.
         weight_bits: Fewest and most bits of the weights, from 2 to 8.
         act_bits: The bits of all activations, or None where the search is to find them.
-        pins: Layer to the bits of its weights and of its activations.
+        pins: Layer to the bits of its weights and of its activations: one number for both, or a
+            pair.
 
     Raises:
         HaqError: A range or a pin is out of place, or some layer is left without a choice.
@@ -150,7 +151,7 @@ def _check_ranges(
     layers: Sequence[Layer],
     weight_bits: tuple[int, int],
     act_bits: int | None,
-    pins: Mapping[str, int],
+    pins: Mapping[str, int | Bits],
 ) -> None:
     low, high = weight_bits
     if low not in SEARCHED or high not in SEARCHED or low > high:
@@ -160,7 +161,7 @@ def _check_ranges(
     known = {layer.name: layer for layer in layers}
     for name, bits in pins.items():
         look_up(known, "layer", name)
-        if bits not in SEARCHED:
+        if isinstance(bits, int) and bits not in SEARCHED:
             raise HaqError(f"pin {name}={bits}: give 2 to 8 bits")
 
 
@@ -169,14 +170,13 @@ def _narrowed(
     target: Target | None,
     weight_bits: tuple[int, int],
     act_bits: int | None,
-    pin: int | None,
+    pin: int | Bits | None,
     floats: bool,
 ) -> tuple[Bits, ...]:
-    every = [Bits(weight, act) for weight in SEARCHED for act in SEARCHED]
-    offered = every if target is None else sorted(set(target.choices(layer)) & {*every, _FLOATS})
+    offered = _offered(layer, target)
     can = f"{target.name if target else 'the search'} can run it at {_listed(offered)}"
     if pin is not None:
-        pinned = Bits(pin, EDGE_BITS if layer.reads_input else pin)
+        pinned = pin if isinstance(pin, Bits) else _pinned(layer, pin)
         if pinned not in offered:
             raise HaqError(f"pin {layer.name}={pin}: {can}")
         return (pinned,)
@@ -188,6 +188,41 @@ def _narrowed(
         wanted = f"{low}..{high} bits for weights and {acts} for activations"
         raise HaqError(f"layer {layer.name!r} has no choice with {wanted}: {can}")
     return tuple(left)
+
+
+def _offered(layer: Layer, target: Target | None) -> list[Bits]:
+    every = [Bits(weight, act) for weight in SEARCHED for act in SEARCHED]
+    return every if target is None else sorted(set(target.choices(layer)) & {*every, _FLOATS})
+
+
+def _pinned(layer: Layer, bits: int) -> Bits:
+    return Bits(bits, EDGE_BITS if layer.reads_input else bits)
+
+
+def nearest_pin(layer: Layer, bits: int, target: Target | None) -> Bits:
+    """Return the pair that a pin stands for, or the nearest one below it that the target offers.
+
+    Nearest is with the fewest bits less in sum; of equal ones the cheapest in the target's first
+    quantity, then the one with the most activation bits. The network's input keeps its 8 bits.
+
+    Args:
+        layer: The one that is pinned.
+        bits: Of its weights and of its activations.
+        target: Offers its choices; without one, every pair of 2 to 8 bits.
+
+    Returns:
+        The pair itself where nothing below it is offered either.
+    """
+    pinned = _pinned(layer, bits)
+    below = [
+        pair for pair in _offered(layer, target)
+        if pair.weight <= pinned.weight and pair.act <= pinned.act
+        and (pair.act == pinned.act or not layer.reads_input)
+    ]  # fmt: skip
+    if target is None or pinned in below or not below:
+        return pinned
+    first = next(iter(target.units))
+    return min(below, key=lambda pair: (-sum(pair), target.cost(layer, pair)[first], -pair.act))
 
 
 def _listed(choices: Sequence[Bits]) -> str:

@@ -44,17 +44,23 @@ def profile_command(  # noqa: PLR0913 - one argument an option
     rounds: Annotated[
         int, option(MEASURING, "Rounds of measuring, at most.", metavar="N", min=1)
     ] = 150,
+    cpu: Annotated[
+        str,
+        option(MEASURING, "CPUs the files must be right on: any x86, or those with vnni, which "
+               "alone are right at w8a8.", metavar="any|vnni")
+    ] = "any",
 ) -> None:  # fmt: skip
     """Measure a network in ONNX Runtime on this machine, for --target FILE."""
     from haq.cli.terminal.progress import progress
     from haq.hw_profiles.onnx_runtime import Setup, check_provider
-    from haq.runs.profile import check_out, describe, run_profile, subject
+    from haq.runs.profile import check_cpu, check_out, describe, run_profile, subject
 
     check_provider(provider)
+    check_cpu(cpu)
     check_out(out)
     asked = subject(model, weights=weights, data=data, width=width, size=size, seed=seed)
     setup = Setup(provider, threads, batch)
     with progress() as on_progress:
-        profile = run_profile(asked, out, setup, rounds, seed, on_progress)
+        profile = run_profile(asked, out, setup, rounds, seed, on_progress, cpu)
     typer.echo(describe(profile))
     typer.echo(f"{out}: haq search --model {model} --target {out} --budget latency=70%fp32")

@@ -19,7 +19,7 @@ from haq.allocation.trials import Score
 from haq.errors import BudgetError, TargetError
 from haq.hw_profiles import kernels, onnx_runtime
 from haq.hw_profiles.document import Measured, Profile
-from haq.hw_profiles.measured import FLOATS, INTEGERS
+from haq.hw_profiles.measured import FLOATS, STANDARD
 from haq.network.layers import Layer
 from haq.runs.plan import OnProgress, Progress, silent
 
@@ -144,7 +144,8 @@ def measure_candidates(
 
 
 def _references(profile: Profile, layers: Sequence[Layer]) -> dict[str, Policy]:
-    uniform: Mapping[str, Bits] = {"fp32": FLOATS, "w8a8": INTEGERS}
+    # Networks of 7-bit and of 8-bit weights run in the same kernels.
+    uniform: Mapping[str, Bits] = {"fp32": FLOATS, "w7a8": STANDARD, "w8a8": STANDARD}
     assert isinstance(profile.model, Measured)
     known = profile.model.networks.keys()
     return {

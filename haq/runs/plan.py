@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from haq.agents import AGENTS
 from haq.allocation.budgets import Budget, fit, parse_budget
-from haq.allocation.costs import CostTable, Target, permitted, share_activations, tabulate
+from haq.allocation.costs import (
+    CostTable,
+    Target,
+    nearest_pin,
+    permitted,
+    share_activations,
+    tabulate,
+)
 from haq.allocation.policy import FLOAT, Bits
 from haq.datasets import Data, check_fits
 from haq.errors import HaqError, ModelError, look_up
@@ -54,7 +61,8 @@ def silent(_: Progress) -> None:
 class Plan:
     """What is known before any image is looked at: layers, costs, budgets.
 
-    ``model`` is what the graph was traced from.
+    ``model`` is what the graph was traced from; ``notes`` are sentences for the user about what
+    was decided otherwise than asked for.
     """
 
     model: nn.Module
@@ -64,6 +72,7 @@ class Plan:
     budgets: tuple[Budget, ...]
     texts: tuple[str, ...]
     images: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def plan(job: Job, model: nn.Module, images: Mapping[str, Any]) -> Plan:
@@ -81,28 +90,57 @@ def plan(job: Job, model: nn.Module, images: Mapping[str, Any]) -> Plan:
     look_up(CLIPPING, "clipping", job.clipping)
     graph = trace(model, torch.zeros(1, *images["shape"]))
     target = load_target(job.target, job.batch) if job.target else None
-    choices = _choices(job, graph.layers, target)
+    pins = _pins(job, graph.layers, target)
+    choices = _choices(job, graph.layers, target, pins)
     table = tabulate(graph.layers, choices, target)
     budgets = tuple(parse_budget(text, graph.layers, target) for text in job.budgets)
     dearest = {name: pairs[-1] for name, pairs in table.choices.items()}
     fit(dearest, table, budgets)  # says now, not after an hour, that nothing fits
-    return Plan(model, graph, target, table, budgets, job.budgets, images)
+    notes = tuple(_pin_notes(pins, graph.layers, target))
+    return Plan(model, graph, target, table, budgets, job.budgets, images, notes)
+
+
+def _pins(job: Job, layers: Sequence[Layer], target: Target | None) -> dict[str, int | Bits]:
+    """Return the pins of a job; without any, 8 bits in the first and the last layer.
+
+    Where the target does not offer such a pair, the first and the last layer have the nearest one
+    below it. A pin of the user gives way by one bit only, for integer kernels that saturate at 8.
+    """
+    if job.pins is None:
+        return {layer.name: nearest_pin(layer, 8, target) for layer in (layers[0], layers[-1])}
+    pins: dict[str, int | Bits] = dict(job.pins)
+    for layer in layers:
+        if job.pins.get(layer.name) == 8:
+            nearest = nearest_pin(layer, 8, target)
+            pins[layer.name] = nearest if sum(nearest) >= 15 else 8
+    return pins
+
+
+def _pin_notes(
+    pins: Mapping[str, int | Bits], layers: Sequence[Layer], target: Target | None
+) -> Iterator[str]:
+    for layer in layers:
+        pair = pins.get(layer.name)
+        if isinstance(pair, Bits) and pair != Bits(8, 8):
+            yield (
+                f"layer {layer.name!r} is pinned to {pair}: "
+                f"{target.name if target else 'the search'} does not offer w8a8"
+            )
 
 
 def _choices(
-    job: Job, layers: Sequence[Layer], target: Target | None
+    job: Job, layers: Sequence[Layer], target: Target | None, pins: Mapping[str, int | Bits]
 ) -> dict[str, tuple[Bits, ...]]:
-    """Return the bits each layer may have; unless pinned otherwise, 8 in the first and the last.
+    """Return the bits each layer may have.
 
-    Where a layer may stay float, the first and the last may too.
+    Where a layer may stay float, the first and the last may too, unless the user pinned them.
     """
+    pinned = permitted(layers, target, job.weight_bits, job.fixed_act_bits, pins)
     if job.pins is not None:
-        return permitted(layers, target, job.weight_bits, job.fixed_act_bits, job.pins)
-    ends = {layers[0].name: 8, layers[-1].name: 8}
-    pinned = permitted(layers, target, job.weight_bits, job.fixed_act_bits, ends)
+        return pinned
     free = permitted(layers, target, job.weight_bits, job.fixed_act_bits)
     floats = Bits(FLOAT, FLOAT)
-    more = {name: (floats,) for name in ends if floats in free[name]}
+    more = {name: (floats,) for name in pins if floats in free[name]}
     widened = {name: (*pairs, *more.get(name, ())) for name, pairs in pinned.items()}
     return share_activations(layers, widened)
 

@@ -1,8 +1,8 @@
 """Measure a network in ONNX Runtime on this machine, and write what a search needs to know.
 
-The networks that are measured are those the exporter writes: one float, one of 8 bits, one of 8-bit
-weights and 4-bit activations, and mixed ones, half of them to find out what a change of precision
-costs and the other half to find out how far the predictions are off.
+The networks that are measured are those the exporter writes: one float, one of 7-bit weights and
+8-bit activations, one of 7-bit weights and 4-bit activations, and mixed ones, half of them to find
+out what a change of precision costs and the other half to find out how far the predictions are off.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -17,11 +17,11 @@ import torch
 
 from haq.allocation.policy import Bits, Policy, readers
 from haq.datasets import load as load_data
-from haq.errors import HaqError, TargetError
+from haq.errors import HaqError, TargetError, look_up
 from haq.files import write_text
 from haq.formats.onnx import export
 from haq.hw_profiles import document, kernels, measured, onnx_runtime
-from haq.hw_profiles.measured import CLIPPED, FLOATS, INTEGERS, kernel
+from haq.hw_profiles.measured import CLIPPED, CPUS, FLOATS, INTEGERS, STANDARD, kernel
 from haq.hw_profiles.onnx_runtime import Setup, Timing
 from haq.models import build, input_shape
 from haq.models.weights import load_weights
@@ -55,7 +55,7 @@ MEMORY_BYTES = 3 * 2**30
 
 _BYTES_OF_A_SESSION = 4  # for each byte of the float network's file, about
 _NODE_RUNS = 60
-_REFERENCES = ("fp32", "w8a8", "w8a4")
+_REFERENCES = ("fp32", "w7a8", "w7a4")
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ Lowered = Callable[[Policy], bytes]
 
 def lowering(asked: Subject) -> Lowered:
     """Return the function from a policy to its ONNX file; the export itself is done once, here."""
-    eight = {layer.name: INTEGERS for layer in asked.graph.layers}
-    made = export.template(quantize(asked.graph, eight, asked.clips), asked.sample)
+    standard = {layer.name: STANDARD for layer in asked.graph.layers}
+    made = export.template(quantize(asked.graph, standard, asked.clips), asked.sample)
 
     def lowered(policy: Policy) -> bytes:
         network = quantize(asked.graph, policy, asked.clips)
@@ -151,6 +151,7 @@ def run_profile(
     rounds: int = ROUNDS,
     seed: int = 0,
     on_progress: OnProgress = silent,
+    cpu: str = "any",
 ) -> document.Profile:
     """Measure a network, write its profile and return it.
 
@@ -161,17 +162,34 @@ def run_profile(
         rounds: Most rounds of measuring.
         seed: Of the policies, the order and the bootstrap.
         on_progress: Called often.
+        cpu: "any" offers only pairs of bits whose answers are exact on every x86 CPU; "vnni" also
+            8-bit weights with 8-bit activations, which need a CPU that adds in 32 bits.
 
     Raises:
-        HaqError: The provider is not there, a layer runs in another kernel than its bits claim, or
-            the file cannot be written.
+        HaqError: The provider is not there, this CPU saturates though ``cpu`` says it does not, a
+            layer runs in another kernel than its bits claim, or the file cannot be written.
     """
     onnx_runtime.check_provider(setup.provider)
+    check_cpu(cpu)
     check_out(out)
     networks = _measured(asked, setup, rounds, seed, on_progress)
-    profile = _profile(out.stem, asked, setup, networks, on_progress)
+    profile = _profile(out.stem, asked, setup, networks, cpu, on_progress)
     write_text(out, document.write_json(profile))
     return profile
+
+
+def check_cpu(cpu: str) -> None:
+    """Say so if a profile for such CPUs cannot be made here.
+
+    Raises:
+        HaqError: There is no such choice, or this CPU is not one of them.
+    """
+    look_up(dict.fromkeys(CPUS), "cpu", cpu)
+    if cpu == "vnni" and kernels.saturates():
+        raise HaqError(
+            "cpu vnni: this CPU adds products of 8 bits in 16 bits and saturates, so 8-bit weights "
+            "with 8-bit activations answer wrongly on it; leave --cpu out"
+        )
 
 
 def check_out(out: Path) -> None:
@@ -206,8 +224,8 @@ def _measured(
 ) -> _Measured:
     lowered = lowering(asked)
     layers = asked.graph.layers
-    eight = _variant(lowered, {layer.name: INTEGERS for layer in layers}, setup)
-    able = _quantizable(layers, eight, setup)
+    standard = _variant(lowered, {layer.name: STANDARD for layer in layers}, setup)
+    able = _quantizable(layers, standard, setup)
     mixtures = mixed(layers, able, MIXED, seed)
     if len(mixtures) < 2:
         raise HaqError(
@@ -265,16 +283,18 @@ def _of(place: int, groups: Sequence[object]) -> str:
     return f"group {place + 1} of {len(groups)}" if len(groups) > 1 else ""
 
 
-def _quantizable(layers: Sequence[Layer], eight: _Variant, setup: Setup) -> set[str]:
+def _quantizable(layers: Sequence[Layer], standard: _Variant, setup: Setup) -> set[str]:
     """Return the layers that run in integer kernels, each with all that read its tensor.
 
     Raises:
         TargetError: None does.
     """
-    floats = {name for name, _ in kernels.misplaced(eight.origins.kernels, eight.policy)}
+    floats = {name for name, _ in kernels.misplaced(standard.origins.kernels, standard.policy)}
     able = {name for name, group in readers(layers).items() if floats.isdisjoint(group)}
     if not able:
-        operators = ", ".join(sorted({op for ops in eight.origins.kernels.values() for op in ops}))
+        operators = ", ".join(
+            sorted({op for ops in standard.origins.kernels.values() for op in ops})
+        )
         raise TargetError(
             f"{setup.options['provider']} runs no layer of this network in an integer kernel "
             f"(it takes {operators}): there are no bits to choose from"
@@ -283,10 +303,10 @@ def _quantizable(layers: Sequence[Layer], eight: _Variant, setup: Setup) -> set[
 
 
 def _references(layers: Sequence[Layer], able: Collection[str]) -> dict[str, Policy]:
-    acts = {"fp32": None, "w8a8": 8, "w8a4": 4}
+    acts = {"fp32": None, "w7a8": 8, "w7a4": 4}
     return {
         what: {
-            layer.name: Bits(8, EDGE_BITS if layer.reads_input else act)
+            layer.name: Bits(STANDARD.weight, EDGE_BITS if layer.reads_input else act)
             if act is not None and layer.name in able else FLOATS
             for layer in layers
         }
@@ -334,7 +354,7 @@ def _drawn(
         if any(known[name].reads_input for name in group):
             act = EDGE_BITS
         for name in group:
-            weight = int(generator.integers(2, 9))
+            weight = int(generator.integers(2, STANDARD.weight + 1))
             policy[name] = FLOATS if stays or name not in able else Bits(weight, act)
     return {layer.name: policy[layer.name] for layer in layers}
 
@@ -352,15 +372,15 @@ def _rows(
         times[name] = measured.shared_out(known, timings[name].us)
         on_progress(Progress("layers", done, len(_REFERENCES)))
     rows: dict[str, dict[Bits, float]] = {name: {} for name in layers}
-    for what, ran in (("fp32", FLOATS), ("w8a8", INTEGERS)):
+    for what, ran in (("fp32", FLOATS), ("w7a8", INTEGERS)):
         sums = dict.fromkeys(layers, 0.0)
         for node, us in times[what].items():
             sums[variants[what].origins.layers[node]] += us
         for name, us in sums.items():
             if kernel(variants[what].policy[name]) == ran:
                 rows[name][ran] = us
-    clipping = max(timings["w8a4"].us - timings["w8a8"].us, 0.0)
-    for name, share in _clips(asked.graph, variants["w8a4"].policy, times["w8a4"]).items():
+    clipping = max(timings["w7a4"].us - timings["w7a8"].us, 0.0)
+    for name, share in _clips(asked.graph, variants["w7a4"].policy, times["w7a4"]).items():
         rows[name][CLIPPED] = rows[name][INTEGERS] + share * clipping
     return rows
 
@@ -384,6 +404,7 @@ def _profile(
     asked: Subject,
     setup: Setup,
     networks: _Measured,
+    cpu: str,
     on_progress: OnProgress,
 ) -> document.Profile:
     rows, timings = _rows(asked, setup, networks, on_progress), networks.timings
@@ -406,7 +427,7 @@ def _profile(
         + "s" * (setup.threads > 1),
         device=str(machine["cpu"] or "unknown processor"),
         runtime=document.Runtime(
-            name="ONNX Runtime", version=version, options=setup.options | machine
+            name="ONNX Runtime", version=version, options=setup.options | machine | {"runs_on": cpu}
         ),
         quantities={
             "latency": document.Quantity(

@@ -6,7 +6,16 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from haq.allocation.costs import CostTable, Edge, permitted, reference, size_bytes, tabulate, total
+from haq.allocation.costs import (
+    CostTable,
+    Edge,
+    nearest_pin,
+    permitted,
+    reference,
+    size_bytes,
+    tabulate,
+    total,
+)
 from haq.allocation.policy import Bits
 from haq.errors import HaqError, PolicyError, TargetError
 from haq.network.layers import Layer
@@ -57,6 +66,36 @@ def test_a_target_offers_its_own_pairs_within_2_to_8_bits():
 def test_a_pinned_layer_has_one_choice_whatever_the_ranges():
     allowed = permitted([CONV, FC], None, (2, 3), 4, pins={"fc": 8})
     assert allowed == {"conv1": (Bits(2, 4), Bits(3, 4)), "fc": (Bits(8, 8),)}
+
+
+@pytest.mark.parametrize(
+    "pairs, bits, expected",
+    [
+        ([Bits(8, 8), Bits(7, 8)], 8, Bits(8, 8)),
+        ([Bits(7, 8), Bits(8, 7)], 8, Bits(7, 8)),  # equally cheap: more activation bits
+        ([Bits(4, 4), Bits(2, 8), Bits(8, 8)], 5, Bits(4, 4)),  # w2a8 and w8a8 are not below w5a5
+        ([Bits(4, 4), Bits(8, 2)], 8, Bits(8, 2)),  # ten bits are nearer than eight
+        ([Bits(8, 8)], 4, Bits(4, 4)),  # nothing below: for permitted to refuse
+    ],
+)
+def test_a_pin_that_is_not_offered_has_a_nearest_pair(pairs, bits, expected):
+    assert nearest_pin(FC, bits, Chip(pairs)) == expected
+    assert nearest_pin(FC, bits, None) == Bits(bits, bits)
+
+
+def test_the_cheaper_of_two_equally_near_pairs_is_the_nearest():
+    class Clipping(Chip):
+        def cost(self, layer: Layer, bits: Bits) -> Mapping[str, float]:
+            return {"latency": bits.act}
+
+    assert nearest_pin(FC, 8, Clipping([Bits(7, 8), Bits(8, 7)])) == Bits(8, 7)
+    assert nearest_pin(FIRST, 8, Clipping([Bits(7, 8), Bits(8, 7)])) == Bits(7, 8)  # the image's 8
+
+
+def test_a_pin_can_be_a_pair():
+    assert permitted([FC], ODD, pins={"fc": Bits(4, 8)}) == {"fc": (Bits(4, 8),)}
+    with pytest.raises(HaqError, match="pin fc=w8a4: chip can run it at w4a4, w4a8, w8a8"):
+        permitted([FC], ODD, pins={"fc": Bits(8, 4)})
 
 
 @pytest.mark.parametrize("act_bits", [None, 4])

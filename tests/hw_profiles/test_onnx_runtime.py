@@ -18,6 +18,7 @@ from haq.hw_profiles.measured import (
     CLIPPED,
     FLOATS,
     INTEGERS,
+    STANDARD,
     Crossings,
     Fitted,
     crossings,
@@ -378,24 +379,65 @@ def test_validation_by_hand():
 
 A = Layer("a", "conv", 1, 1, macs=1, weights=9, reads_input=True)
 B = Layer("b", "conv", 1, 1, macs=1, weights=9)
+EVERY_PAIR = [Bits(weight, act) for weight in range(2, 9) for act in range(2, 9)]
 
 
 def test_choices_are_those_whose_kernels_were_measured():
     target = build(measured_profile())
     assert FLOATS in target.choices(A)
-    assert set(target.choices(B)) == {
-        FLOATS, *(Bits(weight, act) for weight in range(2, 9) for act in range(2, 9))
-    }  # fmt: skip
+    assert set(target.choices(B)) == {FLOATS, *EVERY_PAIR} - {Bits(8, 8)}
     assert {name: len(some) for name, some in permitted([A, B], target).items()} == {
-        "a": 8,  # its input has 8 bits
-        "b": 50,
+        "a": 7,  # its input has 8 bits
+        "b": 49,
     }
+
+
+def test_no_pair_that_saturates_on_some_x86_cpu_is_offered():
+    for options in ({}, {"runs_on": "any"}, {"provider": "CPUExecutionProvider"}):
+        target = build(measured_profile(**options))
+        for layer in (A, B):
+            integers = set(target.choices(layer)) - {FLOATS}
+            assert max(sum(pair) for pair in integers) == 15
+            # The sum of two products that such a CPU adds in 16 bits.
+            assert all(2 * (2**a - 1) * (2 ** (w - 1) - 1) < 2**15 for w, a in integers)
+        assert Bits(8, 8) not in target.pairs
+        with pytest.raises(TargetError, match="cannot run layer 'b' at w8a8; it can at w2..8 a2.."):
+            target.cost(B, Bits(8, 8))
+
+
+@pytest.mark.parametrize("options", [{"runs_on": "vnni"}, {"provider": "CUDAExecutionProvider"}])
+def test_where_kernels_add_in_32_bits_every_pair_is_offered(options):
+    target = build(measured_profile(**options))
+    assert set(target.choices(B)) == {FLOATS, *EVERY_PAIR}
+    assert Bits(8, 8) in target.pairs
+    assert target.cost(B, Bits(8, 8)) == {"latency": 5}
+
+
+def test_depthwise_layers_never_saturate():
+    content = measured_profile().model_dump(mode="json", exclude_defaults=True)
+    shape = {"kind": "depthwise", "c_in": 4, "c_out": 4, "groups": 4}
+    for row in content["table"]["rows"]:
+        if row["layer"] == "b":
+            row["shape"] = shape
+    target = build(document.Profile.model_validate(content))
+    layer = Layer("b", "depthwise", 4, 4, groups=4)
+    assert set(target.choices(layer)) == {FLOATS, *EVERY_PAIR}
+    assert Bits(8, 8) in target.pairs
+
+
+@pytest.mark.parametrize("cores", ["avx2", "avx512f"])
+def test_this_cpu_saturates_if_it_is_an_x86_one_without_vnni(cores):
+    instructions = str(onnx_runtime.machine()["instructions"]).split()
+    if cores not in instructions:
+        pytest.skip(f"this CPU has no {cores}, or does not say so")
+    exact = {"avx_vnni", "avx512_vnni", "amx_int8"}.intersection(instructions)
+    assert kernels.saturates() == (not exact)
 
 
 @pytest.mark.parametrize(
     "pair, expected, method",
     [
-        (Bits(8, 8), 5, "exact"), (Bits(3, 8), 5, "rounded up"), (Bits(8, 7), 6, "exact"),
+        (Bits(7, 8), 5, "rounded up"), (Bits(3, 8), 5, "rounded up"), (Bits(8, 7), 6, "exact"),
         (Bits(4, 4), 6, "rounded up"), (Bits(32, 32), 12, "exact"),
     ],
 )  # fmt: skip
@@ -408,9 +450,9 @@ def test_a_table_of_a_measured_target_by_hand():
     target = build(measured_profile())
     table = tabulate([A, B], permitted([A, B], target), target)
     assert total(table, {"a": FLOATS, "b": Bits(2, 8)}, "latency") == 10 + 5 + 0.5 * 10 * 2
-    assert total(table, {"a": Bits(8, 8), "b": FLOATS}, "latency") == 3 + 12 + 0.25 * 10 * 2
+    assert total(table, {"a": Bits(7, 8), "b": FLOATS}, "latency") == 3 + 12 + 0.25 * 10 * 2
     assert reference([A, B], target, "latency", FLOATS) == 22
-    assert reference([A, B], target, "latency", INTEGERS) == 8
+    assert reference([A, B], target, "latency", STANDARD) == 8
 
 
 def test_a_measured_target_knows_its_own_layers_and_batch_only():

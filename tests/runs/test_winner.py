@@ -32,7 +32,7 @@ def searched(folder, target, budgets, **fields):
 
 
 def test_the_winner_is_measured_and_stands_beside_its_prediction_and_the_budget(measured, tmp_path):
-    summary = searched(tmp_path / "run", measured, ["latency=1000%w8a8"])
+    summary = searched(tmp_path / "run", measured, ["latency=1000%w7a8"])
     latency = summary["measured_latency"]
     assert latency["how"] == "best"
     assert 0 < latency["low"] <= latency["value"] <= latency["high"] < latency["budget"]
@@ -45,7 +45,7 @@ def test_a_profile_of_another_machine_is_searched_on_but_not_measured(measured, 
     other["runtime"]["options"]["cpu"] = "Abacus 3000"
     there = tmp_path / "there.json"
     there.write_text(json.dumps(other))
-    summary = searched(tmp_path / "run", there, ["latency=1000%w8a8"])
+    summary = searched(tmp_path / "run", there, ["latency=1000%w7a8"])
     assert "measured with cpu 'Abacus 3000'" in summary["measured_latency"]["missing"]
 
 
@@ -65,17 +65,35 @@ def test_without_a_latency_budget_nothing_is_measured(measured, tmp_path):
     assert "measured_latency" not in summary
 
 
-def choices(target, **fields):
+def planned(target, **fields):
     job = parse_job(model="digits_mlp", target=str(target), budgets=["size=9kB"], **fields)
-    return plan(job, build("digits_mlp"), {"shape": (1, 8, 8)}).table.choices
+    return plan(job, build("digits_mlp"), {"shape": (1, 8, 8)})
+
+
+def choices(target, **fields):
+    return planned(target, **fields).table.choices
 
 
 def test_the_first_and_the_last_layer_may_stay_float_where_others_may(measured):
-    ends = {Bits(8, 8), Bits(FLOAT, FLOAT)}
+    ends = {Bits(7, 8), Bits(FLOAT, FLOAT)}
     found = choices(measured, act_bits="search")
     assert (set(found["fc1"]), set(found["linear"])) == (ends, ends)
     assert Bits(2, 2) in found["fc2"] and Bits(FLOAT, FLOAT) in found["fc2"]
 
 
 def test_a_pin_is_a_pin_also_where_layers_may_stay_float(measured):
-    assert choices(measured, act_bits="search", pins={"fc1": 8})["fc1"] == (Bits(8, 8),)
+    assert choices(measured, act_bits="search", pins={"fc1": 7})["fc1"] == (Bits(7, 8),)
+
+
+def test_a_pin_of_8_bits_gives_way_to_the_nearest_pair_that_is_offered_and_it_is_said(measured):
+    of_ends = planned(measured)
+    assert of_ends.table.choices["fc1"] == (Bits(7, 8), Bits(FLOAT, FLOAT))[:1]
+    assert of_ends.notes == (
+        "layer 'fc1' is pinned to w7a8: here does not offer w8a8",
+        "layer 'linear' is pinned to w7a8: here does not offer w8a8",
+    )
+    of_user = planned(measured, pins={"fc2": 8})
+    assert of_user.table.choices["fc2"] == (Bits(7, 8),)
+    assert of_user.notes == ("layer 'fc2' is pinned to w7a8: here does not offer w8a8",)
+    assert planned(measured, pins={"fc2": 4}).notes == ()
+    assert planned("bismo-edge").notes == ()
