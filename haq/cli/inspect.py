@@ -32,13 +32,12 @@ def inspect_command(
     from haq.files import write_text
     from haq.reports.report import report_html
     from haq.runs.folder import find_folder
-    from haq.runs.measure import measure
 
     folder = find_folder(run)
     if sensitivity:
         try:
             with progress() as on_progress:
-                measure(folder, on_progress)
+                write_figures(folder, on_progress)
         except HaqError as error:
             typer.echo(f"haq: not measured for the page: {error}", err=True)
     page = out or folder / "report.html"

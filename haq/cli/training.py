@@ -11,8 +11,9 @@ from haq.datasets import load
 from haq.errors import ModelError
 from haq.models.weights import save_weights
 from haq.runs import folder as results
+from haq.runs.float_network import fresh_model, train_float
 from haq.runs.job import Job
-from haq.runs.run import OnProgress, fresh_model, train_float
+from haq.runs.progress import OnProgress
 from haq.training.scoring import score
 
 

@@ -21,8 +21,10 @@ from haq.files import write_bytes, write_text
 from haq.reports.compare import compared, comparison_csv, comparison_sections
 from haq.reports.page import render
 from haq.runs import folder as results
+from haq.runs.float_network import fresh_model
 from haq.runs.job import Job, parse_job
-from haq.runs.plan import OnProgress, fresh_model, images_of, plan
+from haq.runs.plan import images_of, plan
+from haq.runs.progress import OnProgress
 from haq.runs.run import run
 
 REFERENCE = "uniform"

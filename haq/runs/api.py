@@ -17,19 +17,15 @@ from haq.models.weights import load_weights, save_weights
 from haq.network.graph import Graph
 from haq.quantization.calibration import load_clips
 from haq.quantization.fake_quant import quantize
-from haq.runs import folder as results
-from haq.runs.executors import check_ray, check_sendable
+from haq.runs.evaluation import labeled, unlabeled
+from haq.runs.executors.base import check_sendable
+from haq.runs.executors.ray import check_ray
+from haq.runs.folder import find_folder, new_folder, read_job, read_json, read_trials, write_job
 from haq.runs.job import Job, parse_job
-from haq.runs.run import (
-    OnProgress,
-    images_of,
-    labeled,
-    plan,
-    play,
-    remove_unused,
-    run,
-    unlabeled,
-)
+from haq.runs.plan import images_of, plan
+from haq.runs.play import play
+from haq.runs.progress import OnProgress
+from haq.runs.run import remove_unused, run
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -113,7 +109,7 @@ def search(
     except HaqError:
         remove_unused(folder)
         raise
-    results.write_job(folder, job)
+    write_job(folder, job)
     _keep_float(model, folder / "float.safetensors")
     if inputs is not None:
         evaluation = unlabeled(job, folder, planned, inputs, say, evaluate)
@@ -155,11 +151,11 @@ def _images(data: Data | Sequence[Any] | str, seed: int) -> Data:
 
 def _folder(job: Job, out: str | Path | None, resume: bool) -> Path:
     if not resume:
-        return results.new_folder(job, str(out) if out is not None else None)
+        return new_folder(job, str(out) if out is not None else None)
     if out is None:
         raise RunError("resume=True goes on with the run in out=, which is not given")
-    folder = results.find_folder(str(out))
-    before = results.read_job(folder)
+    folder = find_folder(str(out))
+    before = read_job(folder)
     if before != job:
         changed = [name for name in Job.model_fields if getattr(before, name) != getattr(job, name)]
         raise RunError(f"run {folder} was asked for with another {', '.join(changed)}")
@@ -185,9 +181,9 @@ def _found(folder: Path, graph: Graph | None) -> Run:
         network.eval()
     return Run(
         folder,
-        results.read_json(folder / "summary.json"),
+        read_json(folder / "summary.json"),
         policy,
-        results.read_trials(folder),
+        read_trials(folder),
         network,
     )
 
@@ -230,10 +226,10 @@ def load_run(path: str | Path) -> Tables:
     """
     from pandas import DataFrame
 
-    folder = results.find_folder(str(path))
+    folder = find_folder(str(path))
     kept = folder / "summary.json"
-    summary = results.read_json(kept) if kept.exists() else {}
-    found = results.read_trials(folder)
+    summary = read_json(kept) if kept.exists() else {}
+    found = read_trials(folder)
     trials = DataFrame([_flat(vars(trial), "cost", "") for trial in found])
     rows = [_flat(row, "cost", "") for row in summary.get("layers", [])]
     layers = DataFrame([_flat(row, "cost_w8a8", "_w8a8") for row in rows])
@@ -241,7 +237,7 @@ def load_run(path: str | Path) -> Tables:
     layers = layers.set_index("name") if rows else layers
     trials.attrs["units"] = layers.attrs["units"] = summary.get("units", {})
     policy = dict(best(found).policy) if found else {}
-    return Tables(folder, results.read_job(folder), summary, policy, trials, layers)
+    return Tables(folder, read_job(folder), summary, policy, trials, layers)
 
 
 def _flat(row: Mapping[str, Any], field: str, suffix: str) -> dict[str, Any]:

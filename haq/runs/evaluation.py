@@ -1,276 +1,193 @@
-"""What one policy is worth: quantize, then fine-tune for one epoch or correct statistics; validate.
+"""What a job's policies are scored by: labelled images, or inputs alone."""
 
-Everything that does not depend on the policy (augmented training images, what the float network
-answers to them) is computed once, so that an episode is little more than the network's own forward
-and backward passes.
-"""
-
-import hashlib
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from haq.agents import INFORMED
 from haq.allocation.policy import Policy
 from haq.allocation.trials import Score
 from haq.datasets import Data, Split
-from haq.distillation.kd import divergence
-from haq.formats.onnx.export import Template
-from haq.formats.onnx.runtime import integer_answer, prepared
-from haq.network.graph import Graph
+from haq.quantization.adaround import adaround
 from haq.quantization.calibration import Clips
-from haq.quantization.fake_quant import quantize, uniform
-from haq.quantization.statistics import correct, statistics
-from haq.training.numerics import channels_last
-from haq.training.scoring import logits, score, score_answers
-from haq.training.teacher import Teacher, teacher_from
-from haq.training.train import Step, train
+from haq.quantization.sensitivity import IMAGES, objective
+from haq.runs.calibration import (
+    calibration_batches,
+    clips_of_run,
+    sensitivity_images,
+    sensitivity_of_run,
+)
+from haq.runs.evaluator import CORRECTED_ON, Evaluator, Recipe, fine_tune
+from haq.runs.job import Job
+from haq.runs.plan import Plan
+from haq.runs.progress import OnProgress, Progress
+from haq.runs.samples import Frozen, Part
+from haq.runs.scoring import Scoring, ScoringData, scorer_for
+from haq.training.scoring import score
+from haq.training.train import Step
 
-OnStep = Callable[[Step], None]
+ROUNDED_ON = 1024
+"""Training images from which the rounding is learned, without their labels."""
 
-CORRECTED_ON = 256
-"""Images on which statistics are corrected; more hardly change a score."""
-
-FREEZABLE = 2**28
-"""Values (of 4 bytes) of images that are kept ready in memory."""
+Own = Callable[[nn.Module], float]
+"""The caller's own score of a network; higher is better."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a quantized network is fine-tuned and scored in an episode.
+class Evaluation(NamedTuple):
+    """The functions that say what a policy is worth, and what happens to the one chosen.
 
     Attributes:
-        train_images: Training images of the one epoch.
-        val_images: Validation images that give the score.
-        lr: Highest learning rate of the one cycle.
-        distill: Whether the float network teaches.
-        batch: Images a step.
-        agreement: Whether the loss of a score is the divergence from the float network, instead of
-            the cross-entropy with the labels.
+        network: From a policy to the network that is scored in its episode.
+        score: Of a network, on validation images.
+        float_score: Of the network before quantization.
+        finish: Makes the most of the network chosen, in place; it is told whether that network is
+            fine-tuned already.
+        scoring: What scores depend on, for other processes.
+        test: Of a network, on test images; None where there are none.
+        tuned: From a policy to its network after the paper's one epoch, for the finalists of a
+            search whose episodes do without; None where that is what episodes score.
+        sensitivity: What each choice of each layer does, for the agents that want to know.
+        impatient: Whether hopeless evaluations are stopped early.
     """
 
-    train_images: int = 5000
-    val_images: int = 2500
-    lr: float = 0.02
-    distill: bool = True
-    batch: int = 64
-    agreement: bool = False
+    network: Callable[[Policy], fx.GraphModule]
+    score: Scoring
+    float_score: Score
+    finish: Callable[[nn.Module, bool], None]
+    scoring: ScoringData
+    test: Callable[[nn.Module], Score] | None = None
+    tuned: Callable[[Policy], fx.GraphModule] | None = None
+    sensitivity: Mapping[str, NDArray[Any]] | None = None
+    impatient: bool = False
 
 
-@dataclass(frozen=True)
-class Frozen:
-    """Images (N, C, H, W) augmented once, as a split that ignores further augmentation."""
+def labeled(
+    job: Job,
+    folder: Path,
+    planned: Plan,
+    data: Data,
+    on_progress: OnProgress,
+    own: Own | None = None,
+) -> Evaluation:
+    """Return the evaluation on a data set: validation accuracy of what the job asks for.
 
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batch(
-        self, index: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the images and labels at ``index``."""
-        return self.images[index], self.labels[index]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some images of a split."""
-
-    split: Split
-    chosen: Tensor
-
-    @property
-    def labels(self) -> Tensor:
-        """Class indices (N,)."""
-        return self.split.labels[self.chosen]
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def batch(
-        self, index: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return what the split gives for its images at ``chosen[index]``."""
-        return self.split.batch(self.chosen[index], generator)
-
-
-def freeze(part: Part, generator: torch.Generator | None = None) -> Part | Frozen:
-    """Return the images of a part, read (and augmented by the generator) once for all.
-
-    A part of more than ``FREEZABLE`` values stays as it is: it would not fit into memory.
+    That is the network after one epoch of fine-tuning, as in the paper, or the one with corrected
+    statistics; the sensitivities are measured for the agents that want to know them. With ``own``
+    that is the score of a network, and nothing is tested.
     """
-    first, _ = part.batch(torch.zeros(1, dtype=torch.int64))
-    if first.numel() * len(part) > FREEZABLE:
-        return part
-    batches = [part.batch(index, generator) for index in torch.arange(len(part)).split(500)]
-    pictures = torch.cat([pictures for pictures, _ in batches])
-    return Frozen(
-        pictures.contiguous(memory_format=torch.channels_last),
-        torch.cat([labels for _, labels in batches]),
+    graph, cheap = planned.graph, job.evaluation == "cheap"
+    batches = calibration_batches(data, job.calibration_images, job.seed)
+    clips = clips_of_run(job, folder, graph, batches, on_progress)
+    evaluator = Evaluator(graph, clips, data, recipe_of(job), job.seed)
+    plain = torch.cat(list(calibration_batches(data, CORRECTED_ON, job.seed))) if cheap else None
+    scoring = ScoringData(job, clips, plain, evaluator, own=own)
+    scorer = scorer_for(graph, scoring)
+    images = partial(sensitivity_images, data, job.seed)
+    return Evaluation(
+        network=scorer.network,
+        score=scorer.score,
+        float_score=(scorer.score if own else evaluator.score)(graph.traced),
+        finish=partial(_finish_labeled, job, planned, data, on_progress),
+        scoring=scoring,
+        test=None if own else partial(_test, data),
+        tuned=scorer.tuned,
+        sensitivity=_sensitivity(job, folder, planned, clips, images, on_progress),
+        impatient=cheap,
     )
 
 
-class Evaluator:
-    """From a policy to its score, the same for the same policy and seed, in any order.
+def recipe_of(job: Job) -> Recipe:
+    """Return how a job fine-tunes and scores."""
+    agreement = job.reward == "agreement"
+    return Recipe(job.train_images, job.val_images, job.lr, job.distill, agreement=agreement)
 
-    Every evaluation starts from the float weights of the graph's model.
+
+def unlabeled(
+    job: Job,
+    folder: Path,
+    planned: Plan,
+    inputs: Tensor,
+    on_progress: OnProgress,
+    own: Own | None = None,
+) -> Evaluation:
+    """Return the evaluation on inputs alone: agreement with the float network, or what is given.
+
+    Nothing is fine-tuned. Statistics are corrected and the rounding is learned where the evaluation
+    is the cheap one.
     """
-
-    def __init__(self, graph: Graph, clips: Clips, data: Data, recipe: Recipe, seed: int):
-        self.graph, self.clips, self.data, self.recipe, self.seed = graph, clips, data, recipe, seed
-        generator = torch.Generator().manual_seed(seed)
-        # At random: in a folder the images of a class stand together.
-        chosen = torch.randperm(len(data.train), generator=generator)[: recipe.train_images]
-        picked = torch.randperm(len(data.val), generator=generator)[: recipe.val_images]
-        self._generator, self._chosen = generator, chosen
-        self.validation = freeze(Part(data.val, picked))
-
-    @cached_property
-    def images(self) -> Part | Frozen:
-        """The training images of the one epoch, augmented."""
-        return freeze(Part(self.data.train, self._chosen), self._generator)
-
-    @cached_property
-    def teacher(self) -> Teacher | None:
-        """What the float network answers to them."""
-        if not self.recipe.distill:
-            return None
-        answers = self.teacher_logits
-        if answers is None:
-            return teacher_from(self.graph.traced)
-        return lambda index, images: answers[index]
-
-    @cached_property
-    def teacher_logits(self) -> Tensor | None:
-        """Its answers to all of them, where they are kept in memory and it teaches."""
-        if not self.recipe.distill or not isinstance(self.images, Frozen):
-            return None
-        answer, indices = teacher_from(self.graph.traced), torch.arange(len(self.images)).split(500)
-        return torch.cat([answer(index, self.images.images[index]) for index in indices])
-
-    def prepare(self, tuning: bool) -> None:
-        """Work out what ``score`` needs, and ``tuned`` if asked for, so that it is pickled too."""
-        for name in ("answers", *(("images", "teacher_logits") if tuning else ())):
-            getattr(self, name)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Whoever unpickles it gives it its graph, which does not come out of a pickle as it was.
-        left_out = {"graph", "data", "teacher", "_lowering", "_generator", "_chosen"}
-        return {name: value for name, value in vars(self).items() if name not in left_out}
-
-    def tuned(self, policy: Policy) -> fx.GraphModule:
-        """Return the quantized network after its one epoch."""
-        model = quantize(self.graph, policy, self.clips)
-        train(
-            model,
-            self.images,
-            epochs=1,
-            lr=self.recipe.lr,
-            seed=policy_seed(self.seed, policy),
-            weight_decay=4e-5,
-            batch=self.recipe.batch,
-            teacher=self.teacher,
-        )
-        return model
-
-    def score(self, model: nn.Module, beat: float | None = None) -> Score:
-        """Return the score of a network on the validation images; see ``training.train.score``."""
-        return score(model, self.validation, quick=True, beat=beat, reference=self.answers)
-
-    def integer_score(self, model: nn.Module, beat: float | None = None) -> Score:
-        """Return the score of a quantized network's file; in floating point where that is better.
-
-        See ``haq.formats.onnx.runtime``. The first one takes some seconds more.
-        """
-        answer = integer_answer(self._lowering, model) if self._lowering else None
-        if answer is None:
-            return self.score(model, beat)
-        return score_answers(answer, self.validation, beat=beat, reference=self.answers)
-
-    @cached_property
-    def _lowering(self) -> Template | None:
-        images, _ = self.validation.batch(torch.zeros(1, dtype=torch.int64))
-        return prepared(quantize(self.graph, uniform(self.graph, 8, 8), self.clips), images)
-
-    @cached_property
-    def answers(self) -> Tensor | None:
-        """The float network's logits for the validation images, if they count."""
-        if not self.recipe.agreement:
-            return None
-        answer, indices = (
-            teacher_from(self.graph.traced),
-            torch.arange(len(self.validation)).split(500),
-        )
-        return torch.cat([answer(i, self.validation.batch(i)[0]) for i in indices])
+    graph = planned.graph
+    batches = iter(inputs[: job.calibration_images].split(128))
+    clips = clips_of_run(job, folder, graph, batches, on_progress)
+    plain = inputs[:CORRECTED_ON] if job.evaluation == "cheap" else None
+    scoring = ScoringData(job, clips, plain, inputs=None if own else inputs, own=own)
+    scorer = scorer_for(graph, scoring)
+    return Evaluation(
+        network=scorer.network,
+        score=scorer.score,
+        float_score=scorer.score(graph.traced),
+        finish=partial(_finish_unlabeled, job, planned, inputs, on_progress),
+        scoring=scoring,
+        sensitivity=_sensitivity(
+            job, folder, planned, clips, lambda: inputs[:IMAGES], on_progress
+        ),
+    )  # fmt: skip
 
 
-def corrected(graph: Graph, clips: Clips, images: Tensor) -> Callable[[Policy], fx.GraphModule]:
-    """Return a function from a policy to its network with corrected statistics, not fine-tuned.
-
-    Args:
-        graph: The float network's.
-        clips: From ``calibrate`` on the same graph.
-        images: Unlabeled, not augmented, (N, ...); see ``haq.quantization.statistics.correct``.
-    """
-    images = channels_last(images)
-    floats = statistics(graph, images)
-
-    def made(policy: Policy) -> fx.GraphModule:
-        model = quantize(graph, policy, clips)
-        correct(model, graph, floats, images)
-        return model
-
-    return made
+def _sensitivity(
+    job: Job,
+    folder: Path,
+    planned: Plan,
+    clips: Clips,
+    images: Callable[[], Tensor],
+    on_progress: OnProgress,
+) -> Mapping[str, NDArray[Any]] | None:
+    if job.agent not in INFORMED:
+        return None
+    measured = sensitivity_of_run(folder, planned, clips, images(), on_progress)
+    return objective(measured, planned.table)
 
 
-def agreement(reference: nn.Module, inputs: Tensor) -> Callable[..., Score]:
-    """Return a function from a network to how far it agrees with the reference on some inputs.
-
-    Its accuracy is the share of inputs that get the reference's class, its loss the divergence
-    from the reference (``kd.divergence``). Networks that give no logits (N, classes) have
-    1 - loss for an accuracy.
-    """
-    answers = _answers(reference, inputs)
-
-    def agree(model: nn.Module, beat: float | None = None) -> Score:
-        found = _answers(model, inputs)
-        loss = float(divergence(found, answers))
-        if answers.dim() == 2 and answers.shape[1] > 1:
-            return Score(float((found.argmax(1) == answers.argmax(1)).float().mean()), loss)
-        return Score(1 - loss, loss)
-
-    return agree
+def _test(data: Data, model: nn.Module) -> Score:
+    return score(model, data.test)
 
 
-def _answers(model: nn.Module, inputs: Tensor) -> Tensor:
-    return torch.cat([logits(model, some, quick=True) for some in inputs.split(128)])
-
-
-def finish(
-    model: nn.Module, graph: Graph, data: Data, *, epochs: int, recipe: Recipe, seed: int,
-    on_step: OnStep | None = None,
-) -> None:  # fmt: skip
-    """Fine-tune a quantized network in place on all training images, augmented anew each epoch."""
-    train(
+def _finish_labeled(
+    job: Job, planned: Plan, data: Data, on_progress: OnProgress, model: nn.Module, tuned: bool
+) -> None:
+    if not tuned:
+        generator = torch.Generator().manual_seed(job.seed)
+        chosen = torch.randperm(len(data.train), generator=generator)[:ROUNDED_ON]
+        _round(job, planned, Part(data.train, chosen), on_progress, model)
+    fine_tune(
         model,
-        data.train,
-        epochs=epochs,
-        lr=recipe.lr,
-        seed=seed,
-        weight_decay=4e-5,
-        batch=recipe.batch,
-        teacher=teacher_from(graph.traced) if recipe.distill else None,
-        on_step=on_step,
+        planned.graph,
+        data,
+        epochs=job.last_epochs(tuned),
+        recipe=recipe_of(job),
+        seed=job.seed,
+        on_step=partial(_report, on_progress, "fine-tune"),
     )
 
 
-def policy_seed(seed: int, policy: Policy) -> int:
-    """Return the seed of the evaluation of a policy in a run with ``seed``."""
-    text = json.dumps([seed, sorted((name, *bits) for name, bits in policy.items())])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+def _finish_unlabeled(
+    job: Job, planned: Plan, inputs: Tensor, on_progress: OnProgress, model: nn.Module, _tuned: bool
+) -> None:
+    chosen = inputs[:ROUNDED_ON]
+    split = Frozen(chosen, torch.zeros(len(chosen), dtype=torch.int64))
+    _round(job, planned, split, on_progress, model)
+
+
+def _round(
+    job: Job, planned: Plan, split: Split, on_progress: OnProgress, model: nn.Module
+) -> None:
+    report = partial(_report, on_progress, "round")
+    adaround(model, planned.graph, split, steps=job.last_steps, seed=job.seed, on_step=report)
+
+
+def _report(on_progress: OnProgress, stage: str, step: Step) -> None:
+    on_progress(Progress(stage, step.done, step.total, f"loss {step.loss:.3f}"))

@@ -21,7 +21,7 @@ from haq.hw_profiles import kernels, onnx_runtime
 from haq.hw_profiles.document import Measured, Profile
 from haq.hw_profiles.measured import FLOATS, STANDARD
 from haq.network.layers import Layer
-from haq.runs.plan import OnProgress, Progress, silent
+from haq.runs.progress import OnProgress, Progress, silent
 
 FIRST = 5
 """How many candidates are measured together."""

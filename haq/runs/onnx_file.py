@@ -29,8 +29,8 @@ from haq.hw_profiles.onnx_runtime import Setup, Timing
 from haq.quantization.fake_quant import QuantConv2d, QuantLinear, Rounding
 from haq.runs import folder as results
 from haq.runs.api import Run
+from haq.runs.progress import OnProgress, Progress, silent
 from haq.runs.restored import Restored, origin, restored
-from haq.runs.run import OnProgress, Progress, silent
 
 AGREEING = 2000
 """Test images on which the file's answers are compared with those of the PyTorch network."""

@@ -32,7 +32,9 @@ from haq.network.sites import module_name
 from haq.quantization.calibration import Clips, calibrate
 from haq.quantization.fake_quant import quantize
 from haq.quantization.quantizer import BITS
-from haq.runs.plan import OnProgress, Progress, calibration_batches, fresh_model, silent
+from haq.runs.calibration import calibration_batches
+from haq.runs.float_network import fresh_model
+from haq.runs.progress import OnProgress, Progress, silent
 
 MIXED = 48
 """Mixed policies that are measured; every second one is for the fit, the others check it."""

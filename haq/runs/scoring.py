@@ -14,7 +14,7 @@ from haq.network.capture import evaluating
 from haq.network.graph import Graph
 from haq.quantization.calibration import Clips
 from haq.quantization.fake_quant import quantize
-from haq.runs.evaluation import Evaluator, agreement, corrected
+from haq.runs.evaluator import Evaluator, agreement, corrected
 from haq.runs.job import Job
 
 MANY = 10
@@ -30,8 +30,8 @@ class Scoring(Protocol):
 
 
 @dataclass(frozen=True)
-class Basis:
-    """What ``means`` needs beside the graph; all of it can be pickled.
+class ScoringData:
+    """What ``scorer_for`` needs beside the graph; all of it can be pickled.
 
     Attributes:
         job: Its evaluation, episodes and reward count.
@@ -50,7 +50,7 @@ class Basis:
     own: Callable[[nn.Module], float] | None = None
 
 
-class Means(NamedTuple):
+class Scorer(NamedTuple):
     """How policies are scored.
 
     Attributes:
@@ -65,27 +65,27 @@ class Means(NamedTuple):
     tuned: Callable[[Policy], fx.GraphModule] | None
 
 
-def means(graph: Graph, basis: Basis) -> Means:
+def scorer_for(graph: Graph, data: ScoringData) -> Scorer:
     """Return how policies are scored: the same in every process with the same threads."""
-    evaluator, clips = basis.evaluator, basis.clips
+    evaluator, clips = data.evaluator, data.clips
     network: Callable[[Policy], fx.GraphModule] = partial(_quantized, graph, clips)
     if evaluator is not None:
         network = evaluator.tuned
-    tuned = evaluator.tuned if evaluator and basis.plain is not None else None
-    if basis.plain is not None:
-        network = corrected(graph, clips, basis.plain)
-    return Means(network, _score(graph, basis), tuned)
+    tuned = evaluator.tuned if evaluator and data.plain is not None else None
+    if data.plain is not None:
+        network = corrected(graph, clips, data.plain)
+    return Scorer(network, _score(graph, data), tuned)
 
 
-def _score(graph: Graph, basis: Basis) -> Scoring:
-    if basis.own is not None:
-        return partial(_own_score, basis.own)
-    if basis.evaluator is None:
-        assert basis.inputs is not None
-        return agreement(graph.traced, basis.inputs)
-    if basis.plain is not None and basis.job.episodes >= MANY:
-        return basis.evaluator.integer_score
-    return basis.evaluator.score
+def _score(graph: Graph, data: ScoringData) -> Scoring:
+    if data.own is not None:
+        return partial(_own_score, data.own)
+    if data.evaluator is None:
+        assert data.inputs is not None
+        return agreement(graph.traced, data.inputs)
+    if data.plain is not None and data.job.episodes >= MANY:
+        return data.evaluator.integer_score
+    return data.evaluator.score
 
 
 def _own_score(
@@ -99,7 +99,7 @@ def _quantized(graph: Graph, clips: Clips, policy: Policy) -> fx.GraphModule:
     return quantize(graph, policy, clips)
 
 
-def merit(score: Score, reward: str) -> tuple[float, float]:
+def score_key(score: Score, reward: str) -> tuple[float, float]:
     """Return what scores are compared by under a job's reward: higher is better."""
     both = (score.accuracy, -score.loss)
     return both if reward == "accuracy" else (both[1], both[0])

@@ -15,8 +15,9 @@ from haq.errors import TargetError
 from haq.hw_profiles.measured import MeasuredTarget
 from haq.quantization.calibration import load_clips
 from haq.runs.measured import Confirmed, confirm, measure_candidates, setup_of, summary_fields
-from haq.runs.plan import OnProgress, Plan
+from haq.runs.plan import Plan
 from haq.runs.profile import Subject, lowering
+from haq.runs.progress import OnProgress
 
 
 def measured_winner(

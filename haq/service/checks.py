@@ -227,7 +227,7 @@ def _plan(job: Job, data: DataShape) -> Any:
 
 def _planned(job: Job, data: DataShape) -> Any:
     from haq.models import build, input_shape
-    from haq.runs.run import plan
+    from haq.runs.plan import plan
 
     own = input_shape(job.model)
     assert own is not None  # a factory has no name here

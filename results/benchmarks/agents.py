@@ -29,10 +29,11 @@ from haq.formats.onnx.runtime import integer_answer, prepared
 from haq.models.weights import load_weights
 from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as results
-from haq.runs.episodes import play
+from haq.runs.evaluation import labeled
+from haq.runs.float_network import fresh_model
 from haq.runs.job import parse_job
-from haq.runs.plan import fresh_model, images_of, plan
-from haq.runs.run import labeled
+from haq.runs.plan import images_of, plan
+from haq.runs.play import play
 from haq.training.scoring import score_answers
 
 parser = argparse.ArgumentParser()
@@ -116,10 +117,10 @@ def search(key):
     cpu, wall = spent(started)
 
     trials = results.read_trials(folder)
-    merit = {"accuracy": lambda row: row["tuned_val_accuracy"]}.get(
+    score_key = {"accuracy": lambda row: row["tuned_val_accuracy"]}.get(
         job.reward, lambda row: -row["tuned_val_loss"]
     )
-    tuned = max(summary["finalists"], key=merit)
+    tuned = max(summary["finalists"], key=score_key)
     lowering = prepared(evaluation.network(trials[0].policy), data.test.batch(torch.arange(2))[0])
 
     def tested(network):

@@ -19,8 +19,9 @@ from haq.quantization.clipping import CLIPPING
 from haq.quantization.fake_quant import quantize, uniform
 from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as results
-from haq.runs.evaluation import Part, freeze
-from haq.runs.run import calibration_batches, fresh_model
+from haq.runs.calibration import calibration_batches
+from haq.runs.float_network import fresh_model
+from haq.runs.samples import Part, freeze
 from haq.training.scoring import score
 
 parser = argparse.ArgumentParser()

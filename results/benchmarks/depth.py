@@ -35,9 +35,9 @@ from haq.quantization.calibration import load_clips
 from haq.quantization.sensitivity import objective, sensitivity, widths
 from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as results
+from haq.runs.evaluation import labeled
 from haq.runs.job import parse_job
 from haq.runs.plan import plan
-from haq.runs.run import labeled
 
 FAMILIES = {"resnet": (20, 32, 44, 56), "chain": (50, 100, 200)}
 CLASSES = tuple(f"class {number}" for number in range(10))

@@ -19,8 +19,9 @@ from haq.quantization.calibration import calibrate
 from haq.quantization.fake_quant import uniform
 from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as results
-from haq.runs.evaluation import Evaluator, Recipe
-from haq.runs.run import calibration_batches, fresh_model
+from haq.runs.calibration import calibration_batches
+from haq.runs.evaluator import Evaluator, Recipe
+from haq.runs.float_network import fresh_model
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", default="resnet20")

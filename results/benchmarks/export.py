@@ -27,8 +27,9 @@ from haq.quantization.fake_quant import quantize, uniform
 from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as results
 from haq.runs import onnx_file
-from haq.runs.evaluation import corrected
-from haq.runs.plan import calibration_batches, fresh_model
+from haq.runs.calibration import calibration_batches
+from haq.runs.evaluator import corrected
+from haq.runs.float_network import fresh_model
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", required=True)

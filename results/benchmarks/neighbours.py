@@ -28,9 +28,12 @@ from haq.quantization.calibration import calibrate
 from haq.quantization.sensitivity import objective, sensitivity, widths
 from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as results
-from haq.runs.evaluation import Part, corrected, freeze
+from haq.runs.calibration import calibration_batches, sensitivity_images
+from haq.runs.evaluator import corrected
+from haq.runs.float_network import fresh_model
 from haq.runs.job import parse_job
-from haq.runs.plan import calibration_batches, fresh_model, images_of, plan, sensitivity_images
+from haq.runs.plan import images_of, plan
+from haq.runs.samples import Part, freeze
 from haq.training.scoring import score_answers
 from haq.training.teacher import teacher_from
 

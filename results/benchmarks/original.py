@@ -38,12 +38,15 @@ from haq.quantization.calibration import calibrate, load_clips
 from haq.quantization.sensitivity import objective, sensitivity, widths
 from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as results
-from haq.runs.episodes import play
-from haq.runs.evaluation import CORRECTED_ON, Evaluator, Part, Recipe, corrected
+from haq.runs.calibration import calibration_batches, sensitivity_images
+from haq.runs.evaluation import ROUNDED_ON, labeled
+from haq.runs.evaluator import CORRECTED_ON, Evaluator, Recipe, corrected
+from haq.runs.float_network import fresh_model
 from haq.runs.job import parse_job
-from haq.runs.plan import calibration_batches, fresh_model, images_of, plan, sensitivity_images
+from haq.runs.plan import images_of, plan
+from haq.runs.play import play
 from haq.runs.restored import restored
-from haq.runs.run import ROUNDED_ON, labeled
+from haq.runs.samples import Part
 from haq.training.scoring import score
 
 AVERAGE_BITS = 3.88

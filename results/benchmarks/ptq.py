@@ -26,9 +26,11 @@ from haq.quantization.fake_quant import quantize
 from haq.quantization.sensitivity import IMAGES, objective, sensitivity, widths
 from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as results
-from haq.runs.evaluation import CORRECTED_ON, Part, corrected
-from haq.runs.plan import calibration_batches, fresh_model, sensitivity_images
-from haq.runs.run import ROUNDED_ON
+from haq.runs.calibration import calibration_batches, sensitivity_images
+from haq.runs.evaluation import ROUNDED_ON
+from haq.runs.evaluator import CORRECTED_ON, corrected
+from haq.runs.float_network import fresh_model
+from haq.runs.samples import Part
 from haq.training.scoring import score
 
 parser = argparse.ArgumentParser()

@@ -33,8 +33,10 @@ from haq.quantization.quantizer import quantize as rounded
 from haq.quantization.sensitivity import sensitivity, widths
 from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as results
-from haq.runs.evaluation import CORRECTED_ON, Part, corrected, freeze
-from haq.runs.plan import calibration_batches, fresh_model, sensitivity_images
+from haq.runs.calibration import calibration_batches, sensitivity_images
+from haq.runs.evaluator import CORRECTED_ON, corrected
+from haq.runs.float_network import fresh_model
+from haq.runs.samples import Part, freeze
 from haq.training.scoring import logits, score
 
 parser = argparse.ArgumentParser()

@@ -24,8 +24,10 @@ from haq.quantization.calibration import calibrate
 from haq.quantization.sensitivity import objective, sensitivity, widths
 from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as results
-from haq.runs.evaluation import Part, corrected, freeze
-from haq.runs.plan import calibration_batches, fresh_model
+from haq.runs.calibration import calibration_batches
+from haq.runs.evaluator import corrected
+from haq.runs.float_network import fresh_model
+from haq.runs.samples import Part, freeze
 from haq.training.scoring import score
 
 EIGHT = Bits(8, 8)

@@ -35,8 +35,8 @@ from haq.reports.report import report_fragments, report_html
 from haq.reports.run_charts import all_charts, moved_bytes, noise
 from haq.reports.side_by_side import side_by_side
 from haq.runs import folder as results
+from haq.runs.figures import write_figures
 from haq.runs.job import parse_job
-from haq.runs.measure import measure
 from haq.runs.run import run
 
 SMALL = {"model": "digits_mlp", "episodes": 3, "float_epochs": 1, "val_images": 60,
@@ -61,7 +61,7 @@ def target_run(tmp_path_factory):
     folder.mkdir()
     asked = {"model": "digits_cnn", "target": "bismo-edge", "budgets": ["latency=60%w8a8"]}
     run(parse_job(**SMALL | asked), folder)
-    measure(folder, silent)
+    write_figures(folder, silent)
     return folder
 
 
@@ -330,7 +330,7 @@ def test_the_network_at_8_bits_is_measured_as_the_run_measures(target_run):
 def test_measuring_twice_changes_nothing(target_run):
     names = ("sensitivity.json", "uniform.json")
     before = [(target_run / name).stat().st_mtime_ns for name in names]
-    measure(target_run, silent)
+    write_figures(target_run, silent)
     assert [(target_run / name).stat().st_mtime_ns for name in names] == before
 
 

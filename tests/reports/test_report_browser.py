@@ -16,8 +16,8 @@ from haq.reports.record import read_run
 from haq.reports.report import report_html
 from haq.reports.run_charts import all_charts
 from haq.runs import folder as results
+from haq.runs.figures import write_figures
 from haq.runs.job import parse_job
-from haq.runs.measure import measure
 from haq.runs.run import run
 
 pytestmark = [
@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
                     episodes=22, float_epochs=1, train_images=32, val_images=60, final_epochs=0,
                     threads=1)  # fmt: skip
     run(job, folder)
-    measure(folder, lambda _: None)
+    write_figures(folder, lambda _: None)
     (folder / "report.html").write_text(report_html(folder), encoding="utf-8")
     return folder
 

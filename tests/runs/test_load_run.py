@@ -5,7 +5,7 @@ import pytest
 import haq
 from haq.allocation.policy import read_policy
 from haq.errors import RunError
-from haq.runs import folder as results
+from haq.runs.folder import read_trials, write_job
 from haq.runs.job import parse_job
 from haq.runs.run import run
 
@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
 
 def test_trials_are_a_frame_with_a_column_a_cost(folder):
     trials = haq.load_run(folder).trials
-    kept = results.read_trials(folder)
+    kept = read_trials(folder)
     assert list(trials.index) == [0, 1, 2]
     assert list(trials["accuracy"]) == [trial.accuracy for trial in kept]
     assert list(trials["avg_weight_bits"]) == [trial.cost["avg_weight_bits"] for trial in kept]
@@ -47,7 +47,7 @@ def test_the_rest_of_the_run_is_there_too(folder):
 
 
 def test_a_run_without_a_finished_episode_has_empty_frames(tmp_path):
-    results.write_job(tmp_path, JOB)
+    write_job(tmp_path, JOB)
     found = haq.load_run(tmp_path)
     assert len(found.trials) == len(found.layers) == 0
     assert found.summary == found.policy == {}

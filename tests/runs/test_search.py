@@ -23,10 +23,12 @@ from haq.models import build
 from haq.models.weights import load_weights
 from haq.quantization.calibration import load_clips
 from haq.quantization.fake_quant import quantize
-from haq.runs import folder as results
-from haq.runs.evaluation import Evaluator, Recipe
+from haq.runs.calibration import calibration_batches, clips_of_run
+from haq.runs.evaluator import Evaluator, Recipe
+from haq.runs.folder import read_job, read_trials
 from haq.runs.job import parse_job
-from haq.runs.run import calibration_batches, kept_clips, plan, run
+from haq.runs.plan import plan
+from haq.runs.run import run
 from haq.training.scoring import score
 
 SMALL = {"model": "digits_mlp", "episodes": 6, "float_epochs": 3, "val_images": 120,
@@ -64,7 +66,7 @@ def test_the_policy_keeps_the_budget_and_the_pins(finished):
 
 def test_the_reward_is_a_tenth_of_the_points_lost(finished):
     folder, summary = finished
-    for trial in results.read_trials(folder):
+    for trial in read_trials(folder):
         points = 100 * (trial.accuracy - summary["float_val_accuracy"])
         assert trial.reward == pytest.approx(0.1 * points)
 
@@ -80,7 +82,7 @@ def test_another_seed_gives_other_trials(finished, tmp_path):
 
 
 def scores(folder):
-    return [(t.policy, t.accuracy, t.loss, t.reward) for t in results.read_trials(folder)]
+    return [(t.policy, t.accuracy, t.loss, t.reward) for t in read_trials(folder)]
 
 
 @pytest.mark.parametrize("kept", ["none", "some", "torn"])
@@ -91,7 +93,7 @@ def test_a_killed_run_goes_on_to_the_same_trials(finished, tmp_path, kept):
     lines = (whole / "trials.jsonl").read_bytes().splitlines(keepends=True)
     left = {"none": b"", "some": b"".join(lines[:3]), "torn": b"".join(lines[:3]) + lines[3][:20]}
     (tmp_path / "trials.jsonl").write_bytes(left[kept])
-    run(results.read_job(tmp_path), tmp_path)
+    run(read_job(tmp_path), tmp_path)
     assert scores(tmp_path) == scores(whole)
     assert policies(tmp_path) == policies(whole)
 
@@ -103,7 +105,7 @@ def policies(folder):
 def test_a_finished_run_resumed_stays_as_it_is(finished):
     folder, summary = finished
     before = (folder / "trials.jsonl").read_bytes()
-    again = run(results.read_job(folder), folder)
+    again = run(read_job(folder), folder)
     assert (folder / "trials.jsonl").read_bytes() == before
     assert again["final_test_accuracy"] == summary["final_test_accuracy"]
 
@@ -115,7 +117,7 @@ def test_a_run_of_other_trials_is_not_gone_on_with(finished, tmp_path):
     job = json.loads((tmp_path / "job.json").read_text())
     (tmp_path / "job.json").write_text(json.dumps(job | {"seed": 7}))
     with pytest.raises(RunError, match="episode 0 does not repeat"):
-        run(results.read_job(tmp_path), tmp_path)
+        run(read_job(tmp_path), tmp_path)
 
 
 # Kills itself in the third evaluation, when it is first run.
@@ -153,7 +155,7 @@ def test_killed_with_9_and_resumed_equals_undisturbed(tmp_path):
 
     assert start("undisturbed", "whole") == 0
     assert start("killed", "die") == -9
-    assert len(results.read_trials(tmp_path / "killed")) < 8
+    assert len(read_trials(tmp_path / "killed")) < 8
     assert start("killed", "resume") == 0
     assert scores(tmp_path / "killed") == scores(tmp_path / "undisturbed")
 
@@ -169,10 +171,10 @@ def test_ctrl_c_leaves_a_usable_run(tmp_path):
     summary = run(small(), tmp_path, interrupt)
     assert summary["state"] == "interrupted"
     assert summary["episodes"] == 3
-    top = best(results.read_trials(tmp_path))
+    top = best(read_trials(tmp_path))
     assert policies(tmp_path) == top.policy
     assert (tmp_path / "weights.safetensors").exists()
-    assert run(results.read_job(tmp_path), tmp_path)["state"] == "finished"
+    assert run(read_job(tmp_path), tmp_path)["state"] == "finished"
 
 
 def test_an_impossible_budget_leaves_nothing_behind(tmp_path):
@@ -190,7 +192,7 @@ def test_the_best_of_100_episodes_is_near_the_best_of_all_policies(tmp_path):
     load_weights(model, tmp_path / "float.safetensors")
     data = load("digits")
     planned = plan(job, model, {"shape": data.shape})
-    clips = kept_clips(job, tmp_path, planned.graph, [], lambda _: None)
+    clips = clips_of_run(job, tmp_path, planned.graph, [], lambda _: None)
     recipe = Recipe(job.train_images, job.val_images, job.lr)
     evaluator = Evaluator(planned.graph, clips, data, recipe, job.seed)
     budget = planned.budgets[0]
@@ -288,7 +290,7 @@ def test_damaged_clips_are_named(finished, tmp_path):
             path.read_bytes()[: 100 if "clips" in path.name else None]
         )
     with pytest.raises(RunError, match="clips.safetensors cannot be read"):
-        run(results.read_job(tmp_path), tmp_path)
+        run(read_job(tmp_path), tmp_path)
 
 
 def test_a_finished_run_is_not_undone_by_ctrl_c(finished, tmp_path):
@@ -299,7 +301,7 @@ def test_a_finished_run_is_not_undone_by_ctrl_c(finished, tmp_path):
         if where.stage == "search":
             raise KeyboardInterrupt
 
-    again = run(results.read_job(tmp_path), tmp_path, interrupt)
+    again = run(read_job(tmp_path), tmp_path, interrupt)
     assert (again["state"], again["final_test_accuracy"]) == (
         "finished",
         finished[1]["final_test_accuracy"],
@@ -316,7 +318,7 @@ def test_a_network_lost_between_two_files_is_made_again(finished, tmp_path):
         if where.stage == "search":
             raise KeyboardInterrupt
 
-    assert run(results.read_job(tmp_path), tmp_path, interrupt)["state"] == "interrupted"
+    assert run(read_job(tmp_path), tmp_path, interrupt)["state"] == "interrupted"
     assert policies(tmp_path) == policies(finished[0])
     assert (tmp_path / "weights.safetensors").exists()
 
@@ -328,7 +330,7 @@ def test_a_convolutional_run_killed_before_its_clips_repeats(tmp_path):
     run(small(**asked), tmp_path / "whole")
     for name in ("job.json", "float.safetensors"):
         (tmp_path / "killed" / name).write_bytes((tmp_path / "whole" / name).read_bytes())
-    run(results.read_job(tmp_path / "killed"), tmp_path / "killed")
+    run(read_job(tmp_path / "killed"), tmp_path / "killed")
     assert scores(tmp_path / "killed") == scores(tmp_path / "whole")
 
 
@@ -342,7 +344,7 @@ def test_the_normalisation_is_kept_with_the_run(finished):
 def test_policies_that_diverge_score_nothing_and_the_search_goes_on(tmp_path, reward):
     with pytest.raises(DivergedError):  # at the end, as no policy is left to finish
         run(small(lr=1e30, train_images=1000, reward=reward), tmp_path)
-    trials = results.read_trials(tmp_path)
+    trials = read_trials(tmp_path)
     assert [trial.accuracy for trial in trials] == [0.0] * 6
     assert [trial.loss for trial in trials] == pytest.approx([math.log(10)] * 6)
 
@@ -389,7 +391,7 @@ def answered(tmp_path_factory):
 
 def test_ilp_answers_with_one_policy_and_no_training(answered):
     folder, summary = answered
-    job = results.read_job(folder)
+    job = read_job(folder)
     assert (job.episodes, job.evaluation, job.last_epochs(False), job.last_steps) == (
         1, "cheap", 0, 40,
     )  # fmt: skip
@@ -408,7 +410,7 @@ def test_learned_rounding_loads_back(answered):
     data = load("digits")
     model = build("digits_cnn")
     load_weights(model, folder / "float.safetensors")
-    graph = plan(results.read_job(folder), model, {"shape": data.shape}).graph
+    graph = plan(read_job(folder), model, {"shape": data.shape}).graph
     network = quantize(
         graph, read_policy(folder / "policy.json"), load_clips(folder / "clips.safetensors")
     )
@@ -450,7 +452,7 @@ def led(tmp_path_factory):
 
 def test_guided_begins_with_the_policy_of_ilp_and_gives_the_best_their_epoch(led, tmp_path):
     folder, summary = led
-    trials = results.read_trials(folder)
+    trials = read_trials(folder)
     run(small(agent="ilp", episodes=1, rounding_steps=0), tmp_path)
     assert trials[0].policy == policies(tmp_path)
     rows = summary["finalists"]
@@ -466,7 +468,7 @@ def test_a_killed_guided_run_goes_on_to_the_same_end(led, tmp_path):
         (tmp_path / name).write_bytes((whole / name).read_bytes())
     lines = (whole / "trials.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "trials.jsonl").write_bytes(b"".join(lines[:5]))
-    again = run(results.read_job(tmp_path), tmp_path)
+    again = run(read_job(tmp_path), tmp_path)
     assert scores(tmp_path) == scores(whole)
     assert again["finalists"] == summary["finalists"]
     assert policies(tmp_path) == policies(whole)
@@ -476,7 +478,7 @@ def test_a_killed_guided_run_goes_on_to_the_same_end(led, tmp_path):
 def test_other_rewards(tmp_path, reward):
     asked = {"reward": reward, "finalists": 0, "episodes": 3}
     assert run(guided(**asked), tmp_path)["state"] == "finished"
-    trials = results.read_trials(tmp_path)
+    trials = read_trials(tmp_path)
     (of_float,) = {round(trial.reward + trial.loss, 6) for trial in trials}
     assert of_float == 0 if reward == "agreement" else of_float > 0
 

@@ -23,13 +23,16 @@ from haq.errors import HaqError, RunError
 from haq.models import build
 from haq.network.graph import trace
 from haq.quantization.calibration import calibrate
-from haq.runs import folder as results
-from haq.runs.episodes import play
-from haq.runs.executors import Cluster, Here, Pool, Request, evaluated, hire, shipment
+from haq.runs.evaluation import labeled
+from haq.runs.executors import PoolExecutor, RayExecutor, Request, SerialExecutor, executor_for
+from haq.runs.executors.base import evaluate_request, payload
+from haq.runs.float_network import float_network, fresh_model
+from haq.runs.folder import read_json, read_trials
 from haq.runs.job import cores, parse_job
-from haq.runs.plan import float_network, fresh_model, images_of, plan
-from haq.runs.run import labeled, run
-from haq.runs.scoring import Basis, Means, means, merit
+from haq.runs.plan import images_of, plan
+from haq.runs.play import play
+from haq.runs.run import run
+from haq.runs.scoring import Scorer, ScoringData, score_key, scorer_for
 
 SMALL = {"model": "digits_cnn", "episodes": 9, "float_epochs": 3, "val_images": 250,
          "train_images": 200, "budgets": ["avg_weight_bits=4"], "threads": 1,
@@ -44,8 +47,7 @@ def small(**changes):
 
 def scores(folder):
     return [
-        (t.policy, t.accuracy, t.loss, t.reward, t.cached, t.stopped)
-        for t in results.read_trials(folder)
+        (t.policy, t.accuracy, t.loss, t.reward, t.cached, t.stopped) for t in read_trials(folder)
     ]
 
 
@@ -59,8 +61,8 @@ def prepared(folder, job):
 
 
 def here(evaluation):
-    how = Means(evaluation.network, evaluation.score, evaluation.tuned)
-    return Here(functools.partial(evaluated, how, evaluation.basis.job.reward))
+    how = Scorer(evaluation.network, evaluation.score, evaluation.tuned)
+    return SerialExecutor(functools.partial(evaluate_request, how, evaluation.scoring.job.reward))
 
 
 @pytest.mark.parametrize(
@@ -71,8 +73,8 @@ def test_a_pool_finds_what_this_process_finds(tmp_path, asked):
     for name in ("pool", "alone"):
         (tmp_path / name).mkdir()
         everything = prepared(tmp_path / name, small(**asked))
-        crew = here(everything[-1]) if name == "alone" else None
-        summaries[name] = play(*everything, crew=crew)
+        executor = here(everything[-1]) if name == "alone" else None
+        summaries[name] = play(*everything, executor=executor)
     assert len(scores(tmp_path / "pool")) == small(**asked).episodes
     assert scores(tmp_path / "pool") == scores(tmp_path / "alone")
     for name in ("final_val_accuracy", "final_test_accuracy", "best_episode", "finalists"):
@@ -92,45 +94,49 @@ def parts():
     inputs = load("digits").train.batch(torch.arange(200))[0]
     graph = trace(model, inputs[:1])
     job = small(workers=2, agent="ilp")
-    return model, (1, 8, 8), Basis(job, calibrate(graph, [inputs]), inputs[:64], inputs=inputs)
+    return (
+        model,
+        (1, 8, 8),
+        ScoringData(job, calibrate(graph, [inputs]), inputs[:64], inputs=inputs),
+    )
 
 
 def with_own(parts, own):
     model, shape, basis = parts
-    return model, shape, Basis(basis.job, basis.clips, own=own)
+    return model, shape, ScoringData(basis.job, basis.clips, own=own)
 
 
 def in_this_process(parts):
     model, shape, basis = parts
-    return hire(
-        means(trace(model, torch.zeros(1, *shape)), basis), model, shape, basis_of_one(basis)
+    return executor_for(
+        scorer_for(trace(model, torch.zeros(1, *shape)), basis), model, shape, data_of_one(basis)
     )
 
 
-def basis_of_one(basis):
+def data_of_one(basis):
     job = basis.job.model_copy(update={"workers": 1})
-    return Basis(job, basis.clips, basis.plain, basis.evaluator, basis.inputs, basis.own)
+    return ScoringData(job, basis.clips, basis.plain, basis.evaluator, basis.inputs, basis.own)
 
 
 def in_a_pool(parts):
-    return Pool(shipment(*parts), 2)
+    return PoolExecutor(payload(*parts), 2)
 
 
 def in_ray(parts):
-    return Cluster("local", shipment(*parts), 2, 1)
+    return RayExecutor("local", payload(*parts), 2, 1)
 
 
 without_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="ray is not installed"
 )
 EVERYBODY = [in_this_process, in_a_pool, pytest.param(in_ray, marks=without_ray)]
-crews = pytest.mark.parametrize("crew", EVERYBODY, indirect=True)
+executors = pytest.mark.parametrize("executor", EVERYBODY, indirect=True)
 
 
 @pytest.fixture(scope="module")
-def crew(request, parts):
-    with closing(request.param(parts)) as crew:
-        yield crew
+def executor(request, parts):
+    with closing(request.param(parts)) as executor:
+        yield executor
 
 
 def requests():
@@ -138,26 +144,26 @@ def requests():
     return [Request(dict.fromkeys(layers, Bits(bits, 8))) for bits in (8, 2, 5, 3)]
 
 
-@crews
-def test_answers_come_to_those_who_asked_and_may_be_read_twice(parts, crew):
+@executors
+def test_answers_come_to_those_who_asked_and_may_be_read_twice(parts, executor):
     model, shape, basis = parts
-    how = means(trace(model, torch.zeros(1, *shape)), basis)
+    how = scorer_for(trace(model, torch.zeros(1, *shape)), basis)
     expected = [how.score(how.network(request.policy)) for request in requests()]
-    answers = [crew.ask(request) for request in requests()]
+    answers = [executor.submit(request) for request in requests()]
     for answer, score in reversed(list(zip(answers, expected, strict=True))):
         assert answer().score == answer().score == score
         assert answer().seconds > 0
 
 
-@crews
-def test_weights_come_only_from_the_least_score_on(crew):
+@executors
+def test_weights_come_only_from_the_least_score_on(executor):
     request = requests()[2]
-    whole = crew.ask(request)()
+    whole = executor.submit(request)()
     assert whole.weights is not None
-    same = crew.ask(request._replace(least=whole.score))()
+    same = executor.submit(request._replace(least=whole.score))()
     assert same.weights == whole.weights
     better = whole.score._replace(accuracy=whole.score.accuracy + 0.01)
-    assert crew.ask(request._replace(least=better))().weights is None
+    assert executor.submit(request._replace(least=better))().weights is None
 
 
 class Odd(Exception):
@@ -171,23 +177,23 @@ def failing(network):
     raise Odd(1, 2)  # which cannot be made again from its text
 
 
-@pytest.mark.parametrize("hired", EVERYBODY)
-def test_what_an_evaluation_raises_is_raised_by_its_answer(parts, hired):
-    with closing(hired(with_own(parts, failing))) as crew:
+@pytest.mark.parametrize("started", EVERYBODY)
+def test_what_an_evaluation_raises_is_raised_by_its_answer(parts, started):
+    with closing(started(with_own(parts, failing))) as executor:
         for request, error, message in zip(
             requests(), (HaqError, Exception), ("no 8 bits: take 4", "1 and 2"), strict=False
         ):
-            answer = crew.ask(request)
+            answer = executor.submit(request)
             with pytest.raises(error, match=message):
                 answer()
 
 
-@pytest.mark.parametrize("hired", EVERYBODY)
-def test_nobody_waits_for_a_crew_that_is_closed(parts, hired):
-    crew = hired(with_own(parts, lambda network: time.sleep(600)))
+@pytest.mark.parametrize("started", EVERYBODY)
+def test_nobody_waits_for_a_crew_that_is_closed(parts, started):
+    executor = started(with_own(parts, lambda network: time.sleep(600)))
     for request in requests():
-        crew.ask(request)
-    crew.close()  # or the test never ends
+        executor.submit(request)
+    executor.close()  # or the test never ends
 
 
 # --- death -----------------------------------------------------------------------------------
@@ -205,18 +211,18 @@ def test_a_worker_killed_in_mid_evaluation_changes_no_score(parts, tmp_path):
             time.sleep(600)
         return bits / 8
 
-    with closing(in_a_pool(with_own(parts, own))) as crew:
-        answers = [crew.ask(request) for request in requests()]
+    with closing(in_a_pool(with_own(parts, own))) as executor:
+        answers = [executor.submit(request) for request in requests()]
         others = [answers[place]().score.accuracy for place in (0, 2, 3)]
         until((tmp_path / "first").exists)
-        for pid in crew.pids:
+        for pid in executor.pids:
             os.kill(pid, signal.SIGKILL)
         assert [*others, answers[1]().score.accuracy] == [1, 5 / 8, 3 / 8, 2 / 8]
 
 
 def test_a_policy_that_kills_every_worker_is_an_error(parts):
-    with closing(Pool(shipment(*with_own(parts, kill_own_process)), 1)) as crew:
-        answer = crew.ask(requests()[0])
+    with closing(PoolExecutor(payload(*with_own(parts, kill_own_process)), 1)) as executor:
+        answer = executor.submit(requests()[0])
         with pytest.raises(RunError, match="died 3 times in the same evaluation .by SIGKILL"):
             answer()
 
@@ -285,7 +291,7 @@ def stopped(folder, by):
         until(lambda: not any(alive(pid) for pid in pids(folder)))
     finally:
         process.kill()
-    assert 2 <= len(results.read_trials(folder / "run")) <= 5
+    assert 2 <= len(read_trials(folder / "run")) <= 5
 
 
 def test_workers_end_with_their_killed_owner_and_its_run_goes_on(tmp_path):
@@ -301,7 +307,7 @@ def test_workers_end_with_their_killed_owner_and_its_run_goes_on(tmp_path):
 
 def test_workers_end_with_ctrl_c_and_leave_a_run(tmp_path):
     stopped(tmp_path, signal.SIGINT)
-    assert results.read_json(tmp_path / "run" / "summary.json")["state"] == "interrupted"
+    assert read_json(tmp_path / "run" / "summary.json")["state"] == "interrupted"
     assert (tmp_path / "run" / "policy.json").exists()
 
 
@@ -336,9 +342,9 @@ def test_workers_share_the_cores():
 
 def test_merit_is_what_the_run_rewards():
     exact, close = Score(0.9, 0.5), Score(0.8, 0.3)
-    assert merit(exact, "accuracy") > merit(close, "accuracy")
-    assert merit(exact, "loss") < merit(close, "loss")
-    assert merit(Score(0.9, 0.3), "agreement") > merit(Score(0.8, 0.3), "agreement")
+    assert score_key(exact, "accuracy") > score_key(close, "accuracy")
+    assert score_key(exact, "loss") < score_key(close, "loss")
+    assert score_key(Score(0.9, 0.3), "agreement") > score_key(Score(0.8, 0.3), "agreement")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="ray is installed")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from haq.runs.plan import OnProgress, Progress
+    from haq.runs.progress import OnProgress, Progress
 
 LINE_EVERY_S = 30.0
 """A line is written at least this often while a stage goes on, if it goes on at all."""

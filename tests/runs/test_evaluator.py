@@ -11,18 +11,9 @@ from haq.network.graph import trace
 from haq.quantization.calibration import calibrate
 from haq.quantization.fake_quant import quantize, uniform
 from haq.quantization.statistics import correct, statistics
-from haq.runs import evaluation as evaluate
-from haq.runs.evaluation import (
-    Evaluator,
-    Frozen,
-    Part,
-    Recipe,
-    agreement,
-    corrected,
-    finish,
-    freeze,
-    policy_seed,
-)
+from haq.runs import samples
+from haq.runs.evaluator import Evaluator, Recipe, agreement, corrected, fine_tune, policy_seed
+from haq.runs.samples import Frozen, Part, freeze
 from haq.training.scoring import score
 
 RECIPE = Recipe(train_images=40, val_images=50, batch=16)
@@ -118,7 +109,7 @@ def test_a_small_split_is_used_whole():
 
 def test_images_too_many_for_memory_are_read_as_they_are_needed(monkeypatch):
     (policy, *_) = policies()
-    monkeypatch.setattr(evaluate, "FREEZABLE", 100)
+    monkeypatch.setattr(samples, "FREEZABLE", 100)
     frugal = evaluator()
     assert isinstance(frugal.images, Part) and isinstance(frugal.validation, Part)
     assert scores(frugal, [policy]) == scores(frugal, [policy])
@@ -171,7 +162,7 @@ def test_the_last_epochs_see_all_training_images():
     networks, steps = [], []
     for _ in range(2):
         network = quantize(graph, policy, clips)
-        finish(network, graph, DATA, epochs=2, recipe=RECIPE, seed=0, on_step=steps.append)
+        fine_tune(network, graph, DATA, epochs=2, recipe=RECIPE, seed=0, on_step=steps.append)
         networks.append(network)
     assert [step.total for step in steps] == [8] * 16  # 60 images in batches of 16, twice
     assert same(*networks)

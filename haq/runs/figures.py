@@ -10,20 +10,16 @@ from haq.network.graph import Graph
 from haq.quantization.calibration import load_clips
 from haq.quantization.fake_quant import quantize, uniform
 from haq.quantization.sensitivity import Widths, save_sensitivity, sensitivity
-from haq.runs import folder as results
-from haq.runs.evaluation import Evaluator, Recipe
-from haq.runs.plan import (
-    OnProgress,
-    Progress,
-    fresh_model,
-    images_of,
-    plan,
-    sensitivity_images,
-)
+from haq.runs.calibration import sensitivity_images
+from haq.runs.evaluator import Evaluator, Recipe
+from haq.runs.float_network import fresh_model
+from haq.runs.folder import read_job, read_json, write_json
+from haq.runs.plan import images_of, plan
+from haq.runs.progress import OnProgress, Progress
 from haq.training.scoring import score
 
 
-def measure(folder: Path, on_progress: OnProgress) -> None:
+def write_figures(folder: Path, on_progress: OnProgress) -> None:
     """Write ``sensitivity.json`` and ``uniform.json`` into a run's folder where they are missing.
 
     The sensitivities are those of all bit-widths, also of those that the job excludes. Nothing is
@@ -36,10 +32,10 @@ def measure(folder: Path, on_progress: OnProgress) -> None:
     if not missing:
         return
     summary = folder / "summary.json"
-    if not summary.exists() or results.read_json(summary)["state"] != "finished":
+    if not summary.exists() or read_json(summary)["state"] != "finished":
         # One that goes on later might take the sensitivities for its own.
         raise RunError("the run is not finished")
-    job = results.read_job(folder)
+    job = read_job(folder)
     data = load(job.data, seed=job.seed, size=job.size)
     model = fresh_model(job.model, data, job.width, job.seed)
     load_weights(model, folder / "float.safetensors")
@@ -57,11 +53,11 @@ def measure(folder: Path, on_progress: OnProgress) -> None:
         network = quantize(graph, uniform(graph, 8, 8), clips).eval()
         # The validation images of the run's own episodes; nothing is tuned on the training images.
         recipe = Recipe(train_images=2, val_images=job.val_images, distill=False)
-        found = {
+        accuracy = {
             "val_accuracy": Evaluator(graph, clips, data, recipe, job.seed).score(network).accuracy,
             "test_accuracy": score(network, data.test).accuracy,
         }
-        results.write_json(folder / "uniform.json", found)
+        write_json(folder / "uniform.json", accuracy)
 
 
 def _every_width(graph: Graph) -> Widths:

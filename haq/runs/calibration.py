@@ -1,0 +1,68 @@
+"""Clips and sensitivities of a run, kept in its folder, and the images they are taken from."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from haq.datasets import Data
+from haq.network.graph import Graph
+from haq.quantization.calibration import Clips, calibrate, load_clips, save_clips
+from haq.quantization.sensitivity import (
+    IMAGES,
+    Sensitivity,
+    load_sensitivity,
+    save_sensitivity,
+    sensitivity,
+    widths,
+)
+from haq.runs.job import Job
+from haq.runs.plan import Plan
+from haq.runs.progress import OnProgress, Progress
+
+
+def clips_of_run(
+    job: Job, folder: Path, graph: Graph, batches: Iterable[torch.Tensor], on_progress: OnProgress
+) -> Clips:
+    """Return the clips of a run: those in its folder, or new ones, which are put there."""
+    kept = folder / "clips.safetensors"
+    if kept.exists():
+        return load_clips(kept)
+
+    def on_tensor(done: int, count: int) -> None:
+        on_progress(Progress("calibrate", done, count))
+
+    clips = calibrate(graph, batches, job.clipping, job.per_channel, on_tensor)
+    save_clips(clips, kept)
+    return clips
+
+
+def sensitivity_of_run(
+    folder: Path, planned: Plan, clips: Clips, images: Tensor, on_progress: OnProgress
+) -> Sensitivity:
+    """Return the sensitivities of a run: those in its folder, or new ones, which are put there."""
+    kept = folder / "sensitivity.json"
+    if kept.exists():
+        return load_sensitivity(kept)
+
+    def on_place(done: int, count: int) -> None:
+        on_progress(Progress("sensitivity", done, count))
+
+    known = sensitivity(planned.graph, clips, images, widths(planned.table.choices), on_place)
+    save_sensitivity(known, kept)
+    return known
+
+
+def sensitivity_images(data: Data, seed: int) -> Tensor:
+    """Return randomly chosen training images, augmented, (N, C, H, W)."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(data.train), generator=generator)[:IMAGES]
+    return data.train.batch(chosen, generator)[0]
+
+
+def calibration_batches(data: Data, images: int, seed: int) -> Iterator[torch.Tensor]:
+    """Yield randomly chosen training images, not augmented, in batches."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(data.train), generator=generator)[:images]
+    return (data.train.batch(index)[0] for index in chosen.split(128))

@@ -1,0 +1,219 @@
+"""What one policy is worth: quantize, then fine-tune for one epoch or correct statistics; validate.
+
+Everything that does not depend on the policy (augmented training images, what the float network
+answers to them) is computed once, so that an episode is little more than the network's own forward
+and backward passes.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from haq.allocation.policy import Policy
+from haq.allocation.trials import Score
+from haq.datasets import Data
+from haq.distillation.kd import divergence
+from haq.formats.onnx.export import Template
+from haq.formats.onnx.runtime import integer_answer, prepared
+from haq.network.graph import Graph
+from haq.quantization.calibration import Clips
+from haq.quantization.fake_quant import quantize, uniform
+from haq.quantization.statistics import correct, statistics
+from haq.runs.samples import Frozen, Part, freeze
+from haq.training.numerics import channels_last
+from haq.training.scoring import logits, score, score_answers
+from haq.training.teacher import Teacher, teacher_from
+from haq.training.train import Step, train
+
+OnStep = Callable[[Step], None]
+
+CORRECTED_ON = 256
+"""Images on which statistics are corrected; more hardly change a score."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a quantized network is fine-tuned and scored in an episode.
+
+    Attributes:
+        train_images: Training images of the one epoch.
+        val_images: Validation images that give the score.
+        lr: Highest learning rate of the one cycle.
+        distill: Whether the float network teaches.
+        batch: Images a step.
+        agreement: Whether the loss of a score is the divergence from the float network, instead of
+            the cross-entropy with the labels.
+    """
+
+    train_images: int = 5000
+    val_images: int = 2500
+    lr: float = 0.02
+    distill: bool = True
+    batch: int = 64
+    agreement: bool = False
+
+
+class Evaluator:
+    """From a policy to its score, the same for the same policy and seed, in any order.
+
+    Every evaluation starts from the float weights of the graph's model.
+    """
+
+    def __init__(self, graph: Graph, clips: Clips, data: Data, recipe: Recipe, seed: int):
+        self.graph, self.clips, self.data, self.recipe, self.seed = graph, clips, data, recipe, seed
+        generator = torch.Generator().manual_seed(seed)
+        # At random: in a folder the images of a class stand together.
+        chosen = torch.randperm(len(data.train), generator=generator)[: recipe.train_images]
+        picked = torch.randperm(len(data.val), generator=generator)[: recipe.val_images]
+        self._generator, self._chosen = generator, chosen
+        self.validation = freeze(Part(data.val, picked))
+
+    @cached_property
+    def images(self) -> Part | Frozen:
+        """The training images of the one epoch, augmented."""
+        return freeze(Part(self.data.train, self._chosen), self._generator)
+
+    @cached_property
+    def teacher(self) -> Teacher | None:
+        """What the float network answers to them."""
+        if not self.recipe.distill:
+            return None
+        answers = self.teacher_logits
+        if answers is None:
+            return teacher_from(self.graph.traced)
+        return lambda index, images: answers[index]
+
+    @cached_property
+    def teacher_logits(self) -> Tensor | None:
+        """Its answers to all of them, where they are kept in memory and it teaches."""
+        if not self.recipe.distill or not isinstance(self.images, Frozen):
+            return None
+        answer, indices = teacher_from(self.graph.traced), torch.arange(len(self.images)).split(500)
+        return torch.cat([answer(index, self.images.images[index]) for index in indices])
+
+    def prepare(self, tuning: bool) -> None:
+        """Work out what ``score`` needs, and ``tuned`` if asked for, so that it is pickled too."""
+        for name in ("answers", *(("images", "teacher_logits") if tuning else ())):
+            getattr(self, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Whoever unpickles it gives it its graph, which does not come out of a pickle as it was.
+        left_out = {"graph", "data", "teacher", "_lowering", "_generator", "_chosen"}
+        return {name: value for name, value in vars(self).items() if name not in left_out}
+
+    def tuned(self, policy: Policy) -> fx.GraphModule:
+        """Return the quantized network after its one epoch."""
+        model = quantize(self.graph, policy, self.clips)
+        train(
+            model,
+            self.images,
+            epochs=1,
+            lr=self.recipe.lr,
+            seed=policy_seed(self.seed, policy),
+            weight_decay=4e-5,
+            batch=self.recipe.batch,
+            teacher=self.teacher,
+        )
+        return model
+
+    def score(self, model: nn.Module, beat: float | None = None) -> Score:
+        """Return the score of a network on the validation images; see ``training.train.score``."""
+        return score(model, self.validation, quick=True, beat=beat, reference=self.answers)
+
+    def integer_score(self, model: nn.Module, beat: float | None = None) -> Score:
+        """Return the score of a quantized network's file; in floating point where that is better.
+
+        See ``haq.formats.onnx.runtime``. The first one takes some seconds more.
+        """
+        answer = integer_answer(self._lowering, model) if self._lowering else None
+        if answer is None:
+            return self.score(model, beat)
+        return score_answers(answer, self.validation, beat=beat, reference=self.answers)
+
+    @cached_property
+    def _lowering(self) -> Template | None:
+        images, _ = self.validation.batch(torch.zeros(1, dtype=torch.int64))
+        return prepared(quantize(self.graph, uniform(self.graph, 8, 8), self.clips), images)
+
+    @cached_property
+    def answers(self) -> Tensor | None:
+        """The float network's logits for the validation images, if they count."""
+        if not self.recipe.agreement:
+            return None
+        answer, indices = (
+            teacher_from(self.graph.traced),
+            torch.arange(len(self.validation)).split(500),
+        )
+        return torch.cat([answer(i, self.validation.batch(i)[0]) for i in indices])
+
+
+def corrected(graph: Graph, clips: Clips, images: Tensor) -> Callable[[Policy], fx.GraphModule]:
+    """Return a function from a policy to its network with corrected statistics, not fine-tuned.
+
+    Args:
+        graph: The float network's.
+        clips: From ``calibrate`` on the same graph.
+        images: Unlabeled, not augmented, (N, ...); see ``haq.quantization.statistics.correct``.
+    """
+    images = channels_last(images)
+    floats = statistics(graph, images)
+
+    def network(policy: Policy) -> fx.GraphModule:
+        model = quantize(graph, policy, clips)
+        correct(model, graph, floats, images)
+        return model
+
+    return network
+
+
+def agreement(reference: nn.Module, inputs: Tensor) -> Callable[..., Score]:
+    """Return a function from a network to how far it agrees with the reference on some inputs.
+
+    Its accuracy is the share of inputs that get the reference's class, its loss the divergence
+    from the reference (``kd.divergence``). Networks that give no logits (N, classes) have
+    1 - loss for an accuracy.
+    """
+    answers = _answers(reference, inputs)
+
+    def agree(model: nn.Module, beat: float | None = None) -> Score:
+        outputs = _answers(model, inputs)
+        loss = float(divergence(outputs, answers))
+        if answers.dim() == 2 and answers.shape[1] > 1:
+            return Score(float((outputs.argmax(1) == answers.argmax(1)).float().mean()), loss)
+        return Score(1 - loss, loss)
+
+    return agree
+
+
+def _answers(model: nn.Module, inputs: Tensor) -> Tensor:
+    return torch.cat([logits(model, some, quick=True) for some in inputs.split(128)])
+
+
+def fine_tune(
+    model: nn.Module, graph: Graph, data: Data, *, epochs: int, recipe: Recipe, seed: int,
+    on_step: OnStep | None = None,
+) -> None:  # fmt: skip
+    """Fine-tune a quantized network in place on all training images, augmented anew each epoch."""
+    train(
+        model,
+        data.train,
+        epochs=epochs,
+        lr=recipe.lr,
+        seed=seed,
+        weight_decay=4e-5,
+        batch=recipe.batch,
+        teacher=teacher_from(graph.traced) if recipe.distill else None,
+        on_step=on_step,
+    )
+
+
+def policy_seed(seed: int, policy: Policy) -> int:
+    """Return the seed of the evaluation of a policy in a run with ``seed``."""
+    text = json.dumps([seed, sorted((name, *bits) for name, bits in policy.items())])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")

@@ -1,0 +1,112 @@
+"""After the last episode: choose the policy to hand over and make the most of its network."""
+
+import time
+from typing import Any
+
+import torch
+from safetensors.torch import load
+from torch import fx
+
+from haq.agents import INFORMED
+from haq.allocation.policy import Policy
+from haq.allocation.trials import Score, Trial, best, rank
+from haq.models.weights import packed
+from haq.quantization.convert import convert_to_integers
+from haq.quantization.fake_quant import quantize
+from haq.runs.evaluation import Evaluation
+from haq.runs.executors import Request
+from haq.runs.plan import Plan
+from haq.runs.scoring import score_key
+from haq.runs.state import Search, policy_key, save_network
+from haq.runs.winner import measured_winner
+
+
+def finish(search: Search) -> tuple[Trial, dict[str, Any]]:
+    """Choose a trial, make the most of its network, keep that and score it on the test images.
+
+    Returns:
+        The trial, and what the summary says of all this.
+    """
+    started = time.perf_counter()
+    evaluation = search.evaluation
+    top, model, tuned, summary = _chosen(search)
+    if evaluation.test:
+        summary["float_test_accuracy"] = evaluation.test(search.planned.graph.traced).accuracy
+        summary["episode_test_accuracy"] = evaluation.test(model).accuracy
+    evaluation.finish(model, tuned)
+    convert_to_integers(model)
+    summary["final_val_accuracy"] = evaluation.score(model).accuracy
+    if evaluation.test:
+        summary["final_test_accuracy"] = evaluation.test(model).accuracy
+    save_network(search.folder, top.policy, packed(model))
+    return top, summary | {"finish_seconds": round(time.perf_counter() - started, 1)}
+
+
+def _chosen(search: Search) -> tuple[Trial, fx.GraphModule, bool, dict[str, Any]]:
+    """Return the trial to hand over, its network, whether that is fine-tuned, and its summary."""
+    planned, evaluation, trials = search.planned, search.evaluation, search.trials
+    summary: dict[str, Any] = {}
+    top, weights, tuned = best(trials), None, evaluation.tuned is None
+    if evaluation.tuned is not None and search.job.finalists:
+        top, weights, summary["finalists"] = _play_off(search)
+        tuned = weights is not None
+    network = evaluation.tuned if evaluation.tuned and tuned else evaluation.network
+
+    def evaluate(policy: Policy) -> Score:
+        return evaluation.score(network(policy))
+
+    confirmed, latency = measured_winner(
+        search.folder, planned, trials, top, evaluate, search.on_progress
+    )
+    if weights is None or confirmed is not top:
+        model = network(confirmed.policy)
+    else:
+        model = _restored(planned, evaluation, top.policy, weights)
+    return confirmed, model, tuned, summary | latency
+
+
+def _restored(
+    planned: Plan, evaluation: Evaluation, policy: Policy, weights: bytes
+) -> fx.GraphModule:
+    model = quantize(planned.graph, policy, evaluation.scoring.clips)
+    model.load_state_dict(load(weights))
+    # As training left it: the layout decides in which order sums are taken.
+    return model.to(memory_format=torch.channels_last)
+
+
+def _play_off(search: Search) -> tuple[Trial, bytes | None, list[dict[str, Any]]]:
+    """Give the best trials the paper's epoch; return the best of them, its weights, and all scores.
+
+    There are no weights where no epoch made any of them better than the best trial was without.
+    """
+    job = search.job
+    finalists, top = _finalists(search), best(search.trials)
+    reached = Score(top.accuracy, top.loss)
+    pending = [search.executor.submit(Request(t.policy, "tuned", least=reached)) for t in finalists]
+    rows, weights = [], None
+    for trial, waited_for in zip(finalists, pending, strict=True):
+        result = waited_for()
+        if result.score is None:
+            continue
+        rows.append(
+            {
+                "episode": trial.episode, "val_accuracy": trial.accuracy,
+                "tuned_val_accuracy": result.score.accuracy, "tuned_val_loss": result.score.loss,
+            }
+        )  # fmt: skip
+        if score_key(result.score, job.reward) > score_key(reached, job.reward):
+            reached, weights, top = result.score, result.weights, trial
+    return top, weights, rows
+
+
+def _finalists(search: Search) -> list[Trial]:
+    """Return the best trials of different policies.
+
+    Of agents that begin with the optimum of the sensitivities, that one always takes part.
+    """
+    job, trials = search.job, search.trials
+    ranked = {policy_key(trial.policy): trial for trial in sorted(trials, key=rank, reverse=True)}
+    finalists = sorted(ranked.values(), key=rank)[: job.finalists]
+    if job.agent in INFORMED and not any(trial.policy == trials[0].policy for trial in finalists):
+        finalists.append(trials[0])
+    return finalists

@@ -1,0 +1,66 @@
+"""Chosen images of a split: read as they are needed, or once for all."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from haq.datasets import Split
+
+FREEZABLE = 2**28
+"""Values (of 4 bytes) of images that are kept ready in memory."""
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Images (N, C, H, W) augmented once, as a split that ignores further augmentation."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(
+        self, index: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the images and labels at ``index``."""
+        return self.images[index], self.labels[index]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some images of a split."""
+
+    split: Split
+    chosen: Tensor
+
+    @property
+    def labels(self) -> Tensor:
+        """Class indices (N,)."""
+        return self.split.labels[self.chosen]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def batch(
+        self, index: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the split gives for its images at ``chosen[index]``."""
+        return self.split.batch(self.chosen[index], generator)
+
+
+def freeze(part: Part, generator: torch.Generator | None = None) -> Part | Frozen:
+    """Return the images of a part, read (and augmented by the generator) once for all.
+
+    A part of more than ``FREEZABLE`` values stays as it is: it would not fit into memory.
+    """
+    first, _ = part.batch(torch.zeros(1, dtype=torch.int64))
+    if first.numel() * len(part) > FREEZABLE:
+        return part
+    batches = [part.batch(index, generator) for index in torch.arange(len(part)).split(500)]
+    pictures = torch.cat([pictures for pictures, _ in batches])
+    return Frozen(
+        pictures.contiguous(memory_format=torch.channels_last),
+        torch.cat([labels for _, labels in batches]),
+    )

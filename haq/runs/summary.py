@@ -1,0 +1,114 @@
+"""What ``summary.json`` says of a run."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from haq.allocation.costs import Target, reference, total
+from haq.allocation.policy import Bits, Policy
+from haq.allocation.trials import Trial
+from haq.errors import TargetError
+from haq.network.layers import Layer
+from haq.runs.evaluation import Evaluation
+from haq.runs.folder import provenance, write_json
+from haq.runs.plan import Plan
+from haq.runs.provenance import cost_origin
+
+
+def write_summary(
+    folder: Path,
+    state: str,
+    planned: Plan,
+    evaluation: Evaluation,
+    trials: Sequence[Trial],
+    top: Trial,
+    more: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write ``summary.json`` and return what it holds.
+
+    Args:
+        folder: Of the run.
+        state: "running", "interrupted" or "finished".
+        planned: Layers, costs and budgets.
+        evaluation: Its score of the float network is on record.
+        trials: All so far.
+        top: The trial whose policy is handed over.
+        more: What is known at the end alone.
+    """
+    table, policy = planned.table, top.policy
+    summary = {
+        "format": "haq-run/1",
+        "state": state,
+        "float_val_accuracy": evaluation.float_score.accuracy,
+        "best_episode": top.episode,
+        "episode_val_accuracy": top.accuracy,
+        **more,
+        **_evaluations(trials),
+        "budgets": _budgets(planned, policy),
+        "cost": {quantity: total(table, policy, quantity) for quantity in table.units},
+        "units": dict(table.units),
+        "cost_origin": cost_origin(planned.target, table, policy),
+        "layers": layer_rows(planned, policy),
+        "floats": list(planned.graph.floats),
+        "images": dict(planned.images),
+        "threads": torch.get_num_threads(),
+        "provenance": provenance(sys.argv),
+    }
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def _evaluations(trials: Sequence[Trial]) -> dict[str, Any]:
+    evaluated = [trial.seconds for trial in trials if not trial.cached]
+    return {
+        "episodes": len(trials),
+        "evaluations": len(evaluated),
+        "evaluation_seconds": round(sum(evaluated), 1),
+        "seconds_per_evaluation": round(sum(evaluated) / len(evaluated), 3),
+    }
+
+
+def _budgets(planned: Plan, policy: Policy) -> list[dict[str, Any]]:
+    return [
+        {
+            "asked": text, "quantity": budget.quantity, "limit": budget.limit,
+            "unit": planned.table.units[budget.quantity],
+            "achieved": total(planned.table, policy, budget.quantity),
+        }
+        for text, budget in zip(planned.texts, planned.budgets, strict=True)
+    ]  # fmt: skip
+
+
+def layer_rows(planned: Plan, policy: Policy) -> list[dict[str, Any]]:
+    """Return the per-layer table: what a layer is, its bits, its costs with them and at 8 bits."""
+    table = planned.table
+    rows = []
+    for layer in table.layers:
+        bits = policy[layer.name]
+        place = table.positions[layer.name][bits]
+        eight = {
+            quantity: _at_8_bits(layer, planned.target, quantity)
+            for quantity in table.units
+            if quantity != "avg_weight_bits"
+        }
+        rows.append(
+            {
+                "name": layer.name, "kind": layer.kind, "params": layer.weights + layer.biases,
+                "macs": layer.macs, "weight_bits": bits.weight, "act_bits": bits.act,
+                "cost": {q: float(row[layer.name][place]) for q, row in table.rows.items()},
+                "cost_w8a8": eight,
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _at_8_bits(layer: Layer, target: Target | None, quantity: str) -> float | None:
+    alone = [replace(layer, reads=layer.name)]
+    try:
+        return reference(alone, target, quantity, Bits(8, 8))
+    except TargetError:
+        return None
