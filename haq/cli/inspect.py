@@ -31,6 +31,7 @@ def inspect_command(
     from haq.cli.terminal.progress import progress
     from haq.files import write_text
     from haq.reports.report import report_html
+    from haq.runs.figures import write_figures
     from haq.runs.folder import find_folder
 
     folder = find_folder(run)
