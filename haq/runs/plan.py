@@ -1,6 +1,6 @@
 """What a search needs before it looks at any image: network, layers, costs, budgets."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
