@@ -4,8 +4,9 @@ The command line prints a ``HaqError`` without a traceback and exits with 2; a m
 (wrong type, impossible argument) is a ``ValueError`` instead.
 """
 
-from collections.abc import Mapping
-from difflib import get_close_matches
+from collections.abc import Iterable, Mapping
+from difflib import SequenceMatcher, get_close_matches
+from itertools import takewhile
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -51,6 +52,22 @@ class TargetError(HaqError):
     """A target that does not exist or cannot give the cost asked for."""
 
 
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that was probably meant: the most similar, then the longest start.
+
+    >>> closest("resnet21", ["resnet20", "resnet32", "resnet56"])
+    'resnet20'
+    >>> closest("zzz", ["resnet20"]) is None
+    True
+    """
+
+    def likeness(other: str) -> tuple[float, int]:
+        equal = (mine == its for mine, its in zip(name, other, strict=False))
+        return SequenceMatcher(None, other, name).ratio(), sum(takewhile(bool, equal))
+
+    return max(get_close_matches(name, known, n=10), key=likeness, default=None)
+
+
 def look_up(table: Mapping[str, T], kind: str, name: str) -> T:
     """Return ``table[name]``, or say which name was probably meant.
 
@@ -69,6 +86,6 @@ def look_up(table: Mapping[str, T], kind: str, name: str) -> T:
     """
     if name in table:
         return table[name]
-    close = get_close_matches(name, table, n=1)
-    meant = f"; did you mean {close[0]!r}?" if close else ""
+    close = closest(name, table)
+    meant = f"; did you mean {close!r}?" if close else ""
     raise HaqError(f"unknown {kind} {name!r}{meant} (known: {', '.join(sorted(table))})")

@@ -9,7 +9,7 @@ from haq.cli.options import HARDWARE, NETWORK, Model, Target, Width, option
 from haq.errors import HaqError
 
 
-def cost_command(
+def cost_command(  # noqa: PLR0913 - one argument an option
     model: Model,
     target: Target,
     batch: Annotated[
@@ -21,6 +21,11 @@ def cost_command(
         int | None,
         option(NETWORK, "Height and width of an image, in pixels.", metavar="N",
                show_default="the model's own"),
+    ] = None,
+    channels: Annotated[
+        int | None,
+        option(NETWORK, "Channels of an image.", metavar="N", min=1,
+               show_default="those of the first convolution"),
     ] = None,
     classes: Annotated[
         int | None,
@@ -40,7 +45,9 @@ def cost_command(
 
     if as_json and as_csv:
         raise HaqError("--json and --csv are two ways to print the same; give one")
-    asked: dict[str, Any] = {"batch": batch, "width": width, "size": size, "classes": classes}
+    asked: dict[str, Any] = {
+        "batch": batch, "width": width, "size": size, "classes": classes, "channels": channels,
+    }  # fmt: skip
     if as_csv:
         typer.echo(cost_csv(model, target, **asked), nl=False)
     elif as_json:

@@ -5,6 +5,7 @@ import io
 from typing import Any
 
 import torch
+from torch import nn
 
 from haq.allocation.policy import Bits
 from haq.errors import HaqError
@@ -24,6 +25,7 @@ def cost_table(
     width: float = 1.0,
     size: int | None = None,
     classes: int | None = None,
+    channels: int | None = None,
 ) -> dict[str, Any]:
     """Return the cost of every layer at every pair of bits that the target runs.
 
@@ -32,8 +34,9 @@ def cost_table(
         target: A name, a profile (.json) or a table (table:….csv).
         batch: Images computed at once; the target's own where None.
         width: Width multiplier.
-        size: Height and width of an image; needed for a factory (3 channels).
+        size: Height and width of an image; needed for a factory.
         classes: Outputs of the last layer; the model's own where None.
+        channels: Of an image; what the model's first convolution takes where None.
 
     Returns:
         ``{"target", "batch", "unit", "provenance": {"latency": "modelled"}, "layers": [{"name",
@@ -46,10 +49,10 @@ def cost_table(
     Raises:
         HaqError: There is no such model or target, or the target has no cost for some layer.
     """
-    layers, hardware = _asked(model, target, batch, width, size, classes)
+    layers, hardware = _layers_and_target(model, target, batch, width, size, classes, channels)
     main = _main(hardware)
     names = {name: "cost" if name == main else _column(name, hardware) for name in hardware.units}
-    rows, found = [], []
+    rows, every = [], []
     for layer in layers:
         row: dict[str, Any] = {"name": layer.name, "kind": layer.kind}
         row |= {name: {} for name in names.values()}
@@ -57,14 +60,14 @@ def cost_table(
         row |= {name: {} for name in raw_names.values() if _has_raw(hardware)}
         for bits in hardware.choices(layer):
             answers = hardware.how(layer, bits)
-            found.append(answers)
+            every.append(answers)
             pair = f"{bits.weight},{bits.act}"
             for quantity, answer in answers.items():
                 row[names[quantity]][pair] = _plain(answer.value)
             for quantity, value in _raw(hardware, layer, bits, answers).items():
                 row[raw_names[quantity]][pair] = _plain(value)
         rows.append(row)
-    provenance = {name: weakest(each[name].provenance for each in found) for name in names}
+    provenance = {name: weakest(each[name].provenance for each in every) for name in names}
     return {
         "target": hardware.name, "batch": hardware.batch, "unit": hardware.units[main],
         "provenance": provenance, "layers": rows,
@@ -79,13 +82,14 @@ def cost_csv(
     width: float = 1.0,
     size: int | None = None,
     classes: int | None = None,
+    channels: int | None = None,
 ) -> str:
     """Return the costs as CSV, a row for each layer and pair of bits.
 
     The columns are those that a target "table:….csv" is read from, so a spreadsheet may change the
     numbers. The arguments are those of ``cost_table``.
     """
-    layers, hardware = _asked(model, target, batch, width, size, classes)
+    layers, hardware = _layers_and_target(model, target, batch, width, size, classes, channels)
     clock = hardware.profile.clock_hz
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
@@ -108,22 +112,32 @@ _SHAPE = (
 )  # fmt: skip
 
 
-def _asked(
+def _layers_and_target(
     model: str,
     target: str,
     batch: int | None,
     width: float,
     size: int | None,
     classes: int | None,
+    channels: int | None,
 ) -> tuple[tuple[Layer, ...], ProfileTarget]:
     hardware = load(target, batch)
     shape = input_shape(model, size)
+    if shape is None and size is None:
+        raise HaqError(f"model {model}: give --size, the height and width of its images")
+    network = build(model, classes, width, size)
     if shape is None:
-        if size is None:
-            raise HaqError(f"model {model}: give --size, the height and width of its images")
-        shape = (3, size, size)
-    layers = inventory(build(model, classes, width, size), torch.zeros(1, *shape))
-    return tuple(layers), hardware
+        assert size is not None
+        shape = (channels or _channels(network), size, size)
+    elif channels not in (None, shape[0]):
+        raise HaqError(f"--channels {channels}: {model} takes images of {shape[0]}; leave it out")
+    return tuple(inventory(network, torch.zeros(1, *shape))), hardware
+
+
+def _channels(network: nn.Module) -> int:
+    """Return how many channels the first convolution takes; 3 of a network without one."""
+    convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
+    return next((module.in_channels for module in convolutions), 3)
 
 
 def _main(hardware: ProfileTarget) -> str:

@@ -68,16 +68,27 @@ def threads_for(asked: int | None, data: str, workers: int = 1) -> int:
     return asked or (1 if data == "digits" else max(1, cores() // workers))
 
 
-def check_alone(context: typer.Context) -> None:
-    """Refuse options beside --resume: a run goes on as it was asked for."""
-    given = [
+def given(context: typer.Context) -> list[str]:
+    """Return the parameters that stand on the command line, in their order in the help."""
+    return [
         name
         for name in context.params
-        if name != "resume" and str(context.get_parameter_source(name)).endswith("COMMANDLINE")
+        if str(context.get_parameter_source(name)).endswith("COMMANDLINE")
     ]
-    if given:
-        options = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise HaqError(f"--resume goes on with a run as it was asked for; leave out {options}")
+
+
+def flag(parameter: str) -> str:
+    """Return the option of a parameter as it is written on the command line."""
+    return "--" + parameter.replace("_", "-")
+
+
+def check_alone(context: typer.Context) -> None:
+    """Refuse options beside --resume: a run goes on as it was asked for."""
+    others = [flag(name) for name in given(context) if name != "resume"]
+    if others:
+        raise HaqError(
+            f"--resume goes on with a run as it was asked for; leave out {', '.join(others)}"
+        )
 
 
 def with_options_of(

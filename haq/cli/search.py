@@ -6,6 +6,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from haq.cli.ignored import check_used, unbudgeted
 from haq.cli.options import (
     BITS,
     HARDWARE,
@@ -21,6 +22,7 @@ from haq.cli.options import (
     Threads,
     Width,
     check_alone,
+    given,
     option,
     threads_for,
 )
@@ -73,7 +75,8 @@ def search_command(  # noqa: PLR0913 - one argument an option
     ] = None,
     agent: Annotated[
         str,
-        option(SEARCH, "Agent that proposes policies: guided, ilp, ddpg, random, uniform.",
+        option(SEARCH, "Agent that proposes policies: guided, ilp, ddpg, random, uniform or "
+               "package.module:Class.",
                metavar="NAME"),
     ] = "ddpg",
     episodes: Annotated[
@@ -165,6 +168,9 @@ def search_command(  # noqa: PLR0913 - one argument an option
         job = read_job(folder)
     else:
         job = parse_job(**job_fields(context.params))
+        check_used(given(context), job)
+        if note := unbudgeted(job):
+            typer.echo(f"haq: {note}", err=True)
         folder = new_folder(job, out)
     try:
         with progress() as on_progress:
@@ -224,5 +230,10 @@ def _pins(texts: list[str] | None) -> dict[str, int] | None:
         name, _, bits = text.rpartition("=")
         if not name or not bits.isdecimal():
             raise HaqError(f"pin {text!r}: write NAME=BITS, or none alone")
+        if not 2 <= int(bits) <= 8:
+            raise HaqError(
+                f"--pin {text}: a pin is 2 to 8 bits; leave the layer out to let the search "
+                "decide, or give --pin none"
+            )
         pins[name] = int(bits)
     return pins

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from haq.cli.options import HARDWARE, RUN, SEARCH, check_alone, option, with_options_of
+from haq.cli.ignored import check_used
+from haq.cli.options import HARDWARE, RUN, SEARCH, check_alone, given, option, with_options_of
 from haq.cli.search import job_fields, search_command
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ def sweep_command(
         check_alone(context)
         folder = find_sweep(resume)
     else:
-        folder = start(parse_sweep(budgets or (), agents, seeds, job_fields(options)), out)
+        sweep = parse_sweep(budgets or (), agents, seeds, job_fields(options))
+        check_used(given(context), sweep.job)
+        folder = start(sweep, out)
 
     def on_search(number: int, count: int, search: "Planned") -> None:
         typer.echo(f"{number} of {count}: {search.name}", err=True)

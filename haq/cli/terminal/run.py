@@ -1,5 +1,6 @@
 """Print a run or a cost table in the terminal."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,30 +8,51 @@ from rich.console import Console
 from rich.table import Table
 
 from haq.allocation.costs import UNITS
+from haq.cli.terminal.console import console, holds
 
-BLOCKS = " ▁▂▃▄▅▆▇█"
-"""One sign for 0 to 8 bits."""
+BLOCKS, DIGITS = " ▁▂▃▄▅▆▇█", "012345678"
+"""One sign for 0 to 8 bits: blocks, or digits where the output cannot hold blocks."""
 
 
 def print_run(folder: Path, summary: dict[str, Any]) -> None:
     """Print the per-layer table, the bits as a chart, the budgets and the accuracies."""
-    console = Console()
+    screen = console()
     quantities = list(dict.fromkeys(budget["quantity"] for budget in summary["budgets"]))
     shown = [q if q in _PER_LAYER else "size" for q in quantities]
-    console.print(_layer_table(summary["layers"], list(dict.fromkeys(shown))))
+    screen.print(_layer_table(summary["layers"], list(dict.fromkeys(shown))))
     for row, label in (("weight_bits", "weights    "), ("act_bits", "activations")):
-        bars = "".join(BLOCKS[min(layer[row], 8)] for layer in summary["layers"])
-        console.print(f"{label}  {bars}  2 to 8 bits, in order of execution", highlight=False)
+        bars = bits_in_signs([layer[row] for layer in summary["layers"]])
+        screen.print(f"{label}  {bars}  {_legend(summary['layers'], row)}, in order of execution")
     for budget in summary["budgets"]:
-        console.print(
+        screen.print(
             f"budget {budget['asked']}: {budget['achieved']:,.6g} of {budget['limit']:,.6g} "
             f"{budget['unit']}",
-            highlight=False,
         )
-        console.print(f"  {_origin(summary, budget['quantity'])}", highlight=False)
-    _print_measured(console, summary.get("measured_latency"))
-    _print_accuracies(console, summary)
-    console.print(f"run: {folder}", highlight=False, soft_wrap=True)
+        screen.print(f"  {_origin(summary, budget['quantity'])}")
+    _print_measured(screen, summary.get("measured_latency"))
+    _print_accuracies(screen, summary)
+    screen.print(f"run: {folder}")
+
+
+def counted(number: int, thing: str) -> str:
+    """Return a number of things.
+
+    >>> counted(1, "episode"), counted(2, "episode")
+    ('1 episode', '2 episodes')
+    """
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
+def bits_in_signs(widths: Sequence[int]) -> str:
+    """Return a sign for each width; what is wider than 8 bits, such as float, is a star."""
+    signs = BLOCKS if holds(BLOCKS) else DIGITS
+    return "".join(signs[width] if width < len(signs) else "*" for width in widths)
+
+
+def _legend(layers: Sequence[Mapping[str, Any]], row: str) -> str:
+    widths = sorted({layer[row] for layer in layers})
+    span = f"{widths[0]} to {widths[-1]}" if len(widths) > 1 else "".join(map(str, widths))
+    return f"{span or 'no'} bits"
 
 
 def _origin(summary: dict[str, Any], quantity: str) -> str:
@@ -53,7 +75,7 @@ def _origin(summary: dict[str, Any], quantity: str) -> str:
 _PER_LAYER = ("latency", "energy", "bops", "size")
 
 
-def _print_measured(console: Console, latency: dict[str, Any] | None) -> None:
+def _print_measured(screen: Console, latency: dict[str, Any] | None) -> None:
     if latency is None:
         return
     if "missing" in latency:
@@ -64,7 +86,7 @@ def _print_measured(console: Console, latency: dict[str, Any] | None) -> None:
             f"({latency['low']:,.1f} to {latency['high']:,.1f}), predicted "
             f"{latency['predicted']:,.1f}, budget {latency['budget']:,.1f}; {_HOW[latency['how']]}"
         )
-    console.print(text, highlight=False, soft_wrap=True)
+    screen.print(text)
 
 
 _HOW = {
@@ -106,7 +128,7 @@ def _share(layers: list[dict[str, Any]], layer: dict[str, Any], column: str, qua
     return f"{layer[column][quantity] / sum(values):.1%}"
 
 
-def _print_accuracies(console: Console, summary: dict[str, Any]) -> None:
+def _print_accuracies(screen: Console, summary: dict[str, Any]) -> None:
     accuracies = {
         "float": ("float_val_accuracy", "float_test_accuracy"),
         "best episode": ("episode_val_accuracy", "episode_test_accuracy"),
@@ -116,9 +138,10 @@ def _print_accuracies(console: Console, summary: dict[str, Any]) -> None:
         if val in summary:
             text = f"{label:>12}: validation {summary[val]:.2%}"
             text += f", test {summary[test]:.2%}" if test in summary else ""
-            console.print(text, highlight=False)
-    console.print(
-        f"{summary['episodes']} episodes, {summary['evaluations']} evaluations of "
+            screen.print(text)
+    screen.print(
+        f"{counted(summary['episodes'], 'episode')}, "
+        f"{counted(summary['evaluations'], 'evaluation')} of "
         f"{summary['seconds_per_evaluation']:.2f} s",
         highlight=False,
     )
