@@ -1,7 +1,7 @@
 """Progress where nobody looks at a terminal: lines, few of them, without control codes."""
 
 from haq.cli.terminal.progress import lines
-from haq.runs.plan import Progress
+from haq.runs.progress import Progress
 
 
 class Clock:
