@@ -1,26 +1,27 @@
 """The process in which one search runs.
 
 It ends by itself when its worker dies or its lease runs out, and holds a lock on the run's folder
-that the kernel takes away with it: so no two processes ever write one run, whatever the clocks,
+that ends with it: so no two processes ever write one run, whatever the clocks,
 the network or the database do.
 """
 
 import errno
-import fcntl
 import multiprocessing
 import os
 import signal
+import sqlite3
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from haq.errors import HaqError
+from haq.runs.folder import read_json
 from haq.runs.job import Job
 
 Execute = Callable[[Job, Path, Callable[[Any], None]], dict[str, Any]]
@@ -32,21 +33,21 @@ _MACHINE = {
 }  # fmt: skip
 """Errors for which not the run is at fault but the machine."""
 
-_SAY_S = 0.2  # between two words about progress
+_PROGRESS_S = 0.2  # between two messages about progress
 
 
-class Said(NamedTuple):
+class Message(NamedTuple):
     """What a search's process tells its worker.
 
     Attributes:
-        what: "progress", or how it ended: "finished", "stopped", "refused" (the job cannot be
+        kind: "progress", or how it ended: "finished", "stopped", "refused" (the job cannot be
             done), "machine" (it could, elsewhere or later), "locked" (another process does it) or
             "broken".
         value: The progress, or one sentence.
         traceback: For the operator.
     """
 
-    what: str
+    kind: str
     value: Any = None
     traceback: str | None = None
 
@@ -77,16 +78,16 @@ class SearchProcess:
         """The process's number."""
         return self._process.pid or 0
 
-    def said(self, seconds: float) -> Said | None:
+    def message(self, seconds: float) -> Message | None:
         """Return what it says within so many seconds, if anything; "died" once it is dead."""
         try:
             if self._pipe.poll(seconds):
-                said: Said = self._pipe.recv()
-                self._over = said.what != "progress"
-                return said
+                message: Message = self._pipe.recv()
+                self._over = message.kind != "progress"
+                return message
         except (EOFError, OSError):
             self._process.join()
-            return Said("died", self._process.exitcode)
+            return Message("died", self._process.exitcode)
         return None
 
     def extend(self, deadline: float) -> None:
@@ -94,7 +95,7 @@ class SearchProcess:
         try:
             self._pipe.send(deadline)
         except OSError:
-            pass  # it is dead: said() tells
+            pass  # it is dead: message() says so
 
     def end(self, seconds: float) -> None:
         """Ask it to end, and kill it if it has not after so many seconds."""
@@ -107,15 +108,16 @@ class SearchProcess:
 
 def _main(pipe: Connection, job: Job, folder: Path, execute: Execute, deadline: float) -> None:
     sys.argv = ["haq", "search"]  # what a run puts on record must not hold the operator's options
-    os.setpgrp()  # Ctrl-C in a terminal is for the worker alone
+    if hasattr(os, "setpgrp"):  # not on Windows
+        os.setpgrp()  # Ctrl-C in a terminal is for the worker alone
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _interrupt)
     threading.Thread(target=_guard, args=(pipe, deadline), daemon=True).start()
-    say = _Voice(pipe)
+    send = _Sender(pipe)
     try:
-        say(_ended(job, folder, execute, say.progress))
+        send(_ended(job, folder, execute, send.progress))
     except KeyboardInterrupt:
-        say(Said("stopped"))
+        send(Message("stopped"))
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -135,41 +137,48 @@ def _guard(pipe: Connection, deadline: float) -> None:
     os._exit(3)
 
 
-class _Voice:
-    """Sends words to the worker, those about progress not too often."""
+class _Sender:
+    """Sends messages to the worker, those about progress not too often."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe, self._last = pipe, 0.0
 
-    def __call__(self, said: Said) -> None:
-        self._pipe.send(said)
+    def __call__(self, message: Message) -> None:
+        self._pipe.send(message)
 
     def progress(self, where: Any) -> None:
         moment = time.monotonic()
-        if moment - self._last >= _SAY_S or where.done == where.total:
+        if moment - self._last >= _PROGRESS_S or where.done == where.total:
             self._last = moment
-            self(Said("progress", tuple(where)))
+            self(Message("progress", tuple(where)))
 
 
-def _ended(job: Job, folder: Path, execute: Execute, on_progress: Callable[[Any], None]) -> Said:
+def _ended(job: Job, folder: Path, execute: Execute, on_progress: Callable[[Any], None]) -> Message:
     try:
         with alone(folder):
+            if _is_finished(folder):  # by a worker that could not write so in time
+                return Message("finished")
             summary = execute(job, folder, on_progress)
     except BlockingIOError:
-        return Said("locked")
+        return Message("locked")
     except Exception as error:
         return _wrong(error)
-    return Said("finished" if summary.get("state") == "finished" else "stopped")
+    return Message("finished" if summary.get("state") == "finished" else "stopped")
 
 
-def _wrong(error: Exception) -> Said:
+def _is_finished(folder: Path) -> bool:
+    summary = folder / "summary.json"
+    return summary.exists() and read_json(summary).get("state") == "finished"
+
+
+def _wrong(error: Exception) -> Message:
     trace = traceback.format_exc()
     fault = machine_fault(error)
     if fault:
-        return Said("machine", fault, trace)
+        return Message("machine", fault, trace)
     if isinstance(error, HaqError):
-        return Said("refused", str(error), trace)
-    return Said("broken", f"an internal error ({type(error).__name__})", trace)
+        return Message("refused", str(error), trace)
+    return Message("broken", f"an internal error ({type(error).__name__})", trace)
 
 
 def machine_fault(error: BaseException | None) -> str | None:
@@ -193,7 +202,14 @@ def alone(folder: Path) -> Iterator[None]:
         BlockingIOError: Another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # Beside the folder: a folder in which nothing was begun is taken away.
-    with folder.with_name(f".{folder.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    # Beside the folder: a folder in which nothing was begun is taken away. SQLite locks files on
+    # every platform, and the lock ends with the process.
+    path = folder.with_name(f".{folder.name}.lock")
+    with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as lock:
+        try:
+            lock.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+                raise BlockingIOError(errno.EAGAIN, f"{path.name} is locked") from None
+            raise OSError(errno.EIO, f"{path.name} cannot be locked: {error}") from error
         yield

@@ -123,7 +123,8 @@ def worker(settings: Settings) -> None:
         HaqError: As ``run_worker``.
     """
     to_standard_error()
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     run_worker(settings)
 
 

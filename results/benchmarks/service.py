@@ -31,7 +31,7 @@ from haq.runs import folder as results
 from haq.runs.job import Job
 from haq.service import place, store
 from haq.service.database import connect, migrate
-from haq.service.searching import Said
+from haq.service.searching import Message
 from haq.service.settings import Settings
 from haq.service.worker import work
 
@@ -150,9 +150,9 @@ class Trivial:
         with (folder.parent.parent / "done").open("a") as file:
             file.write(f"{folder.name}\n")  # one short write is never mixed with another
 
-    def said(self, seconds):
+    def message(self, seconds):
         """Return that it is done."""
-        return Said("finished")
+        return Message("finished")
 
     def extend(self, deadline):
         """Do nothing: it is done."""

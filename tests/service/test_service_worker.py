@@ -20,7 +20,8 @@ from haq.runs.run import run
 from haq.service import place, store
 from haq.service.processes import run_worker
 from haq.service.searching import SearchProcess
-from haq.service.worker import Tail, in_process, sweep, work
+from haq.service.tail import Tail
+from haq.service.worker import in_process, sweep, work
 
 FEW = Job(episodes=3)
 
@@ -178,27 +179,27 @@ def test_a_stopped_worker_hands_its_run_back(tmp_path, at_work):
 
 def test_a_search_ends_itself_at_its_deadline(tmp_path):
     process = SearchProcess(FEW, tmp_path / "run", searches.stubborn, time.monotonic() + 1)
-    said = wait_for(lambda: (s := process.said(0.1)) and s.what == "died" and s)
-    assert said.value == 3
+    ending = wait_for(lambda: (s := process.message(0.1)) and s.kind == "died" and s)
+    assert ending.value == 3
 
 
 def test_a_search_goes_on_while_its_lease_is_renewed(tmp_path):
     process = SearchProcess(FEW, tmp_path / "run", searches.slow, time.monotonic() + 0.01)
     process.extend(time.monotonic() + PATIENCE_S)
-    said = wait_for(lambda: (s := process.said(0.1)) and s.what != "progress" and s)
-    assert said.what == "finished"
+    ending = wait_for(lambda: (s := process.message(0.1)) and s.kind != "progress" and s)
+    assert ending.kind == "finished"
     process.end(PATIENCE_S)
 
 
 def test_two_processes_never_write_one_run(tmp_path):
     end = time.monotonic() + PATIENCE_S
     first = SearchProcess(FEW, tmp_path / "run", searches.endless, end)
-    wait_for(lambda: first.said(0.1))
+    wait_for(lambda: first.message(0.1))
     second = SearchProcess(FEW, tmp_path / "run", searches.quick, end)
-    said = wait_for(lambda: second.said(0.1))
+    ending = wait_for(lambda: second.message(0.1))
     first.end(0)
     second.end(PATIENCE_S)
-    assert said.what == "locked"
+    assert ending.kind == "locked"
 
 
 def test_the_files_of_a_deleted_run_are_taken_away(tmp_path, at_work):

@@ -17,6 +17,7 @@ from haq.service.store.leases import (
     hand_back,
     report,
     stop,
+    take_back_try,
     try_again,
 )
 from haq.service.store.queue import cancel, forget, hide, retry, submit
@@ -62,6 +63,7 @@ __all__ = [
     "seen",
     "stop",
     "submit",
+    "take_back_try",
     "try_again",
     "uses",
     "waiting",

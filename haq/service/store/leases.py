@@ -46,21 +46,21 @@ def claim(engine: Engine, worker: str, lease_s: float, tries: int) -> Run | None
     with engine.begin() as connection:
         _bury(connection, tries)
         # Two workers never get the same row: the one skips what the other has locked.
-        found = connection.scalar(
+        run_id = connection.scalar(
             select(RUNS.c.id)
             .where(or_(free, _expired()))
             .order_by(RUNS.c.created, RUNS.c.id)
             .limit(1)
             .with_for_update(skip_locked=True)
         )
-        if found is None:
+        if run_id is None:
             return None
         enter(
-            connection, found, "running",
+            connection, run_id, "running",
             worker=worker, lease_until=now() + lease_s, fence=RUNS.c.fence + 1,
             attempts=RUNS.c.attempts + 1, started=func.coalesce(RUNS.c.started, now()),
         )  # fmt: skip
-        return current(connection, found)
+        return current(connection, run_id)
 
 
 def _bury(connection: Connection, tries: int) -> None:
@@ -101,9 +101,9 @@ def report(
     Raises:
         LeaseLost: The run is another worker's.
     """
-    stand = {key: value for key, value in progress._asdict().items() if value is not None}
+    columns = {key: value for key, value in progress._asdict().items() if value is not None}
     with engine.begin() as connection:
-        _fenced(connection, lease, lease_until=now() + lease_s, **stand)
+        _fenced(connection, lease, lease_until=now() + lease_s, **columns)
         _add_trials(connection, lease.run_id, trials)
         return current(connection, lease.run_id).cancel
 
@@ -188,12 +188,22 @@ def hand_back(
             enter(connection, lease.run_id, state, message, not_before=now() + delay_s)
 
 
+def take_back_try(engine: Engine, lease: Lease) -> None:
+    """Note that a worker that lost this lease lives: the run was not what ended its try."""
+    later = and_(RUNS.c.id == lease.run_id, RUNS.c.fence > lease.fence, RUNS.c.attempts > 0)
+    open_ = RUNS.c.state.in_(["queued", "paused", "running"])
+    with engine.begin() as connection:
+        connection.execute(
+            update(RUNS).where(later, open_).values(attempts=RUNS.c.attempts - 1, updated=now())
+        )
+
+
 def _expired() -> ColumnElement[bool]:
     return and_(RUNS.c.state == "running", RUNS.c.lease_until < now())
 
 
 def _fenced(connection: Connection, lease: Lease, **values: Any) -> None:
     mine = and_(RUNS.c.id == lease.run_id, RUNS.c.fence == lease.fence, RUNS.c.state == "running")
-    done = connection.execute(update(RUNS).where(mine).values(updated=now(), **values))
-    if done.rowcount != 1:
+    written = connection.execute(update(RUNS).where(mine).values(updated=now(), **values))
+    if written.rowcount != 1:
         raise LeaseLost(f"run {lease.run_id} is no longer this worker's")
