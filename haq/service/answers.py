@@ -12,7 +12,6 @@ from starlette.exceptions import HTTPException
 
 from haq.errors import HaqError, RunError
 from haq.service import checks, place, uploads
-from haq.service.guard import TooLarge
 from haq.service.shapes import FieldProblem, Problem, field_of
 from haq.service.shared import Refusal, service_of
 
@@ -98,7 +97,6 @@ HANDLERS: dict[type[Exception], Handler] = {
     RequestValidationError: _invalid,
     checks.Busy: _too_busy,
     uploads.Full: _too_full,
-    TooLarge: _too_full,
     RunError: _damaged,
     HaqError: _impossible,
     HTTPException: _http,

@@ -5,13 +5,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, insert, make_url, select, text
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    create_engine,
+    event,
+    insert,
+    make_url,
+    select,
+    text,
+)
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from haq.errors import HaqError
 from haq.service.tables import STORE
@@ -23,6 +34,12 @@ _LOCK = 4_711_001
 """PostgreSQL's advisory lock: one migration at a time."""
 
 
+_URL = (
+    "sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME, with %40 for an @ in the "
+    "password"
+)
+
+
 def connect(url: str) -> Engine:
     """Return the engine of a database; nothing is opened before its first use, but a folder made.
 
@@ -32,22 +49,53 @@ def connect(url: str) -> Engine:
     try:
         parsed = make_url(url)
         kind = parsed.get_backend_name()
-        if kind == "sqlite":
-            if parsed.database in (None, "", ":memory:"):
-                raise HaqError("database: SQLite needs a file, such as sqlite:///haq.sqlite")
-            Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
-            engine = create_engine(parsed, connect_args={"timeout": BUSY_S})
-            _like_postgresql(engine)
-            return engine
-        if kind == "postgresql":
-            return create_engine(
-                parsed, pool_size=10, pool_pre_ping=True, connect_args={"connect_timeout": 10}
-            )
-    except (ArgumentError, NoSuchModuleError, ImportError, OSError) as error:
+    except (ArgumentError, NoSuchModuleError, ValueError):
+        # Without the reason, which repeats parts of the URL: there is a password in it.
+        raise HaqError(f"the database's URL cannot be read: give {_URL}") from None
+    if kind not in ("sqlite", "postgresql"):
+        raise HaqError(f"database {kind}: give {_URL}")
+    if "@" in (parsed.host or ""):  # the rest of a password
+        raise HaqError(f"the database's URL has two @: give {_URL}")
+    try:
+        return _sqlite(parsed) if kind == "sqlite" else _postgresql(parsed)
+    except (NoSuchModuleError, ImportError) as error:
+        raise HaqError(f"database {parsed.drivername}: {error}") from None
+    except OSError as error:
         raise HaqError(f"the database cannot be opened: {error}") from error
-    raise HaqError(
-        f"database {kind}: give sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
+
+
+def _sqlite(url: URL) -> Engine:
+    if url.database in (None, "", ":memory:"):
+        raise HaqError("database: SQLite needs a file, such as sqlite:///haq.sqlite")
+    Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, connect_args={"timeout": BUSY_S})
+    _like_postgresql(engine)
+    return engine
+
+
+def _postgresql(url: URL) -> Engine:
+    return create_engine(
+        url, pool_size=10, pool_pre_ping=True, connect_args={"connect_timeout": 10}
     )
+
+
+@contextmanager
+def answering(engine: Engine) -> Iterator[None]:
+    """Turn what a database says when it does not answer into one sentence without its password.
+
+    Raises:
+        HaqError: It does not.
+    """
+    try:
+        yield
+    except SQLAlchemyError as error:
+        url = engine.url
+        where = url.database if url.get_backend_name() == "sqlite" else url.host or "this machine"
+        reason = str(getattr(error, "orig", None) or type(error).__name__).strip()
+        sentence = " ".join(reason.split())
+        for secret in (str(url.password or ""), quote(str(url.password or ""))):
+            sentence = sentence.replace(secret, "***") if secret else sentence
+        raise HaqError(f"the database at {where} does not answer: {sentence}") from None
 
 
 def _like_postgresql(engine: Engine) -> None:
@@ -73,28 +121,32 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 
 def migrate(engine: Engine) -> str:
-    """Bring the tables up to date and return the store's name, made with the first table."""
-    with engine.begin() as connection:
+    """Bring the tables up to date and return the store's name, made with the first table.
+
+    Raises:
+        HaqError: The database does not answer.
+    """
+    with answering(engine), engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         config = _config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
-        found = connection.scalar(select(STORE.c.id))
-        if found is None:
-            found = uuid.uuid4().hex
-            connection.execute(insert(STORE).values(id=found))
-    return str(found)
+        name = connection.scalar(select(STORE.c.id))
+        if name is None:
+            name = uuid.uuid4().hex
+            connection.execute(insert(STORE).values(id=name))
+    return str(name)
 
 
 def check_current(engine: Engine) -> str:
     """Return the store's name, or say that the database is of another version.
 
     Raises:
-        HaqError: It is.
+        HaqError: It is, or it does not answer.
     """
     head = ScriptDirectory.from_config(_config()).get_current_head()
-    with reading(engine) as connection:
+    with answering(engine), reading(engine) as connection:
         there = MigrationContext.configure(connection).get_current_revision()
         if there != head:
             raise HaqError(

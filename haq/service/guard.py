@@ -1,11 +1,13 @@
 """What every request passes: its size, where it comes from, headers, a log line, the metrics."""
 
+import asyncio
 import logging
 import re
 import time
 import uuid
 from urllib.parse import urlsplit
 
+from fastapi import HTTPException
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -42,8 +44,8 @@ _SAFE = ("GET", "HEAD", "OPTIONS")
 _UPLOADS = "/v1/uploads/"
 
 
-class TooLarge(Exception):
-    """A body beyond the limit."""
+_SLOW_S = 30.0  # for a body of any size, and beside it
+_LEAST_RATE = 1024.0  # bytes a second
 
 
 class Guard:
@@ -92,7 +94,7 @@ class Guard:
         try:
             refusal = self._refusal(scope, headers)
             if refusal is None:
-                await self._app(scope, self._limited(scope, headers, receive), answer)
+                await self._app(scope, self._limited(scope, receive), answer)
             else:
                 code, sentence = refusal
                 await JSONResponse({"message": sentence, "errors": []}, code)(
@@ -133,15 +135,24 @@ class Guard:
     def _limit(self, scope: Scope) -> int:
         return self._upload if scope["path"].startswith(_UPLOADS) else self._body
 
-    def _limited(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
-        left = self._limit(scope)
+    def _limited(self, scope: Scope, receive: Receive) -> Receive:
+        """Return what receives a body, but none beyond the limit, nor one that hardly moves."""
+        most = self._limit(scope)
+        size, whole, started = 0, False, time.monotonic()
 
         async def counted() -> Message:
-            nonlocal left
-            message = await receive()
-            left -= len(message.get("body", b""))
-            if left < 0:
-                raise TooLarge(f"the body is larger than {self._limit(scope)} bytes")
+            nonlocal size, whole
+            if whole:
+                return await receive()
+            left_s = started + _SLOW_S + size / _LEAST_RATE - time.monotonic()
+            try:
+                message = await asyncio.wait_for(receive(), left_s)
+            except TimeoutError:
+                raise HTTPException(408, "the body came too slowly; send it again") from None
+            size += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
+            if size > most:
+                raise HTTPException(413, f"the body is larger than {most} bytes")
             return message
 
         return counted

@@ -9,7 +9,7 @@ import re
 import sys
 import time
 
-_SECRETS = re.compile(r"(?<=://)([^/@:\s]*):[^/@\s]+@|haq_[0-9a-f]+_[\w-]+")
+_SECRETS = re.compile(r"(?<=://)[^/@:\s]*:\S+@|haq_[0-9a-f]+_[\w-]+")
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
 

@@ -41,10 +41,10 @@ def prepare(settings: Settings, store: str) -> None:
 def missing(settings: Settings, store: str) -> str | None:
     """Return what is wrong with the folder of files, if anything is."""
     try:
-        found = (settings.files / _NAME).read_text(encoding="utf-8").strip()
+        name = (settings.files / _NAME).read_text(encoding="utf-8").strip()
     except OSError:
         return "the folder of the service's files is not there"
-    if found != store:
+    if name != store:
         return "the folder of files belongs to another database"
     return None
 
@@ -89,13 +89,13 @@ def without_paths(text: str, settings: Settings) -> str:
     """Return a sentence for the user, without the paths of this machine."""
     for path in (settings.files.absolute(), settings.files):
         text = re.sub(
-            rf"{re.escape(str(path))}/uploads/([0-9a-f]{{32}})/(weights\.safetensors|data)",
+            rf"{re.escape(str(path))}[/\\]uploads[/\\]([0-9a-f]{{32}})[/\\](weights\.safetensors|data)",
             r"upload:\1",
             text,
         )
-        text = re.sub(rf"{re.escape(str(path))}/runs/[0-9a-f]{{32}}/", "", text)
+        text = re.sub(rf"{re.escape(str(path))}[/\\]runs[/\\][0-9a-f]{{32}}[/\\]", "", text)
     for name, spec in {**settings.data, **{n: str(p) for n, p in settings.weights.items()}}.items():
         where = spec.partition(":")[2] or spec
-        if "/" in where:
+        if "/" in where or "\\" in where:
             text = text.replace(where, name)
     return text

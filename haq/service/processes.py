@@ -3,11 +3,13 @@
 import logging
 import multiprocessing
 import signal
+import sys
 import threading
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
+from haq.errors import HaqError
 from haq.service import place
 from haq.service.database import check_current, connect
 from haq.service.logs import to_standard_error
@@ -45,15 +47,15 @@ class Workers:
     def __init__(self, settings: Settings, count: int) -> None:
         self._settings = settings
         self._stop = threading.Event()
-        self._hands = [threading.Thread(target=self._keep, daemon=True) for _ in range(count)]
-        for hand in self._hands:
-            hand.start()
+        self._keepers = [threading.Thread(target=self._keep, daemon=True) for _ in range(count)]
+        for keeper in self._keepers:
+            keeper.start()
 
     def end(self) -> None:
         """Let each hand back what it does, and wait for it."""
         self._stop.set()
-        for hand in self._hands:
-            hand.join()
+        for keeper in self._keepers:
+            keeper.join()
 
     def _keep(self) -> None:
         context = multiprocessing.get_context("spawn")
@@ -94,7 +96,11 @@ def _beside(pipe: Connection, settings: Settings) -> None:
             stop.set()
 
     threading.Thread(target=watch, daemon=True).start()
-    _worker(settings, stop)
+    try:
+        _worker(settings, stop)
+    except HaqError as error:  # such as a database that is away: the server tries again
+        LOG.error("no worker: %s", error)
+        sys.exit(1)
 
 
 def _nothing(number: int, frame: Any) -> None:

@@ -101,16 +101,16 @@ def revoke(engine: Engine, name: str) -> list[str]:
         HaqError: There is none that is not revoked.
     """
     with engine.begin() as connection:
-        found = connection.scalars(
+        ids = connection.scalars(
             select(TOKENS.c.id).where(
                 (TOKENS.c.id == name) | (TOKENS.c.name == name), TOKENS.c.revoked.is_(None)
             )
         ).all()
-        if not found:
+        if not ids:
             raise HaqError(f"no token {name!r} is in use; haq token list shows all")
-        connection.execute(update(TOKENS).where(TOKENS.c.id.in_(found)).values(revoked=now()))
-        connection.execute(delete(SESSIONS).where(SESSIONS.c.token_id.in_(found)))
-    return list(found)
+        connection.execute(update(TOKENS).where(TOKENS.c.id.in_(ids)).values(revoked=now()))
+        connection.execute(delete(SESSIONS).where(SESSIONS.c.token_id.in_(ids)))
+    return list(ids)
 
 
 def by_token(engine: Engine, text: str) -> tuple[Principal, str] | None:
@@ -169,23 +169,23 @@ def same(one: str, other: str) -> bool:
     return hmac.compare_digest(one.encode(), other.encode())
 
 
-def is_open(engine: Engine, host: str, told: bool) -> bool:
+def is_open(engine: Engine, host: str, allowed: bool) -> bool:
     """Return whether everyone who reaches the service may do everything: there are no tokens.
 
     Args:
         engine: The database.
         host: Where the service listens.
-        told: Whether the operator said so.
+        allowed: Whether the operator allows it beyond this machine.
 
     Raises:
-        HaqError: The service would be open beyond this machine and nobody said so, or is told to
-            be open although there are tokens.
+        HaqError: The service would be open beyond this machine and nobody said so, or is to be
+            open although there are tokens.
     """
     with reading(engine) as connection:
         exist = bool(connection.scalar(select(func.count()).select_from(TOKENS)))
-    if exist and told:
+    if exist and allowed:
         raise HaqError("there are tokens, so the service is not open: leave out --open")
-    if not exist and not told and not is_loopback(host):
+    if not exist and not allowed and not is_loopback(host):
         raise HaqError(
             f"host {host} can be reached from other machines and there are no tokens: "
             "make one with haq token create NAME, or say --open to let everyone in"

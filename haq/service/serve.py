@@ -1,6 +1,7 @@
 """The commands of the service: serve, worker and token."""
 
 import logging
+import os
 import re
 import signal
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from haq.errors import HaqError
 from haq.service import place, security
@@ -16,6 +18,7 @@ from haq.service.database import check_current, connect, migrate
 from haq.service.logs import to_standard_error
 from haq.service.processes import Workers, run_worker
 from haq.service.settings import Settings
+from haq.service.sockets import bound, most_connections, protocol
 
 LOG = logging.getLogger("haq.service")
 
@@ -29,13 +32,13 @@ def offered(pairs: Sequence[str], what: str) -> dict[str, str]:
     Raises:
         HaqError: One cannot be read.
     """
-    found = {}
+    offers = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not value or not _NAME.fullmatch(name):
             raise HaqError(f"{what} {pair!r}: write NAME={what.upper()}")
-        found[name] = value
-    return found
+        offers[name] = value
+    return offers
 
 
 def settings_of(
@@ -55,13 +58,13 @@ def settings_of(
     if lease_s < 2:
         raise HaqError(f"lease {lease_s:g}: give at least 2 seconds")
     files = files.absolute()
-    kept = {name: Path(path).absolute() for name, path in offered(weights, "weights").items()}
-    for name, path in kept.items():
+    files_of = {name: Path(path).absolute() for name, path in offered(weights, "weights").items()}
+    for name, path in files_of.items():
         if not path.is_file():
             raise HaqError(f"weights {name}: there is no file {path}")
     return Settings(
         files=files, database=database or "", threads=threads, lease_s=lease_s, tries=tries,
-        data={"digits": "digits"} | offered(data, "data"), weights=kept,
+        data={"digits": "digits"} | offered(data, "data"), weights=files_of,
     )  # fmt: skip
 
 
@@ -73,19 +76,20 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def serve(settings: Settings, host: str, port: int, workers: int, told_open: bool) -> None:
+def serve(settings: Settings, host: str, port: int, workers: int, open_to_all: bool) -> None:
     """Serve until a signal comes; then hand back what the workers do.
 
     Raises:
-        HaqError: It would be open to the world, the database cannot be reached, or the files
-            belong to another one.
+        HaqError: The port is taken, it would be open to the world, the database cannot be reached,
+            or the files belong to another one.
     """
     to_standard_error()
-    place_made = settings.files.exists()
+    sockets = bound(host, port)  # before anything is begun
+    is_new = not settings.files.exists()
     engine = connect(settings.url)
     name = migrate(engine)
     place.prepare(settings, name)
-    is_open = security.is_open(engine, host, told_open)
+    is_open = security.is_open(engine, host, open_to_all)
     app = create_app(
         engine, settings,
         store_name=name, is_open=is_open, only_loopback=is_open and security.is_loopback(host),
@@ -93,23 +97,28 @@ def serve(settings: Settings, host: str, port: int, workers: int, told_open: boo
     LOG.info(
         "serving",
         extra={
-            "host": host, "port": port, "workers": workers, "open": is_open,
-            "files": str(settings.files), "new": not place_made,
+            "host": host, "port": sockets[0].getsockname()[1], "workers": workers, "open": is_open,
+            "files": str(settings.files), "new": is_new,
         },
-    )  # fmt: skip
-    config = uvicorn.Config(
-        app, host=host, port=port, log_config=None, access_log=False, server_header=False,
-        timeout_graceful_shutdown=_GRACE_S,
     )  # fmt: skip
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _nothing)  # uvicorn raises the signal again once it has ended
     beside = Workers(settings, workers)
     try:
-        _Server(config).run()
+        _Server(_config(app)).run(sockets)
     finally:
         beside.end()
         engine.dispose()
     LOG.info("ended")
+
+
+def _config(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
+        app, http=protocol(most_connections()), ws="none", log_config=None, access_log=False,
+        server_header=False, timeout_graceful_shutdown=_GRACE_S,
+        # Anyone could write these headers: they count where the operator names the proxy.
+        proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
+    )  # fmt: skip
 
 
 def _nothing(number: int, frame: FrameType | None) -> None:

@@ -52,6 +52,8 @@ class JobRequest(Job):
     float_epochs: Annotated[int, Field(ge=0, le=10_000)] | None = None
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     workers: Annotated[int, Field(ge=1, le=1024)] = 1
+    finalists: Annotated[int, Field(ge=0, le=1000)] = 0
+    rounding_steps: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     ray: None = None  # whose cluster a search uses is not for its user to say
 
     def job_fields(self) -> dict[str, Any]:

@@ -50,8 +50,7 @@ class Full(HaqError):
 
 def find(engine: Engine, upload_id: str, owner: str | None) -> Upload | None:
     """Return an upload; None if there is none, or it is not of this owner (None: of anyone)."""
-    found = [upload for upload in listed(engine, owner) if upload.id == upload_id]
-    return found[0] if found else None
+    return next((u for u in listed(engine, owner) if u.id == upload_id), None)
 
 
 def listed(engine: Engine, owner: str | None) -> list[Upload]:
@@ -130,9 +129,9 @@ def keep(
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    found = find(engine, upload_id, owner)
-    assert found is not None
-    return found
+    upload = find(engine, upload_id, owner)
+    assert upload is not None
+    return upload
 
 
 def _check_weights(file: Path) -> None:
@@ -153,16 +152,21 @@ def _unpacked(archive: Path, folder: Path, limits: Limits) -> tuple[int, int]:
     try:
         done = subprocess.run(
             [*map(str, words), json.dumps(asdict(limits))],
-            capture_output=True, text=True, check=False, timeout=2 * limits.unpack_s,
+            capture_output=True, encoding="utf-8", errors="replace", check=False,
+            timeout=2 * limits.unpack_s,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise DataError("the archive takes too long to unpack") from None
     if done.returncode == 2:
         raise DataError(done.stderr.strip())
-    if done.returncode != 0:
+    if done.returncode < 0:  # by a signal
         raise DataError("the archive cannot be unpacked within the limits of memory and time")
-    found = json.loads(done.stdout)
-    return found["classes"], found["images"]
+    if done.returncode == 3:
+        raise OSError(done.stderr.strip())
+    if done.returncode > 0:
+        raise RuntimeError(f"the process that unpacks archives broke:\n{done.stderr}")
+    contents = json.loads(done.stdout)
+    return contents["classes"], contents["images"]
 
 
 def remove(engine: Engine, settings: Settings, upload: Upload) -> None:

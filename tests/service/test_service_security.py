@@ -146,15 +146,15 @@ def test_a_user_has_a_plain_name(visitor, name):
 
 def test_beyond_this_machine_it_is_never_open_by_mistake(visitor):
     engine = visitor.engine
-    assert security.is_open(engine, "127.0.0.1", told=False)
-    assert security.is_open(engine, "0.0.0.0", told=True)
+    assert security.is_open(engine, "127.0.0.1", allowed=False)
+    assert security.is_open(engine, "0.0.0.0", allowed=True)
     with pytest.raises(HaqError, match=r"host 0.0.0.0 can be reached from other machines"):
-        security.is_open(engine, "0.0.0.0", told=False)
+        security.is_open(engine, "0.0.0.0", allowed=False)
     security.create_token(engine, "ada")
     security.revoke(engine, "ada")  # the last one: it stays closed
-    assert not security.is_open(engine, "127.0.0.1", told=False)
+    assert not security.is_open(engine, "127.0.0.1", allowed=False)
     with pytest.raises(HaqError, match="there are tokens, so the service is not open"):
-        security.is_open(engine, "127.0.0.1", told=True)
+        security.is_open(engine, "127.0.0.1", allowed=True)
 
 
 def test_guessing_is_slowed_down(tmp_path):
