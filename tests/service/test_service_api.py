@@ -2,12 +2,17 @@
 
 import base64
 import hashlib
+import json
 
 import pytest
-from service_parts import ASKED, Visitor
+from fastapi import HTTPException
+from fastapi.testclient import TestClient
+from service_parts import ASKED, Visitor, wait_for
 
-from haq.service import store
+from haq.service import checks, store
 from haq.service.limits import Limits
+from haq.service.routes.bodies import parsed
+from haq.service.shapes import JobRequest
 from haq.service.store.leases import Lease
 
 
@@ -264,3 +269,74 @@ def test_the_openapi_document_is_complete(client):
             if path.startswith("/v1"):
                 assert {"401", "422", "503"} <= set(operation["responses"]), (method, path)
                 assert operation["security"], (method, path)
+
+
+def test_a_body_of_very_many_keys_is_refused_in_one_sentence(client):
+    body = json.dumps({f"key{number}": 0 for number in range(60_000)})
+    for path in ("/v1/runs", "/v1/ranges"):
+        answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 422
+        assert answer.json() == {"message": "the body holds more than 2000 values", "errors": []}
+
+
+def test_twenty_errors_are_told_and_the_others_counted(client):
+    answer = client.post("/v1/runs", json={f"key{number}": number for number in range(100)})
+    assert answer.status_code == 422 and len(answer.json()["errors"]) == 20
+    assert answer.json()["message"] == "key0: Extra inputs are not permitted (and 80 more)"
+
+
+def test_a_body_may_hold_2000_values_and_no_more():
+    def body(values):  # the object and its list are values too
+        return json.dumps({"list": [0] * (values - 2)}).encode()
+
+    assert len(parsed(body(2000))["list"]) == 1998
+    with pytest.raises(HTTPException, match="more than 2000 values"):
+        parsed(body(2001))
+
+
+def integers(schema):
+    if isinstance(schema, dict):
+        if schema.get("type") == "integer":
+            yield schema
+        for part in schema.values():
+            yield from integers(part)
+    elif isinstance(schema, list):
+        for part in schema:
+            yield from integers(part)
+
+
+def test_every_number_of_a_job_has_an_upper_limit():
+    found = list(integers(JobRequest.model_json_schema()))
+    assert len(found) > 10
+    assert [one for one in found if not {"maximum", "exclusiveMaximum"} & set(one)] == []
+
+
+def test_a_number_of_rounding_steps_without_end_is_refused(client):
+    answer = client.post("/v1/runs", json={**ASKED, "rounding_steps": 10**30})
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["field"] == "rounding_steps"
+
+
+def test_the_service_is_ready_once_nothing_is_left_to_load(visitor, client):
+    service = visitor.app.state.service
+    with service._loading:  # as while it starts
+        answer = client.get("/readyz")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "6")
+        assert answer.json()["message"] == "the service is still loading what requests need"
+    assert client.get("/readyz").status_code == 200
+    before = checks._loaded.cache_info().misses
+    assert client.get("/new").status_code == 200
+    assert client.post("/v1/runs", json=ASKED).status_code == 201
+    assert checks._loaded.cache_info().misses == before
+
+
+def test_loading_begins_with_the_server(tmp_path):
+    visitor = Visitor(tmp_path)
+    with TestClient(visitor.app):
+        assert wait_for(lambda: visitor.app.state.service._loaded)
+
+
+def test_a_data_set_that_cannot_be_loaded_keeps_nobody_from_the_others(tmp_path, caplog):
+    visitor = Visitor(tmp_path, data={"gone": "folder:/nowhere", "digits": "digits"})
+    assert visitor.client.get("/readyz").status_code == 200
+    assert "data gone cannot be offered" in caplog.text

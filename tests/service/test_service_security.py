@@ -165,6 +165,17 @@ def test_guessing_is_slowed_down(tmp_path):
     assert codes[:3] == [401] * 3 and codes[4] == 429
 
 
+def test_wrong_tokens_lock_out_no_right_one_from_the_same_address(tmp_path):
+    visitor = Visitor(tmp_path, is_open=False, limits=Limits(failures=3))
+    client, token = anonymous(visitor), security.create_token(visitor.engine, "ada")
+    wrong = {"Authorization": "Bearer haq_" + "0" * 12 + "_" + "A" * 43}
+    for _ in range(30):
+        client.get("/v1/runs", headers=wrong)
+    assert client.get("/v1/me", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+    answer = client.post("/login", data={"token": token}, follow_redirects=False)
+    assert answer.status_code == 303
+
+
 def test_who_asks_too_often_waits(tmp_path):
     visitor = Visitor(tmp_path, is_open=False, limits=Limits(requests=2))
     client = visitor.as_user("ada")
@@ -226,6 +237,7 @@ def test_log_lines_hold_no_secrets(visitor, caplog):
     with caplog.at_level(logging.INFO):
         client.get(f"/v1/runs?text={token}", headers={"Authorization": f"Bearer {token}"})
         logging.getLogger("haq").warning("postgresql://haq:sesame@host/db and %s", token)
+        logging.getLogger("haq").warning("postgresql://haq:open@sesame/too@host/db")
     lines = [JsonLines().format(record) for record in caplog.records]
     assert any(json.loads(line).get("user") == "ada" for line in lines)
     assert token not in "".join(lines) and "sesame" not in "".join(lines)

@@ -2,12 +2,14 @@
 
 import json
 import signal
+import socket
 import subprocess
 
 import pytest
 from service_parts import REAL, accuracies
 from service_server import HAQ, Server
 
+from haq.errors import HaqError
 from haq.runs.run import run
 from haq.service import store
 from haq.service.database import connect
@@ -89,3 +91,41 @@ def test_a_worker_does_not_touch_a_database_of_another_version(tmp_path):
     )
     assert done.returncode == 2
     assert "start haq serve of this version first" in done.stderr
+
+
+def spoken(*words):
+    done = subprocess.run([str(HAQ), *map(str, words)], capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr.strip().splitlines()
+
+
+def test_a_taken_port_is_said_before_anything_is_begun(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, [line] = spoken("serve", "--port", port, "--files", tmp_path / "files")
+    assert code == 2
+    assert line.startswith(f"haq: port {port} of 127.0.0.1 cannot be had")
+    assert not (tmp_path / "files").exists()
+
+
+@pytest.mark.parametrize("command", [["serve", "--port", "0"], ["worker"], ["token", "list"]])
+@pytest.mark.parametrize(
+    "password, sentence",
+    [("ses%40me", "haq: the database at 127.0.0.1 does not answer: "),
+     ("ses@me", "haq: the database's URL has two @: ")],
+)  # fmt: skip
+def test_a_database_that_is_away_is_one_sentence_without_its_password(
+    tmp_path, command, password, sentence
+):
+    url = f"postgresql+psycopg://haq:{password}@127.0.0.1:1/haq"
+    code, [line] = spoken(*command, "--database", url, "--files", tmp_path)
+    assert code == 2
+    assert line.startswith(sentence)
+    for part in ("ses@me", "ses%40me", "me@127"):
+        assert part not in line
+
+
+@pytest.mark.parametrize("url", ["postgresql://haq:ses/me@host:x:y/z", "rubbish"])
+def test_an_url_that_cannot_be_read_is_not_repeated(url):
+    with pytest.raises(HaqError, match="the database's URL cannot be read: give sqlite") as caught:
+        connect(url)
+    assert "ses" not in str(caught.value)

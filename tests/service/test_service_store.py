@@ -191,6 +191,27 @@ def test_handing_back_is_no_try(engine):
     assert claimed(engine) is not None
 
 
+def test_a_lease_that_was_lost_by_a_living_worker_is_no_try(engine):
+    run_id = new_run(engine)
+    for _ in range(5):
+        lost = claimed(engine)
+        expire(engine)
+        assert claimed(engine) is not None
+        store.take_back_try(engine, lost)
+        assert store.find(engine, run_id).attempts == 1
+        store.hand_back(engine, Lease(run_id, lost.fence + 1))
+
+
+def test_a_try_is_taken_back_only_from_runs_that_others_have(engine):
+    run_id = new_run(engine)
+    lease = claimed(engine)
+    store.take_back_try(engine, lease)
+    assert store.find(engine, run_id).attempts == 1
+    store.finish(engine, lease)
+    store.take_back_try(engine, Lease(run_id, lease.fence - 1))
+    assert store.find(engine, run_id).attempts == 1
+
+
 def test_a_paused_run_waits(engine):
     run_id = new_run(engine)
     store.hand_back(engine, claimed(engine), 3600, "paused: no space left on device")

@@ -95,6 +95,39 @@ def test_the_sentence_says_what_is_wrong(name, sentence, tmp_path):
         unpack(copy, tmp_path / "data", Limits())
 
 
+def zipped(*names):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as file:
+        for name in names:
+            file.writestr(name, picture("red"))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "names, sentence",
+    [
+        (
+            (f"{chr(0x1F600) * 100}/0.png", "b/0.png"),
+            "a name of 400 bytes in UTF-8; 200 are allowed",
+        ),
+        (("a/0.png", "a/0.png/1.png"), "a file and a folder in the archive have the same name"),
+        (("a/0.png/1.png", "a/0.png"), "a file and a folder in the archive have the same name"),
+        (("a/0.png", "A/0.PNG/1.png"), "a file and a folder in the archive have the same name"),
+        (("caf\u00e9/0.png", "cafe\u0301/0.png"), "is in the archive twice"),
+    ],
+)
+def test_names_that_no_file_system_takes_are_said(client, visitor, names, sentence):
+    answer = send(client, "data", zipped(*names))
+    assert answer.status_code == 422
+    assert sentence in answer.json()["message"]
+    assert nothing_is_left(visitor)
+
+
+def test_a_name_may_have_200_bytes(tmp_path):
+    (tmp_path / "received").write_bytes(zipped(f"{chr(0x1F600) * 50}/0.png", "b/0.png"))
+    assert unpack(tmp_path / "received", tmp_path / "data", Limits()) == (2, 2)
+
+
 def test_a_hostile_archive_is_a_422(visitor, client):
     answer = send(client, "data", (HOSTILE / "escape.zip").read_bytes())
     assert answer.status_code == 422

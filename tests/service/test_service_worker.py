@@ -12,6 +12,7 @@ import pytest
 import service_searches as searches
 from service_parts import PATIENCE_S, REAL, accuracies, opened, run_of, wait_for
 from service_searches import trial_of
+from sqlalchemy import update
 
 from haq.errors import HaqError
 from haq.runs import folder as results
@@ -19,7 +20,8 @@ from haq.runs.job import Job
 from haq.runs.run import run
 from haq.service import place, store
 from haq.service.processes import run_worker
-from haq.service.searching import SearchProcess
+from haq.service.searching import Message, SearchProcess
+from haq.service.tables import RUNS
 from haq.service.tail import Tail
 from haq.service.worker import in_process, sweep, work
 
@@ -200,6 +202,61 @@ def test_two_processes_never_write_one_run(tmp_path):
     first.end(0)
     second.end(PATIENCE_S)
     assert ending.kind == "locked"
+
+
+class Finished:
+    """A search that has ended, and what happens before and after it says so."""
+
+    def __init__(self, before=lambda: None, after=lambda: None):
+        self.before, self.after = before, after
+
+    def message(self, seconds):
+        self.before()
+        return Message("finished")
+
+    def extend(self, deadline):
+        pass
+
+    def end(self, seconds):
+        self.after()
+
+
+def work_once(engine, settings, process):
+    """Be a worker that starts this process, until there is nothing more to do."""
+    stop = threading.Event()
+    work(engine, settings, stop, lambda job, folder, deadline: process, stop.set)
+
+
+def test_what_is_over_is_written_before_its_process_is_waited_for(tmp_path):
+    settings, engine = opened(tmp_path)
+    run_id = run_of(engine, FEW)
+    states = []
+    process = Finished(after=lambda: states.append(store.find(engine, run_id).state))
+    work_once(engine, settings, process)
+    assert states == ["finished"]
+
+
+def test_a_lease_lost_between_the_end_and_the_write_is_no_try(tmp_path):
+    settings, engine = opened(tmp_path)
+    run_id = run_of(engine, FEW)
+
+    def another_takes_it():
+        with engine.begin() as connection:
+            connection.execute(update(RUNS).values(lease_until=0.0))
+        store.claim(engine, "another", 3600, settings.tries)
+
+    work_once(engine, settings, Finished(before=another_takes_it))
+    run = store.find(engine, run_id)
+    assert (run.state, run.worker, run.attempts) == ("running", "another", 1)
+
+
+def test_a_finished_search_is_not_done_again(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    results.write_json(folder / "summary.json", {"state": "finished"})
+    process = SearchProcess(FEW, folder, searches.raises, time.monotonic() + PATIENCE_S)
+    assert wait_for(lambda: process.message(0.1)).kind == "finished"
+    process.end(PATIENCE_S)
 
 
 def test_the_files_of_a_deleted_run_are_taken_away(tmp_path, at_work):
