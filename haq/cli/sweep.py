@@ -40,7 +40,10 @@ def sweep_command(
     ] = None,
     **options: Any,
 ) -> None:  # fmt: skip
-    """Search under several budgets, one after the other, and draw the front."""
+    """Search under several budgets, one after the other, and draw the front.
+
+    The best uniform bits within each budget are searched as well and treated alike.
+    """
     from haq.cli.terminal.progress import progress
     from haq.reports.sweep import find_sweep, parse_sweep, run_sweep, start
 

@@ -4,7 +4,8 @@ import csv
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,40 +14,55 @@ from haq.errors import HaqError, RunError
 from haq.reports.charts.best import best_so_far_chart
 from haq.reports.charts.front import MEASURES, front_chart, quantities
 from haq.reports.charts.policies import policies_chart
-from haq.reports.charts.theme import Chart, Row, amount
+from haq.reports.charts.theme import Row, amount
+from haq.reports.comparable import (
+    UNIFORM,
+    against_uniform,
+    by_test_set,
+    shared_quantities,
+    treatment,
+)
 from haq.reports.page import Cell, Section, Table, number, render
 from haq.runs.folder import read_job, read_json, read_trials
+from haq.runs.job import Job
 
 
 def compared(folders: Sequence[Path]) -> list[Row]:
     """Return a row for each run: what was asked for and what came of it.
 
     Quantities are columns of their names, with their units in ``units``; what a run does not know
-    is None.
+    is None. Runs of equal ``test_set`` were tested on the same images; runs of equal ``treatment``
+    differ in nothing but their agents.
 
     Raises:
         RunError: A run has no finished episode, or is damaged.
     """
-    rows: list[Row] = []
-    for folder, name in zip(folders, _names(folders), strict=True):
+    for folder in folders:
         if not (folder / "summary.json").exists():
             raise RunError(
                 f"run {folder} has no finished episode yet: haq search --resume {folder}"
             )
-        job, summary = read_job(folder), read_json(folder / "summary.json")
-        rows.append(
-            {
-                "run": name, "state": summary["state"], "model": job.model,
-                "data": job.data.partition(":")[0], "target": job.target or "",
-                "agent": job.agent + (" (paper)" if job.paper else ""), "seed": job.seed,
-                "budget": " ".join(job.budgets),
-                "episodes": summary["episodes"], "evaluations": summary["evaluations"],
-                "evaluation_seconds": summary["evaluation_seconds"],
-                **{name: summary.get(name) for name in _ACCURACIES},
-                **summary["cost"], "units": summary["units"],
-            }
-        )  # fmt: skip
-    return rows
+    summaries = [read_json(folder / "summary.json") for folder in folders]
+    return [
+        _row(name, read_job(folder), summary) | {"test_set": images}
+        for folder, name, summary, images in zip(
+            folders, _names(folders), summaries, by_test_set(summaries), strict=True
+        )
+    ]
+
+
+def _row(name: str, job: Job, summary: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "run": name, "state": summary["state"], "model": job.model,
+        "data": job.data.partition(":")[0], "test_set": 1, "target": job.target or "",
+        "agent": job.agent + (" (paper)" if job.paper else ""), "seed": job.seed,
+        "budget": " ".join(job.budgets),
+        "episodes": summary["episodes"], "evaluations": summary["evaluations"],
+        "evaluation_seconds": summary["evaluation_seconds"],
+        **{name: summary.get(name) for name in _ACCURACIES},
+        **summary["cost"], "units": summary["units"],
+        "treatment": treatment(job.model_dump(mode="json")),
+    }  # fmt: skip
 
 
 _ACCURACIES = (
@@ -68,7 +84,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 def comparison_csv(rows: Sequence[Row]) -> str:
     """Return the rows as CSV; the names of quantities carry their units."""
     units = quantities(rows)
-    columns = [name for name in rows[0] if name not in units and name != "units"]
+    columns = [name for name in rows[0] if name not in (*units, "units", "treatment")]
     columns += list(units)
     heads = [f"{name} ({units[name]})" if name in units else name for name in columns]
     text = io.StringIO()
@@ -100,59 +116,109 @@ def _common(rows: Sequence[Row]) -> str:
     return " · ".join(", ".join(values) for values in found.values() if values)
 
 
-def comparison_sections(
-    folders: Sequence[Path], rows: Sequence[Row], reference: str | None = None
-) -> list[Section]:
-    """Return the sections of the page.
+def comparison_sections(folders: Sequence[Path], rows: Sequence[Row]) -> list[Section]:
+    """Return the sections of the page; runs tested on other images have sections of their own.
 
     Args:
         folders: The runs.
         rows: Their ``compared``.
-        reference: An agent whose runs are drawn as the line to beat, if there is one.
     """
-    fronts = _fronts(rows, reference)
-    sections = []
-    if fronts:
-        sections.append(
-            Section("front", "Accuracy and cost", "Where each run ended.", charts=[fronts])
-        )
+    sets = {row["test_set"]: str(row["data"]) for row in rows}
+    if len(sets) == 1:
+        return _sections(folders, rows)
+    names = ", ".join(f"{at}: {data}" for at, data in sorted(sets.items()))
+    lead = (
+        f"These runs were tested on {len(sets)} different sets of images ({names}). Accuracies "
+        "on different images do not compare, so each set has charts and tables of its own."
+    )
+    sections = [Section("sets", "Different test sets", lead)]
+    for images in sorted(sets):
+        own = [at for at, row in enumerate(rows) if row["test_set"] == images]
+        some = _sections([folders[at] for at in own], [rows[at] for at in own])
+        sections += [_of_set(section, images) for section in some]
+    return sections
+
+
+def _of_set(section: Section, images: int) -> Section:
+    """Return a section whose title and keys name its test set."""
+    return replace(
+        section,
+        key=f"{section.key}-{images}",
+        title=f"Test set {images}: {section.title[0].lower()}{section.title[1:]}",
+        tables=[table._replace(key=table.key and f"{table.key}-{images}")
+                for table in section.tables],
+        charts=[[chart._replace(key=f"{chart.key}-{images}") for chart in choice]
+                for choice in section.charts],
+    )  # fmt: skip
+
+
+def _sections(folders: Sequence[Path], rows: Sequence[Row]) -> list[Section]:
+    sections = [*_against(rows), *_front(rows)]
     sections.append(Section("runs", "Runs", tables=[_table(rows)]))
     trials = {row["run"]: read_trials(folder) for folder, row in zip(folders, rows, strict=True)}
     sections.append(Section("progress", "The searches", charts=[[best_so_far_chart(trials)]]))
     layers = [read_json(folder / "summary.json")["layers"] for folder in folders]
-    names = [[layer["name"] for layer in each] for each in layers]
-    if all(each == names[0] for each in names):
-        runs = [row["run"] for row in rows]
-        charts = [
-            policies_chart(runs, layers, "weight_bits"), policies_chart(runs, layers, "act_bits")
-        ]  # fmt: skip
-        sections.append(Section("policies", "Bits of each layer", charts=[charts]))
-    else:
-        note = "The runs have different layers, so their bits cannot be shown side by side."
-        sections.append(Section("policies", "Bits of each layer", notes=[note]))
-    return sections
+    return [*sections, _policies([row["run"] for row in rows], layers)]
 
 
-def _fronts(rows: Sequence[Row], reference: str | None) -> list[Chart]:
+def _against(rows: Sequence[Row]) -> list[Section]:
+    """Return the section that holds agents against uniform bits, where there are such runs."""
+    differences = against_uniform(rows)
+    if not differences:
+        return []
+    columns = ("budget", "agent", "seeds", "test accuracy", "best uniform bits", "points", "±")
+    cells = [
+        [
+            Cell(one.budget), Cell(one.agent), number(one.seeds),
+            number(one.accuracy, f"{one.accuracy:.2%}"), number(one.uniform, f"{one.uniform:.2%}"),
+            number(one.points, f"{one.points:+.2f}"),
+            number(one.error, None if one.error is None else f"{one.error:.2f}"),
+        ]
+        for one in differences
+    ]  # fmt: skip
+    above = [one for one in differences if one.points > 0]
+    lead = (
+        f"{len(above)} of {len(differences)} have a higher test accuracy than the best uniform "
+        "bits within the same budget, which had the same evaluation and fine-tuning."
+    )
+    note = "±: standard error over the seeds. Without it, look at more seeds before you conclude."
+    table = Table("Against uniform bits", columns, cells, "uniform-table")
+    return [Section("uniform", "Better than uniform bits?", lead, tables=[table], notes=[note])]
+
+
+def _front(rows: Sequence[Row]) -> list[Section]:
     """Return a chart for each quantity that several runs know, the budgeted ones first."""
-    shared = [q for q in quantities(rows) if sum(row.get(q) is not None for row in rows) > 1]
+    shared = shared_quantities(rows, quantities(rows))
     budgeted = {text.partition("=")[0] for row in rows for text in row["budget"].split()}
     shared.sort(key=lambda quantity: quantity not in budgeted)
     # All by the same measure: a test accuracy beside a validation accuracy would mislead.
     fields = [name for name in MEASURES if all(row[name] is not None for row in rows)]
-    return [front_chart(rows, q, field, reference) for q in shared for field in fields]
+    charts = [front_chart(rows, q, field, UNIFORM) for q in shared for field in fields]
+    if not charts:
+        return []
+    return [Section("front", "Accuracy and cost", "Where each run ended.", charts=[charts])]
+
+
+def _policies(runs: Sequence[str], layers: Sequence[Sequence[Row]]) -> Section:
+    names = [[layer["name"] for layer in each] for each in layers]
+    if any(each != names[0] for each in names):
+        note = "The runs have different layers, so their bits cannot be shown side by side."
+        return Section("policies", "Bits of each layer", notes=[note])
+    charts = [policies_chart(runs, layers, field) for field in ("weight_bits", "act_bits")]
+    return Section("policies", "Bits of each layer", charts=[charts])
 
 
 def _table(rows: Sequence[Row]) -> Table:
     units = {**UNITS, **quantities(rows)}
     costs = list(quantities(rows))
-    columns = ["run", "budget", "agent", "seed", "final test", "final validation",
-               "best episode, validation", "float test"]  # fmt: skip
+    columns = ["run", "model", "data", "budget", "agent", "seed", "final test",
+               "final validation", "validation in its episode", "float test"]  # fmt: skip
     columns += [f"{quantity} ({units[quantity]})" for quantity in costs]
     columns += ["evaluations", "seconds", "state"]
     cells = []
     for row in rows:
-        line = [Cell(row["run"]), Cell(row["budget"]), Cell(row["agent"]), number(row["seed"])]
+        line = [Cell(row[field]) for field in ("run", "model", "data", "budget", "agent")]
+        line.append(number(row["seed"]))
         line += [
             number(row[field], None if row[field] is None else f"{row[field]:.2%}")
             for field in ("final_test_accuracy", "final_val_accuracy", "episode_val_accuracy",

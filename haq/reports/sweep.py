@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,36 +18,37 @@ from haq.agents import AGENTS, uniform
 from haq.datasets import load
 from haq.errors import DivergedError, HaqError, RunError, look_up
 from haq.files import write_bytes, write_text
+from haq.reports.comparable import UNIFORM
 from haq.reports.compare import compared, comparison_csv, comparison_sections
 from haq.reports.page import render
-from haq.runs import folder as results
 from haq.runs.float_network import fresh_model
+from haq.runs.folder import HOME, new_folder, read_json, write_job
 from haq.runs.job import Job, parse_job
 from haq.runs.plan import images_of, plan
 from haq.runs.progress import OnProgress
 from haq.runs.run import run
-
-REFERENCE = "uniform"
-"""The agent that every other one is held against: it plays in every sweep."""
 
 
 class Sweep(BaseModel):
     """What was asked for, as it is kept in ``sweep.json``.
 
     Attributes:
-        job: All but what varies.
-        budgets: One search each, such as "avg_weight_bits=3", beside those of the job.
-        agents: Names.
+        budgets: One search each, such as "avg_weight_bits=3", beside those of the jobs.
+        jobs: Agent to its job, that of the uniform reference first: all but what varies.
         seeds: Of the searches.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: str = "haq-sweep/1"
-    job: Job
+    format: Literal["haq-sweep/2"] = "haq-sweep/2"
     budgets: tuple[str, ...]
-    agents: tuple[str, ...]
+    jobs: dict[str, Job]
     seeds: tuple[int, ...]
+
+    @property
+    def job(self) -> Job:
+        """The job of one of the agents: what all have in common."""
+        return list(self.jobs.values())[-1]
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,35 @@ def parse_sweep(
         numbers = tuple(dict.fromkeys(int(seed) for seed in seeds.split(",")))
     except ValueError:
         raise HaqError(f"seeds {seeds!r}: write numbers with commas between them") from None
-    agent = "ddpg" if "ddpg" in names else names[0]
-    fixed = tuple(fields.get("budgets", ()))
-    job = parse_job(**{**fields, "budgets": (*fixed, swept[0]), "agent": agent, "seed": numbers[0]})
     for number in numbers:
         parse_job(seed=number)
-    return Sweep(
-        job=job.model_copy(update={"budgets": fixed}), budgets=swept, agents=names, seeds=numbers
-    )
+    fixed = tuple(fields.get("budgets", ()))
+    jobs = _jobs(names, {**fields, "budgets": (*fixed, swept[0]), "seed": numbers[0]})
+    jobs = {name: job.model_copy(update={"budgets": fixed}) for name, job in jobs.items()}
+    return Sweep(budgets=swept, jobs=jobs, seeds=numbers)
+
+
+def _jobs(names: Iterable[str], fields: Mapping[str, Any]) -> dict[str, Job]:
+    """Return the job of each agent and of the uniform reference.
+
+    All are evaluated and fine-tuned alike, as suits the agent among them that asks for the most:
+    else they would differ by more than by their policies. Only the number of episodes is each
+    agent's own, unless it was given.
+    """
+    paper = bool(fields.get("paper"))
+    if paper and "ddpg" not in names:
+        raise HaqError(f"paper is a way to run ddpg, not {', '.join(names)}; leave one of them out")
+    own = {}
+    for name in names:
+        alike = {**fields, "agent": name, "paper": paper and name == "ddpg"}
+        own[name] = parse_job(**alike | ({"distill": False} if paper else {}))
+    searching = [job for name, job in own.items() if name != UNIFORM] or list(own.values())
+    most = max(searching, key=lambda job: (job.evaluation == "finetune", job.finalists))
+    alike = {name: getattr(most, name) for name in ("evaluation", "finalists", "reward")}
+    reference = own.get(UNIFORM) or most.model_copy(update={"agent": UNIFORM, "paper": False})
+    reference = reference.model_copy(update={"episodes": uniform.WIDTHS})
+    jobs = {UNIFORM: reference} | {name: own[name] for name in names if name != UNIFORM}
+    return {name: job.model_copy(update=alike) for name, job in jobs.items()}
 
 
 def _budgets(text: str) -> list[str]:
@@ -101,19 +123,14 @@ def _budgets(text: str) -> list[str]:
 
 def searches(sweep: Sweep) -> list[Planned]:
     """Return the searches of a sweep in the order in which they run, the reference among them."""
-    found = []
+    planned = []
     for budget in sweep.budgets:
-        for agent in dict.fromkeys((REFERENCE, *sweep.agents)):
+        for agent, job in sweep.jobs.items():
             for seed in sweep.seeds:
-                changes: dict[str, Any] = {
-                    "budgets": (budget, *sweep.job.budgets), "agent": agent, "seed": seed,
-                    "paper": sweep.job.paper and agent == "ddpg",
-                }  # fmt: skip
-                if agent == REFERENCE:  # there are no more policies than that
-                    changes["episodes"] = min(sweep.job.episodes, uniform.WIDTHS)
                 name = re.sub(r"[^\w.=-]", "-", f"{budget.replace('%', 'p')}-{agent}-{seed}")
-                found.append(Planned(name, sweep.job.model_copy(update=changes)))
-    return found
+                fields = {"budgets": (budget, *job.budgets), "seed": seed}
+                planned.append(Planned(name, job.model_copy(update=fields)))
+    return planned
 
 
 def start(sweep: Sweep, name: str | None) -> Path:
@@ -125,7 +142,7 @@ def start(sweep: Sweep, name: str | None) -> Path:
     _check(sweep)
     quantity = "-".join(dict.fromkeys(budget.partition("=")[0] for budget in sweep.budgets))
     named = sweep.job.model_copy(update={"budgets": ("sweep", quantity), "agent": ""})
-    folder = results.new_folder(named, name)
+    folder = new_folder(named, name)
     write_text(folder / "sweep.json", sweep.model_dump_json(indent=2) + "\n")
     return folder
 
@@ -146,7 +163,7 @@ def find_sweep(name: str) -> Path:
     Raises:
         RunError: There is no sweep there.
     """
-    for folder in (Path(name), results.HOME / name):
+    for folder in (Path(name), HOME / name):
         if (folder / "sweep.json").is_file():
             return folder
     raise RunError(f"no sweep at {name!r}: there is no sweep.json")
@@ -158,7 +175,7 @@ def read_sweep(folder: Path) -> Sweep:
     Raises:
         RunError: It is missing or damaged.
     """
-    content = results.read_json(folder / "sweep.json")
+    content = read_json(folder / "sweep.json")
     try:
         return Sweep.model_validate(content)
     except ValidationError as error:
@@ -208,7 +225,7 @@ def run_sweep(
 
 def _state(place: Path) -> str | None:
     summary = place / "summary.json"
-    return str(results.read_json(summary)["state"]) if summary.exists() else None
+    return str(read_json(summary)["state"]) if summary.exists() else None
 
 
 def _prepare(folder: Path, search: Planned, planned: Iterable[Planned]) -> None:
@@ -224,7 +241,7 @@ def _prepare(folder: Path, search: Planned, planned: Iterable[Planned]) -> None:
     if done:
         for name in ("float.safetensors", "clips.safetensors"):
             write_bytes(place / name, (done[0] / name).read_bytes())
-        results.write_job(place, search.job)
+        write_job(place, search.job)
 
 
 def write_results(folder: Path) -> None:
@@ -239,12 +256,12 @@ def write_results(folder: Path) -> None:
     rows = compared(done)
     write_text(folder / "sweep.csv", comparison_csv(rows))
     title = f"{sweep.job.model}: {' '.join(_listed(sweep.budgets))}"
-    agents = ", ".join(dict.fromkeys((*sweep.agents, REFERENCE)))
+    agents = ", ".join(sweep.jobs)
     subtitle = (
         f"Sweep {folder.resolve().name} · {sweep.job.data.partition(':')[0]} · {agents} · "
         f"{len(done)} of {len(planned)} runs finished"
     )
-    sections = comparison_sections(done, rows, REFERENCE)
+    sections = comparison_sections(done, rows)
     write_text(folder / "sweep.html", render(title, subtitle, sections))
 
 

@@ -6,8 +6,10 @@ from contextlib import contextmanager
 
 import pytest
 
+from haq.agents import uniform
 from haq.cli.main import main
 from haq.errors import BudgetError, HaqError, RunError
+from haq.reports.comparable import treatment
 from haq.reports.sweep import find_sweep, parse_sweep, read_sweep, run_sweep, searches, start
 from haq.runs import folder as results
 
@@ -37,11 +39,45 @@ def test_a_search_for_each_budget_agent_and_seed_and_the_reference():
     assert job.episodes == 3
 
 
-def test_the_reference_plays_each_width_once():
-    sweep = small(episodes=100)
-    first, second, *_ = searches(sweep)
-    assert (first.job.agent, first.job.episodes) == ("uniform", 7)
-    assert (second.job.agent, second.job.episodes) == ("ddpg", 100)
+def test_the_reference_plays_what_it_needs_whatever_the_agents_play():
+    for episodes in (1, 100):
+        first, second, *_ = searches(small(episodes=episodes))
+        assert (first.job.agent, first.job.episodes) == ("uniform", uniform.WIDTHS)
+        assert (second.job.agent, second.job.episodes) == ("ddpg", episodes)
+
+
+TREATMENT = ("evaluation", "finalists", "reward", "lr", "train_images", "val_images", "distill",
+             "final_epochs", "rounding_steps", "clipping", "calibration_images")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "agents, evaluation, finalists",
+    [
+        ("ilp", "cheap", 0),
+        ("guided", "cheap", 3),
+        ("ilp,guided", "cheap", 3),
+        ("guided,random", "finetune", 0),
+        ("uniform", "finetune", 0),
+        ("uniform,ilp", "cheap", 0),
+    ],
+)
+def test_all_are_evaluated_and_fine_tuned_alike(agents, evaluation, finalists):
+    jobs = [search.job for search in searches(parse_sweep(["size=9kB"], agents, "0", ALIKE))]
+    assert jobs[0].agent == "uniform" and len(jobs) == len({*agents.split(","), "uniform"})
+    for job in jobs:
+        assert (job.evaluation, job.finalists) == (evaluation, finalists)
+        assert all(getattr(job, name) == getattr(jobs[0], name) for name in TREATMENT)
+        assert treatment(job.model_dump(mode="json")) == treatment(jobs[0].model_dump(mode="json"))
+
+
+ALIKE = {name: value for name, value in SMALL.items() if name != "episodes"}
+
+
+def test_an_agent_that_needs_one_episode_plays_one_beside_others():
+    jobs = {
+        s.job.agent: s.job for s in searches(parse_sweep(["size=9kB"], "ilp,guided", "0", ALIKE))
+    }
+    assert jobs["ilp"].episodes == 1 and jobs["guided"].episodes != 1
 
 
 def test_a_budget_of_the_job_is_kept_by_every_search():
