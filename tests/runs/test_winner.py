@@ -12,6 +12,7 @@ from haq.runs import profile as profiling
 from haq.runs.folder import read_job, read_json
 from haq.runs.job import parse_job
 from haq.runs.plan import plan
+from haq.runs.progress import silent
 from haq.runs.run import run
 
 
@@ -22,17 +23,21 @@ def measured(tmp_path_factory):
     return out
 
 
-def searched(folder, target, budgets, **fields):
+def searched(folder, target, budgets, on_progress=silent, **fields):
     folder.mkdir()
     job = parse_job(
         model="digits_mlp", target=str(target), budgets=budgets, agent="uniform", episodes=2,
         float_epochs=1, train_images=64, val_images=64, final_epochs=0, threads=1, **fields,
     )  # fmt: skip
-    return run(job, folder)
+    return run(job, folder, on_progress)
 
 
 def test_the_winner_is_measured_and_stands_beside_its_prediction_and_the_budget(measured, tmp_path):
-    summary = searched(tmp_path / "run", measured, ["latency=1000%w7a8"])
+    shown = []
+    summary = searched(tmp_path / "run", measured, ["latency=1000%w7a8"], shown.append)
+    note = "layer 'fc1' is pinned to w7a8: here does not offer w8a8"
+    assert summary["notes"][0] == note
+    assert [now.note for now in shown if now.stage == "plan"] == ["; ".join(summary["notes"])]
     latency = summary["measured_latency"]
     assert latency["how"] == "best"
     assert 0 < latency["low"] <= latency["value"] <= latency["high"] < latency["budget"]
