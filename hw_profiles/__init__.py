@@ -1,19 +1,31 @@
 """Targets: what a layer costs on a piece of hardware, at each pair of bit-widths.
 
 A target is a profile: a JSON file next to this one and a line in ``TARGETS``. A kind of formula is
-a module, a class in ``document.py`` for its constants and a line in ``MODELS``.
+a module with its constants and a name in ``profile.Model``.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from haq.errors import TargetError, look_up
-from haq.hw_profiles import bitfusion, bitserial, document, roofline, table
-from haq.hw_profiles.document import BitFusion, Bitserial, Measured, Profile, Roofline
-from haq.hw_profiles.lookup import Answer, Explained, Formula, ProfileTarget
-from haq.hw_profiles.measured import MeasuredTarget
+from haq.hw_profiles import document, table
+from haq.hw_profiles.answers import CostAnswer, Explained
+from haq.hw_profiles.formula import Constants
+from haq.hw_profiles.measured import Measured
+from haq.hw_profiles.measured_target import MeasuredTarget
+from haq.hw_profiles.profile import Profile
+from haq.hw_profiles.target import ProfileTarget
 
-__all__ = ["TARGETS", "Answer", "Explained", "Profile", "ProfileTarget", "build", "find", "load"]
+__all__ = [
+    "TARGETS",
+    "CostAnswer",
+    "Explained",
+    "Profile",
+    "ProfileTarget",
+    "build",
+    "find",
+    "load",
+]
 
 _HERE = Path(__file__).parent
 
@@ -29,30 +41,6 @@ TARGETS: Mapping[str, Path] = {
     )
 }
 """The profiles that come with the package."""
-
-
-def _bitserial(profile: Profile, batch: int) -> Formula:
-    model = profile.model
-    assert isinstance(model, Bitserial) and profile.clock_hz is not None
-    return bitserial.Formula(model.overlay, model.power, profile.clock_hz, batch)
-
-
-def _bitfusion(profile: Profile, batch: int) -> Formula:
-    assert isinstance(profile.model, BitFusion)
-    return bitfusion.Formula(profile.model.array, profile.model.energy, batch)
-
-
-def _roofline(profile: Profile, batch: int) -> Formula:
-    assert isinstance(profile.model, Roofline)
-    return roofline.Formula(profile.model.machine, batch)
-
-
-MODELS: Mapping[str, Callable[[Profile, int], Formula]] = {
-    "bitserial": _bitserial,
-    "bitfusion": _bitfusion,
-    "roofline": _roofline,
-}
-"""The "type" of a profile's model to the formula it gives for a batch."""
 
 
 def find(name: str) -> Profile:
@@ -87,10 +75,12 @@ def build(profile: Profile, batch: int | None = None) -> ProfileTarget:
             for bits that it declares.
     """
     size = profile.batch.reference if batch is None else batch
-    if isinstance(profile.model, Measured):
+    model = profile.model
+    if isinstance(model, Measured):
         return MeasuredTarget(profile, size)
-    formula = MODELS.get(profile.model.type) if profile.model else None
-    return ProfileTarget(profile, size, formula(profile, size) if formula else None)
+    if isinstance(model, Constants):
+        return ProfileTarget(profile, size, model.formula(profile.clock_hz or 0.0, size))
+    return ProfileTarget(profile, size)
 
 
 def load(name: str, batch: int | None = None) -> ProfileTarget:

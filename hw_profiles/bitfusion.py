@@ -8,17 +8,24 @@ wider words, the cost of a layer is that of the cheapest pair at least as wide.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import product
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import model_validator
 
 from haq.allocation.policy import Bits
 from haq.errors import TargetError
 from haq.hw_profiles import cache, tiling
+from haq.hw_profiles.formula import (
+    Ceilings,
+    Constants,
+    check_counts,
+    check_not_negative,
+)
 from haq.hw_profiles.tiling import Array, Conv, Energy, Work
 from haq.network.layers import Layer
 
@@ -140,7 +147,7 @@ def _costs(array: Array, energy: Energy, layer: Conv | Depthwise) -> tuple[Costs
 
 
 @dataclass(frozen=True)
-class Formula:
+class BitFusionFormula:
     """What layers cost on an array of fusion units.
 
     Attributes:
@@ -176,6 +183,11 @@ class Formula:
             counts = works(self.array, self.energy, one)[bits]
         return Work(*(times * count for count in counts))
 
+    def ceilings(self, bits: Bits, clock_hz: float) -> Ceilings:
+        """Return the rate of all fusion units, and that of the memory."""
+        macs = self.array.rows * self.array.columns * self.array.products(bits) * clock_hz
+        return Ceilings(macs, self.array.dram_bits / 8 * clock_hz)
+
     def _at(self, layer: Layer, bits: Bits, which: int) -> dict[str, float]:
         one, groups = shape(layer, self.batch)
         times, place = groups * layer.calls, (bits.weight - 1, bits.act - 1)
@@ -195,3 +207,31 @@ def _naming(layer: Layer) -> Iterator[None]:
             f"layer {layer.name!r}: the buffers of the array do not hold what one output needs "
             f"under its kernel of {height} x {width}; take a target with larger ones"
         ) from error
+
+
+class BitFusion(Constants):
+    """Constants of an array of fusion units."""
+
+    gives: ClassVar[Mapping[str, str]] = {"latency": "cycles", "energy": "nJ"}
+
+    type: Literal["bitfusion"]
+    array: Array
+    energy: Energy
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        check_counts("array", asdict(self.array))
+        if self.array.fewest_bits > self.array.most_bits:
+            raise ValueError("array.fewest_bits must not be more than array.most_bits")
+        check_not_negative("energy", asdict(self.energy))
+        return self
+
+    def check_widest(self, bits: int) -> None:
+        """Say so if a fusion unit is narrower than the widest operand declared."""
+        most = self.array.most_bits
+        if bits > most:
+            raise ValueError(f"array.most_bits is {most}, so {bits} must not be among the bits")
+
+    def formula(self, clock_hz: float, batch: int) -> BitFusionFormula:
+        """Return the formula for a batch of images; its costs are cycles, whatever the clock."""
+        return BitFusionFormula(self.array, self.energy, batch)

@@ -5,10 +5,14 @@ layer never takes less than (weight bits x activation bits) passes. What it ofte
 memory: then the bits of one operand alone decide. Cycles are whole numbers and exact.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import ClassVar, Literal, NamedTuple, Self
+
+from pydantic import model_validator
 
 from haq.allocation.policy import Bits
+from haq.hw_profiles.formula import Ceilings, Constants, check_counts
 from haq.network.layers import Layer
 
 
@@ -160,7 +164,7 @@ def product(overlay: Overlay, layer: Layer, batch: int) -> Product:
 
 
 @dataclass(frozen=True)
-class Formula:
+class BitserialFormula:
     """What layers cost on an overlay at one clock and batch size.
 
     Attributes:
@@ -194,3 +198,28 @@ class Formula:
         static_nj = self.power.static_w * work.cycles / self.clock_hz * 1e9
         dynamic_pj = self.power.pj_per_binop * binops + self.power.pj_per_dram_bit * work.fetched
         return static_nj + dynamic_pj / 1000
+
+    def ceilings(self, bits: Bits, clock_hz: float) -> Ceilings:
+        """Return the rate of all binary lanes, and both memory channels together."""
+        lanes = self.overlay.rows * self.overlay.columns * self.overlay.word_bits
+        macs = lanes * clock_hz / (bits.weight * bits.act)
+        return Ceilings(macs, 2 * self.overlay.port_bits / 8 * clock_hz)
+
+
+class Bitserial(Constants):
+    """Constants of a bit-serial overlay."""
+
+    gives: ClassVar[Mapping[str, str]] = {"latency": "cycles", "energy": "nJ"}
+
+    type: Literal["bitserial"]
+    overlay: Overlay
+    power: Power
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        check_counts("overlay", asdict(self.overlay))
+        return self
+
+    def formula(self, clock_hz: float, batch: int) -> BitserialFormula:
+        """Return the formula for a batch of images at the overlay's clock."""
+        return BitserialFormula(self.overlay, self.power, clock_hz, batch)

@@ -4,10 +4,15 @@ Nothing is tiled, padded or moved twice, so a real machine of the same sizes is 
 model to take where nothing but the peak rate and the bandwidth of a machine is known.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from math import prod
+from typing import ClassVar, Literal, Self
+
+from pydantic import model_validator
 
 from haq.allocation.policy import Bits
+from haq.hw_profiles.formula import Ceilings, Constants, check_not_negative
 from haq.network.layers import Layer
 
 
@@ -50,7 +55,7 @@ def share(bits: Bits) -> float:
 
 
 @dataclass(frozen=True)
-class Formula:
+class RooflineFormula:
     """What layers cost on a machine for a batch of images."""
 
     machine: Machine
@@ -82,3 +87,29 @@ class Formula:
         product_pj += machine.weight_pj * bits.weight + machine.act_pj * bits.act
         picojoules = products * product_pj + machine.dram_pj * moved
         return {"latency": seconds * 1e9, "energy": picojoules / 1000}
+
+    def ceilings(self, bits: Bits, clock_hz: float) -> Ceilings:
+        """Return the two limits of the machine, whatever its clock."""
+        return Ceilings(self.machine.peak(bits), self.machine.bytes_per_second)
+
+
+class Roofline(Constants):
+    """Constants of a roofline."""
+
+    gives: ClassVar[Mapping[str, str]] = {"latency": "ns", "energy": "nJ"}
+
+    type: Literal["roofline"]
+    machine: Machine
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        limits = asdict(self.machine)
+        for field in ("macs_per_second", "bytes_per_second"):
+            if not limits[field] > 0:
+                raise ValueError(f"machine.{field} must be more than 0, not {limits[field]}")
+        check_not_negative("machine", limits)
+        return self
+
+    def formula(self, clock_hz: float, batch: int) -> RooflineFormula:
+        """Return the formula for a batch of images; its costs are times, whatever the clock."""
+        return RooflineFormula(self.machine, batch)

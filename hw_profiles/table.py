@@ -14,18 +14,10 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from haq.errors import HaqError, TargetError, look_up
-from haq.hw_profiles.document import (
-    ENERGIES,
-    FORMAT,
-    TIMES,
-    Batch,
-    Profile,
-    Quantity,
-    Row,
-    Runtime,
-    Table,
-    explain,
-)
+from haq.hw_profiles.document import explain
+from haq.hw_profiles.profile import FORMAT, Profile
+from haq.hw_profiles.rows import Row, Table
+from haq.hw_profiles.schema import ENERGIES, TIMES, Batch, Quantity, Runtime
 
 _COSTS: Mapping[str, tuple[str, str]] = {
     **{f"latency_{unit.lower()}": ("latency", unit) for unit in (*TIMES, "cycles")},

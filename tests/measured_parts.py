@@ -1,6 +1,6 @@
 """A profile as ``haq profile`` writes it, small enough to count with."""
 
-from haq.hw_profiles.document import Profile
+from haq.hw_profiles.profile import Profile
 
 
 def measured_profile(**options):

@@ -9,9 +9,9 @@ from torch import nn
 
 from haq.allocation.policy import Bits
 from haq.errors import HaqError
-from haq.hw_profiles import Answer, ProfileTarget, load
-from haq.hw_profiles.bitfusion import Formula
-from haq.hw_profiles.document import weakest
+from haq.hw_profiles import CostAnswer, ProfileTarget, load
+from haq.hw_profiles.bitfusion import BitFusionFormula
+from haq.hw_profiles.schema import weakest
 from haq.models import build, input_shape
 from haq.network.graph import inventory
 from haq.network.layers import Layer
@@ -149,14 +149,14 @@ def _column(quantity: str, hardware: ProfileTarget) -> str:
 
 
 def _has_raw(hardware: ProfileTarget) -> bool:
-    return isinstance(hardware.formula, Formula)
+    return isinstance(hardware.formula, BitFusionFormula)
 
 
 def _raw(
-    hardware: ProfileTarget, layer: Layer, bits: Bits, answers: dict[str, Answer]
+    hardware: ProfileTarget, layer: Layer, bits: Bits, answers: dict[str, CostAnswer]
 ) -> dict[str, float]:
     """Return what the model says of exactly these bits, where the cost is less."""
-    if not isinstance(hardware.formula, Formula):
+    if not isinstance(hardware.formula, BitFusionFormula):
         return {}
     raw = {
         quantity: value + layer.calls * hardware.profile.quantities[quantity].per_call

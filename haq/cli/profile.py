@@ -52,8 +52,9 @@ def profile_command(  # noqa: PLR0913 - one argument an option
 ) -> None:  # fmt: skip
     """Measure a network in ONNX Runtime on this machine, for --target FILE."""
     from haq.cli.terminal.progress import progress
-    from haq.hw_profiles.onnx_runtime import Setup, check_provider
-    from haq.runs.profile import check_cpu, check_out, describe, run_profile, subject
+    from haq.hw_profiles.measure.onnx_runtime import Setup, check_provider
+    from haq.runs.profiling.profile import check_cpu, check_out, describe, run_profile
+    from haq.runs.profiling.subject import subject
 
     check_provider(provider)
     check_cpu(cpu)

@@ -24,8 +24,9 @@ from haq.errors import DataError, HaqError, ModelError
 from haq.files import write_bytes
 from haq.formats.onnx.export import lower, template
 from haq.formats.onnx.reference import simulate
-from haq.hw_profiles import kernels, onnx_runtime
-from haq.hw_profiles.onnx_runtime import Setup, Timing
+from haq.hw_profiles.measure import kernels, onnx_runtime, timing
+from haq.hw_profiles.measure.onnx_runtime import Setup
+from haq.hw_profiles.measure.timing import Timing
 from haq.quantization.fake_quant import QuantConv2d, QuantLinear, Rounding
 from haq.runs import folder as results
 from haq.runs.api import Run
@@ -237,7 +238,7 @@ def _latencies(
     times = onnx_runtime.measure(sessions, SETUP, on_round=on_round)
     return {
         "unit": "us", "batch": SETUP.batch, "threads": SETUP.threads, "clock": SETUP.clock,
-        "statistic": f"p{onnx_runtime.QUANTILE}", **{n: _interval(t) for n, t in times.items()},
+        "statistic": f"p{timing.QUANTILE}", **{n: _interval(t) for n, t in times.items()},
     }  # fmt: skip
 
 

@@ -6,8 +6,9 @@ from typing import Any
 from haq.allocation.costs import CostTable, Edge, Target
 from haq.allocation.policy import Policy
 from haq.hw_profiles import Explained, build, find
-from haq.hw_profiles.document import weakest
-from haq.hw_profiles.lookup import METHODS, listed
+from haq.hw_profiles.answers import METHODS
+from haq.hw_profiles.pairs import listed
+from haq.hw_profiles.schema import weakest
 
 
 def describe(name: str) -> dict[str, Any]:

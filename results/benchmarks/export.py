@@ -17,8 +17,8 @@ from haq.allocation.policy import FLOAT, Bits, readers
 from haq.datasets import load
 from haq.formats.onnx.export import lower, template
 from haq.formats.onnx.reference import simulate
-from haq.hw_profiles import onnx_runtime
-from haq.hw_profiles.onnx_runtime import Setup
+from haq.hw_profiles.measure import onnx_runtime, timing
+from haq.hw_profiles.measure.onnx_runtime import Setup
 from haq.models.weights import load_weights
 from haq.network.graph import trace
 from haq.quantization.calibration import calibrate
@@ -110,7 +110,7 @@ for name, policy in policies.items():
             "width": asked.width,
             "data": data.name,
             "quantized": "clips by KL, statistics corrected on 256 images, no fine-tuning",
-            "latency": f"{setup.clock}, one thread, one image, p{onnx_runtime.QUANTILE}",
+            "latency": f"{setup.clock}, one thread, one image, p{timing.QUANTILE}",
             "rows": rows,
             **provenance,
         },

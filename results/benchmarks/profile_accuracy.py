@@ -12,10 +12,11 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from haq.hw_profiles import onnx_runtime
+from haq.hw_profiles.measure import onnx_runtime
 from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as results
-from haq.runs.profile import ROUNDS, run_profile, subject
+from haq.runs.profiling.profile import ROUNDS, run_profile
+from haq.runs.profiling.subject import subject
 
 
 def main():

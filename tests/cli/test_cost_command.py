@@ -10,7 +10,7 @@ import pytest
 
 from haq.cli.main import main
 from haq.hw_profiles import TARGETS, load
-from haq.hw_profiles.bitfusion import Formula
+from haq.hw_profiles.bitfusion import BitFusionFormula
 
 PAIRS = {f"{weight},{act}" for weight in range(1, 9) for act in range(1, 9)}
 
@@ -75,7 +75,7 @@ def test_only_bitfusion_has_raw_values(haq: Haq) -> None:
     for name in TARGETS:
         layers = haq.json("cost", "--model", "digits_cnn", "--target", name, "--batch", "1")
         hardware = load(name, 1)
-        expected = isinstance(hardware.formula, Formula)
+        expected = isinstance(hardware.formula, BitFusionFormula)
         assert all(("raw" in layer) == expected for layer in layers["layers"])
 
 

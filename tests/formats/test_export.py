@@ -15,9 +15,9 @@ from haq.allocation.policy import FLOAT, Bits, readers
 from haq.errors import ModelError
 from haq.formats.onnx.export import lower, template
 from haq.formats.onnx.reference import simulate
-from haq.hw_profiles import onnx_runtime
-from haq.hw_profiles.kernels import INTEGER, Origins
-from haq.hw_profiles.onnx_runtime import Setup
+from haq.hw_profiles.measure import onnx_runtime
+from haq.hw_profiles.measure.kernels import INTEGER, Origins
+from haq.hw_profiles.measure.onnx_runtime import Setup
 from haq.models import build
 from haq.network.graph import trace
 from haq.quantization.calibration import calibrate

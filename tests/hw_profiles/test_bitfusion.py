@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from haq.allocation.policy import Bits
 from haq.errors import TargetError
 from haq.hw_profiles import ProfileTarget, bitfusion, cache, load, tiling
-from haq.hw_profiles.bitfusion import Depthwise, Formula, depthwise, envelope
+from haq.hw_profiles.bitfusion import BitFusionFormula, Depthwise, depthwise, envelope
 from haq.hw_profiles.tiling import Array, Conv, Energy, Work, search
 from haq.network.layers import Kind, Layer
 
@@ -34,9 +34,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def formula(name: str, batch: int | None = None) -> Formula:
+def formula(name: str, batch: int | None = None) -> BitFusionFormula:
     found = load(name, batch).formula
-    assert isinstance(found, Formula)
+    assert isinstance(found, BitFusionFormula)
     return found
 
 
@@ -316,8 +316,10 @@ def test_only_a_convolution_of_the_input_is_unrolled() -> None:
 
 
 def test_positions_of_a_linear_layer_are_images() -> None:
-    tokens = Formula(EYERISS.array, EYERISS.energy, batch=2).cost(linear(64, 64, 49), W8A8)
-    assert tokens == Formula(EYERISS.array, EYERISS.energy, batch=98).cost(linear(64, 64), W8A8)
+    tokens = BitFusionFormula(EYERISS.array, EYERISS.energy, batch=2).cost(linear(64, 64, 49), W8A8)
+    assert tokens == BitFusionFormula(EYERISS.array, EYERISS.energy, batch=98).cost(
+        linear(64, 64), W8A8
+    )
 
 
 def test_groups_are_done_one_after_the_other() -> None:

@@ -16,7 +16,7 @@ from haq.allocation.policy import Bits
 from haq.errors import HaqError, TargetError
 from haq.hw_profiles import (
     TARGETS,
-    Answer,
+    CostAnswer,
     Explained,
     ProfileTarget,
     build,
@@ -25,25 +25,21 @@ from haq.hw_profiles import (
     load,
     table,
 )
-from haq.hw_profiles.document import (
+from haq.hw_profiles.answers import METHODS
+from haq.hw_profiles.document import parse, read, write_json
+from haq.hw_profiles.pairs import listed
+from haq.hw_profiles.profile import Profile
+from haq.hw_profiles.rows import Cost, Row, Shape, shape_of
+from haq.hw_profiles.schema import (
     AMOUNTS,
     ENERGIES,
     STRENGTH,
     TIMES,
     Batch,
     BitRule,
-    Cost,
-    Profile,
     Quantity,
-    Row,
-    Shape,
-    parse,
-    read,
-    shape_of,
     weakest,
-    write_json,
 )
-from haq.hw_profiles.lookup import METHODS, listed
 from haq.network.layers import Layer
 
 CONV = Layer(
@@ -191,7 +187,7 @@ def target(*rows: Content, images: int | None = None, **more: Any) -> ProfileTar
     return build(profile(*rows, **more), images)
 
 
-def latency(target: ProfileTarget, layer: Layer, weight: int, act: int) -> Answer:
+def latency(target: ProfileTarget, layer: Layer, weight: int, act: int) -> CostAnswer:
     return target.how(layer, Bits(weight, act))["latency"]
 
 

@@ -16,7 +16,7 @@ from haq.errors import TargetError
 from haq.hw_profiles import TARGETS, bitfusion, load
 from haq.hw_profiles.ceilings import Ceilings, ceilings
 from haq.hw_profiles.document import parse
-from haq.hw_profiles.roofline import Formula
+from haq.hw_profiles.roofline import RooflineFormula
 from haq.network.layers import Kind, Layer
 
 CONV = Layer(
@@ -30,9 +30,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
-def roofline(batch: int) -> Formula:
+def roofline(batch: int) -> RooflineFormula:
     formula = load("roofline-45nm", batch).formula
-    assert isinstance(formula, Formula)
+    assert isinstance(formula, RooflineFormula)
     return formula
 
 
@@ -142,7 +142,7 @@ def test_no_layer_breaks_through_the_ceiling(
 def test_bitfusion_moves_no_more_than_its_memory_can() -> None:
     target = load("bitfusion-eyeriss")
     top = ceilings(target, W8A8)
-    assert top is not None and isinstance(target.formula, bitfusion.Formula)
+    assert top is not None and isinstance(target.formula, bitfusion.BitFusionFormula)
     for layer in (CONV, replace(CONV, kind="depthwise", c_out=16, groups=16)):
         work = target.formula.work(layer, W8A8)
         moved_bytes = (work.dram_read + work.dram_written) / 8

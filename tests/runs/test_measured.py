@@ -14,14 +14,8 @@ from haq.envs.quantization import QuantizationEnv
 from haq.errors import BudgetError, TargetError
 from haq.hw_profiles import build, load
 from haq.network.layers import Layer
-from haq.runs.measured import (
-    Measurement,
-    confirm,
-    setup_of,
-    summary_fields,
-    tightened,
-    within,
-)
+from haq.runs.candidates import Measurement, setup_of
+from haq.runs.winner import confirm, summary_fields, tightened, within
 
 FLOATS = Bits(32, 32)
 LAYERS = (Layer("a", "conv", 1, 1), Layer("b", "conv", 1, 1), Layer("c", "conv", 1, 1, reads="b"))

@@ -17,22 +17,16 @@ from haq.allocation.policy import Bits, check_policy
 from haq.cli.main import main
 from haq.errors import HaqError, ModelError, TargetError
 from haq.hw_profiles import load
-from haq.hw_profiles.kernels import saturates
+from haq.hw_profiles.measure.kernels import saturates
+from haq.hw_profiles.measure.onnx_runtime import Setup, session
 from haq.hw_profiles.measured import CLIPPED, FLOATS, INTEGERS, STANDARD, kernel
-from haq.hw_profiles.onnx_runtime import Setup, session
 from haq.network.graph import trace
 from haq.network.layers import Layer
-from haq.runs import profile as profile_module
-from haq.runs.measured import measure_candidates, setup_of
-from haq.runs.profile import (
-    Subject,
-    describe,
-    lowering,
-    mixed,
-    placeholder_clips,
-    run_profile,
-    subject,
-)
+from haq.runs.candidates import measure_candidates, setup_of
+from haq.runs.profiling import networks as profiled_networks
+from haq.runs.profiling.policies import mixed
+from haq.runs.profiling.profile import describe, run_profile
+from haq.runs.profiling.subject import Subject, lowering, placeholder_clips, subject
 
 
 @cache
@@ -155,8 +149,9 @@ def test_layers_without_an_integer_kernel_stay_float(tmp_path):
 
 
 def test_large_networks_are_measured_group_by_group(monkeypatch, tmp_path):
-    monkeypatch.setattr(profile_module, "MEMORY_BYTES", 8 * 4 * 33_000)  # for eight: three and five
-    monkeypatch.setattr(profile_module, "MIXED", 8)
+    eight = 8 * 4 * 33_000  # three references and five others
+    monkeypatch.setattr(profiled_networks, "MEMORY_BYTES", eight)
+    monkeypatch.setattr(profiled_networks, "MIXED", 8)
     told = []
     profile = run_profile(network(), tmp_path / "x.json", Setup(), 2, on_progress=told.append)
     assert {where.note for where in told if where.stage == "measure"} == {

@@ -6,12 +6,13 @@ import pytest
 
 from haq.allocation.policy import FLOAT, Bits
 from haq.errors import RunError
-from haq.hw_profiles.onnx_runtime import Setup
+from haq.hw_profiles.measure.onnx_runtime import Setup
 from haq.models import build
-from haq.runs import profile as profiling
 from haq.runs.folder import read_job, read_json
 from haq.runs.job import parse_job
 from haq.runs.plan import plan
+from haq.runs.profiling.profile import run_profile
+from haq.runs.profiling.subject import subject
 from haq.runs.progress import silent
 from haq.runs.run import run
 
@@ -19,7 +20,7 @@ from haq.runs.run import run
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     out = tmp_path_factory.mktemp("profile") / "here.json"
-    profiling.run_profile(profiling.subject("digits_mlp", data="digits"), out, Setup(), rounds=3)
+    run_profile(subject("digits_mlp", data="digits"), out, Setup(), rounds=3)
     return out
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from haq.errors import HaqError
-from haq.hw_profiles.meters import Counter, Meter, find_meter, rapl
+from haq.hw_profiles.measure.energy import Counter, Meter, find_meter, rapl
 
 RANGE = 262143328850  # of a real package, in uJ
 

@@ -1,16 +1,11 @@
-"""Measuring networks in ONNX Runtime: sessions, times with their intervals, and who ran what.
-
-Every candidate is measured under the same options, interleaved with all the others in random order,
-so that what changes on the machine meanwhile changes for all of them. At one thread the clock is
-the CPU time of that thread, which does not count the time in which other processes have the core.
-"""
+"""Networks in ONNX Runtime: setups, sessions, the graph that is run, and the times of its nodes."""
 
 import json
 import math
 import os
-import resource
+import platform
+import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,21 +17,13 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from haq.errors import TargetError, look_up
+from haq.hw_profiles.measure.timing import CLOCKS, QUANTILE, Timing, sampled
 
 PROVIDERS: Mapping[str, str] = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
-
-QUANTILE = 10
-"""The percentile that stands for a latency: little of what disturbs a run, and no lucky extreme."""
-
-FEWEST_ROUNDS = 20
-"""Rounds before an interval is believed."""
-
-_BETWEEN = 10  # rounds from one look at the intervals to the next
-_RESAMPLES = 400
 
 
 @dataclass(frozen=True)
@@ -55,8 +42,12 @@ class Setup:
 
     @property
     def clock(self) -> str:
-        """What is read: "thread CPU time" at one thread of the CPU, else "wall time"."""
-        return "thread CPU time" if self.provider == "cpu" and self.threads == 1 else "wall time"
+        """Which of ``CLOCKS`` is read: that of the thread where one thread of the CPU computes.
+
+        Windows advances it 64 times a second only, so there it is the wall's.
+        """
+        alone = self.provider == "cpu" and self.threads == 1
+        return "thread CPU time" if alone and sys.platform != "win32" else "wall time"
 
     @property
     def warm_ups(self) -> int:
@@ -74,38 +65,6 @@ class Setup:
         }  # fmt: skip
 
 
-class Timing(NamedTuple):
-    """How long one call takes, in microseconds.
-
-    Attributes:
-        us: The 10th percentile of the samples.
-        low: End of the 95 % bootstrap interval of ``us``.
-        high: The other end.
-        p50: Median of the samples.
-        p90: Their 90th percentile.
-        samples: How many there are.
-        contended: Share of the samples in which another process took a core away.
-    """
-
-    us: float
-    low: float
-    high: float
-    p50: float
-    p90: float
-    samples: int
-    contended: float
-
-    def times(self, factor: float) -> "Timing":
-        """Return the same in other units, or on a machine that is ``1 / factor`` as fast."""
-        us, low, high, p50, p90 = (factor * value for value in self[:5])
-        return Timing(us, low, high, p50, p90, self.samples, self.contended)
-
-    @property
-    def half_width(self) -> float:
-        """Half of the interval, as a share of the value."""
-        return (self.high - self.low) / 2 / self.us
-
-
 def check_provider(name: str) -> None:
     """Say so if ONNX Runtime cannot use a provider here.
 
@@ -114,11 +73,11 @@ def check_provider(name: str) -> None:
         TargetError: The ONNX Runtime installed here does not have it.
     """
     provider = look_up(PROVIDERS, "provider", name)
-    found = onnxruntime.get_available_providers()
-    if provider not in found:
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
         raise TargetError(
             f"provider {name!r} needs {provider}, but ONNX Runtime {onnxruntime.__version__} finds "
-            f"only {', '.join(found)} here; install the package with that provider, or measure "
+            f"only {', '.join(available)} here; install the package with that provider, or measure "
             "with --provider cpu"
         )
 
@@ -148,16 +107,16 @@ def session(
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     provider = PROVIDERS[setup.provider]
     try:
-        made = onnxruntime.InferenceSession(
+        started = onnxruntime.InferenceSession(
             model, options, providers=_providers(setup.provider),
-            # Otherwise a float layer between two integer ones is quantized behind our back.
+            # It quantizes the weights of a float layer that stands between two integer ones.
             disabled_optimizers=["WeightBiasQuantization"],
         )  # fmt: skip
     except Exception as error:  # its exceptions have no common base of their own
         raise TargetError(f"ONNX Runtime cannot load the model on {provider}: {error}") from error
-    if made.get_providers()[0] != provider:
+    if started.get_providers()[0] != provider:
         raise TargetError(f"{provider} does not start here: ONNX Runtime fell back on another")
-    return made
+    return started
 
 
 def _providers(name: str) -> list[Any]:
@@ -168,12 +127,12 @@ def _providers(name: str) -> list[Any]:
 
 
 def answers(
-    made: onnxruntime.InferenceSession, images: NDArray[np.float32], batch: int = 100
+    network: onnxruntime.InferenceSession, images: NDArray[np.float32], batch: int = 100
 ) -> NDArray[np.float32]:
     """Return the first output (N, ...) for images (N, C, H, W), computed in batches."""
-    name = made.get_inputs()[0].name
+    name = network.get_inputs()[0].name
     parts = [
-        made.run(None, {name: images[start : start + batch]})[0]
+        network.run(None, {name: images[start : start + batch]})[0]
         for start in range(0, len(images), batch)
     ]
     return np.concatenate(parts)
@@ -182,26 +141,26 @@ def answers(
 class Bound:
     """A session with input and output in place, on the provider's device; ``run`` is one call."""
 
-    def __init__(self, made: onnxruntime.InferenceSession, setup: Setup, seed: int = 0):
-        self._session = made
-        self._binding = made.io_binding()
+    def __init__(self, network: onnxruntime.InferenceSession, setup: Setup, seed: int = 0):
+        self._session = network
+        self._binding = network.io_binding()
         self._waits = setup.provider != "cpu"
         device = "cuda" if self._waits else "cpu"
         generator = np.random.default_rng(seed)
         self._held = []  # the binding does not keep its buffers alive
-        for place in made.get_inputs():
+        for place in network.get_inputs():
             shape = [setup.batch if not isinstance(n, int) else n for n in place.shape]
             values = generator.standard_normal(shape).astype(np.float32)
             buffer = onnxruntime.OrtValue.ortvalue_from_numpy(values, device, 0)
             self._binding.bind_ortvalue_input(place.name, buffer)
             self._held.append(buffer)
         # The first call says how large the outputs are.
-        for place in made.get_outputs():
+        for place in network.get_outputs():
             self._binding.bind_output(place.name, device, 0)
-        made.run_with_iobinding(self._binding)
+        network.run_with_iobinding(self._binding)
         outputs = self._binding.get_outputs()
         self._binding.clear_binding_outputs()
-        for place, buffer in zip(made.get_outputs(), outputs, strict=True):
+        for place, buffer in zip(network.get_outputs(), outputs, strict=True):
             self._binding.bind_ortvalue_output(place.name, buffer)
         self._held += outputs
         for _ in range(setup.warm_ups):
@@ -214,16 +173,6 @@ class Bound:
             self._binding.synchronize_outputs()
 
 
-def percentile(samples: Sequence[float], seed: int = 0) -> Timing:
-    """Return the 10th percentile of samples in microseconds with its 95 % bootstrap interval."""
-    values = np.asarray(samples, np.float64)
-    generator = np.random.default_rng(seed)
-    drawn = values[generator.integers(0, len(values), (_RESAMPLES, len(values)))]
-    low, high = np.percentile(np.percentile(drawn, QUANTILE, axis=1), [2.5, 97.5])
-    us, p50, p90 = map(float, np.percentile(values, [QUANTILE, 50, 90]))
-    return Timing(us, float(low), float(high), p50, p90, len(values), contended=0.0)
-
-
 def measure(
     sessions: Mapping[str, onnxruntime.InferenceSession],
     setup: Setup,
@@ -233,89 +182,19 @@ def measure(
     on_round: Callable[[int, int], None] | None = None,
     seconds: float = math.inf,
 ) -> dict[str, Timing]:
-    """Return how long one call of each network takes.
-
-    Every round calls each of them twice, in random order, and takes the time of the second call.
-    After ``FEWEST_ROUNDS``, it stops when every interval is narrow enough, or it took too long.
+    """Return how long one call of each network takes, all of them interleaved.
 
     Args:
         sessions: By name; put references among them.
-        setup: That of the sessions.
-        rounds: The most there are.
-        enough: Half width of every interval, as a share of its value.
-        seed: Of order, inputs and bootstrap.
+        setup: That of the sessions; it says by which clock.
+        rounds: As in ``timing.sampled``, like all that follow.
+        enough: Half width of every interval at which it stops, as a share of its value.
+        seed: Of the order and the bootstrap.
         on_round: Called with (done, most) after each round.
-        seconds: How long it may take, by the clock on the wall.
+        seconds: How long it may take.
     """
-    calls = {name: Bound(made, setup).run for name, made in sessions.items()}
-    return sampled(calls, setup, rounds, enough, seed, on_round, seconds)
-
-
-def sampled(
-    calls: Mapping[str, Callable[[], None]],
-    setup: Setup,
-    rounds: int,
-    enough: float,
-    seed: int,
-    on_round: Callable[[int, int], None] | None = None,
-    seconds: float = math.inf,
-) -> dict[str, Timing]:
-    """Return the times of some calls, interleaved; see ``measure``."""
-    clock = time.thread_time_ns if setup.clock == "thread CPU time" else time.perf_counter_ns
-    generator = np.random.default_rng(seed)
-    samples: dict[str, list[Sample]] = {name: [] for name in calls}
-    names = list(calls)
-    begun = time.perf_counter()
-    for done in range(1, rounds + 1):
-        for place in generator.permutation(len(names)):
-            call = calls[names[place]]
-            call()  # what the candidate before it left in the caches is not this one's fault
-            switches = _taken_away()
-            started = clock()
-            call()
-            us = (clock() - started) / 1e3
-            samples[names[place]].append(Sample(us, _taken_away() > switches))
-        if on_round:
-            on_round(done, rounds)
-        if done >= FEWEST_ROUNDS and (done - FEWEST_ROUNDS) % _BETWEEN == 0:
-            late = time.perf_counter() - begun > seconds
-            if late or all(timing_of(s, seed).half_width < enough for s in samples.values()):
-                break
-    return {name: timing_of(some, seed) for name, some in samples.items()}
-
-
-class Sample(NamedTuple):
-    """What one call took, and whether another process had the core meanwhile."""
-
-    us: float
-    interrupted: bool
-
-
-def timing_of(samples: Sequence[Sample], seed: int) -> Timing:
-    """Return the timing of the samples that nobody interrupted, or of all if those are too few.
-
-    The clock of a thread stands still while another process has the core, but the caches do not.
-    """
-    quiet = [sample.us for sample in samples if not sample.interrupted]
-    used = quiet if len(quiet) >= FEWEST_ROUNDS else [sample.us for sample in samples]
-    return percentile(used, seed)._replace(contended=1 - len(quiet) / len(samples))
-
-
-def drift(then: Mapping[str, float], now: Mapping[str, float]) -> float:
-    """Return by what a time of now must be multiplied to stand beside those of then.
-
-    It is the geometric mean, over the networks that were measured both times, of then / now; 1
-    where there are none.
-
-    >>> drift({"fp32": 10.0, "w8a8": 40.0}, {"fp32": 5.0, "w8a8": 20.0, "other": 7.0})
-    2.0
-    """
-    logs = [math.log(then[name] / us) for name, us in now.items() if name in then]
-    return math.exp(math.fsum(logs) / len(logs)) if logs else 1.0
-
-
-def _taken_away() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    calls = {name: Bound(network, setup).run for name, network in sessions.items()}
+    return sampled(calls, CLOCKS[setup.clock], rounds, enough, seed, on_round, seconds)
 
 
 def node_times(model: bytes, setup: Setup, runs: int) -> dict[str, float]:
@@ -328,19 +207,19 @@ def node_times(model: bytes, setup: Setup, runs: int) -> dict[str, float]:
         TargetError: The model does not load.
     """
     with tempfile.TemporaryDirectory() as folder:
-        made = session(model, setup, profile=Path(folder) / "nodes")
-        bound = Bound(made, setup)
+        network = session(model, setup, profile=Path(folder) / "nodes")
+        bound = Bound(network, setup)
         for _ in range(runs):
             bound.run()
-        events = json.loads(Path(made.end_profiling()).read_text(encoding="utf-8"))
+        events = json.loads(Path(network.end_profiling()).read_text(encoding="utf-8"))
     times: dict[str, list[float]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             times.setdefault(event["name"].removesuffix("_kernel_time"), []).append(event["dur"])
-    return {name: _of_the_faster_half(some[-runs:]) for name, some in times.items()}
+    return {name: _mean_of_faster_half(some[-runs:]) for name, some in times.items()}
 
 
-def _of_the_faster_half(values: Sequence[float]) -> float:
+def _mean_of_faster_half(values: Sequence[float]) -> float:
     ordered: NDArray[np.float64] = np.sort(np.asarray(values, np.float64))
     return float(ordered[: max(1, len(ordered) // 2)].mean())
 
@@ -360,8 +239,8 @@ def opened(model: bytes, setup: Setup) -> Opened:
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimised.onnx"
-        made = session(model, setup, optimised=path)
-        return Opened(made, onnx.load(path).graph)
+        network = session(model, setup, optimised=path)
+        return Opened(network, onnx.load(path).graph)
 
 
 def machine() -> dict[str, str | int | float | bool]:
@@ -378,6 +257,6 @@ def machine() -> dict[str, str | int | float | bool]:
         pass
     known = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
     return {
-        "cpu": name, "cores": os.cpu_count() or 1,
+        "cpu": name or platform.processor() or platform.machine(), "cores": os.cpu_count() or 1,
         "instructions": " ".join(flag for flag in known if flag in flags),
     }  # fmt: skip

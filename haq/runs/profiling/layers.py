@@ -1,0 +1,64 @@
+"""Latencies of single layers: the profiler's times of their nodes, scaled to whole networks."""
+
+from collections.abc import Mapping
+
+from haq.allocation.policy import Bits, Policy
+from haq.hw_profiles.measure import onnx_runtime
+from haq.hw_profiles.measure.fit import shared_out
+from haq.hw_profiles.measure.onnx_runtime import Setup
+from haq.hw_profiles.measured import CLIPPED, FLOATS, INTEGERS, kernel
+from haq.network.graph import Graph
+from haq.network.sites import module_name
+from haq.runs.profiling.networks import Measurements
+from haq.runs.progress import OnProgress, Progress
+
+_NODE_RUNS = 60
+
+
+def layer_latencies(
+    graph: Graph, setup: Setup, networks: Measurements, on_progress: OnProgress
+) -> dict[str, dict[Bits, float]]:
+    """Return layer to kernel to latency, so that the references' own latencies are their sums."""
+    times = _node_times(setup, networks, on_progress)
+    latencies: dict[str, dict[Bits, float]] = {layer.name: {} for layer in graph.layers}
+    for reference, ran in (("fp32", FLOATS), ("w7a8", INTEGERS)):
+        variant = networks.references[reference]
+        sums = dict.fromkeys(latencies, 0.0)
+        for node, us in times[reference].items():
+            sums[variant.origins.layers[node]] += us
+        for name, us in sums.items():
+            if kernel(variant.policy[name]) == ran:
+                latencies[name][ran] = us
+    clipping = max(networks.timings["w7a4"].us - networks.timings["w7a8"].us, 0.0)
+    shares = _clip_shares(graph, networks.references["w7a4"].policy, times["w7a4"])
+    for name, share in shares.items():
+        latencies[name][CLIPPED] = latencies[name][INTEGERS] + share * clipping
+    return latencies
+
+
+def _node_times(
+    setup: Setup, networks: Measurements, on_progress: OnProgress
+) -> dict[str, dict[str, float]]:
+    """Return reference to node to latency; they sum up to that of the whole network."""
+    times = {}
+    for done, (name, variant) in enumerate(networks.references.items(), 1):
+        nodes = onnx_runtime.node_times(variant.model, setup, _NODE_RUNS)
+        # A function that is inlined as late as when it runs has nodes that are in no graph.
+        known = {node: us for node, us in nodes.items() if node in variant.origins.layers}
+        times[name] = shared_out(known, networks.timings[name].us)
+        on_progress(Progress("layers", done, len(networks.references)))
+    return times
+
+
+def _clip_shares(graph: Graph, policy: Policy, times: Mapping[str, float]) -> dict[str, float]:
+    """Return, for each layer of fewer than 8 bits, its share of what clipping all of them takes.
+
+    A tensor is rounded and clipped once, for the first layer that reads it.
+    """
+    spent = {name: 0.0 for name, bits in policy.items() if kernel(bits) == CLIPPED}
+    for point in graph.points:
+        if point.layers and point.layers[0] in spent:
+            label = module_name(point.tensor, point.layers).removeprefix("quantizers.") + "."
+            spent[point.layers[0]] += sum(us for n, us in times.items() if n.startswith(label))
+    total = sum(spent.values())
+    return {name: us / total if total else 0.0 for name, us in spent.items()}

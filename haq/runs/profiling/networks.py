@@ -1,0 +1,177 @@
+"""Whole networks, measured: references and mixed ones, interleaved, group by group."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import onnx
+import onnxruntime
+
+from haq.allocation.policy import Policy, readers
+from haq.errors import HaqError, TargetError
+from haq.hw_profiles.measure import kernels, onnx_runtime
+from haq.hw_profiles.measure.onnx_runtime import Setup
+from haq.hw_profiles.measure.timing import Timing, drift
+from haq.hw_profiles.measured import STANDARD
+from haq.network.layers import Layer
+from haq.runs.profiling.policies import mixed, references
+from haq.runs.profiling.subject import Lowered, Subject, lowering
+from haq.runs.progress import OnProgress, Progress
+
+MIXED = 48
+"""Mixed policies that are measured; every second one is for the fit, the others check it."""
+
+SECONDS = 90.0
+"""How long the measuring of all networks may take, if there were a few rounds."""
+
+MEMORY_BYTES = 3 * 2**30
+"""What the networks that are open at once may take, about; more are measured group by group."""
+
+_BYTES_OF_A_SESSION = 4  # for each byte of the float network's file, about
+
+
+class Variant(NamedTuple):
+    """A network at some policy, ready to be measured."""
+
+    policy: Policy
+    model: bytes
+    session: onnxruntime.InferenceSession
+    origins: kernels.Origins
+
+
+def variant(lowered: Lowered, policy: Policy, setup: Setup) -> Variant:
+    """Return the network of a policy, opened under a setup."""
+    model = lowered(policy)
+    opened = onnx_runtime.opened(model, setup)
+    exported = onnx.load_from_string(model).graph
+    origins = kernels.Origins(exported, opened.graph, list(policy))
+    return Variant(policy, model, opened.session, origins)
+
+
+def checked_variant(lowered: Lowered, policy: Policy, setup: Setup) -> Variant:
+    """Return the network of a policy, each layer in the kernel that its bits claim.
+
+    Raises:
+        TargetError: A layer runs in another kernel; its latency would be that of something else.
+    """
+    opened = variant(lowered, policy, setup)
+    kernels.check_kernels(opened.origins.kernels, policy)
+    return opened
+
+
+class Measurements(NamedTuple):
+    """References by name, with their models; all networks' policies and timings by name."""
+
+    references: Mapping[str, Variant]
+    policies: Mapping[str, Policy]
+    timings: Mapping[str, Timing]
+
+
+def measure_networks(
+    asked: Subject, setup: Setup, rounds: int, seed: int, on_progress: OnProgress
+) -> Measurements:
+    """Return how long the references and the mixed networks take.
+
+    Every group has the references in it: by them, the times of a later group are brought to those
+    of the first one.
+
+    Raises:
+        HaqError: There is nothing to mix, or a layer runs in another kernel than its bits claim.
+    """
+    lowered, layers = lowering(asked), asked.graph.layers
+    able = _quantizable(lowered, layers, setup)
+    mixtures = {str(number): one for number, one in enumerate(mixed(layers, able, MIXED, seed))}
+    if len(mixtures) < 2:
+        raise HaqError(
+            f"model {asked.name} leaves nothing to mix: a profile needs two layers, or more, that "
+            "read different tensors and run in integer kernels"
+        )
+    uniform = references(layers, able)
+    room = MEMORY_BYTES // (_BYTES_OF_A_SESSION * len(lowered(uniform["fp32"])))
+    groups = in_groups(list(mixtures), max(room - len(uniform), 1))
+    opened: dict[str, Variant] = {}
+    timings: dict[str, Timing] = {}
+    for place, names in enumerate(groups):
+        group = _Group(setup, rounds, seed, SECONDS / len(groups), _note(place, groups))
+        policies = uniform | {name: mixtures[name] for name in names}
+        variants = _open(lowered, policies, group, on_progress)
+        opened = opened or {name: variants[name] for name in uniform}
+        timings = _beside(timings, _measure(variants, group, on_progress), list(uniform))
+    return Measurements(opened, uniform | mixtures, timings)
+
+
+class _Group(NamedTuple):
+    """How one group of networks is measured."""
+
+    setup: Setup
+    rounds: int
+    seed: int
+    seconds: float
+    note: str
+
+
+def _open(
+    lowered: Lowered, policies: Mapping[str, Policy], group: _Group, on_progress: OnProgress
+) -> dict[str, Variant]:
+    variants = {}
+    for done, (name, policy) in enumerate(policies.items(), 1):
+        variants[name] = checked_variant(lowered, policy, group.setup)
+        on_progress(Progress("build", done, len(policies), group.note))
+    return variants
+
+
+def _measure(
+    variants: Mapping[str, Variant], group: _Group, on_progress: OnProgress
+) -> dict[str, Timing]:
+    def on_round(done: int, most: int) -> None:
+        on_progress(Progress("measure", done, most, group.note))
+
+    return onnx_runtime.measure(
+        {name: variant.session for name, variant in variants.items()},
+        group.setup,
+        group.rounds,
+        seed=group.seed,
+        on_round=on_round,
+        seconds=group.seconds,
+    )
+
+
+def _beside(
+    first: Mapping[str, Timing], later: Mapping[str, Timing], shared: Sequence[str]
+) -> dict[str, Timing]:
+    """Return the first times and, where the machine was then as fast, the later ones."""
+    then = {name: timing.us for name, timing in first.items()}
+    factor = drift(then, {name: later[name].us for name in shared})
+    return {name: timing.times(factor) for name, timing in later.items()} | dict(first)
+
+
+def in_groups(names: Sequence[str], most: int) -> list[list[str]]:
+    """Return the names in as few groups as can be, of about equal size and at most ``most``.
+
+    >>> in_groups(["a", "b", "c", "d"], most=3)
+    [['a', 'c'], ['b', 'd']]
+    """
+    count = -(-len(names) // most)
+    return [list(names[start::count]) for start in range(count)]
+
+
+def _note(place: int, groups: Sequence[object]) -> str:
+    return f"group {place + 1} of {len(groups)}" if len(groups) > 1 else ""
+
+
+def _quantizable(lowered: Lowered, layers: Sequence[Layer], setup: Setup) -> set[str]:
+    """Return the layers that run in integer kernels, each with all that read its tensor.
+
+    Raises:
+        TargetError: None does.
+    """
+    standard = variant(lowered, {layer.name: STANDARD for layer in layers}, setup)
+    of_layers = standard.origins.kernels
+    floats = {name for name, _ in kernels.misplaced(of_layers, standard.policy)}
+    able = {name for name, group in readers(layers).items() if floats.isdisjoint(group)}
+    if not able:
+        operators = ", ".join(sorted({op for some in of_layers.values() for op in some}))
+        raise TargetError(
+            f"{setup.options['provider']} runs no layer of this network in an integer kernel "
+            f"(it takes {operators}): there are no bits to choose from"
+        )
+    return able

@@ -1,0 +1,203 @@
+"""The profile of a network on this machine, from the measurements to its file.
+
+The networks that are measured are those the exporter writes: one float, one of 7-bit weights and
+8-bit activations, one of 7-bit weights and 4-bit activations, and mixed ones, half of them to find
+out what a change of precision costs and the other half to find out how far the predictions are off.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import onnxruntime
+
+from haq.allocation.policy import Bits
+from haq.errors import HaqError, look_up
+from haq.files import write_text
+from haq.hw_profiles.document import write_json
+from haq.hw_profiles.measure import fit, kernels, onnx_runtime
+from haq.hw_profiles.measure.onnx_runtime import Setup
+from haq.hw_profiles.measure.timing import QUANTILE, Timing
+from haq.hw_profiles.measured import CPUS, Interval, Measured, Passing, Validation
+from haq.hw_profiles.profile import FORMAT, Profile
+from haq.hw_profiles.rows import Cost, Row, Table, shape_of
+from haq.hw_profiles.schema import Batch, BitRule, Quantity, Runtime
+from haq.network.graph import handovers
+from haq.network.layers import Layer
+from haq.runs.profiling.layers import layer_latencies
+from haq.runs.profiling.networks import Measurements, measure_networks
+from haq.runs.profiling.policies import REFERENCES
+from haq.runs.profiling.subject import Subject
+from haq.runs.progress import OnProgress, silent
+
+ROUNDS = 150
+"""Most rounds of measuring, unless the user says otherwise."""
+
+BUSY = 0.25
+"""Share of interrupted calls from which on the machine counts as busy."""
+
+
+def run_profile(
+    asked: Subject,
+    out: Path,
+    setup: Setup,
+    rounds: int = ROUNDS,
+    seed: int = 0,
+    on_progress: OnProgress = silent,
+    cpu: str = "any",
+) -> Profile:
+    """Measure a network, write its profile and return it.
+
+    Args:
+        asked: The network.
+        out: Where to write; its stem is the profile's name.
+        setup: Provider, threads and batch.
+        rounds: Most rounds of measuring.
+        seed: Of the policies, the order and the bootstrap.
+        on_progress: Called often.
+        cpu: "any" offers only pairs of bits whose answers are exact on every x86 CPU; "vnni" also
+            8-bit weights with 8-bit activations, which need a CPU that adds in 32 bits.
+
+    Raises:
+        HaqError: The provider is not there, this CPU saturates though ``cpu`` says it does not, a
+            layer runs in another kernel than its bits claim, or the file cannot be written.
+    """
+    onnx_runtime.check_provider(setup.provider)
+    check_cpu(cpu)
+    check_out(out)
+    networks = measure_networks(asked, setup, rounds, seed, on_progress)
+    latencies = layer_latencies(asked.graph, setup, networks, on_progress)
+    model, rows = _model(asked, setup, networks, latencies)
+    profile = _profile(out.stem, asked, setup, cpu, model, rows)
+    write_text(out, write_json(profile))
+    return profile
+
+
+def check_cpu(cpu: str) -> None:
+    """Say so if a profile for such CPUs cannot be made here.
+
+    Raises:
+        HaqError: There is no such choice, or this CPU is not one of them.
+    """
+    look_up(dict.fromkeys(CPUS), "cpu", cpu)
+    if cpu == "vnni" and kernels.saturates():
+        raise HaqError(
+            "cpu vnni: this CPU adds products of 8 bits in 16 bits and saturates, so 8-bit weights "
+            "with 8-bit activations answer wrongly on it; leave --cpu out"
+        )
+
+
+def check_out(out: Path) -> None:
+    """Say so, before anything is measured, if a profile cannot be written there.
+
+    Raises:
+        HaqError: The sentence for the user.
+    """
+    if out.suffix != ".json":
+        raise HaqError(f"cannot write {out}: a profile's name ends in .json")
+    if not out.parent.is_dir():
+        raise HaqError(f"cannot write {out}: there is no folder {out.parent}")
+
+
+def _model(
+    asked: Subject, setup: Setup, networks: Measurements, latencies: fit.Rows
+) -> tuple[Measured, fit.Rows]:
+    """Return what rows cannot say, and the rows, both fitted to the mixed networks."""
+    tensors = tuple(Passing(**tensor._asdict()) for tensor in handovers(asked.graph, asked.sample))
+    known = {
+        name: (policy, networks.timings[name].us) for name, policy in networks.policies.items()
+    }
+    uniform = [known.pop(name) for name in REFERENCES]
+    of_fit, unseen = list(known.values())[::2], list(known.values())[1::2]
+    fitted = fit.fit(latencies, tensors, uniform, of_fit, setup.batch)
+    predicted = [fitted.latency(tensors, policy, setup.batch) for policy, _ in unseen]
+    model = Measured(
+        type="measured",
+        to_quantized=fitted.to_quantized,
+        to_float=fitted.to_float,
+        tensors=tensors,
+        networks={name: _interval(networks.timings[name]) for name in REFERENCES},
+        fitted_on=len(of_fit),
+        validation=fit.validate(predicted, [us for _, us in unseen]),
+    )
+    return model, fitted.rows
+
+
+def _profile(
+    name: str, asked: Subject, setup: Setup, cpu: str, model: Measured, rows: fit.Rows
+) -> Profile:
+    machine, version = onnx_runtime.machine(), onnxruntime.__version__
+    threads = f"{setup.threads} thread" + "s" * (setup.threads > 1)
+    return Profile(
+        format=FORMAT,
+        name=name,
+        title=f"{asked.name} in ONNX Runtime {version}, {setup.provider}, {threads}",
+        device=str(machine["cpu"] or "unknown processor"),
+        runtime=Runtime(
+            name="ONNX Runtime",
+            version=version,
+            options=setup.options | machine | {"runs_on": cpu},
+        ),
+        quantities={"latency": _latency(setup, model)},
+        batch=Batch(reference=setup.batch, rule="none"),
+        bits=BitRule(between="round-up"),
+        model=model,
+        table=Table(rows=tuple(_table_rows(asked.graph.layers, rows))),
+    )
+
+
+def _latency(setup: Setup, model: Measured) -> Quantity:
+    rounds = model.networks["fp32"].samples
+    return Quantity(
+        unit="us",
+        provenance="measured",
+        source=f"haq profile: {setup.clock}, p{QUANTILE} of {rounds} interleaved rounds; layers "
+        "from the profiler's times, scaled to the whole network",
+        error=model.validation.worst_error,
+    )
+
+
+def _interval(timing: Timing) -> Interval:
+    return Interval(
+        value=timing.us, low=timing.low, high=timing.high, samples=timing.samples,
+        contended=timing.contended,
+    )  # fmt: skip
+
+
+def _table_rows(layers: Sequence[Layer], rows: Mapping[str, Mapping[Bits, float]]) -> Iterator[Row]:
+    for layer in layers:
+        for bits, us in rows[layer.name].items():
+            yield Row(
+                layer=layer.name, shape=shape_of(layer), weight=bits.weight, act=bits.act,
+                cost={"latency": Cost(value=us)},
+            )  # fmt: skip
+
+
+def describe(profile: Profile) -> str:
+    """Return what was measured, in a few lines: whole networks, changes of precision, errors."""
+    model = profile.model
+    assert isinstance(model, Measured)
+    interrupted = max(network.contended for network in model.networks.values())
+    lines = [
+        profile.title,
+        *(
+            f"{name}  {network.value:,.1f} us  (95 %: {network.low:,.1f} to {network.high:,.1f})"
+            for name, network in model.networks.items()
+        ),
+        f"a change of precision: {1e3 * model.to_quantized:.3f} ns a value from float, "
+        f"{1e3 * model.to_float:.3f} ns to float",
+        _validated(model.validation),
+    ]
+    if interrupted > BUSY:
+        lines.append(
+            f"other processes interrupted {interrupted:.0%} of the calls: "
+            "the figures are better from a quiet machine"
+        )
+    return "\n".join(lines)
+
+
+def _validated(check: Validation) -> str:
+    return (
+        f"{check.policies} mixed policies that the fit had not seen: mean error "
+        f"{check.mean_error:.1%}, worst {check.worst_error:.1%}, "
+        f"rank correlation {check.rank_correlation:.3f}"
+    )

@@ -1,0 +1,113 @@
+"""The network to profile, and its ONNX file at any policy."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from haq.allocation.policy import Policy
+from haq.datasets import load as load_data
+from haq.errors import HaqError
+from haq.formats.onnx import export
+from haq.hw_profiles.measured import STANDARD
+from haq.models import build, input_shape
+from haq.models.weights import load_weights
+from haq.network.capture import Sample
+from haq.network.graph import Graph, trace
+from haq.quantization.calibration import Clips, calibrate
+from haq.quantization.fake_quant import quantize
+from haq.quantization.quantizer import BITS
+from haq.runs.calibration import calibration_batches
+from haq.runs.float_network import fresh_model
+
+PLACEHOLDER_CLIP = 6.0
+"""Where activations are clipped without data: latency does not depend on it (ReLU6 fits in)."""
+
+_CALIBRATION_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network to measure.
+
+    Attributes:
+        name: For titles.
+        graph: Traced, with the weights that are exported.
+        clips: Where its tensors are clipped.
+        sample: One image.
+    """
+
+    name: str
+    graph: Graph
+    clips: Clips
+    sample: Sample
+
+
+def subject(
+    model: str,
+    *,
+    weights: Path | None = None,
+    data: str | None = None,
+    width: float = 1.0,
+    size: int | None = None,
+    seed: int = 0,
+) -> Subject:
+    """Return a network by its name.
+
+    Args:
+        model: A name, or package.module:factory.
+        weights: Of the float network; random ones serve as well for a latency.
+        data: Says the size of the images and the number of classes, and calibrates.
+        width: Width multiplier.
+        size: Height and width of an image, where there are no data.
+        seed: Of random weights.
+
+    Raises:
+        HaqError: A name is unknown, or something does not fit.
+    """
+    if data is not None:
+        images = load_data(data, seed=seed, size=size)
+        network, shape = fresh_model(model, images, width, seed), images.shape
+    else:
+        known = input_shape(model, size)
+        if known is None and size is None:
+            raise HaqError(f"model {model}: give --size, the height and width of its images")
+        shape = known or (3, size or 1, size or 1)
+        torch.manual_seed(seed)
+        network = build(model, None, width, size)
+    if weights is not None:
+        load_weights(network, weights)
+    sample = torch.zeros(1, *shape)
+    graph = trace(network, sample)
+    if data is None:
+        return Subject(model, graph, placeholder_clips(graph), sample)
+    batches = calibration_batches(images, _CALIBRATION_IMAGES, seed)
+    return Subject(model, graph, calibrate(graph, batches, "max"), sample)
+
+
+def placeholder_clips(graph: Graph) -> Clips:
+    """Return clips that are good enough for a latency, without any image."""
+    weights = {}
+    for layer in graph.layers:
+        weight = graph.traced.get_parameter(f"{layer.name}.weight").detach().float()
+        clip = weight.abs().flatten(1).amax(1).clamp_min(1e-6)  # (channels,)
+        weights[layer.name] = dict.fromkeys(BITS, clip)
+    acts = dict.fromkeys(BITS, torch.tensor(PLACEHOLDER_CLIP))
+    return Clips(weights, {point.tensor: acts for point in graph.points})
+
+
+Lowered = Callable[[Policy], bytes]
+
+
+def lowering(asked: Subject) -> Lowered:
+    """Return the function from a policy to its ONNX file; the export itself is done once, here."""
+    standard = {layer.name: STANDARD for layer in asked.graph.layers}
+    made = export.template(quantize(asked.graph, standard, asked.clips), asked.sample)
+
+    def lowered(policy: Policy) -> bytes:
+        network = quantize(asked.graph, policy, asked.clips)
+        model: bytes = export.lower(made, network).SerializeToString()
+        return model
+
+    return lowered

@@ -1,0 +1,72 @@
+"""What every formula of costs has: constants in a profile, costs of a layer, and its ceilings."""
+
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple, Protocol
+
+from haq.allocation.policy import Bits
+from haq.hw_profiles.schema import Strict
+from haq.network.layers import Layer
+
+
+class Ceilings(NamedTuple):
+    """The two lines of a roofline: what the hardware could do at most.
+
+    Attributes:
+        macs_per_second: With every unit of the array busy, at some bits.
+        bytes_per_second: Of all channels to the memory together.
+    """
+
+    macs_per_second: float
+    bytes_per_second: float
+
+
+class Formula(Protocol):
+    """A model of the hardware for one batch size."""
+
+    def cost(self, layer: Layer, bits: Bits) -> Mapping[str, float]:
+        """Return the cost of all calls of the layer per quantity, in the profile's units."""
+        ...
+
+    def ceilings(self, bits: Bits, clock_hz: float) -> Ceilings:
+        """Return the most multiply-accumulates and bytes a second; a clock in ns has no need."""
+        ...
+
+
+class Constants(Strict):
+    """The constants of a formula, as they stand in a profile under "model"."""
+
+    gives: ClassVar[Mapping[str, str]]
+    """The quantities that the formula knows, and their units."""
+
+    def formula(self, clock_hz: float, batch: int) -> Formula:
+        """Return the formula for a batch of images; a clock of 0 where none is declared."""
+        raise NotImplementedError
+
+    def check_widest(self, bits: int) -> None:
+        """Say so if operands of that many bits, the most declared, cannot be computed.
+
+        Raises:
+            ValueError: The sentence for the user.
+        """
+
+
+def check_not_negative(what: str, constants: Mapping[str, float]) -> None:
+    """Say so if one of the constants is negative.
+
+    Raises:
+        ValueError: The sentence for the user.
+    """
+    for field, value in constants.items():
+        if value < 0:
+            raise ValueError(f"{what}.{field} must not be negative, and is {value}")
+
+
+def check_counts(what: str, constants: Mapping[str, int]) -> None:
+    """Say so if one of the constants is less than 1.
+
+    Raises:
+        ValueError: The sentence for the user.
+    """
+    for field, value in constants.items():
+        if value < 1:
+            raise ValueError(f"{what}.{field} must be at least 1, not {value}")

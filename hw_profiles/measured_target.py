@@ -1,0 +1,69 @@
+"""The target of a profile that was measured on a machine, network by network."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from haq.allocation.costs import Edge
+from haq.allocation.policy import FLOAT, Bits
+from haq.hw_profiles.answers import Costs
+from haq.hw_profiles.between import ByBits
+from haq.hw_profiles.measured import Measured, exact_everywhere, kernel
+from haq.hw_profiles.rows import Cells
+from haq.hw_profiles.target import ProfileTarget
+from haq.network.layers import Kind, Layer
+
+CPU_PROVIDER = "CPUExecutionProvider"
+
+
+class MeasuredTarget(ProfileTarget):
+    """The target of a profile whose model is ``Measured``: for the layers it was measured on.
+
+    On a CPU it offers no pair that saturates on another one, unless the profile says "vnni".
+    """
+
+    def offers(self, kind: Kind, bits: Bits) -> bool:
+        """Return whether such layers answer alike wherever the files of this target shall run."""
+        options = self.profile.runtime.options
+        on_gpu = options.get("provider", CPU_PROVIDER) != CPU_PROVIDER
+        return on_gpu or options.get("runs_on") == "vnni" or exact_everywhere(kind, bits)
+
+    def by_bits(self) -> ByBits:
+        """Return what finds the row of the kernel that runs a pair; half of a pair is not float."""
+        of_kernels = super().by_bits()
+
+        def by_bits(rows: Cells, bits: Bits) -> Costs | None:
+            if min(bits) < 2 or (bits.weight == FLOAT) != (bits.act == FLOAT):
+                return None
+            costs = of_kernels(rows, kernel(bits))
+            if costs is None or bits == kernel(bits):
+                return costs
+            return costs._replace(method="rounded up")
+
+        return by_bits
+
+    def edges(
+        self, layers: Sequence[Layer], choices: Mapping[str, tuple[Bits, ...]]
+    ) -> tuple[Edge, ...]:
+        """Return what a change of precision costs on every tensor between two of the layers."""
+        model = self.profile.model
+        assert isinstance(model, Measured)
+        known = {layer.name for layer in layers}
+        floats = {name: np.array([FLOAT in bits for bits in choices[name]]) for name in known}
+        edges = []
+        for tensor in model.tensors:
+            if {tensor.producer, tensor.consumer} <= known:
+                change = _change(model, floats[tensor.producer], floats[tensor.consumer])
+                latency = self.batch * tensor.values * change
+                edges.append(Edge(tensor.producer, tensor.consumer, {"latency": latency}))
+        return tuple(edges)
+
+
+def _change(
+    model: Measured, before: NDArray[np.bool_], after: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Return the latency of one value for each choice of the producer and of the consumer."""
+    into = before[:, None] & ~after[None, :]
+    back = ~before[:, None] & after[None, :]
+    return model.to_quantized * into + model.to_float * back

@@ -1,0 +1,35 @@
+"""Pairs of bits as text."""
+
+from collections.abc import Collection, Sequence
+
+from haq.allocation.policy import FLOAT, Bits
+
+
+def listed(choices: Collection[Bits]) -> str:
+    """Return the pairs as text; many that fill a rectangle are one, also where a few are missing.
+
+    >>> listed([Bits(weight, act) for weight in (2, 4, 8) for act in (6, 7, 8)])
+    'w2,4,8 a6..8'
+    >>> widths = range(2, 9)
+    >>> listed([Bits(weight, act) for weight in widths for act in widths if weight + act < 16])
+    'w2..8 a2..8 without w8a8'
+    >>> listed([Bits(4, 8), Bits(8, 8), Bits(32, 32)])
+    'w4a8, w8a8, fp32'
+    """
+    inner = {bits for bits in choices if FLOAT not in bits}
+    sides = [sorted({bits[side] for bits in inner}) for side in (0, 1)]
+    whole = {Bits(weight, act) for weight in sides[0] for act in sides[1]}
+    missing = sorted(whole - inner)
+    if len(inner) > max(4, 8 * len(missing)):
+        grid = ["w{} a{}".format(*map(_widths, sides))]
+        if missing:
+            grid[0] += f" without {' and '.join(map(str, missing))}"
+    else:
+        grid = list(map(str, sorted(inner)))
+    return ", ".join([*grid, *map(str, sorted(set(choices) - inner))])
+
+
+def _widths(widths: Sequence[int]) -> str:
+    if len(widths) > 2 and widths[-1] - widths[0] == len(widths) - 1:
+        return f"{widths[0]}..{widths[-1]}"
+    return ",".join(map(str, widths))
