@@ -25,7 +25,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0
     Source: Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network",
     arXiv:1503.02531, section 2.
     """
-    student, teacher = _wide(student), _wide(teacher.detach())
+    student, teacher = wide(student), wide(teacher.detach())
     log_q = functional.log_softmax(student / temperature, 1)
     log_p = functional.log_softmax(teacher / temperature, 1)
     divergence = functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
@@ -51,30 +51,11 @@ def divergence(answer: Tensor, reference: Tensor, temperature: float = 1.0) -> T
     """
     if answer.dim() == 2 and answer.shape[1] > 1:
         return distillation_loss(answer, reference, temperature)
-    reference = _wide(reference.detach())
+    reference = wide(reference.detach())
     spread = (reference - reference.mean()).square().mean().clamp_min(1e-30)
-    return (_wide(answer) - reference).square().mean() / spread
+    return (wide(answer) - reference).square().mean() / spread
 
 
-def hard_and_soft_loss(
-    student: Tensor, labels: Tensor, teacher: Tensor | None, soft: float = 0.9
-) -> Tensor:
-    """Return ``(1 - soft)`` times the cross-entropy plus ``soft`` times the distillation loss.
-
-    Args:
-        student: Logits (N, classes).
-        labels: Class indices (N,).
-        teacher: Logits (N, classes), or None for the cross-entropy alone.
-        soft: Share of the distillation loss, in [0, 1].
-
-    Returns:
-        A scalar.
-    """
-    hard = functional.cross_entropy(_wide(student), labels)
-    if teacher is None:
-        return hard
-    return (1 - soft) * hard + soft * distillation_loss(student, teacher)
-
-
-def _wide(logits: Tensor) -> Tensor:
+def wide(logits: Tensor) -> Tensor:
+    """Return logits in float32 at least."""
     return logits if logits.dtype == torch.float64 else logits.float()

@@ -11,6 +11,7 @@ from torch.nn import functional
 from haq.allocation.trials import Score
 from haq.datasets import Split
 from haq.distillation.kd import divergence
+from haq.errors import DivergedError
 from haq.network.capture import evaluating
 from haq.training.numerics import channels_last, has_bfloat16
 
@@ -70,11 +71,16 @@ def score_answers(
     Returns:
         Accuracy as a share in [0, 1]; mean cross-entropy, or divergence from the reference, in
         nats.
+
+    Raises:
+        DivergedError: An answer is not a number.
     """
     right, loss, seen = 0, 0.0, 0
     for index in torch.arange(len(split)).split(batch):
         pictures, labels = split.batch(index)
         output = answer(pictures)
+        if bool(output.isnan().any()):
+            raise DivergedError("the network gives answers that are not numbers; they have no score")
         right += int((output.argmax(1) == labels).sum())
         if reference is None:
             loss += float(functional.cross_entropy(output.double(), labels, reduction="sum"))
