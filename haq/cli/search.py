@@ -122,7 +122,7 @@ def search_command(  # noqa: PLR0913 - one argument an option
     ] = 2500,
     lr: Annotated[
         float, option(TRAINING, "Highest learning rate of fine-tuning.", metavar="RATE")
-    ] = 0.02,
+    ] = 0.005,
     distill: Annotated[
         bool, option(TRAINING, "Learn from the float network's answers as well.")
     ] = True,

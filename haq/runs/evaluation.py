@@ -31,6 +31,9 @@ from haq.runs.scoring import Scoring, ScoringData, scorer_for
 from haq.training.scoring import score
 from haq.training.train import Step
 
+CHECKED_ON = 64
+"""Inputs on which the last step is checked: the conversion to integers."""
+
 ROUNDED_ON = 1024
 """Training images from which the rounding is learned, without their labels."""
 
@@ -48,6 +51,7 @@ class Evaluation(NamedTuple):
         finish: Makes the most of the network chosen, in place; it is told whether that network is
             fine-tuned already.
         scoring: What scores depend on, for other processes.
+        images: (N, ...), on which the conversion to integers is checked.
         test: Of a network, on test images; None where there are none.
         tuned: From a policy to its network after the paper's one epoch, for the finalists of a
             search whose episodes do without; None where that is what episodes score.
@@ -60,6 +64,7 @@ class Evaluation(NamedTuple):
     float_score: Score
     finish: Callable[[nn.Module, bool], None]
     scoring: ScoringData
+    images: Tensor
     test: Callable[[nn.Module], Score] | None = None
     tuned: Callable[[Policy], fx.GraphModule] | None = None
     sensitivity: Mapping[str, NDArray[Any]] | None = None
@@ -94,6 +99,7 @@ def labeled(
         float_score=(scorer.score if own else evaluator.score)(graph.traced),
         finish=partial(_finish_labeled, job, planned, data, on_progress),
         scoring=scoring,
+        images=next(calibration_batches(data, CHECKED_ON, job.seed)),
         test=None if own else partial(_test, data),
         tuned=scorer.tuned,
         sensitivity=_sensitivity(job, folder, planned, clips, images, on_progress),
@@ -132,6 +138,7 @@ def unlabeled(
         float_score=scorer.score(graph.traced),
         finish=partial(_finish_unlabeled, job, planned, inputs, on_progress),
         scoring=scoring,
+        images=inputs[:CHECKED_ON],
         sensitivity=_sensitivity(
             job, folder, planned, clips, lambda: inputs[:IMAGES], on_progress
         ),

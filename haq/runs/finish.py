@@ -11,7 +11,7 @@ from haq.agents import INFORMED
 from haq.allocation.policy import Policy
 from haq.allocation.trials import Score, Trial, best, rank
 from haq.models.weights import packed
-from haq.quantization.convert import convert_to_integers
+from haq.quantization.convert import convert_and_check
 from haq.quantization.fake_quant import quantize
 from haq.runs.evaluation import Evaluation
 from haq.runs.executors import Request
@@ -34,7 +34,7 @@ def finish(search: Search) -> tuple[Trial, dict[str, Any]]:
         summary["float_test_accuracy"] = evaluation.test(search.planned.graph.traced).accuracy
         summary["episode_test_accuracy"] = evaluation.test(model).accuracy
     evaluation.finish(model, tuned)
-    convert_to_integers(model)
+    convert_and_check(model, search.planned.graph.traced, evaluation.images)
     summary["final_val_accuracy"] = evaluation.score(model).accuracy
     if evaluation.test:
         summary["final_test_accuracy"] = evaluation.test(model).accuracy

@@ -43,7 +43,7 @@ class Job(BaseModel):
     calibration_images: Annotated[int, Field(ge=1)] = 512
     train_images: Annotated[int, Field(ge=2)] = 5000
     val_images: Annotated[int, Field(ge=1)] = 2500
-    lr: Annotated[float, Field(gt=0)] = 0.02
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.005
     distill: bool = True
     final_epochs: Annotated[int, Field(ge=0)] | None = None
     rounding_steps: Annotated[int, Field(ge=0)] | None = None

@@ -47,7 +47,7 @@ class JobRequest(Job):
     calibration_images: Count = 512
     train_images: Annotated[int, Field(ge=2, le=10_000_000)] = 5000
     val_images: Count = 2500
-    lr: Annotated[float, Field(gt=0, le=100)] = 0.02
+    lr: Annotated[float, Field(gt=0, le=100)] = 0.005
     final_epochs: Annotated[int, Field(ge=0, le=10_000)] | None = None
     float_epochs: Annotated[int, Field(ge=0, le=10_000)] | None = None
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None

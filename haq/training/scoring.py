@@ -80,7 +80,7 @@ def score_answers(
         pictures, labels = split.batch(index)
         output = answer(pictures)
         if bool(output.isnan().any()):
-            raise DivergedError("the network gives answers that are not numbers; they have no score")
+            raise DivergedError("the network gives answers that are not numbers: no score")
         right += int((output.argmax(1) == labels).sum())
         if reference is None:
             loss += float(functional.cross_entropy(output.double(), labels, reduction="sum"))

@@ -76,8 +76,8 @@ def train(  # noqa: PLR0913 - all but two by keyword
         DivergedError: The learning rate, the loss or a weight is not a finite number.
         HaqError: ``keep`` is damaged or of another training.
     """
-    if not math.isfinite(lr):
-        raise DivergedError(f"learning rate {lr} is not a finite number; give one such as 0.005")
+    if not abs(lr) <= torch.finfo(torch.float32).max:
+        raise DivergedError(f"learning rate {lr} is not a finite float32; give one such as 0.005")
     batches = _batches(len(split), batch)
     total = epochs * len(batches)
     if total == 0:

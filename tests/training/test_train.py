@@ -6,7 +6,7 @@ from torch import nn
 
 from haq.datasets import load
 from haq.datasets.tensors import TensorSplit
-from haq.errors import HaqError
+from haq.errors import DivergedError, HaqError
 from haq.models import build
 from haq.training.scoring import logits, score
 from haq.training.teacher import teacher_from
@@ -159,6 +159,71 @@ def test_the_learning_rate_rises_for_a_tenth_of_the_steps_and_falls(total, share
     assert optimizer.param_groups[0]["lr"] == 0
 
 
+@pytest.mark.parametrize("lr", [math.inf, -math.inf, math.nan, 1e39])
+def test_a_rate_that_is_no_number_is_refused(lr):
+    with pytest.raises(DivergedError, match=r"learning rate (-?inf|nan|1e\+39) is not a finite float32"):
+        trained(network(), lr=lr)
+
+
+def test_a_loss_that_is_no_number_says_so():
+    model = network("digits_mlp")
+    with pytest.raises(DivergedError, match="the loss is nan"):
+        trained(model, teacher=lambda index, images: torch.full((len(index), 10), math.nan))
+
+
+class Line(nn.Module):
+    """One weight and one bias, as logits 0 and w x + b."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.tensor([[2.0]])), nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        y = x.flatten(1) * self.weight + self.bias
+        return torch.cat([torch.zeros_like(y), y], 1)
+
+
+def test_a_last_step_that_diverges_says_so():
+    split = TensorSplit(torch.ones(2, 1, 1, 1), torch.tensor([0, 0]), (0.0,), (1.0,))
+    with pytest.raises(DivergedError, match="weight is not a finite number; lower the learning"):
+        train(Line(), split, epochs=1, lr=3e38, seed=0)
+
+
+def test_two_steps_of_nesterov_momentum_by_hand():
+    model, rows = Line(), torch.ones(2, 1, 1, 1)
+    split = TensorSplit(rows, torch.tensor([0, 0]), (0.0,), (1.0,))
+    train(model, split, epochs=2, lr=0.1, seed=0, weight_decay=0, batch=2)
+    # The cross-entropy of class 0 falls with w + b: its gradient is p = sigmoid(w + b) for both.
+    # Of two steps the first has the whole rate, and so has the second.
+    w, b, v = 2.0, 0.0, 0.0
+    for _ in range(2):
+        p = 1 / (1 + math.exp(-(w + b)))
+        v = 0.9 * v + p
+        w, b = w - 0.1 * (p + 0.9 * v), b - 0.1 * (p + 0.9 * v)
+    assert model.weight.item() == pytest.approx(w) and model.bias.item() == pytest.approx(b)
+
+
+@pytest.mark.parametrize("decay, bias", [("all", 3.0 * (1 - 0.1 * 0.5 * 1.9)), ("weights", 3.0)])
+def test_weight_decay_spares_biases_on_request(decay, bias):
+    model, rows = Line(), torch.ones(2, 1, 1, 1)
+    model.bias.data.fill_(3.0)
+    split = TensorSplit(rows, torch.tensor([0, 0]), (0.0,), (1.0,))
+    # A teacher that agrees, and no labels: there is no gradient but that of the decay.
+    train(
+        model, split, epochs=1, lr=0.1, seed=0, weight_decay=0.5, decay=decay, batch=2,
+        teacher=lambda index, images: model(images).detach(), label_share=0.0,
+    )  # fmt: skip
+    assert model.weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.5 * 1.9))
+    assert model.bias.item() == pytest.approx(bias)
+
+
+def test_answers_that_are_not_numbers_have_no_score():
+    split = TensorSplit(torch.ones(4, 2, 1, 1), torch.zeros(4).long(), (0.0,) * 2, (1.0,) * 2)
+    nothing = nn.Sequential(nn.Flatten(), nn.Threshold(9.0, math.nan))
+    with pytest.raises(DivergedError, match="answers that are not numbers"):
+        score(nothing, split)
+
+
 def test_a_quick_score_is_nearly_the_same():
     model, split = network(), images(200)
     assert score(model, split, quick=True).loss == pytest.approx(score(model, split).loss, rel=0.01)
@@ -190,6 +255,9 @@ def test_a_score_ends_where_chance_cannot_make_up_for_the_images_seen():
     # One half right of 20 images: 0.5 + 4 * sqrt(0.95 * 0.05 / 20) = 0.69, of 40 images 0.64.
     assert score(nn.Flatten(), split, batch=20, beat=0.95)[::2] == (0.5, True)
     assert score(nn.Flatten(), split, batch=20, beat=0.6)[::2] == (0.5, False)
+    # 0.5 lies 3.4 standard errors of 20 images below 0.8; it takes four to stop there.
+    few = TensorSplit(right[:40], torch.tensor([0, 1] * 20), (0.0,) * 2, (1.0,) * 2)
+    assert score(nn.Flatten(), few, batch=20, beat=0.8)[::2] == (0.5, False)
     assert score(nn.Flatten(), split, batch=100, beat=0.95)[::2] == (0.5, False)  # none is left
 
 

@@ -1,0 +1,137 @@
+"""What an episode and the last epochs are trained with, by training the same network by hand."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+
+from haq.datasets.tensors import Data, TensorSplit, shift
+from haq.errors import DivergedError
+from haq.models import build
+from haq.network.graph import trace
+from haq.quantization.calibration import calibrate
+from haq.quantization.fake_quant import quantize, uniform
+from haq.runs.calibration import sensitivity_images
+from haq.runs.evaluator import Evaluator, Recipe, agreement, fine_tune, policy_seed
+from haq.training.teacher import teacher_from
+from haq.training.train import train
+
+RECIPE = Recipe(train_images=40, val_images=50, batch=16)
+
+
+def split(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(count) % 10
+    return TensorSplit(images, labels, (0.5,), (0.3,), lambda x, g: shift(x, g, pixels=2))
+
+
+class Unread:
+    """A split that must not be looked at."""
+
+    labels = torch.zeros(10, dtype=torch.int64)
+
+    def __len__(self):
+        return 10
+
+    def batch(self, index, generator=None):
+        raise AssertionError("these images must not be read")
+
+
+DATA = Data(
+    "small", tuple("0123456789"), (1, 8, 8), (0.5,), (0.3,),
+    train=split(60, 1), val=split(100, 2), test=Unread(),
+)  # fmt: skip
+
+
+@cache
+def captured():
+    torch.manual_seed(0)
+    model = build("digits_cnn")
+    images, _ = DATA.train.batch(torch.arange(60))
+    graph = trace(model, images)
+    return graph, calibrate(graph, [images], "max"), uniform(graph, 3, 4)
+
+
+def evaluator(recipe=RECIPE):
+    graph, clips, _ = captured()
+    return Evaluator(graph, clips, DATA, recipe, seed=0)
+
+
+def difference(one, other):
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return max(float((a - b).detach().abs().max()) for a, b in pairs)
+
+
+def trained_by_hand(images, recipe, **changes):
+    graph, clips, policy = captured()
+    model = quantize(graph, policy, clips)
+    settings = {
+        "epochs": 1, "lr": recipe.lr, "seed": policy_seed(0, policy), "decay": "weights",
+        "weight_decay": 1e-4, "batch": 16, "teacher": teacher_from(graph.traced),
+        "temperature": 4.0, "label_share": 0.1,
+    }  # fmt: skip
+    train(model, images, **settings | changes)
+    return model
+
+
+def test_an_episode_trains_on_augmented_images():
+    chosen = torch.randperm(60, generator=torch.Generator().manual_seed(0))[:40]
+    plain, _ = DATA.train.batch(chosen)
+    images = evaluator().images
+    assert torch.equal(images.labels, DATA.train.labels[chosen])
+    moved = (images.images != plain).flatten(1).any(1)
+    assert moved.float().mean() > 0.5  # of 25 shifts one leaves an image as it is
+
+
+CHANGES = [
+    {"weight_decay": 0.1}, {"decay": "all"}, {"teacher": None}, {"temperature": 1.0},
+    {"label_share": 0.5}, {"lr": 0.01},
+]  # fmt: skip
+every_change = pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
+
+
+def test_an_episode_is_the_recipe_and_nothing_else():
+    one = evaluator()
+    model = one.tuned(captured()[2])
+    assert difference(model, trained_by_hand(one.images, RECIPE)) < 1e-6
+
+
+@every_change
+def test_every_part_of_the_recipe_tells_in_the_weights_of_an_episode(change):
+    one = evaluator(replace(RECIPE, lr=0.05))
+    model = one.tuned(captured()[2])
+    assert difference(model, trained_by_hand(one.images, one.recipe)) < 1e-6
+    assert difference(model, trained_by_hand(one.images, one.recipe, **change)) > 1e-6
+
+
+def test_the_last_epochs_are_taught_by_the_float_network():
+    graph, clips, policy = captured()
+    model = quantize(graph, policy, clips)
+    fine_tune(model, graph, DATA, epochs=2, recipe=RECIPE, seed=3)
+    alike = trained_by_hand(DATA.train, RECIPE, epochs=2, seed=3)
+    assert difference(model, alike) < 1e-6
+    untaught = trained_by_hand(DATA.train, RECIPE, epochs=2, seed=3, teacher=None)
+    assert difference(model, untaught) > 1e-4
+
+
+def test_a_network_without_gradients_is_fine_tuned():
+    graph, clips, policy = captured()
+    frozen = trace(build("digits_cnn").requires_grad_(False), torch.zeros(1, 1, 8, 8))
+    frozen.traced.load_state_dict(graph.traced.state_dict())
+    model = Evaluator(frozen, clips, DATA, RECIPE, seed=0).tuned(policy)
+    assert difference(model, evaluator().tuned(policy)) == 0
+
+
+def test_sensitivities_are_measured_on_augmented_training_images():
+    images = sensitivity_images(DATA, seed=0)  # a test split that is read would raise
+    plain, _ = DATA.train.batch(torch.randperm(60, generator=torch.Generator().manual_seed(0)))
+    assert images.shape == plain.shape
+    assert (images != plain).flatten(1).any(1).float().mean() > 0.5
+
+
+def test_answers_that_are_not_numbers_have_no_agreement():
+    inputs = torch.randn(4, 3)
+    with pytest.raises(DivergedError, match="answers that are not numbers"):
+        agreement(torch.nn.Identity(), inputs)(torch.nn.Threshold(9.0, float("nan")))
