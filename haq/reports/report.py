@@ -10,6 +10,7 @@ from haq.reports.layer_table import layers_section
 from haq.reports.page import Cell, Section, Table, number, plain, render
 from haq.reports.reasons import why
 from haq.reports.record import RunRecord, read_run
+from haq.reports.reference.publish import without_folders
 from haq.reports.run_charts import all_charts, no_roof, roofline
 from haq.reports.summary import summary_section
 
@@ -115,17 +116,22 @@ LEADS = {
 
 def _finalists(record: RunRecord) -> list[Table]:
     """Return what the last candidates reached after an epoch each, where there was such a round."""
+    columns = ("episode", "without", "after an epoch", "loss after it")
     rows = [
-        [number(row["episode"]), number(row["val_accuracy"], f"{row['val_accuracy']:.2%}")]
+        [
+            number(row["episode"]), number(row["val_accuracy"], f"{row['val_accuracy']:.2%}"),
+            number(row["tuned_val_accuracy"], f"{row['tuned_val_accuracy']:.2%}"),
+            number(row["tuned_val_loss"]),
+        ]
         for row in record.summary.get("finalists", [])
-    ]
-    caption = "Finalists: validation accuracy after one epoch of fine-tuning"
-    return [Table(caption, ("episode", "validation accuracy"), rows, "finalists")] if rows else []
+    ]  # fmt: skip
+    caption = "Finalists: validation accuracy without and with an epoch of fine-tuning"
+    return [Table(caption, columns, rows, "finalists")] if rows else []
 
 
 def _provenance(record: RunRecord) -> Section:
     made = record.summary["provenance"]
-    rows = [[Cell("command"), Cell(made["command"])]]
+    rows = [[Cell("command"), Cell(without_folders(made["command"]))]]
     rows += [[Cell(name), Cell(text)] for name, text in made["versions"].items()]
     rows += [[Cell(name), Cell(str(text))] for name, text in made["machine"].items()]
     return Section(

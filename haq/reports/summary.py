@@ -4,61 +4,82 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from haq.reports.charts.theme import amount
+from haq.reports.charts.theme import amount, counted
 from haq.reports.page import Card, Cell, Section, Table, number
 from haq.reports.record import RunRecord, kind_of
 from haq.reports.side_by_side import Three, side_by_side
+from haq.reports.uniform import uniform_sentence, versus_uniform
 
 
 def summary_section(record: RunRecord) -> Section:
     """Return the first section: the figures that count, and the run beside 8 bits and float."""
-    summary, cards = record.summary, []
-    final = summary.get("final_test_accuracy")
-    if final is not None:
-        drop = 100 * (final - summary["float_test_accuracy"])
-        cards.append(
-            Card("Test accuracy", f"{final:.2%}",
-                 f"{drop:+.2f} points from float ({summary['float_test_accuracy']:.2%})")
-        )  # fmt: skip
-    else:
-        top = summary["episode_val_accuracy"]
-        share = kind_of(record) != "score"
-        cards.append(
-            Card(f"Best {kind_of(record)} so far", f"{top:.2%}" if share else amount(top),
-                 f"float {_accuracy(summary['float_val_accuracy'], share)}")
-        )  # fmt: skip
-    for budget in summary["budgets"]:
-        share = budget["achieved"] / budget["limit"]
-        cards.append(
-            Card(f"Budget {budget['asked']}", amount(budget["achieved"], budget["unit"]),
-                 f"{share:.1%} of the limit, {amount(budget['limit'], budget['unit'])}", share)
-        )  # fmt: skip
-    costs = side_by_side(record)
-    size, full = costs["size"][2], costs["size"][0]
+    summary, costs = record.summary, side_by_side(record)
+    cards = [
+        _accuracy_card(record),
+        *_uniform_card(summary),
+        *(_budget_card(budget) for budget in summary["budgets"]),
+        *_cost_cards(summary["units"], costs),
+        *_measured(summary.get("measured_latency", {})),
+        *_in_onnx_runtime(record.onnx),
+    ]
+    return Section("summary", "Summary", _headline(record), cards, [_comparison(record, costs)],
+                   notes=_notes(record))  # fmt: skip
+
+
+def _accuracy_card(record: RunRecord) -> Card:
+    summary, final = record.summary, record.summary.get("final_test_accuracy")
+    if final is None:
+        top, share = summary["episode_val_accuracy"], kind_of(record) != "score"
+        return Card(f"Best {kind_of(record)} so far", _accuracy(top, share),
+                    f"float {_accuracy(summary['float_val_accuracy'], share)}")  # fmt: skip
+    drop = 100 * (final - summary["float_test_accuracy"])
+    note = f"{drop:+.2f} points from float ({summary['float_test_accuracy']:.2%})"
+    return Card("Test accuracy", f"{final:.2%}", note)
+
+
+def _uniform_card(summary: Mapping[str, Any]) -> list[Card]:
+    versus = versus_uniform(summary)
+    if versus is None or not all(0 <= share <= 1 for share in (versus.own, versus.uniform)):
+        return []
+    points = "the same" if versus.same else f"{100 * (versus.own - versus.uniform):+.2f} points"
+    when = ", after an epoch each" if versus.tuned else ""
+    note = f"validation: {versus.own:.2%}, best uniform bits {versus.uniform:.2%}{when}"
+    return [Card("Against uniform bits", points, note)]
+
+
+def _budget_card(budget: Mapping[str, Any]) -> Card:
+    share = budget["achieved"] / budget["limit"]
+    note = f"{share:.1%} of the limit, {amount(budget['limit'], budget['unit'])}"
+    achieved = amount(budget["achieved"], budget["unit"])
+    return Card(f"Budget {budget['asked']}", achieved, note, share)
+
+
+def _cost_cards(units: Mapping[str, str], costs: Mapping[str, Three]) -> list[Card]:
+    cards = []
+    full, _, size = costs["size"]
     if size and full:
         note = f"{full / size:.1f} times smaller than float"
         cards.append(Card("Size", amount(size, "bytes"), note))
     for quantity in ("latency", "energy"):
-        if quantity in costs and costs[quantity][1] and costs[quantity][2]:
-            eight, now = costs[quantity][1], costs[quantity][2]
-            assert eight is not None and now is not None
-            cards.append(
-                Card(quantity.capitalize(), amount(now, summary["units"][quantity]),
-                     f"{now / eight:.1%} of 8 bits everywhere")
-            )  # fmt: skip
-    cards += _measured(summary.get("measured_latency", {})) + _in_onnx_runtime(record.onnx)
+        _, eight, now = costs.get(quantity, (None, None, None))
+        if eight and now:
+            note = f"{now / eight:.1%} of 8 bits everywhere"
+            cards.append(Card(quantity.capitalize(), amount(now, units[quantity]), note))
+    return cards
+
+
+def _notes(record: RunRecord) -> list[str]:
     notes = []
-    if summary["state"] != "finished":
+    if record.summary["state"] != "finished":
         notes.append(
-            f"The run is {summary['state']}: these are the figures of the best policy so far; the "
-            "test images are looked at when it is finished."
+            f"The run is {record.summary['state']}: these are the figures of the best policy so "
+            "far; the test images are looked at when it is finished."
         )
+    notes.append(uniform_sentence(record.summary))
     if record.uniform:
         notes.append("8 bits everywhere: calibrated as this run, not fine-tuned.")
-    if "plan" in record.missing:
-        notes.append(record.missing["plan"])
-    return Section("summary", "Summary", _headline(record), cards, [_comparison(record, costs)],
-                   notes=notes)  # fmt: skip
+    notes.append(record.missing.get("plan", ""))
+    return [note for note in notes if note]
 
 
 def _measured(latency: Mapping[str, Any]) -> list[Card]:
@@ -70,7 +91,7 @@ def _measured(latency: Mapping[str, Any]) -> list[Card]:
         f"{amount(latency['predicted'], unit)}, budget {amount(latency['budget'], unit)}"
     )
     share = latency["value"] / latency["budget"]
-    return [Card("Latency by the clock", amount(latency["value"], unit), note, share)]
+    return [Card("Latency measured end to end", amount(latency["value"], unit), note, share)]
 
 
 def _in_onnx_runtime(onnx: Mapping[str, Any]) -> list[Card]:
@@ -101,7 +122,8 @@ def _headline(record: RunRecord) -> str:
     return (
         f"{len(widths)} layers; weights with {_span(widths)} bits, activations with {_span(acts)}; "
         f"found in episode {summary['best_episode']} of {summary['episodes']}, after "
-        f"{summary['evaluations']} evaluations of {summary['seconds_per_evaluation']:.2g} s."
+        f"{counted(summary['evaluations'], 'evaluation')} of "
+        f"{summary['seconds_per_evaluation']:.2g} s."
     )
 
 

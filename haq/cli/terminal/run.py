@@ -9,6 +9,8 @@ from rich.table import Table
 
 from haq.allocation.costs import UNITS
 from haq.cli.terminal.console import console, holds
+from haq.reports.charts.theme import counted
+from haq.reports.uniform import uniform_sentence
 
 BLOCKS, DIGITS = " ▁▂▃▄▅▆▇█", "012345678"
 """One sign for 0 to 8 bits: blocks, or digits where the output cannot hold blocks."""
@@ -32,15 +34,6 @@ def print_run(folder: Path, summary: dict[str, Any]) -> None:
     _print_measured(screen, summary.get("measured_latency"))
     _print_accuracies(screen, summary)
     screen.print(f"run: {folder}")
-
-
-def counted(number: int, thing: str) -> str:
-    """Return a number of things.
-
-    >>> counted(1, "episode"), counted(2, "episode")
-    ('1 episode', '2 episodes')
-    """
-    return f"{number:,} {thing}" + ("" if number == 1 else "s")
 
 
 def bits_in_signs(widths: Sequence[int]) -> str:
@@ -139,6 +132,8 @@ def _print_accuracies(screen: Console, summary: dict[str, Any]) -> None:
             text = f"{label:>12}: validation {summary[val]:.2%}"
             text += f", test {summary[test]:.2%}" if test in summary else ""
             screen.print(text)
+    if sentence := uniform_sentence(summary):
+        screen.print(sentence)
     screen.print(
         f"{counted(summary['episodes'], 'episode')}, "
         f"{counted(summary['evaluations'], 'evaluation')} of "

@@ -86,6 +86,15 @@ def amount(value: float | None, unit: str = "") -> str:
     return f"{text} {unit}".strip()
 
 
+def counted(number: int, thing: str) -> str:
+    """Return a number of things.
+
+    >>> counted(1, "episode"), counted(2, "episode")
+    ('1 episode', '2 episodes')
+    """
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
 def axis(title: str, **more: Any) -> dict[str, Any]:
     """Return an axis with a title, its lines in the colours of the theme."""
     return {

@@ -1,0 +1,60 @@
+"""Whether a run beats uniform bits, in words: what anybody would try first, within its budgets."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Versus(NamedTuple):
+    """The policy of a run and the best uniform bits, on the same validation images.
+
+    Attributes:
+        own: Validation accuracy of the run's policy.
+        uniform: That of the best uniform bits within the budgets.
+        tuned: Whether both are after an epoch of fine-tuning.
+        same: Whether they are the same policy.
+    """
+
+    own: float
+    uniform: float
+    tuned: bool
+    same: bool
+
+
+def versus_uniform(summary: Mapping[str, Any]) -> Versus | None:
+    """Return how a run stands against uniform bits; None where the run did not try them.
+
+    Both accuracies are of the same kind: after an epoch of fine-tuning where both had one, else
+    as they were in their episodes.
+    """
+    reference = summary.get("best_uniform")
+    if not reference or "val_accuracy" not in reference:
+        return None
+    tuned = {row["episode"]: row["tuned_val_accuracy"] for row in summary.get("finalists", [])}
+    own, other = summary["best_episode"], reference["episode"]
+    if own in tuned and other in tuned:
+        return Versus(tuned[own], tuned[other], True, own == other)
+    return Versus(
+        summary["episode_val_accuracy"], reference["val_accuracy"], False, own == other
+    )  # fmt: skip
+
+
+def uniform_sentence(summary: Mapping[str, Any]) -> str:
+    """Return what is known of the run against uniform bits; empty where a run says nothing."""
+    if "best_uniform" not in summary:
+        return ""
+    reference = summary["best_uniform"]
+    if reference is None:
+        return "No uniform bits keep the budgets, so there are none to compare with."
+    versus = versus_uniform(summary)
+    if versus is None:
+        return "Uniform bits were not tried in this run; haq sweep holds agents against them."
+    name = f"the best uniform bits within the budgets (episode {reference['episode']})"
+    if versus.same:
+        return f"The policy chosen is {name}: the search found nothing better."
+    points = 100 * (versus.own - versus.uniform)
+    verdict = f"{points:+.2f} points" if round(points, 2) else "no difference"
+    when = "after an epoch of fine-tuning each" if versus.tuned else "as in their episodes"
+    return (
+        f"Against {name}: {verdict} of validation accuracy ({versus.own:.2%} against "
+        f"{versus.uniform:.2%}, {when}; on the images that the policy was chosen on)."
+    )
