@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 from haq.allocation.policy import Bits
+from haq.hw_profiles.formula import summed
 from haq.hw_profiles.profile import Profile
 from haq.hw_profiles.schema import Provenance
 from haq.network.layers import Layer
@@ -53,6 +54,12 @@ class Costs(NamedTuple):
         """Return the costs of so many times the work."""
         scaled = {quantity: value * factor for quantity, value in self.by_quantity.items()}
         return Costs(scaled, self.method)
+
+
+def total(parts: Sequence[Costs]) -> Costs:
+    """Return the sum of some costs, found as the one that is least like its row."""
+    by_quantity = summed(part.by_quantity for part in parts)
+    return Costs(by_quantity, least_like(part.method for part in parts))
 
 
 def least_like(methods: Iterable[Method]) -> Method:

@@ -25,6 +25,7 @@ from haq.hw_profiles.formula import (
     Constants,
     check_counts,
     check_not_negative,
+    summed,
 )
 from haq.hw_profiles.tiling import Array, Conv, Energy, Work
 from haq.network.layers import Layer
@@ -177,6 +178,10 @@ class BitFusionFormula:
 
     def work(self, layer: Layer, bits: Bits) -> Work:
         """Return cycles and traffic behind ``raw``, of all calls of the layer for the batch."""
+        parts = [self._work(part, bits) for part in layer.by_size()]
+        return Work(*map(sum, zip(*parts, strict=True)))
+
+    def _work(self, layer: Layer, bits: Bits) -> Work:
         one, groups = shape(layer, self.batch)
         times = groups * layer.calls
         with _naming(layer):
@@ -189,6 +194,9 @@ class BitFusionFormula:
         return Ceilings(macs, self.array.dram_bits / 8 * clock_hz)
 
     def _at(self, layer: Layer, bits: Bits, which: int) -> dict[str, float]:
+        return summed(self._of_size(part, bits, which) for part in layer.by_size())
+
+    def _of_size(self, layer: Layer, bits: Bits, which: int) -> dict[str, float]:
         one, groups = shape(layer, self.batch)
         times, place = groups * layer.calls, (bits.weight - 1, bits.act - 1)
         with _naming(layer):

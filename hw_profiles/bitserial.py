@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, NamedTuple, Self
 from pydantic import model_validator
 
 from haq.allocation.policy import Bits
-from haq.hw_profiles.formula import Ceilings, Constants, check_counts
+from haq.hw_profiles.formula import Ceilings, Constants, check_counts, summed
 from haq.network.layers import Layer
 
 
@@ -144,7 +144,7 @@ def matmul(overlay: Overlay, rows: int, depth: int, columns: int, bits: Bits) ->
 
 
 def product(overlay: Overlay, layer: Layer, batch: int) -> Product:
-    """Return the matrix product that a layer becomes, and how often a batch needs it.
+    """Return the matrix product that a layer of one size becomes, and how often a batch needs it.
 
     A convolution is done image by image. A linear layer takes the whole batch as columns, so its
     cost rises in steps. Depthwise channels are packed into dense blocks; a depthwise convolution
@@ -188,6 +188,9 @@ class BitserialFormula:
 
         where a busy cycle counts as 2 * rows * columns * word_bits operations: idle lanes toggle.
         """
+        return summed(self._of_size(part, bits) for part in layer.by_size())
+
+    def _of_size(self, layer: Layer, bits: Bits) -> dict[str, float]:
         rows, depth, columns, times = product(self.overlay, layer, self.batch)
         work = matmul(self.overlay, rows, depth, columns, bits)
         return {"latency": times * work.cycles, "energy": times * self._energy_nj(work)}

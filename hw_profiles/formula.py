@@ -1,6 +1,6 @@
 """What every formula of costs has: constants in a profile, costs of a layer, and its ceilings."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, NamedTuple, Protocol
 
 from haq.allocation.policy import Bits
@@ -30,6 +30,16 @@ class Formula(Protocol):
     def ceilings(self, bits: Bits, clock_hz: float) -> Ceilings:
         """Return the most multiply-accumulates and bytes a second; a clock in ns has no need."""
         ...
+
+
+def summed(costs: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Return the sums per quantity: whole numbers stay whole.
+
+    >>> summed([{"latency": 3, "energy": 0.5}, {"latency": 4, "energy": 1.0}])
+    {'latency': 7, 'energy': 1.5}
+    """
+    parts = list(costs)
+    return {quantity: sum(part[quantity] for part in parts) for quantity in parts[0]}
 
 
 class Constants(Strict):

@@ -47,8 +47,12 @@ class TableLookup:
         """The batch sizes that some row is for, in rising order."""
         return sorted({size for of_layer in self.cells.values() for size in of_layer})
 
+    def parts(self, layer: Layer) -> tuple[Layer, ...]:
+        """Return the layers to look up: the whole one where rows have its name, else by size."""
+        return (layer,) if self._named(layer) else layer.by_size()
+
     def costs(self, layer: Layer, bits: Bits) -> Costs | None:
-        """Return the costs of all calls of a layer; None where no row answers."""
+        """Return the costs of all calls of one of the ``parts``; None where no row answers."""
         return self._own(layer, bits) or self._nearest(layer, bits)
 
     def _own(self, layer: Layer, bits: Bits) -> Costs | None:
@@ -100,7 +104,7 @@ class TableLookup:
         return sorted(alike, key=lambda shape: math.dist(place, _place(shape)))
 
     def groups(self, layer: Layer) -> list[Cells]:
-        """Return the groups of rows, for one batch each, that may answer for a layer."""
+        """Return the groups of rows, for one batch each, that may answer for one of ``parts``."""
         rows = self._of(layer)
         table = self.profile.table
         some = [rows] if rows or table is None or table.nearest is None else [

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import model_validator
 
 from haq.allocation.policy import Bits
-from haq.hw_profiles.formula import Ceilings, Constants, check_not_negative
+from haq.hw_profiles.formula import Ceilings, Constants, check_not_negative, summed
 from haq.network.layers import Layer
 
 
@@ -74,6 +74,9 @@ class RooflineFormula:
 
         Source: Williams et al., "Roofline", CACM 52(4), 2009, for the latency.
         """
+        return summed(self._of_size(part, bits) for part in layer.by_size())
+
+    def _of_size(self, layer: Layer, bits: Bits) -> dict[str, float]:
         machine = self.machine
         taps = layer.c_in // layer.groups * prod(layer.kernel)
         outputs = self.batch * layer.c_out * prod(layer.out_size)

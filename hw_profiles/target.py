@@ -10,7 +10,7 @@ from itertools import product
 
 from haq.allocation.policy import FLOAT, Bits
 from haq.errors import TargetError
-from haq.hw_profiles.answers import AT_BEST, CostAnswer, Costs, Method
+from haq.hw_profiles.answers import AT_BEST, CostAnswer, Costs, Method, total
 from haq.hw_profiles.between import ByBits, costs_by_bits
 from haq.hw_profiles.formula import Formula
 from haq.hw_profiles.lookup import TableLookup
@@ -73,10 +73,14 @@ class ProfileTarget:
         return self._offered[layer]
 
     def _choices(self, layer: Layer) -> tuple[Bits, ...]:
-        groups = self._table.groups(layer)
-        if self.formula is None and not groups:
-            raise TargetError(self._table.unknown(layer))
-        pairs = self.profile.bits.choices_of(layer.kind) or self._answered(groups)
+        groups = {part: self._table.groups(part) for part in self._table.parts(layer)}
+        for part, some in groups.items():
+            if self.formula is None and not some:
+                raise TargetError(self._table.unknown(part))
+        pairs = self.profile.bits.choices_of(layer.kind)
+        if not pairs:
+            of_parts = [set(self._answered(some)) for some in groups.values()]
+            pairs = tuple(sorted(set.intersection(*of_parts)))
         return tuple(bits for bits in pairs if self.offers(layer.kind, bits))
 
     def _answered(self, groups: Sequence[Cells]) -> tuple[Bits, ...]:
@@ -118,13 +122,16 @@ class ProfileTarget:
                 f"{self.name} cannot run layer {layer.name!r} at {bits}; "
                 f"it can at {listed(self.choices(layer))}"
             )
-        costs = self._table.costs(layer, bits) or self._modelled(layer, bits)
-        if costs is None:
-            raise TargetError(self._table.unknown(layer))
+        costs = total([self._costs(part, bits) for part in self._table.parts(layer)])
         return {name: self._answer(layer, name, costs) for name in self.profile.quantities}
 
-    def _modelled(self, layer: Layer, bits: Bits) -> Costs | None:
-        return None if self.formula is None else Costs(self.formula.cost(layer, bits), "model")
+    def _costs(self, layer: Layer, bits: Bits) -> Costs:
+        costs = self._table.costs(layer, bits)
+        if costs is None and self.formula is not None:
+            costs = Costs(self.formula.cost(layer, bits), "model")
+        if costs is None:
+            raise TargetError(self._table.unknown(layer))
+        return costs
 
     def _answer(self, layer: Layer, quantity: str, costs: Costs) -> CostAnswer:
         value, per_call = costs.by_quantity[quantity], self.profile.quantities[quantity].per_call

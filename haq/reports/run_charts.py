@@ -115,7 +115,7 @@ def roofline(record: RunRecord) -> Chart | None:
 
 def moved_bytes(layer: Layer, bits: Bits, batch: int) -> float:
     """Return the least bytes that a layer must read: its weights once, its inputs once an image."""
-    inputs = layer.c_in * layer.in_size[0] * layer.in_size[1] * layer.calls
+    inputs = sum(part.c_in * math.prod(part.in_size) * part.calls for part in layer.by_size())
     return (layer.weights * bits.weight + batch * inputs * bits.act) / 8
 
 

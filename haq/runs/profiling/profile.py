@@ -165,9 +165,10 @@ def _interval(timing: Timing) -> Interval:
 
 def _table_rows(layers: Sequence[Layer], rows: Mapping[str, Mapping[Bits, float]]) -> Iterator[Row]:
     for layer in layers:
+        shape = None if layer.shapes else shape_of(layer)
         for bits, us in rows[layer.name].items():
             yield Row(
-                layer=layer.name, shape=shape_of(layer), weight=bits.weight, act=bits.act,
+                layer=layer.name, shape=shape, weight=bits.weight, act=bits.act,
                 cost={"latency": Cost(value=us)},
             )  # fmt: skip
 
