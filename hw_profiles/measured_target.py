@@ -23,6 +23,8 @@ class MeasuredTarget(ProfileTarget):
     On a CPU it offers no pair that saturates on another one, unless the profile says "vnni".
     """
 
+    counts_floats = True  # the rows of the layers sum up to what whole networks took
+
     def offers(self, kind: Kind, bits: Bits) -> bool:
         """Return whether such layers answer alike wherever the files of this target shall run."""
         options = self.profile.runtime.options

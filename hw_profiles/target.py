@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
+from typing import ClassVar
 
 from haq.allocation.policy import FLOAT, Bits
 from haq.errors import TargetError
@@ -40,6 +41,8 @@ class ProfileTarget:
     name: str = field(init=False)
     units: Mapping[str, str] = field(init=False)
     si: Mapping[str, float] = field(init=False)
+    counts_floats: ClassVar[bool] = False
+    """Whether what stays float around the layers is in the costs of the layers."""
     _offered: dict[Layer, tuple[Bits, ...]] = field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:

@@ -121,7 +121,7 @@ def permitted(
     has 8 bits, whatever a pin or ``act_bits`` says, but for a layer that stays float.
 
     A layer may stay float, (32, 32), where the target offers that, ``weight_bits`` reaches up to 8
-    and ``act_bits`` is not given.
+    and ``act_bits`` is not given; one that the target offers nothing else for always does.
 
     Args:
         layers: In execution order.
@@ -182,7 +182,8 @@ def _narrowed(
         return (pinned,)
     low, high = weight_bits
     left = [bits for bits in offered if low <= bits.weight <= high and act_bits in (None, bits.act)]
-    left += [bits for bits in offered if floats and bits == _FLOATS]
+    if floats or offered == [_FLOATS]:
+        left += [bits for bits in offered if bits == _FLOATS]
     if not left:
         acts = "2..8" if act_bits is None else act_bits
         wanted = f"{low}..{high} bits for weights and {acts} for activations"
@@ -199,7 +200,7 @@ def _pinned(layer: Layer, bits: int) -> Bits:
     return Bits(bits, EDGE_BITS if layer.reads_input else bits)
 
 
-def nearest_pin(layer: Layer, bits: int, target: Target | None) -> Bits:
+def nearest_pin(layer: Layer, bits: int, target: Target | None) -> Bits | None:
     """Return the pair that a pin stands for, or the nearest one below it that the target offers.
 
     Nearest is with the fewest bits less in sum; of equal ones the cheapest in the target's first
@@ -211,7 +212,7 @@ def nearest_pin(layer: Layer, bits: int, target: Target | None) -> Bits:
         target: Offers its choices; without one, every pair of 2 to 8 bits.
 
     Returns:
-        The pair itself where nothing below it is offered either.
+        None where nothing below it is offered either.
     """
     pinned = _pinned(layer, bits)
     below = [
@@ -219,8 +220,10 @@ def nearest_pin(layer: Layer, bits: int, target: Target | None) -> Bits:
         if pair.weight <= pinned.weight and pair.act <= pinned.act
         and (pair.act == pinned.act or not layer.reads_input)
     ]  # fmt: skip
-    if target is None or pinned in below or not below:
+    if target is None or pinned in below:
         return pinned
+    if not below:
+        return None
     first = next(iter(target.units))
     return min(below, key=lambda pair: (-sum(pair), target.cost(layer, pair)[first], -pair.act))
 

@@ -74,15 +74,17 @@ def _pins(job: Job, layers: Sequence[Layer], target: Target | None) -> dict[str,
     """Return the pins of a job; without any, 8 bits in the first and the last layer.
 
     Where the target does not offer such a pair, the first and the last layer have the nearest one
-    below it. A pin of the user gives way by one bit only, for integer kernels that saturate at 8.
+    below it, and no pin without one. A pin of the user gives way by one bit only, for integer
+    kernels that saturate at 8.
     """
     if job.pins is None:
-        return {layer.name: nearest_pin(layer, 8, target) for layer in (layers[0], layers[-1])}
+        nearest = {layer.name: nearest_pin(layer, 8, target) for layer in (layers[0], layers[-1])}
+        return {name: pair for name, pair in nearest.items() if pair}
     pins: dict[str, int | Bits] = dict(job.pins)
     for layer in layers:
-        if job.pins.get(layer.name) == 8:
-            nearest = nearest_pin(layer, 8, target)
-            pins[layer.name] = nearest if sum(nearest) >= 15 else 8
+        pair = nearest_pin(layer, 8, target) if job.pins.get(layer.name) == 8 else None
+        if pair and sum(pair) >= 15:
+            pins[layer.name] = pair
     return pins
 
 

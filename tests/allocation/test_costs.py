@@ -24,6 +24,7 @@ CONV = Layer("conv1", "conv", 3, 8, weights=216, biases=8, macs=1000)
 FC = Layer("fc", "linear", 8, 10, weights=80, biases=10, macs=80)
 LEFT = Layer("left", "conv", 8, 8, reads="left")
 RIGHT = Layer("right", "pointwise", 8, 8, reads="left")
+FLOATS = Bits(32, 32)
 EVERY = tuple(Bits(weight, act) for weight in range(2, 9) for act in range(2, 9))
 
 
@@ -75,7 +76,7 @@ def test_a_pinned_layer_has_one_choice_whatever_the_ranges():
         ([Bits(7, 8), Bits(8, 7)], 8, Bits(7, 8)),  # equally cheap: more activation bits
         ([Bits(4, 4), Bits(2, 8), Bits(8, 8)], 5, Bits(4, 4)),  # w2a8 and w8a8 are not below w5a5
         ([Bits(4, 4), Bits(8, 2)], 8, Bits(8, 2)),  # ten bits are nearer than eight
-        ([Bits(8, 8)], 4, Bits(4, 4)),  # nothing below: for permitted to refuse
+        ([Bits(8, 8), FLOATS], 4, None),  # nothing below
     ],
 )
 def test_a_pin_that_is_not_offered_has_a_nearest_pair(pairs, bits, expected):
@@ -229,7 +230,6 @@ def test_a_reference_the_target_cannot_run_is_refused():
 
 # --- runtimes: layers that stay float, and what a change of precision costs -----------------------
 
-FLOATS = Bits(32, 32)
 FIRST = Layer("first", "conv", 3, 8, weights=9, macs=10, reads_input=True)
 
 
@@ -276,6 +276,11 @@ def test_a_layer_may_stay_float_where_the_target_offers_it():
 def test_no_layer_stays_float_where_its_bits_are_asked_for(options):
     pairs = [Bits(7, 8), *RUNTIME.pairs]
     assert FLOATS not in permitted([FC], Runtime(pairs), **options)["fc"]
+
+
+@pytest.mark.parametrize("options", [{"act_bits": 8}, {"weight_bits": (2, 7)}])
+def test_a_layer_that_the_target_runs_in_float_only_stays_float(options):
+    assert permitted([FC], Runtime([FLOATS]), **options) == {"fc": (FLOATS,)}
 
 
 def test_readers_of_a_tensor_are_float_together():

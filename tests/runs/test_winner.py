@@ -103,3 +103,12 @@ def test_a_pin_of_8_bits_gives_way_to_the_nearest_pair_that_is_offered_and_it_is
     assert of_user.notes == ("layer 'fc2' is pinned to w7a8: here does not offer w8a8",)
     assert planned(measured, pins={"fc2": 4}).notes == ()
     assert planned("bismo-edge").notes == ()
+
+
+def test_what_the_target_runs_in_float_only_stays_float_and_no_pin_is_missed(measured, tmp_path):
+    content = json.loads(measured.read_text())
+    table = content["table"]
+    table["rows"] = [row for row in table["rows"] if row["layer"] != "linear" or row["act"] == 32]
+    mine = tmp_path / "mine.json"
+    mine.write_text(json.dumps(content))
+    assert planned(mine).table.choices["linear"] == (Bits(FLOAT, FLOAT),)
