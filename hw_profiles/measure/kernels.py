@@ -8,9 +8,7 @@ layer whose result it works on.
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import numpy as np
 import onnx
-import onnxruntime
 
 from haq.allocation.policy import FLOAT, Policy
 from haq.errors import TargetError
@@ -88,28 +86,6 @@ class Origins:
         raise TargetError(
             f"ONNX Runtime's kernel {node.name!r} ({node.op_type}) cannot be traced to a layer"
         )
-
-
-def saturates() -> bool:
-    """Return whether ONNX Runtime's integer kernels lose sums of 8-bit products on this CPU.
-
-    x86 CPUs without VNNI add two neighbouring products in 16 bits, and 2 * 255 * 127 does not fit.
-    """
-    acts, weights = np.full((16, 64), 255, np.uint8), np.full((64, 16), 127, np.int8)
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("MatMulInteger", ["acts", "weights"], ["sums"])],
-        "sums",
-        [onnx.helper.make_tensor_value_info("acts", onnx.TensorProto.UINT8, acts.shape)],
-        [onnx.helper.make_tensor_value_info("sums", onnx.TensorProto.INT32, (16, 16))],
-        [onnx.numpy_helper.from_array(weights, "weights")],  # constant: packed as a layer's are
-    )
-    opset = onnx.helper.make_opsetid("", 13)
-    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9)
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    sums = session.run(None, {"acts": acts})[0]
-    return bool((sums != 64 * 255 * 127).any())
 
 
 def misplaced(kernels: Mapping[str, Sequence[str]], policy: Policy) -> Iterator[tuple[str, str]]:

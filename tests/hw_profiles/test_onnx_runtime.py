@@ -433,15 +433,6 @@ def test_depthwise_layers_never_saturate():
     assert Bits(8, 8) in target.pairs
 
 
-@pytest.mark.parametrize("cores", ["avx2", "avx512f"])
-def test_this_cpu_saturates_if_it_is_an_x86_one_without_vnni(cores):
-    instructions = str(onnx_runtime.machine()["instructions"]).split()
-    if cores not in instructions:
-        pytest.skip(f"this CPU has no {cores}, or does not say so")
-    exact = {"avx_vnni", "avx512_vnni", "amx_int8"}.intersection(instructions)
-    assert kernels.saturates() == (not exact)
-
-
 @pytest.mark.parametrize(
     "pair, expected, method",
     [

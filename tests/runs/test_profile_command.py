@@ -16,9 +16,9 @@ from haq.allocation.costs import permitted, reference, tabulate, total
 from haq.allocation.policy import Bits, check_policy
 from haq.cli.main import main
 from haq.errors import HaqError, ModelError, TargetError
+from haq.formats.onnx.runtime import exact_kernels
 from haq.hw_profiles import load
-from haq.hw_profiles.measure.kernels import saturates
-from haq.hw_profiles.measure.onnx_runtime import Setup, session
+from haq.hw_profiles.measure.onnx_runtime import Setup, machine, session
 from haq.hw_profiles.measured import CLIPPED, FLOATS, INTEGERS, STANDARD, kernel
 from haq.network.graph import trace
 from haq.network.layers import Layer
@@ -239,16 +239,25 @@ def haq(monkeypatch, *arguments):
 
 def test_the_command_writes_a_profile_and_says_what_it_found(monkeypatch, capsys, tmp_path):
     out = tmp_path / "my-machine.json"
-    given = ["--rounds", "2", "--batch", "2", *(["--cpu", "vnni"] if not saturates() else [])]
+    given = ["--rounds", "2", "--batch", "2", *(["--cpu", "vnni"] if exact_kernels() else [])]
     assert haq(monkeypatch, "--out", str(out), *given) == 0
     printed = capsys.readouterr().out
     for word in ("digits_cnn in ONNX Runtime", "fp32", "w7a8", "mean error", "--target"):
         assert word in printed
     assert load(str(out)).batch == 2
-    assert (Bits(8, 8) in load(str(out)).pairs) == (not saturates())
+    assert (Bits(8, 8) in load(str(out)).pairs) == (exact_kernels())
 
 
-@pytest.mark.skipif(not saturates(), reason="this CPU adds in 32 bits")
+@pytest.mark.parametrize("cores", ["avx2", "avx512f"])
+def test_this_cpu_saturates_if_it_is_an_x86_one_without_vnni(cores):
+    instructions = str(machine()["instructions"]).split()
+    if cores not in instructions:
+        pytest.skip(f"this CPU has no {cores}, or does not say so")
+    exact = {"avx_vnni", "avx512_vnni", "amx_int8"}.intersection(instructions)
+    assert exact_kernels() == bool(exact)
+
+
+@pytest.mark.skipif(exact_kernels(), reason="this CPU adds in 32 bits")
 def test_a_profile_of_pairs_that_saturate_here_is_refused(tmp_path):
     with pytest.raises(HaqError, match="cpu vnni: this CPU adds products of 8 bits in 16 bits"):
         run_profile(network(), tmp_path / "mine.json", Setup(), cpu="vnni")

@@ -13,8 +13,9 @@ import onnxruntime
 from haq.allocation.policy import Bits
 from haq.errors import HaqError, look_up
 from haq.files import write_text
+from haq.formats.onnx.runtime import exact_kernels
 from haq.hw_profiles.document import write_json
-from haq.hw_profiles.measure import fit, kernels, onnx_runtime
+from haq.hw_profiles.measure import fit, onnx_runtime
 from haq.hw_profiles.measure.onnx_runtime import Setup
 from haq.hw_profiles.measure.timing import QUANTILE, Timing
 from haq.hw_profiles.measured import CPUS, Interval, Measured, Passing, Validation
@@ -79,7 +80,7 @@ def check_cpu(cpu: str) -> None:
         HaqError: There is no such choice, or this CPU is not one of them.
     """
     look_up(dict.fromkeys(CPUS), "cpu", cpu)
-    if cpu == "vnni" and kernels.saturates():
+    if cpu == "vnni" and not exact_kernels():
         raise HaqError(
             "cpu vnni: this CPU adds products of 8 bits in 16 bits and saturates, so 8-bit weights "
             "with 8-bit activations answer wrongly on it; leave --cpu out"
