@@ -69,7 +69,7 @@ def _cost_cards(units: Mapping[str, str], costs: Mapping[str, Three]) -> list[Ca
 
 
 def _notes(record: RunRecord) -> list[str]:
-    notes = []
+    notes = list(record.summary.get("notes", []))
     if record.summary["state"] != "finished":
         notes.append(
             f"The run is {record.summary['state']}: these are the figures of the best policy so "

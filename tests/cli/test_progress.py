@@ -58,5 +58,11 @@ def test_a_stage_that_comes_again_is_a_new_one():
     assert out == ["fine-tune 1/2", "fine-tune 2/2, done in 10 s"] * 2
 
 
+def test_what_a_run_does_otherwise_is_one_line():
+    assert written("plan", 1, 0.0, note="12 % of the weights stay float") == [
+        "12 % of the weights stay float"
+    ]
+
+
 def test_a_stage_of_one_step_has_one_line():
     assert written("round", 1, 3.0) == ["round 1/1"]

@@ -13,6 +13,9 @@ import typer
 if TYPE_CHECKING:
     from haq.runs.progress import OnProgress, Progress
 
+PLAN = "plan"
+"""The stage whose note is all there is to say: what the run does otherwise than one might think."""
+
 LINE_EVERY_S = 30.0
 """A line is written at least this often while a stage goes on, if it goes on at all."""
 
@@ -47,6 +50,9 @@ def _bars() -> "Iterator[OnProgress]":
         tasks: dict[str, Any] = {}
 
         def on_progress(now: "Progress") -> None:
+            if now.stage == PLAN:
+                bars.console.print(now.note, highlight=False)
+                return
             if now.stage not in tasks:
                 tasks[now.stage] = bars.add_task(now.stage, total=now.total, note="")
             bars.update(tasks[now.stage], completed=now.done, total=now.total, note=now.note)
@@ -74,6 +80,9 @@ def lines(write: Callable[[str], None], clock: Callable[[], float]) -> "OnProgre
     stages: dict[str, _Stage] = {}
 
     def on_progress(now: "Progress") -> None:
+        if now.stage == PLAN:
+            write(now.note)
+            return
         at_s = clock()
         stage = stages.get(now.stage)
         if stage is None or now.done < stage.written:  # a stage may come again

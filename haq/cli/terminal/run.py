@@ -25,6 +25,8 @@ def print_run(folder: Path, summary: dict[str, Any]) -> None:
     for row, label in (("weight_bits", "weights    "), ("act_bits", "activations")):
         bars = bits_in_signs([layer[row] for layer in summary["layers"]])
         screen.print(f"{label}  {bars}  {_legend(summary['layers'], row)}, in order of execution")
+    for note in summary.get("notes", []):
+        screen.print(f"note: {note}")
     for budget in summary["budgets"]:
         screen.print(
             f"budget {budget['asked']}: {budget['achieved']:,.6g} of {budget['limit']:,.6g} "
