@@ -14,7 +14,7 @@ from haq.errors import HaqError, RunError
 from haq.reports.charts.best import best_so_far_chart
 from haq.reports.charts.front import MEASURES, front_chart, quantities
 from haq.reports.charts.policies import policies_chart
-from haq.reports.charts.theme import Row, amount
+from haq.reports.charts.theme import Row, amount, points
 from haq.reports.comparable import (
     UNIFORM,
     against_uniform,
@@ -171,15 +171,17 @@ def _against(rows: Sequence[Row]) -> list[Section]:
         [
             Cell(one.budget), Cell(one.agent), number(one.seeds),
             number(one.accuracy, f"{one.accuracy:.2%}"), number(one.uniform, f"{one.uniform:.2%}"),
-            number(one.points, f"{one.points:+.2f}"),
+            number(one.points, points(one.points)),
             number(one.error, None if one.error is None else f"{one.error:.2f}"),
         ]
         for one in differences
     ]  # fmt: skip
-    above = [one for one in differences if one.points > 0]
+    above = sum(round(one.points, 2) > 0 for one in differences)
+    below = sum(round(one.points, 2) < 0 for one in differences)
     lead = (
-        f"{len(above)} of {len(differences)} have a higher test accuracy than the best uniform "
-        "bits within the same budget, which had the same evaluation and fine-tuning."
+        f"Of {len(differences)} results {above} have a higher and {below} a lower test accuracy "
+        "than the best uniform bits within the same budget, which had the same evaluation and "
+        "fine-tuning."
     )
     note = "±: standard error over the seeds. Without it, look at more seeds before you conclude."
     table = Table("Against uniform bits", columns, cells, "uniform-table")
@@ -211,13 +213,16 @@ def _policies(runs: Sequence[str], layers: Sequence[Sequence[Row]]) -> Section:
 def _table(rows: Sequence[Row]) -> Table:
     units = {**UNITS, **quantities(rows)}
     costs = list(quantities(rows))
-    columns = ["run", "model", "data", "budget", "agent", "seed", "final test",
-               "final validation", "validation in its episode", "float test"]  # fmt: skip
+    # What all have in common stands below the title.
+    named = ["run", *(f for f in ("model", "data") if len({row[f] for row in rows}) > 1)]
+    named += ["budget", "agent"]
+    columns = [*named, "seed", "final test", "final validation", "validation in its episode",
+               "float test"]  # fmt: skip
     columns += [f"{quantity} ({units[quantity]})" for quantity in costs]
     columns += ["evaluations", "seconds", "state"]
     cells = []
     for row in rows:
-        line = [Cell(row[field]) for field in ("run", "model", "data", "budget", "agent")]
+        line = [Cell(row[field]) for field in named]
         line.append(number(row["seed"]))
         line += [
             number(row[field], None if row[field] is None else f"{row[field]:.2%}")

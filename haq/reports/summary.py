@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from haq.reports.charts.theme import amount, counted
+from haq.reports.charts.theme import amount, counted, points
 from haq.reports.page import Card, Cell, Section, Table, number
 from haq.reports.record import RunRecord, kind_of
 from haq.reports.side_by_side import Three, side_by_side
@@ -33,7 +33,7 @@ def _accuracy_card(record: RunRecord) -> Card:
         return Card(f"Best {kind_of(record)} so far", _accuracy(top, share),
                     f"float {_accuracy(summary['float_val_accuracy'], share)}")  # fmt: skip
     drop = 100 * (final - summary["float_test_accuracy"])
-    note = f"{drop:+.2f} points from float ({summary['float_test_accuracy']:.2%})"
+    note = f"{points(drop)} points from float ({summary['float_test_accuracy']:.2%})"
     return Card("Test accuracy", f"{final:.2%}", note)
 
 
@@ -41,10 +41,11 @@ def _uniform_card(summary: Mapping[str, Any]) -> list[Card]:
     versus = versus_uniform(summary)
     if versus is None or not all(0 <= share <= 1 for share in (versus.own, versus.uniform)):
         return []
-    points = "the same" if versus.same else f"{100 * (versus.own - versus.uniform):+.2f} points"
+    gain = points(100 * (versus.own - versus.uniform))
+    shown = "the same policy" if versus.same else f"{gain} points"
     when = ", after an epoch each" if versus.tuned else ""
     note = f"validation: {versus.own:.2%}, best uniform bits {versus.uniform:.2%}{when}"
-    return [Card("Against uniform bits", points, note)]
+    return [Card("Against uniform bits", shown, note)]
 
 
 def _budget_card(budget: Mapping[str, Any]) -> Card:

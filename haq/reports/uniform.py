@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from haq.reports.charts.theme import points
+
 
 class Versus(NamedTuple):
     """The policy of a run and the best uniform bits, on the same validation images.
@@ -51,8 +53,8 @@ def uniform_sentence(summary: Mapping[str, Any]) -> str:
     name = f"the best uniform bits within the budgets (episode {reference['episode']})"
     if versus.same:
         return f"The policy chosen is {name}: the search found nothing better."
-    points = 100 * (versus.own - versus.uniform)
-    verdict = f"{points:+.2f} points" if round(points, 2) else "no difference"
+    gain = points(100 * (versus.own - versus.uniform))
+    verdict = "no difference" if gain == "0.00" else f"{gain} points"
     when = "after an epoch of fine-tuning each" if versus.tuned else "as in their episodes"
     return (
         f"Against {name}: {verdict} of validation accuracy ({versus.own:.2%} against "

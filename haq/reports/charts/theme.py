@@ -86,6 +86,15 @@ def amount(value: float | None, unit: str = "") -> str:
     return f"{text} {unit}".strip()
 
 
+def points(value: float) -> str:
+    """Return a difference of accuracies in points, with its sign.
+
+    >>> points(2.654), points(-0.001)
+    ('+2.65', '0.00')
+    """
+    return f"{value:+.2f}" if round(value, 2) else "0.00"
+
+
 def counted(number: int, thing: str) -> str:
     """Return a number of things.
 
