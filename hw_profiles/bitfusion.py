@@ -117,7 +117,7 @@ def works(array: Array, energy: Energy, layer: Conv | Depthwise) -> Mapping[Bits
         return [list(work) for work in tiling.search(array, energy, layer, pairs)]
 
     key = ["bitfusion", tiling.VERSION, array, energy, layer]
-    rows = cache.kept(key, (len(pairs), len(Work._fields)), search)
+    rows = cache.computed_once(key, (len(pairs), len(Work._fields)), search)
     return {bits: Work(*row) for bits, row in zip(pairs, rows, strict=True)}
 
 
@@ -138,10 +138,10 @@ def envelope(costs: NDArray[np.float64]) -> NDArray[np.float64]:
 def _costs(array: Array, energy: Energy, layer: Conv | Depthwise) -> tuple[Costs, Costs]:
     """Return the costs of one layer as simulated, and their envelopes."""
     side = (array.most_bits, array.most_bits)
-    found = works(array, energy, layer).values()
-    nanojoules = np.array(list(found)) @ energy.pj / 1000
+    every = works(array, energy, layer).values()
+    nanojoules = np.array(list(every)) @ energy.pj / 1000
     raw = {
-        "latency": np.array([float(work.cycles) for work in found]).reshape(side),
+        "latency": np.array([float(work.cycles) for work in every]).reshape(side),
         "energy": nanojoules.reshape(side),
     }
     return raw, {quantity: envelope(costs) for quantity, costs in raw.items()}

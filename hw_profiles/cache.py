@@ -24,7 +24,7 @@ def folder() -> Path:
     return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "haq"
 
 
-def kept(key: list[Any], shape: tuple[int, int], compute: Callable[[], Rows]) -> Rows:
+def computed_once(key: list[Any], shape: tuple[int, int], compute: Callable[[], Rows]) -> Rows:
     """Return the rows computed for ``key``, now or by an earlier process.
 
     Args:

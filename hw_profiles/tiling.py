@@ -194,28 +194,35 @@ def search(array: Array, energy: Energy, conv: Conv, pairs: Sequence[Bits]) -> l
     >>> [work.cycles for work in search(eyeriss, energy, fc, [Bits(8, 8), Bits(4, 4)])]
     [66903, 33195]
     """
-    found = _fitting(array, conv, _tiles(array, conv), pairs)
-    if len(np.unique(found.pair)) < len(pairs):
+    candidates = _fitting(array, conv, _tiles(array, conv), pairs)
+    if len(np.unique(candidates.pair)) < len(pairs):
         raise ValueError(f"no tile of {conv} fits the buffers")
     square = conv.out_size[0] == conv.out_size[1]
-    # No order of the loops takes fewer cycles than this. So first come, for each pair of bits, the
-    # few tilings that may be best, then those that could still be as good as the best of these.
-    least = _least_cycles(array, found)
-    order = np.lexsort((least, found.pair))
-    rank = np.arange(len(order)) - np.searchsorted(found.pair[order], found.pair[order])
-    best = _best(array, energy, found.take(order[rank < _FIRST]), len(pairs), square)
-    cycles = best[:, 0] + best[:, 1]
-    later = order[rank >= _FIRST]
-    later = later[least[later] <= cycles[found.pair[later]]]
-    for start in range(0, len(later), _CHUNK):
-        chunk = found.take(later[start : start + _CHUNK])
-        rivals = _best(array, energy, chunk, len(pairs), square)
-        best = _better(energy, best, rivals)
+    best = _best_of_all(array, energy, candidates, len(pairs), square)
     return [Work(*map(int, row)) for row in best]
 
 
 _FIRST = 8  # tilings of each pair of bits that are tried before any is left out
 _CHUNK = 2048  # candidates worked on together: they and their orders stay in the cache
+
+
+def _best_of_all(
+    array: Array, energy: Energy, candidates: _Candidates, pairs: int, square: bool
+) -> Ints:
+    """Return the best order of the best tiling for each pair of bits: (pairs, counts)."""
+    # No order of the loops takes fewer cycles than this. So first come, for each pair of bits, the
+    # few tilings that may be best, then those that could still be as good as the best of these.
+    least, pair = _least_cycles(array, candidates), candidates.pair
+    order = np.lexsort((least, pair))
+    rank = np.arange(len(order)) - np.searchsorted(pair[order], pair[order])
+    best = _best(array, energy, candidates.take(order[rank < _FIRST]), pairs, square)
+    cycles = best[:, 0] + best[:, 1]
+    later = order[rank >= _FIRST]
+    later = later[least[later] <= cycles[pair[later]]]
+    for start in range(0, len(later), _CHUNK):
+        chunk = candidates.take(later[start : start + _CHUNK])
+        best = _better(energy, best, _best(array, energy, chunk, pairs, square))
+    return best
 
 
 def _tiles(array: Array, conv: Conv) -> _Tiles:
@@ -264,15 +271,7 @@ def _fitting(array: Array, conv: Conv, tiles: _Tiles, pairs: Sequence[Bits]) -> 
     pair, tile = np.nonzero(fits)
     count = tiles.counts.prod(axis=0)
     busy = count * pixels * (columns // array.columns) * (depth // lanes)
-
-    # Inside a tile one operand stays in the units: that which takes the least traffic of padded
-    # loops; of equal ones the activations come first, then the sums.
-    traffic = (
-        depth * pixels * (act + columns * (weight + array.sum_bits)),
-        columns * pixels * (array.sum_bits + depth * (weight + act)),
-        depth * columns * (weight + pixels * (act + array.sum_bits)),
-    )
-    stays = np.argmin(traffic, axis=0)  # (pairs, tilings)
+    stays = _stationary(array, depth, columns, pixels, weight, act)
     macs = taps * tiles.c_in * tiles.c_out * pixels
     weights_read = np.where(stays == 2, macs // pixels, macs) * weight
     acts_read = np.where(stays == 0, macs // tiles.c_out, macs) * act
@@ -283,49 +282,66 @@ def _fitting(array: Array, conv: Conv, tiles: _Tiles, pairs: Sequence[Bits]) -> 
     )  # fmt: skip
 
 
+def _stationary(
+    array: Array, depth: Ints, columns: Ints, pixels: Ints, weight: Ints, act: Ints
+) -> Ints:
+    """Return which operand stays in the units inside a tile: (pairs, tilings).
+
+    That which takes the least traffic of padded loops: 0 is the activations, 1 the sums, 2 the
+    weights; of equal ones the first.
+    """
+    traffic = (
+        depth * pixels * (act + columns * (weight + array.sum_bits)),
+        columns * pixels * (array.sum_bits + depth * (weight + act)),
+        depth * columns * (weight + pixels * (act + array.sum_bits)),
+    )
+    stays: Ints = np.argmin(traffic, axis=0)
+    return stays
+
+
 def _room(size_bytes: int) -> int:
     return size_bytes * 8 // 2  # the other half is being filled
 
 
-def _least_cycles(array: Array, found: _Candidates) -> Ints:
-    once = found.weights + found.acts + found.sums
-    computing = found.busy + _ceil_div(once, array.dram_bits)
-    computing += _ceil_div(found.sums, array.dram_bits)
+def _least_cycles(array: Array, candidates: _Candidates) -> Ints:
+    once = candidates.weights + candidates.acts + candidates.sums
+    computing = candidates.busy + _ceil_div(once, array.dram_bits)
+    computing += _ceil_div(candidates.sums, array.dram_bits)
     moved = (
-        found.weights * found.counts[list(_OF_WEIGHTS)].prod(axis=0)
-        + found.acts * found.counts[list(_OF_ACTS)].prod(axis=0)
-        + found.sums * found.counts[list(_OF_SUMS)].prod(axis=0) * 2
+        candidates.weights * candidates.counts[list(_OF_WEIGHTS)].prod(axis=0)
+        + candidates.acts * candidates.counts[list(_OF_ACTS)].prod(axis=0)
+        + candidates.sums * candidates.counts[list(_OF_SUMS)].prod(axis=0) * 2
     )
     least: Ints = np.maximum(computing, _ceil_div(moved, array.dram_bits))
     return least
 
 
-def _best(array: Array, energy: Energy, found: _Candidates, pairs: int, square: bool) -> Ints:
+def _best(array: Array, energy: Energy, candidates: _Candidates, pairs: int, square: bool) -> Ints:
     """Return the best order of the best of these tilings for each pair of bits: (pairs, counts)."""
     orders = _orders(square)
     weights, held_weights = _moved(
-        found.weights, found.counts, orders, _OF_WEIGHTS, array.weight_bytes
+        candidates.weights, candidates.counts, orders, _OF_WEIGHTS, array.weight_bytes
     )
-    acts, held_acts = _moved(found.acts, found.counts, orders, _OF_ACTS, array.act_bytes)
-    sums, held_sums = _moved(found.sums, found.counts, orders, _OF_SUMS, array.sum_bytes)
+    acts, held_acts = _moved(candidates.acts, candidates.counts, orders, _OF_ACTS, array.act_bytes)
+    sums, held_sums = _moved(candidates.sums, candidates.counts, orders, _OF_SUMS, array.sum_bytes)
     # Filling the buffers for the first time and emptying them the last time hide behind nothing.
     exposed = _ceil_div(held_weights + held_acts + held_sums, array.dram_bits)
     exposed += _ceil_div(held_sums, array.dram_bits)
     rest = weights + acts + 2 * sums - (held_weights + held_acts + 2 * held_sums)
-    stalled = np.maximum(0, _ceil_div(rest, array.dram_bits) - found.busy) + exposed
+    stalled = np.maximum(0, _ceil_div(rest, array.dram_bits) - candidates.busy) + exposed
     read = weights + acts + sums
     shape = stalled.shape
     counts = np.stack(
         [np.broadcast_to(column, shape) for column in (
-            found.busy, stalled,
-            found.weights_read, weights,
-            found.acts_read, acts,
-            sums + found.sums_moved, sums + found.sums_moved,
+            candidates.busy, stalled,
+            candidates.weights_read, weights,
+            candidates.acts_read, acts,
+            sums + candidates.sums_moved, sums + candidates.sums_moved,
             read, sums,
         )], axis=-1,
     )  # fmt: skip
     best: Ints = np.full((pairs, counts.shape[-1]), _NEVER)
-    pair = np.broadcast_to(found.pair, shape).ravel()
+    pair = np.broadcast_to(candidates.pair, shape).ravel()
     counts = counts.reshape(-1, counts.shape[-1])
     order = np.lexsort((counts @ energy.pj, counts[:, 0] + counts[:, 1], pair))
     present, first = np.unique(pair[order], return_index=True)
@@ -363,15 +379,15 @@ def _moved(
     """
     moved = np.broadcast_to(tile, (len(orders), len(tile))).copy()
     held = moved.copy()
-    kept = np.ones(moved.shape, dtype=bool)
+    holds = np.ones(moved.shape, dtype=bool)
     for place in _LOOPS:
         loop = orders[:, place]
         changing = np.isin(loop, changes)[:, None]
         grown = moved * counts[loop]
-        moved = np.where(kept & ~changing, moved, grown)
+        moved = np.where(holds & ~changing, moved, grown)
         fits = grown <= _room(size_bytes)
-        held = np.where(kept & changing & fits, grown, held)
-        kept &= ~changing | fits
+        held = np.where(holds & changing & fits, grown, held)
+        holds &= ~changing | fits
     return moved, held
 
 

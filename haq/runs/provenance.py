@@ -64,10 +64,10 @@ def cost_origin(target: Target | None, table: CostTable, policy: Policy) -> dict
     answers = [target.how(layer, policy[layer.name]) for layer in table.layers]
     quantities = {}
     for name, about in profile.quantities.items():
-        found = [answer[name] for answer in answers]
+        own = [answer[name] for answer in answers]
         edges = sum(_edge_cost(table, edge, policy, name) != 0 for edge in table.edges)
-        classes = [answer.provenance for answer in found]
-        methods = Counter(answer.method for answer in found)
+        classes = [answer.provenance for answer in own]
+        methods = Counter(answer.method for answer in own)
         quantities[name] = {
             "provenance": weakest([*classes, "calibrated"] if edges else classes),
             "methods": {method: methods[method] for method in METHODS if method in methods},

@@ -83,14 +83,11 @@ def confirm(
         BudgetError: No policy was found that measures within the budget.
     """
     limit = min(budget.limit for budget in budgets if budget.quantity == "latency")
-    different = list({tuple(sorted(policy.items())): policy for policy in ranked}.values())[:MOST]
-    measured: list[Measurement] = []
-    for start in range(0, len(different), FIRST):
-        measured += measure(different[start : start + FIRST])
-        winner = within(measured, limit)
-        if winner is not None:
-            how: How = "best" if winner is measured[0] else "next best"
-            return Confirmed(winner.policy, winner, how, None, tuple(measured))
+    measured = _measured(ranked, limit, measure)
+    winner = within(measured, limit)
+    if winner is not None:
+        how: How = "best" if winner is measured[0] else "next best"
+        return Confirmed(winner.policy, winner, how, None, tuple(measured))
     lowered = _lowered(measured[0], table, budgets, limit, measure)
     measured += lowered
     if lowered and lowered[-1].us <= limit:
@@ -102,6 +99,17 @@ def confirm(
         f"{len(lowered)} lowered ones take {least.us:.6g} us or more; raise the budget, or profile "
         "this machine again"
     )
+
+
+def _measured(ranked: Sequence[Policy], limit: float, measure: Measure) -> list[Measurement]:
+    """Return what the first policies measure, group by group, until one is within the limit."""
+    different = list({tuple(sorted(policy.items())): policy for policy in ranked}.values())[:MOST]
+    measured: list[Measurement] = []
+    for start in range(0, len(different), FIRST):
+        measured += measure(different[start : start + FIRST])
+        if within(measured, limit):
+            break
+    return measured
 
 
 def _lowered(
@@ -182,20 +190,21 @@ def measured_winner(
         setup_of(profile)
     except TargetError as error:
         return top, {"measured_latency": {"missing": str(error)}}
-    clips = load_clips(folder / "clips.safetensors")
-    sample = torch.zeros(1, *planned.images["shape"])
+    lowered = lowering(_candidates(folder, planned))
     measure = partial(
-        measure_candidates,
-        lowering(Subject("candidates", planned.graph, clips, sample)),
-        table=table,
-        profile=profile,
-        on_progress=on_progress,
+        measure_candidates, lowered, table=table, profile=profile, on_progress=on_progress
     )
     ranked = [top, *sorted(trials, key=rank)]
     policies = [trial.policy for trial in ranked if not trial.stopped]
     confirmed = confirm(policies, table, planned.budgets, measure, evaluate)
     fields = {"measured_latency": summary_fields(confirmed, min(limits))}
     return _trial_of(confirmed, ranked, planned), fields
+
+
+def _candidates(folder: Path, planned: Plan) -> Subject:
+    clips = load_clips(folder / "clips.safetensors")
+    sample = torch.zeros(1, *planned.images["shape"])
+    return Subject("candidates", planned.graph, clips, sample)
 
 
 def _trial_of(confirmed: Confirmed, ranked: Sequence[Trial], planned: Plan) -> Trial:

@@ -392,15 +392,15 @@ def never() -> list[list[int]]:
 
 
 def test_what_was_computed_is_read_the_next_time(empty_cache: Path) -> None:
-    assert cache.kept(["kind", 1], (2, 3), rows) == rows()
-    assert cache.kept(["kind", 1], (2, 3), never) == rows()
+    assert cache.computed_once(["kind", 1], (2, 3), rows) == rows()
+    assert cache.computed_once(["kind", 1], (2, 3), never) == rows()
     assert [path.name.startswith("kind-") for path in empty_cache.iterdir()] == [True]
 
 
 def test_another_key_is_computed_anew(empty_cache: Path) -> None:
-    cache.kept(["kind", 1], (2, 3), rows)
+    cache.computed_once(["kind", 1], (2, 3), rows)
     with pytest.raises(AssertionError, match="computed again"):
-        cache.kept(["kind", 2], (2, 3), never)
+        cache.computed_once(["kind", 2], (2, 3), never)
 
 
 def _cut(text: str) -> str:
@@ -421,11 +421,11 @@ def _not_a_table(text: str) -> str:
 
 @pytest.mark.parametrize("damage", [_cut, _other_number, _other_key, _not_a_table, lambda _: ""])
 def test_a_damaged_file_is_replaced(empty_cache: Path, damage: Any) -> None:
-    cache.kept(["kind", 1], (2, 3), rows)
+    cache.computed_once(["kind", 1], (2, 3), rows)
     (path,) = empty_cache.iterdir()
     whole = path.read_text()
     path.write_text(damage(whole))
-    assert cache.kept(["kind", 1], (2, 3), rows) == rows()
+    assert cache.computed_once(["kind", 1], (2, 3), rows) == rows()
     assert path.read_text() == whole
 
 
@@ -434,7 +434,7 @@ def test_where_nothing_can_be_written_nothing_is_kept(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert cache.kept(["kind", 1], (2, 3), rows) == rows()
+    assert cache.computed_once(["kind", 1], (2, 3), rows) == rows()
 
 
 def test_a_cache_folder_that_is_not_absolute_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
