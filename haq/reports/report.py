@@ -70,9 +70,10 @@ def _title(record: RunRecord) -> str:
 
 def _subtitle(record: RunRecord) -> str:
     job, state = record.job, record.summary.get("state", "started")
+    episodes = f"{len(record.trials)} of {job.episodes}" if job.episodes else len(record.trials)
     return (
         f"Run {record.folder.resolve().name} · {job.data.partition(':')[0]} · agent {job.agent} · "
-        f"seed {job.seed} · {len(record.trials)} of {job.episodes} episodes · {state}"
+        f"seed {job.seed} · {episodes} episodes · {state}"
     )
 
 

@@ -41,7 +41,7 @@ def test_a_run_is_shown_in_any_encoding(folder, encoding):
     ended = haq(folder, encoding, "show", "größe-雪", PYTHONUTF8="0", LC_ALL="C.UTF-8")
     assert ended.returncode == 0 and not ended.stderr
     text = ended.stdout.decode(encoding)
-    assert "weights" in text and "float: validation" in text
+    assert "weights" in text and "float network: validation" in text
     assert ("█" in text) == encoding.startswith("utf")
     assert ("größe" in text) == (encoding != "ascii")
     assert ("雪" in text) == encoding.startswith("utf")

@@ -124,21 +124,32 @@ def _share(layers: list[dict[str, Any]], layer: dict[str, Any], column: str, qua
 
 
 def _print_accuracies(screen: Console, summary: dict[str, Any]) -> None:
-    accuracies = {
-        "float": ("float_val_accuracy", "float_test_accuracy"),
-        "best episode": ("episode_val_accuracy", "episode_test_accuracy"),
-        "finished": ("final_val_accuracy", "final_test_accuracy"),
-    }
-    for label, (val, test) in accuracies.items():
-        if val in summary:
-            text = f"{label:>12}: validation {summary[val]:.2%}"
-            text += f", test {summary[test]:.2%}" if test in summary else ""
-            screen.print(text)
+    for label, validation, test in accuracies(summary):
+        text = f"{label:>25}: validation {validation:.2%}"
+        screen.print(text + (f", test {test:.2%}" if test is not None else ""))
     if sentence := uniform_sentence(summary):
         screen.print(sentence)
     screen.print(
         f"{counted(summary['episodes'], 'episode')}, "
         f"{counted(summary['evaluations'], 'evaluation')} of "
-        f"{summary['seconds_per_evaluation']:.2f} s",
-        highlight=False,
+        f"{summary['seconds_per_evaluation']:.2f} s"
     )
+
+
+def accuracies(summary: Mapping[str, Any]) -> list[tuple[str, float, float | None]]:
+    """Return of which network each accuracy is, on validation and on test images.
+
+    The policy chosen has up to three networks: the one that scored in its episode, the one after
+    its epoch where finalists got one, and the one handed over.
+    """
+    tuned = {row["episode"]: row["tuned_val_accuracy"] for row in summary.get("finalists", [])}
+    networks = [
+        ("float network", summary.get("float_val_accuracy"), summary.get("float_test_accuracy")),
+        (
+            "as scored in its episode",
+            summary.get("episode_val_accuracy"), summary.get("episode_test_accuracy"),
+        ),
+        ("after an epoch", tuned.get(summary.get("best_episode")), None),
+        ("handed over", summary.get("final_val_accuracy"), summary.get("final_test_accuracy")),
+    ]  # fmt: skip
+    return [(label, val, test) for label, val, test in networks if val is not None]
