@@ -20,17 +20,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecNormalize
 
-from haq.agents.episode import (
-    Ahead,
-    Array,
-    Episode,
-    Proposal,
-    Step,
-    direct,
-    play_proposals,
-    unwrapped,
-    walk,
-)
+from haq.agents.base import Agent, Array, Proposal, Step, direct, walk
 
 WARM_UP = 20
 """Episodes of uniform actions before the actor takes over."""
@@ -46,16 +36,8 @@ REMEMBERED_EPISODES = 128
 BASELINE_RATE = 0.5
 
 
-def play(
-    env: gym.Env[Array, Array],
-    episodes: int,
-    seed: int,
-    *,
-    paper: bool = False,
-    window: int = 1,
-    ahead: Ahead | None = None,
-) -> Iterator[Episode]:
-    """Play ``episodes`` episodes and learn between them, yielding each as it ends.
+class Ddpg(Agent):
+    """An actor and a critic that learn from every episode, between the episodes.
 
     The actions of the first 20 episodes are uniform. From then on an action is drawn from a normal
     distribution around what the actor says, truncated to [0, 1]; its width stands in the notes as
@@ -63,37 +45,42 @@ def play(
 
     Args:
         env: A ``QuantizationEnv``, or a wrapper of one.
-        episodes: How many to play, and over how many the exploration dies down.
+        episodes: How many will be played, and over how many the exploration dies down.
         seed: Decides the actions, the networks and what is drawn from the replay.
         paper: Follow the paper to the letter: one update a step instead of three, and a sigma
             that falls by 1 % an episode instead of down to 0.05 in the last one.
-        window: See ``haq.agents.episode.play_proposals``.
-        ahead: Told of every policy before it is evaluated.
 
     Source: Wang et al., "HAQ: Hardware-Aware Automated Quantization with Mixed Precision",
     arXiv:1811.08886; Lillicrap et al., "Continuous control with deep reinforcement learning",
     arXiv:1509.02971.
     """
-    # The actions have a generator to themselves, so that they start like those of random search.
-    actions, learning = np.random.default_rng(seed), np.random.default_rng([seed, 1])
-    inner = unwrapped(env)
-    with secluded(learning):
-        learner = Learner(env, REMEMBERED_EPISODES * inner.n_steps)
 
-    def propose(number: int) -> Proposal:
+    def __init__(
+        self, env: gym.Env[Array, Array], episodes: int, seed: int, *, paper: bool = False
+    ) -> None:
+        super().__init__(env, episodes, seed)
+        self.paper = paper
+        # The actions have a generator to themselves, so that they start like random search's.
+        self.actions = np.random.default_rng(seed)
+        self.learning = np.random.default_rng([seed, 1])
+        with secluded(self.learning):
+            self.learner = Learner(self.env, REMEMBERED_EPISODES * self.env.n_steps)
+
+    def propose(self, number: int) -> Proposal:
+        """Return an episode of uniform actions in the warm-up, then one around the actor's."""
         if number < WARM_UP:
-            return direct(walk(inner, lambda _: actions.random(1)))
-        sigma = exploration(number, episodes, paper)
-        explore = partial(learner.explore, sigma=sigma, generator=actions)
-        return direct(walk(inner, explore), sigma=sigma)
+            return direct(walk(self.env, lambda _: self.actions.random(1)))
+        sigma = exploration(number, self.episodes, self.paper)
+        explore = partial(self.learner.explore, sigma=sigma, generator=self.actions)
+        return direct(walk(self.env, explore), sigma=sigma)
 
-    def learn(number: int, proposal: Proposal, reward: float) -> None:
-        learner.remember(proposal.steps, reward)
+    def learn(self, number: int, proposal: Proposal, reward: float) -> None:
+        """Remember the steps with the reward and, after the warm-up, update both networks."""
+        self.learner.remember(proposal.steps, reward)
         if number >= WARM_UP:
-            with secluded(learning):
-                learner.train((PAPER_UPDATES if paper else UPDATES) * inner.n_steps, BATCH)
-
-    return play_proposals(env, episodes, seed, propose, learn, window=window, ahead=ahead)
+            updates = PAPER_UPDATES if self.paper else UPDATES
+            with secluded(self.learning):
+                self.learner.train(updates * self.env.n_steps, BATCH)
 
 
 def exploration(number: int, episodes: int, paper: bool) -> float:

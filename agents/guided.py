@@ -1,18 +1,20 @@
 """Guided DDPG: what the agent learns is where the sensitivities are wrong.
 
-Every policy is the best by corrected sensitivities, found exactly, so it fills the budgets; the
-first one is that of ``ilp``. Two learners correct. A linear model of all episodes so far says by
-what factor the sensitivity of each decision counts (``believed``): forty rewards suffice for that.
-Around it the actor of DDPG moves, from its observation (the paper's ten numbers and the sensitivity
-itself), and its noise explores.
+The first episode is the policy of ``ilp``, the second the best uniform policy within the budgets,
+so the answer is measured against both. Every further policy is the best by corrected
+sensitivities, found exactly, so it fills the budgets. Two learners correct. A linear model of all
+episodes so far says by what factor the sensitivity of each decision counts (``believed``): forty
+rewards suffice for that. Around it the actor of DDPG moves, from its observation (the paper's ten
+numbers and the sensitivity itself), and its noise explores.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import gymnasium as gym
 import numpy as np
 
+from haq.agents.base import Agent, Array, Proposal, Step, walk
 from haq.agents.ddpg import (
     BATCH,
     REMEMBERED_EPISODES,
@@ -21,8 +23,8 @@ from haq.agents.ddpg import (
     secluded,
     truncated_normal,
 )
-from haq.agents.episode import Ahead, Array, Episode, Proposal, Step, play_proposals, walk
-from haq.agents.ilp import RETRIES, Key, informed, key, of_the_weights, optimum, predicted
+from haq.agents.ilp import RETRIES, Key, key, of_the_weights, optimum, predicted
+from haq.allocation.budgets import uniform_within
 from haq.allocation.policy import Bits
 from haq.envs.quantization import QuantizationEnv
 
@@ -47,68 +49,114 @@ STILL = 0.03
 WARM_UP = 8
 """Episodes without the actor, around what is believed so far."""
 
+EVALUATION_SECONDS = 600.0
+"""What all evaluations of a search may take together, unless the user says otherwise."""
 
-def play(
-    env: gym.Env[Array, Array],
-    episodes: int,
-    seed: int,
-    *,
-    window: int = 1,
-    ahead: Ahead | None = None,
-) -> Iterator[Episode]:
-    """Play ``episodes`` episodes and learn between them, yielding each as it ends.
+LEAST, MOST, A_LAYER = 4, 60, 3
+"""Episodes of a search at least and at most, and for each layer."""
+
+
+class Guided(Agent):
+    """DDPG that begins at the optimum of the sensitivities and learns where they are wrong.
 
     A policy that was met before is not played again, if another one is found nearby. The notes
     hold "sigma" and, as with ``ilp``, "predicted".
 
     Args:
         env: A ``QuantizationEnv`` with sensitivities, or a wrapper of one.
-        episodes: How many to play, and over how many the exploration dies down.
+        episodes: How many will be played, and over how many the exploration dies down.
         seed: Decides the actions, the networks and what is drawn from the replay.
-        window: See ``haq.agents.episode.play_proposals``.
-        ahead: Told of every policy before it is evaluated.
 
     Raises:
         ValueError: The environment has no sensitivities.
-        BudgetError: No policy keeps the budgets.
     """
-    inner = informed(env)
-    actions, learning = np.random.default_rng(seed), np.random.default_rng([seed, 1])
-    with secluded(learning):
-        learner = Learner(env, REMEMBERED_EPISODES * inner.n_steps, STILL)
-    met: set[Key] = set()
-    parts: list[Array] = []
-    rewards: list[float] = []
 
-    def explorer(number: int, sigma: float) -> Callable[[Array], Array]:
+    informed = True
+    references = 2
+
+    def __init__(self, env: gym.Env[Array, Array], episodes: int, seed: int) -> None:
+        super().__init__(env, episodes, seed)
+        self.actions = np.random.default_rng(seed)
+        self.learning = np.random.default_rng([seed, 1])
+        with secluded(self.learning):
+            self.learner = Learner(self.env, REMEMBERED_EPISODES * self.env.n_steps, STILL)
+        self.met: set[Key] = set()
+        self.parts: list[Array] = []
+        self.rewards: list[float] = []
+
+    def propose(self, number: int) -> Proposal:
+        """Return the optimum, then the best uniform policy, then what corrected ones lead to.
+
+        Raises:
+            BudgetError: No policy keeps the budgets.
+        """
+        sigma = exploration(number, self.episodes)
+        if number == 1:
+            uniform = uniform_within(self.env.table, self.env.budgets)
+            if uniform is not None and key(uniform) not in self.met:
+                return self._proposal(uniform, 0.0)
+        known = np.array(self.parts[: len(self.rewards)]).reshape(-1, self.env.n_steps)
+        belief = believed(known, np.array(self.rewards))
+        for attempt in range(RETRIES):
+            explore = self._explorer(number, sigma * 1.1**attempt)
+            steps, policy = imagine(self.env, explore, belief)
+            if key(policy) not in self.met:
+                break
+        self.parts.append(shares(self.env, policy))
+        return self._proposal(policy, sigma, steps)
+
+    def _explorer(self, number: int, sigma: float) -> Callable[[Array], Array]:
         if number == 0:
             return lambda _: np.full(1, 0.5)
         if number < WARM_UP:
-            return lambda _: truncated_normal(np.full(1, 0.5), sigma, actions)
-        return partial(learner.explore, sigma=sigma, generator=actions)
+            return lambda _: truncated_normal(np.full(1, 0.5), sigma, self.actions)
+        return partial(self.learner.explore, sigma=sigma, generator=self.actions)
 
-    def propose(number: int) -> Proposal:
-        sigma = exploration(number, episodes)
-        known = np.array(parts[: len(rewards)]).reshape(-1, inner.n_steps)
-        belief = believed(known, np.array(rewards))
-        for attempt in range(RETRIES):
-            explore = explorer(number, sigma * 1.1**attempt)
-            steps, policy = imagine(inner, explore, belief)
-            if key(policy) not in met:
-                break
-        met.add(key(policy))
-        parts.append(shares(inner, policy))
-        notes = {"predicted": predicted(inner, policy), "sigma": sigma}
-        return Proposal(inner.actions(policy), steps, notes)
+    def _proposal(
+        self, policy: Mapping[str, Bits], sigma: float, steps: Sequence[Step] = ()
+    ) -> Proposal:
+        self.met.add(key(policy))
+        notes = {"predicted": predicted(self.env, policy), "sigma": sigma}
+        return Proposal(self.env.actions(policy), steps, notes)
 
-    def learn(number: int, proposal: Proposal, reward: float) -> None:
-        rewards.append(reward)
-        learner.remember(proposal.steps, reward)
+    def learn(self, number: int, proposal: Proposal, reward: float) -> None:
+        """Take the reward into the belief and, after the warm-up, update both networks.
+
+        From the uniform policy nothing is learned: it is no correction, and so far from the
+        optimum that it would outweigh all others in the belief.
+        """
+        if proposal.steps:
+            self.rewards.append(reward)
+            self.learner.remember(proposal.steps, reward)
         if number + 1 >= WARM_UP:
-            with secluded(learning):
-                learner.train(UPDATES * len(proposal.steps), BATCH)
+            with secluded(self.learning):
+                self.learner.train(UPDATES * self.env.n_steps, BATCH)
 
-    return play_proposals(env, episodes, seed, propose, learn, window=window, ahead=ahead)
+    @classmethod
+    def episodes_for(cls, seconds: float, layers: int) -> int:
+        """Return how many episodes suit an evaluation that takes so long.
+
+        Three for each layer, since the belief has that many factors or twice as many to learn, but
+        at least 12 and at most 60; as many of them as ten minutes of evaluations hold, but at least
+        4: the two known answers and two tries.
+
+        Args:
+            seconds: That one evaluation takes, not negative.
+            layers: Layers that are quantized.
+
+        Raises:
+            ValueError: The seconds are negative or no number.
+
+        >>> [Guided.episodes_for(seconds, layers=20) for seconds in (0.1, 10, 20, 60, 3600)]
+        [60, 60, 30, 10, 4]
+        >>> Guided.episodes_for(0.1, layers=6)
+        18
+        """
+        if not seconds >= 0:
+            raise ValueError(f"an evaluation cannot take {seconds} seconds")
+        wanted = min(max(A_LAYER * layers, 12), MOST)
+        affordable = EVALUATION_SECONDS / max(seconds, 1e-9)
+        return max(LEAST, int(min(wanted, affordable)))
 
 
 def exploration(number: int, episodes: int) -> float:
@@ -165,10 +213,10 @@ def believed(parts: Array, rewards: Array) -> Array:
 def shares(env: QuantizationEnv, policy: Mapping[str, Bits]) -> Array:
     """Return the sensitivity of what each decision of a policy does: (decisions,)."""
     assert env.sensitivity is not None
-    found = []
+    parts = []
     for layer, of_weights in env.decisions:
         place = env.table.positions[layer][policy[layer]]
         values = env.sensitivity[layer]
         part = of_the_weights(env.table.choices[layer], values)[place]
-        found.append(part if of_weights else values[place] - part)
-    return np.array(found)
+        parts.append(part if of_weights else values[place] - part)
+    return np.array(parts)

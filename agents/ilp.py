@@ -5,12 +5,12 @@ factor, and the policy is the best by those. So a search of many episodes stays 
 that could be the best.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import gymnasium as gym
 import numpy as np
 
-from haq.agents.episode import Ahead, Array, Episode, Proposal, play_proposals, unwrapped
+from haq.agents.base import Agent, Array, Proposal
 from haq.allocation.budgets import solve
 from haq.allocation.policy import Bits, Policy
 from haq.envs.quantization import Decision, QuantizationEnv
@@ -23,44 +23,49 @@ RETRIES = 20
 """How often other factors are drawn for a policy that was met before; the doubt grows each time."""
 
 
-def play(
-    env: gym.Env[Array, Array],
-    episodes: int,
-    seed: int,
-    *,
-    window: int = 1,
-    ahead: Ahead | None = None,
-) -> Iterator[Episode]:
-    """Play ``episodes`` episodes, the first one the optimum, yielding each as it ends.
+class Ilp(Agent):
+    """The optimum first, then the optima of sensitivities that are doubted.
 
     The sum of the sensitivities stands in the notes as "predicted".
 
     Args:
         env: A ``QuantizationEnv`` with sensitivities, or a wrapper of one.
-        episodes: How many to play.
+        episodes: How many will be played.
         seed: Decides the doubts.
-        window: See ``haq.agents.episode.play_proposals``; changes nothing here.
-        ahead: Told of every policy before it is evaluated.
 
     Raises:
         ValueError: The environment has no sensitivities.
-        BudgetError: No policy keeps the budgets.
     """
-    inner, generator = informed(env), np.random.default_rng(seed)
-    met: set[Key] = set()
 
-    def propose(number: int) -> Proposal:
+    informed = True
+    references = 1
+
+    def __init__(self, env: gym.Env[Array, Array], episodes: int, seed: int) -> None:
+        super().__init__(env, episodes, seed)
+        self.generator = np.random.default_rng(seed)
+        self.met: set[Key] = set()
+
+    def propose(self, number: int) -> Proposal:
+        """Return the optimum, or one by doubted sensitivities that was not met before.
+
+        Raises:
+            BudgetError: No policy keeps the budgets.
+        """
         for attempt in range(RETRIES):
-            doubts = np.zeros(inner.n_steps)
+            doubts = np.zeros(self.env.n_steps)
             if number:
-                doubts = DOUBT * 1.1**attempt * generator.standard_normal(inner.n_steps)
-            policy = optimum(inner, np.exp(doubts))
-            if key(policy) not in met:
+                doubts = DOUBT * 1.1**attempt * self.generator.standard_normal(self.env.n_steps)
+            policy = optimum(self.env, np.exp(doubts))
+            if key(policy) not in self.met:
                 break
-        met.add(key(policy))
-        return Proposal(inner.actions(policy), notes={"predicted": predicted(inner, policy)})
+        self.met.add(key(policy))
+        notes = {"predicted": predicted(self.env, policy)}
+        return Proposal(self.env.actions(policy), notes=notes)
 
-    return play_proposals(env, episodes, seed, propose, window=window, ahead=ahead)
+    @classmethod
+    def episodes_for(cls, seconds: float, layers: int) -> int:
+        """Return 1: the first episode is the answer."""
+        return 1
 
 
 Key = tuple[tuple[str, Bits], ...]
@@ -69,18 +74,6 @@ Key = tuple[tuple[str, Bits], ...]
 def key(policy: Policy) -> Key:
     """Return something hashable that is equal for equal policies."""
     return tuple(sorted(policy.items()))
-
-
-def informed(env: gym.Env[Array, Array]) -> QuantizationEnv:
-    """Return the environment without its wrappers.
-
-    Raises:
-        ValueError: It is another one, or has no sensitivities.
-    """
-    inner = unwrapped(env)
-    if inner.sensitivity is None:
-        raise ValueError("this agent plays a QuantizationEnv made with sensitivity=")
-    return inner
 
 
 def optimum(env: QuantizationEnv, factors: Sequence[float] | Array) -> dict[str, Bits]:
@@ -101,10 +94,10 @@ def optimum(env: QuantizationEnv, factors: Sequence[float] | Array) -> dict[str,
         of_acts = values - of_weights
         weights, acts = (times.get(Decision(name, kind), 1.0) for kind in (True, False))
         goal[name] = weights * of_weights + acts * of_acts
-    found = solve(goal, env.table, env.budgets)
-    if found is None:
+    policy = solve(goal, env.table, env.budgets)
+    if policy is None:
         raise BudgetError("no policy keeps all budgets; raise one of them, or prune first")
-    return found
+    return policy
 
 
 def of_the_weights(choices: Sequence[Bits], values: Array) -> Array:

@@ -1,45 +1,22 @@
 """Random search: every action uniform in [0, 1]. The floor that an agent has to beat."""
 
-from collections.abc import Iterator
-
 import gymnasium as gym
 import numpy as np
 
-from haq.agents.episode import (
-    Ahead,
-    Array,
-    Episode,
-    Proposal,
-    direct,
-    play_proposals,
-    unwrapped,
-    walk,
-)
+from haq.agents.base import Agent, Array, Proposal, direct, walk
 
 
-def play(
-    env: gym.Env[Array, Array],
-    episodes: int,
-    seed: int,
-    *,
-    window: int = 1,
-    ahead: Ahead | None = None,
-) -> Iterator[Episode]:
-    """Play ``episodes`` episodes of uniform actions, yielding each as it ends.
+class RandomSearch(Agent):
+    """Uniform actions, drawn from the seed.
 
-    With the same seed its first episodes are those in which ``ddpg`` warms up, so that the two
-    are compared from the same start.
-
-    Args:
-        env: A ``QuantizationEnv``, or a wrapper of one.
-        episodes: How many to play.
-        seed: Decides every action.
-        window: See ``haq.agents.episode.play_proposals``; changes nothing here.
-        ahead: Told of every policy before it is evaluated.
+    With the same seed its first episodes are those in which ``ddpg`` warms up, so that the two are
+    compared from the same start.
     """
-    inner, generator = unwrapped(env), np.random.default_rng(seed)
 
-    def propose(_: int) -> Proposal:
-        return direct(walk(inner, lambda _: generator.random(1)))
+    def __init__(self, env: gym.Env[Array, Array], episodes: int, seed: int) -> None:
+        super().__init__(env, episodes, seed)
+        self.generator = np.random.default_rng(seed)
 
-    return play_proposals(env, episodes, seed, propose, window=window, ahead=ahead)
+    def propose(self, number: int) -> Proposal:
+        """Return an episode of uniform actions."""
+        return direct(walk(self.env, lambda _: self.generator.random(1)))

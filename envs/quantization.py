@@ -14,6 +14,7 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from haq.allocation.budgets import Budget, fit
+from haq.allocation.budgets.limit import all_kept, spent
 from haq.allocation.costs import CostTable, share_activations, total
 from haq.allocation.policy import Bits, Policy, readers
 from haq.allocation.trials import Score
@@ -198,6 +199,10 @@ class QuantizationEnv(gym.Env[Array, Array]):
         for step, action in zip(self._walk, actions, strict=True):
             self._decide(left, step, _share(np.array([action])))
         return fit(self._settled(left), self.table, self.budgets)
+
+    def keeps_budgets(self, policy: Policy) -> bool:
+        """Return whether a policy keeps every budget as it is."""
+        return all_kept(spent(self.table, policy, self.budgets), self.budgets)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from haq.agents import AGENTS, uniform
+from haq.agents import find, uniform
 from haq.datasets import load
-from haq.errors import DivergedError, HaqError, RunError, look_up
+from haq.errors import DivergedError, HaqError, RunError
 from haq.files import write_bytes, write_text
 from haq.reports.comparable import UNIFORM
 from haq.reports.compare import compared, comparison_csv, comparison_sections
@@ -78,7 +78,7 @@ def parse_sweep(
         raise HaqError("a sweep needs budgets, such as --budgets avg_weight_bits=2.25,3,4")
     names = tuple(dict.fromkeys(agent.strip() for agent in agents.split(",")))
     for name in names:
-        look_up(AGENTS, "agent", name)
+        find(name)
     try:
         numbers = tuple(dict.fromkeys(int(seed) for seed in seeds.split(",")))
     except ValueError:
@@ -109,7 +109,7 @@ def _jobs(names: Iterable[str], fields: Mapping[str, Any]) -> dict[str, Job]:
     most = max(searching, key=lambda job: (job.evaluation == "finetune", job.finalists))
     alike = {name: getattr(most, name) for name in ("evaluation", "finalists", "reward")}
     reference = own.get(UNIFORM) or most.model_copy(update={"agent": UNIFORM, "paper": False})
-    reference = reference.model_copy(update={"episodes": uniform.WIDTHS})
+    reference = reference.model_copy(update={"episodes": uniform.EPISODES})
     jobs = {UNIFORM: reference} | {name: own[name] for name in names if name != UNIFORM}
     return {name: job.model_copy(update=alike) for name, job in jobs.items()}
 

@@ -3,8 +3,10 @@
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from haq.agents import AGENTS, Episode
+from haq.agents import Episode, find
+from haq.agents import play as play_agent
 from haq.allocation.policy import Policy
 from haq.allocation.trials import Score, Trial, best
 from haq.envs.quantization import QuantizationEnv
@@ -26,11 +28,10 @@ def episodes(search: Search) -> Iterator[Trial]:
         float_loss=floats.loss, reward="accuracy" if job.reward == "accuracy" else "loss",
         sensitivity=evaluation.sensitivity,
     )  # fmt: skip
-    options = {"paper": True} if job.paper else {}
-    play = AGENTS[job.agent](
-        env, job.episodes, job.seed, window=requests.window, ahead=requests.ahead, **options
-    )
-    for number, episode in enumerate(play):
+    options: dict[str, Any] = {"paper": True} if job.paper else {}
+    agent = find(job.agent)(env, job.episodes, job.seed, **options)
+    played = play_agent(agent, env, job.episodes, window=requests.window, ahead=requests.ahead)
+    for number, episode in enumerate(played):
         if number >= requests.replayed:
             trial = _trial(number, episode, requests.result)
             append_trial(search.folder, trial)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from haq.agents import INFORMED
+from haq.agents import find
 from haq.allocation.policy import Policy
 from haq.allocation.trials import Score
 from haq.datasets import Data, Split
@@ -153,7 +153,7 @@ def _sensitivity(
     images: Callable[[], Tensor],
     on_progress: OnProgress,
 ) -> Mapping[str, NDArray[Any]] | None:
-    if job.agent not in INFORMED:
+    if not find(job.agent).informed:
         return None
     measured = sensitivity_of_run(folder, planned, clips, images(), on_progress)
     return objective(measured, planned.table)

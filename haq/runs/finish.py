@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load
 from torch import fx
 
-from haq.agents import INFORMED
+from haq.agents import find
 from haq.allocation.policy import Policy
 from haq.allocation.trials import Score, Trial, best, rank
 from haq.models.weights import packed
@@ -102,11 +102,12 @@ def _play_off(search: Search) -> tuple[Trial, bytes | None, list[dict[str, Any]]
 def _finalists(search: Search) -> list[Trial]:
     """Return the best trials of different policies.
 
-    Of agents that begin with the optimum of the sensitivities, that one always takes part.
+    The known answers that an agent begins with always take part.
     """
     job, trials = search.job, search.trials
     ranked = {policy_key(trial.policy): trial for trial in sorted(trials, key=rank, reverse=True)}
     finalists = sorted(ranked.values(), key=rank)[: job.finalists]
-    if job.agent in INFORMED and not any(trial.policy == trials[0].policy for trial in finalists):
-        finalists.append(trials[0])
+    for known in trials[: find(job.agent).references]:
+        if not any(trial.policy == known.policy for trial in finalists):
+            finalists.append(known)
     return finalists

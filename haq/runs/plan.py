@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from haq.agents import AGENTS
+from haq.agents import find
 from haq.allocation.budgets import Budget, fit, parse_budget
 from haq.allocation.costs import (
     CostTable,
@@ -56,7 +56,7 @@ def plan(job: Job, model: nn.Module, images: Mapping[str, Any]) -> Plan:
     Raises:
         HaqError: The model cannot be traced, a name is unknown, or no policy meets the budgets.
     """
-    look_up(AGENTS, "agent", job.agent)
+    find(job.agent)
     look_up(CLIPPING, "clipping", job.clipping)
     graph = trace(model, torch.zeros(1, *images["shape"]))
     target = load_target(job.target, job.batch) if job.target else None

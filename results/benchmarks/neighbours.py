@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from haq.agents import AGENTS
+from haq.agents import play
+from haq.agents.ilp import Ilp
 from haq.allocation.trials import Score
 from haq.datasets import load
 from haq.envs.quantization import QuantizationEnv
@@ -90,7 +91,10 @@ def evaluate(policy):
 
 
 env = QuantizationEnv(planned.table, evaluate, planned.budgets, sensitivity=known)
-sums = [episode.notes["predicted"] for episode in AGENTS["ilp"](env, asked.policies, asked.seed)]
+sums = [
+    episode.notes["predicted"]
+    for episode in play(Ilp(env, asked.policies, asked.seed), env, asked.policies)
+]
 one, other = np.array(played).T
 line = np.polyfit(sums, np.array(played), 1)  # of both halves at once
 left = np.array(played) - np.outer(sums, line[0]) - line[1]

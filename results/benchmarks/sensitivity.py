@@ -16,7 +16,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from haq.agents import AGENTS
+from haq.agents import play
+from haq.agents.random_search import RandomSearch
 from haq.allocation.budgets import Budget
 from haq.allocation.costs import permitted, tabulate
 from haq.allocation.policy import FLOAT, Bits
@@ -182,7 +183,7 @@ def evaluate(policy):
 
 
 env = QuantizationEnv(table, evaluate, [Budget("avg_weight_bits", asked.bits)])
-list(AGENTS["random"](env, asked.policies, asked.seed))
+list(play(RandomSearch(env, asked.policies, asked.seed), env, asked.policies))
 
 
 def correlation(one, other):

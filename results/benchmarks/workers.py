@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from haq.agents import AGENTS
+from haq.agents import find, play
 from haq.agents.ddpg import WARM_UP
 from haq.allocation.budgets import parse_budget
 from haq.allocation.costs import permitted, tabulate
@@ -141,7 +141,8 @@ for agent in asked.agents:
     asleep = Asleep(asked.seconds)
     env = QuantizationEnv(table, asleep.score, [average], sensitivity=sensitivity)
     options = {"window": window(asked.workers), "ahead": asleep.ahead}
-    for _ in AGENTS[agent](env, asked.episodes, 0, **options):
+    player = find(agent)(env, asked.episodes, 0)
+    for _ in play(player, env, asked.episodes, **options):
         pass
     costs = np.diff(asleep.cpu)[window(asked.workers) + WARM_UP :]  # while it learns
     record["busy"].append(

@@ -42,7 +42,7 @@ def test_a_search_for_each_budget_agent_and_seed_and_the_reference():
 def test_the_reference_plays_what_it_needs_whatever_the_agents_play():
     for episodes in (1, 100):
         first, second, *_ = searches(small(episodes=episodes))
-        assert (first.job.agent, first.job.episodes) == ("uniform", uniform.WIDTHS)
+        assert (first.job.agent, first.job.episodes) == ("uniform", uniform.EPISODES)
         assert (second.job.agent, second.job.episodes) == ("ddpg", episodes)
 
 

@@ -1,0 +1,291 @@
+"""Making a policy keep its budgets.
+
+``fit`` lowers a policy step by step, as the paper does, and falls back on an exact integer program
+where that gets stuck; so "no policy fits" is said only when it is true.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from haq.allocation.budgets.integer_program import cheapest_policy, solve
+from haq.allocation.budgets.limit import Budget, all_kept, kept, spent
+from haq.allocation.costs import CostTable, Edge, total
+from haq.allocation.policy import FLOAT, Bits, Policy, check_policy, readers
+from haq.errors import BudgetError
+
+_EXPONENT = 1074
+"""Every float is a whole multiple of 2**-1074."""
+
+
+def fit(policy: Policy, table: CostTable, budgets: Sequence[Budget]) -> dict[str, Bits]:
+    """Return the policy, lowered until it keeps every budget.
+
+    Sweeps from the last layer to the first and moves each one step down, as the paper does, until
+    everything fits. A step goes to the next cheaper choice of the layer, by the first budget that
+    is broken: what is cheaper is read off the table, since on a measured target fewer bits can
+    cost more. Layers that read the same tensor change their activations together, and are float
+    together. No step breaks a budget that is kept. Where a whole sweep moves nothing, the nearest
+    policy that fits is taken (the sum over the layers of the changes in bits, float counting as 9).
+
+    Args:
+        policy: Bits among the choices of the table; one that fits comes back unchanged.
+        table: What the choices cost.
+        budgets: All are kept, to within 1e-9 of each limit.
+
+    Raises:
+        BudgetError: No policy fits; the message says what the cheapest one costs.
+        PolicyError: The policy does not belong to the table.
+
+    Source: Wang et al., "HAQ: Hardware-Aware Automated Quantization with Mixed Precision",
+    arXiv:1811.08886, section 3.2.
+    """
+    check_policy(policy, table.layers)
+    current = {layer.name: policy[layer.name] for layer in table.layers}
+    if all_kept(spent(table, current, budgets), budgets):
+        return current
+    descent = _Descent(table, current, budgets)
+    while True:
+        moved = False
+        for layer in reversed(table.layers):
+            moved |= descent.lower(layer.name)
+            if all_kept(descent.costs, budgets):
+                return descent.policy
+        if not moved:
+            return _nearest(policy, table, budgets)
+
+
+class _Options(NamedTuple):
+    """The choices of a layer that all who read its tensor can follow.
+
+    Attributes:
+        costs: Of all that a move to each choice changes, in the quantity of the broken budget.
+        in_vain: Whether a choice with at least its bits costs less.
+        bits: Of the layer.
+        moves: The bits of all layers that must move along, the layer itself included.
+    """
+
+    costs: list[float]
+    in_vain: list[bool]
+    bits: list[Bits]
+    moves: list[Mapping[str, Bits]]
+
+
+class _Descent:
+    """A policy on its way down, with what it costs.
+
+    Sums are kept in whole multiples of 2**-1074, so that adding and taking away is exact and the
+    costs are those of ``total`` to the last digit.
+    """
+
+    def __init__(self, table: CostTable, policy: dict[str, Bits], budgets: Sequence[Budget]):
+        self.table, self.policy, self.budgets = table, policy, budgets
+        self.groups = readers(table.layers)
+        self.edges = _edges_of_groups(table, self.groups)
+        self.rows = {
+            quantity: {name: row.tolist() for name, row in table.rows[quantity].items()}
+            for quantity in {budget.quantity for budget in budgets}
+        }
+        self.sums = [self._sum(budget.quantity) for budget in budgets]
+        self.costs = [_rounded(cost) for cost in self.sums]
+        self._options: dict[tuple[str | bytes, ...], _Options] = {}
+
+    def _sum(self, quantity: str) -> int:
+        everything = list(self.table.choices)
+        parts = self._parts(quantity, everything, self.table.edges, self.policy)
+        return sum(map(_exact, [*parts, self.table.fixed.get(quantity, 0.0)]))
+
+    def _parts(
+        self, quantity: str, names: Sequence[str], edges: Sequence[Edge], policy: Policy
+    ) -> list[float]:
+        """Return the costs of some layers and edges, one by one."""
+        at = self.table.positions
+        parts = [self.rows[quantity][name][at[name][policy[name]]] for name in names]
+        for edge in edges:
+            if quantity in edge.cost:
+                ends = edge.producer, edge.consumer
+                producer, consumer = (at[name][policy[name]] for name in ends)
+                parts.append(float(edge.cost[quantity][producer, consumer]))
+        return parts
+
+    def lower(self, name: str) -> bool:
+        """Move a layer one step down, by the first budget that is broken, if a step is allowed."""
+        broken = [kept(*pair) for pair in zip(self.costs, self.budgets, strict=True)].index(False)
+        for moves in self._cheaper(name, self.budgets[broken].quantity):
+            sums = self._sums_after(name, moves)
+            costs = [_rounded(cost) for cost in sums]
+            keeps = all(
+                kept(new, budget) or not kept(old, budget)
+                for new, old, budget in zip(costs, self.costs, self.budgets, strict=True)
+            )
+            # The sum over the whole network must fall too, so that rounding cannot go in a circle.
+            if keeps and costs[broken] < self.costs[broken]:
+                self.policy.update(moves)
+                self.sums, self.costs = sums, costs
+                return True
+        return False
+
+    def _sums_after(self, name: str, moves: Mapping[str, Bits]) -> list[int]:
+        group, edges = self.groups[name], self.edges[name]
+        after = {**self._near(name), **moves}
+        changed = []
+        for cost, budget in zip(self.sums, self.budgets, strict=True):
+            gone = self._parts(budget.quantity, group, edges, self.policy)
+            new = self._parts(budget.quantity, group, edges, after)
+            changed.append(cost + sum(map(_exact, new)) - sum(map(_exact, gone)))
+        return changed
+
+    def _near(self, name: str) -> dict[str, Bits]:
+        """Return the bits of the layers whose costs a move of the layer can change."""
+        edges = self.edges[name]
+        names = (*self.groups[name], *(end for e in edges for end in (e.producer, e.consumer)))
+        return {near: self.policy[near] for near in names}
+
+    def _cheaper(self, name: str, quantity: str) -> Iterator[Mapping[str, Bits]]:
+        """Give the moves to another choice of the layer that cost less, nearest cost first.
+
+        Those that raise neither of its bit-widths come before the others, and those for which more
+        bits cost less come last of either. At equal cost the activations go down before the
+        weights, as in the original implementation.
+        """
+        now, group, edges = self.policy[name], self.groups[name], self.edges[name]
+        limit = math.fsum(self._parts(quantity, group, edges, self.policy))
+        ordered = []
+        for cost, in_vain, bits, moves in zip(*self._options_of(name, quantity), strict=True):
+            if cost < limit:
+                raises = bits.weight > now.weight or bits.act > now.act
+                fewer = (bits.act >= now.act, -bits.weight - bits.act, -bits.weight)
+                ordered.append(((raises, in_vain, -cost, *fewer), moves))
+        for _, moves in sorted(ordered, key=itemgetter(0)):
+            yield moves
+
+    def _options_of(self, name: str, quantity: str) -> _Options:
+        """Return the choices of a layer that all who read its tensor can follow."""
+        if len(self.groups[name]) > 1:
+            return self._options_of_reader(name, quantity)
+        # What the neighbours have counts only by what it makes of the costs on the edges: on a
+        # runtime these are few cases, such as float and quantized.
+        columns = [self._column(edge, name, quantity) for edge in self.edges[name]]
+        key: tuple[str | bytes, ...] = (name, quantity, *(column.tobytes() for column in columns))
+        if key not in self._options:
+            choices = self.table.choices[name]
+            parts = [self.rows[quantity][name], *(column.tolist() for column in columns)]
+            costs = list(map(math.fsum, zip(*parts, strict=True)))
+            moves: list[Mapping[str, Bits]] = [{name: bits} for bits in choices]
+            self._options[key] = _Options(costs, _in_vain(costs, choices), list(choices), moves)
+        return self._options[key]
+
+    def _column(self, edge: Edge, name: str, quantity: str) -> NDArray[np.float64]:
+        """Return what each choice of a layer costs on an edge, the other end being as it is."""
+        at = self.table.positions
+        if quantity not in edge.cost:
+            return np.zeros(len(at[name]))
+        if edge.producer == edge.consumer:  # a layer that reads its own output
+            return edge.cost[quantity].diagonal()
+        ends = (edge.producer, edge.consumer)
+        other = tuple(slice(None) if end == name else at[end][self.policy[end]] for end in ends)
+        column: NDArray[np.float64] = edge.cost[quantity][other]
+        return column
+
+    def _options_of_reader(self, name: str, quantity: str) -> _Options:
+        group, edges, near = self.groups[name], self.edges[name], self._near(name)
+        options = []
+        for bits in self.table.choices[name]:
+            moves = _together(self.policy, self.table, name, bits, group)
+            if moves:
+                cost = math.fsum(self._parts(quantity, group, edges, {**near, **moves}))
+                options.append((cost, bits, moves))
+        costs, choices = [cost for cost, _, _ in options], [bits for _, bits, _ in options]
+        return _Options(costs, _in_vain(costs, choices), choices, [m for _, _, m in options])
+
+
+def _edges_of_groups(
+    table: CostTable, groups: Mapping[str, tuple[str, ...]]
+) -> dict[str, list[Edge]]:
+    """Return, for each layer, the edges at any layer that reads the same tensor."""
+    of_layer: dict[str, dict[int, Edge]] = {name: {} for name in groups}
+    for place, edge in enumerate(table.edges):
+        for name in {*groups[edge.producer], *groups[edge.consumer]}:
+            of_layer[name][place] = edge
+    return {name: list(edges.values()) for name, edges in of_layer.items()}
+
+
+def _in_vain(costs: Sequence[float], choices: Sequence[Bits]) -> list[bool]:
+    """Return for each choice whether one with at least its bits costs less."""
+    cost = np.array(costs)
+    weight, act = np.array(choices).reshape(-1, 2).T
+    at_least = (weight[:, None] <= weight) & (act[:, None] <= act)
+    in_vain: NDArray[np.bool_] = np.any(at_least & (cost < cost[:, None]), axis=1)
+    return [bool(vain) for vain in in_vain.tolist()]
+
+
+def _together(
+    policy: Policy, table: CostTable, name: str, bits: Bits, group: tuple[str, ...]
+) -> dict[str, Bits]:
+    """Return the bits of the whole group after the move; nothing if some layer cannot follow.
+
+    A reader keeps its weights' bits; to and from float it goes along with the layer that moves.
+    """
+    crosses = FLOAT in (bits.act, policy[name].act) and bits.act != policy[name].act
+    moves = {
+        reader: bits if crosses else Bits(policy[reader].weight, bits.act) for reader in group
+    } | {name: bits}
+    able = all(pair in table.positions[reader] for reader, pair in moves.items())
+    return moves if able else {}
+
+
+def _exact(cost: float) -> int:
+    """Return a finite number in units of 2**-1074."""
+    numerator, denominator = float(cost).as_integer_ratio()
+    return numerator << (_EXPONENT - denominator.bit_length() + 1)
+
+
+def _rounded(cost: int) -> float:
+    return cost / (1 << _EXPONENT)  # correctly rounded, as math.fsum is
+
+
+def _nearest(policy: Policy, table: CostTable, budgets: Sequence[Budget]) -> dict[str, Bits]:
+    far = {
+        name: np.array([_distance(bits, policy[name]) for bits in choices], np.float64)
+        for name, choices in table.choices.items()
+    }
+    nearest = solve(far, table, budgets)
+    if nearest is not None:
+        return nearest
+    # The solver works to a tolerance of its own; at the very limit the cheapest decides.
+    least = [cheapest_policy(table, budget.quantity) for budget in budgets]
+    for cheap in least:
+        if all_kept(spent(table, cheap, budgets), budgets):
+            return cheap
+    costs = [total(table, p, b.quantity) for p, b in zip(least, budgets, strict=True)]
+    raise BudgetError(_impossible(table, budgets, costs))
+
+
+def _distance(one: Bits, other: Bits) -> int:
+    # Float stands next to 8 bits: that is what a network feels of it.
+    return sum(abs(min(a, 9) - min(b, 9)) for a, b in zip(one, other, strict=True))
+
+
+def _impossible(table: CostTable, budgets: Sequence[Budget], least: Sequence[float]) -> str:
+    for budget, cost in zip(budgets, least, strict=True):
+        if not kept(cost, budget):
+            return (
+                f"no policy fits {_limit(table, budget)}: the cheapest one needs {cost:.10g}; "
+                "raise the budget to at least that, or prune first"
+            )
+    limits = " and ".join(_limit(table, budget) for budget in budgets)
+    alone = ", ".join(
+        f"{budget.quantity} {cost:.10g}" for budget, cost in zip(budgets, least, strict=True)
+    )
+    return (
+        f"no policy fits {limits} together, though each can be met alone "
+        f"(the cheapest ones need {alone}); raise one of them, or prune first"
+    )
+
+
+def _limit(table: CostTable, budget: Budget) -> str:
+    return f"{budget.quantity} <= {budget.limit:.10g} {table.units[budget.quantity]}"

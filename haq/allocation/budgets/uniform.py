@@ -1,0 +1,69 @@
+"""Uniform policies: the same bits everywhere, what anybody would try first."""
+
+from collections.abc import Sequence
+
+from haq.allocation.budgets.limit import Budget, all_kept, spent
+from haq.allocation.costs import SEARCHED, CostTable, share_activations
+from haq.allocation.policy import Bits, readers
+
+
+def uniform_policy(table: CostTable, width: int) -> dict[str, Bits]:
+    """Return the policy that has ``width`` bits wherever the table offers them.
+
+    Where it does not, because a layer is pinned, the activations are fixed or the target has fewer
+    widths, a layer takes the most bits offered below ``width``, or else the fewest offered: first
+    of its activations, together with all layers that read the same tensor, then of its weights.
+
+    Args:
+        table: Its choices count, its costs do not.
+        width: Bits of weights and of activations.
+    """
+    choices = share_activations(table.layers, table.choices)
+    policy: dict[str, Bits] = {}
+    for name, group in readers(table.layers).items():
+        act = _nearest({bits.act for bits in choices[group[0]]}, width)
+        weight = _nearest({bits.weight for bits in choices[name] if bits.act == act}, width)
+        policy[name] = Bits(weight, act)
+    return {layer.name: policy[layer.name] for layer in table.layers}
+
+
+def _nearest(offered: set[int], width: int) -> int:
+    return max((bits for bits in offered if bits <= width), default=min(offered))
+
+
+def uniform_widths(table: CostTable) -> dict[int, dict[str, Bits]]:
+    """Return the distinct uniform policies of 2 to 8 bits, by width, the least bits first.
+
+    Of widths that give the same policy, the least stands for all.
+    """
+    policies: dict[int, dict[str, Bits]] = {}
+    for width in SEARCHED:
+        policy = uniform_policy(table, width)
+        if policy not in policies.values():
+            policies[width] = policy
+    return policies
+
+
+def uniform_within(table: CostTable, budgets: Sequence[Budget]) -> dict[str, Bits] | None:
+    """Return the uniform policy of most bits that keeps every budget as it is, or None.
+
+    This is what a search must beat: "the best uniform width within the same budget".
+
+    Args:
+        table: What the choices cost.
+        budgets: All are kept, to within 1e-9 of each limit.
+
+    Raises:
+        HaqError: The table has no such quantity.
+
+    >>> from haq.allocation.costs import permitted, tabulate
+    >>> from haq.network.layers import Layer
+    >>> layers = [Layer("a", "conv", 1, 1, weights=90), Layer("b", "conv", 1, 1, weights=10)]
+    >>> table = tabulate(layers, permitted(layers, None, act_bits=8))
+    >>> uniform_within(table, [Budget("avg_weight_bits", 3.9)])
+    {'a': Bits(weight=3, act=8), 'b': Bits(weight=3, act=8)}
+    """
+    for policy in reversed(uniform_widths(table).values()):
+        if all_kept(spent(table, policy, budgets), budgets):
+            return policy
+    return None
