@@ -44,6 +44,7 @@ def solve(
     Raises:
         HaqError: The table has no such quantity, or the solver gave up.
 
+    >>> from haq.network.layers import Layer
     >>> layer = Layer("fc", "linear", c_in=1, c_out=1)
     >>> rows = {"latency": {"fc": np.array([1.0, 4.0])}}
     >>> table = CostTable((layer,), {"fc": (Bits(2, 2), Bits(4, 4))}, rows, {"latency": "ms"})
