@@ -37,6 +37,7 @@ TARGETS: Mapping[str, Path] = {
         "bitfusion-default",
         "bitfusion-eyeriss",
         "bitfusion-stripes",
+        "gap9-ne16",
         "roofline-45nm",
     )
 }

@@ -20,6 +20,7 @@ from haq.hw_profiles.bitfusion import BitFusion
 from haq.hw_profiles.bitserial import Bitserial
 from haq.hw_profiles.formula import Constants
 from haq.hw_profiles.measured import Measured
+from haq.hw_profiles.ne16 import Ne16
 from haq.hw_profiles.roofline import Roofline
 from haq.hw_profiles.rows import Cells, Key, Row, Table
 from haq.hw_profiles.schema import (
@@ -38,7 +39,7 @@ from haq.hw_profiles.schema import (
 FORMAT: Literal["haq-profile/1"] = "haq-profile/1"
 """What the "format" field of a profile says."""
 
-Model = Annotated[Bitserial | BitFusion | Roofline | Measured, Field(discriminator="type")]
+Model = Annotated[Bitserial | BitFusion | Roofline | Ne16 | Measured, Field(discriminator="type")]
 """The formulas, told apart by "type"; a new one is a module and a name here."""
 
 
