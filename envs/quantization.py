@@ -146,7 +146,7 @@ class QuantizationEnv(gym.Env[Array, Array]):
         self._choices = share_activations(table.layers, table.choices)
         self._walk = _steps(table.layers, self._choices, self._first)
         if not self._walk:
-            raise HaqError("every layer is left with one choice of bits: take away a pin or widen")
+            raise HaqError(_nothing_to_choose(self._choices))
         self._features = _features(table.layers, self._walk)
         self._known = np.zeros((self.n_steps, 0))
         if sensitivity is not None:
@@ -285,6 +285,15 @@ class QuantizationEnv(gym.Env[Array, Array]):
         for layer in self.table.layers:
             (policy[layer.name],) = left[layer.name]
         return policy
+
+
+def _nothing_to_choose(choices: Mapping[str, Sequence[Bits]]) -> str:
+    each = ", ".join(f"{name} {bits}" for name, (bits, *_) in [*choices.items()][:3])
+    more = ", …" if len(choices) > 3 else ""
+    return (
+        f"there is nothing to search: every layer has a single choice of bits ({each}{more}); "
+        "allow some layer more of them, by its pins or by the ranges of weight and activation bits"
+    )
 
 
 def _steps(

@@ -88,7 +88,7 @@ class CostTable:
         rows: Quantity to layer to the cost of each of its choices, in their order.
         units: Quantity to its unit.
         edges: Costs that depend on the bits of two layers.
-        fixed: Quantity to a cost that no choice changes.
+        fixed: Quantity to a cost that no choice changes, such as that of what stays float.
     """
 
     layers: tuple[Layer, ...]
@@ -275,8 +275,9 @@ def tabulate(
     layers: Sequence[Layer],
     choices: Mapping[str, tuple[Bits, ...]],
     target: Target | None = None,
+    float_values: int = 0,
 ) -> CostTable:
-    """Return the cost of every choice of every layer.
+    """Return the cost of every choice of every layer, and what the rest of the network costs.
 
     Args:
         layers: In execution order.
@@ -284,13 +285,15 @@ def tabulate(
         target: Adds its quantities, for its batch; without one there are size (bytes),
             avg_weight_bits (bits) and bops (bit operations for one image: MACs x weight bits x
             activation bits).
+        float_values: Values of the network that stay float32 whatever is chosen, in no layer. They
+            count in size, 4 bytes each, and in avg_weight_bits, 32 bits each.
 
     Raises:
         TargetError: The target cannot run a choice, or what it says of it is not a number.
     """
     units = {**UNITS, **(target.units if target else {})}
     rows: dict[str, dict[str, NDArray[np.float64]]] = {quantity: {} for quantity in units}
-    weights = sum(layer.weights for layer in layers)
+    weights = sum(layer.weights for layer in layers) + float_values
     for layer in layers:
         costs = [_costs(layer, bits, weights, target) for bits in choices[layer.name]]
         for quantity in units:
@@ -305,7 +308,13 @@ def tabulate(
             raise TargetError(
                 f"the cost from layer {edge.producer!r} to {edge.consumer!r} is not a finite number"
             )
-    return CostTable(tuple(layers), own, rows, units, edges)
+    return CostTable(tuple(layers), own, rows, units, edges, _fixed(float_values, weights))
+
+
+def _fixed(float_values: int, weights: int) -> dict[str, float]:
+    if not float_values:
+        return {}
+    return {"size": 4.0 * float_values, "avg_weight_bits": FLOAT * float_values / weights}
 
 
 def _costs(layer: Layer, bits: Bits, weights: int, target: Target | None) -> dict[str, float]:
@@ -345,7 +354,13 @@ def _place(table: CostTable, policy: Policy, name: str) -> int:
         ) from None
 
 
-def reference(layers: Sequence[Layer], target: Target | None, quantity: str, bits: Bits) -> float:
+def reference(
+    layers: Sequence[Layer],
+    target: Target | None,
+    quantity: str,
+    bits: Bits,
+    float_values: int = 0,
+) -> float:
     """Return what the network costs with every layer, pinned or not, at the same bits.
 
     Args:
@@ -353,19 +368,20 @@ def reference(layers: Sequence[Layer], target: Target | None, quantity: str, bit
         target: Needed for its own quantities only.
         quantity: "size", "avg_weight_bits", "bops" or one of the target's.
         bits: Such as (8, 8), or (32, 32) for the float network.
+        float_values: As for ``tabulate``: they stay float32 in every reference.
 
     Raises:
         TargetError: The target cannot run some layer at these bits.
         HaqError: Nobody knows the quantity.
     """
     look_up({**UNITS, **(target.units if target else {})}, "quantity", quantity)
-    weights = sum(layer.weights for layer in layers)
+    weights = sum(layer.weights for layer in layers) + float_values
     asked = None if quantity in UNITS else target
     try:
         costs = [_costs(layer, bits, weights, asked)[quantity] for layer in layers]
         if isinstance(asked, Linked):
             edges = asked.edges(layers, {layer.name: (bits,) for layer in layers})
             costs += [float(e.cost[quantity][0, 0]) for e in edges if quantity in e.cost]
-        return math.fsum(costs)
+        return math.fsum([*costs, _fixed(float_values, weights).get(quantity, 0.0)])
     except TargetError as error:
         raise TargetError(f"{target.name if target else ''} cannot run {bits}") from error

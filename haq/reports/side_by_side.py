@@ -18,12 +18,16 @@ def side_by_side(record: RunRecord) -> dict[str, Three]:
     layers = summary["layers"]
     costs: dict[str, Three] = {}
     for quantity in summary["units"]:
+        # What is in no layer stays float in every column.
+        rest = summary["cost"][quantity] - math.fsum(layer["cost"][quantity] for layer in layers)
         if quantity == "avg_weight_bits":
-            costs[quantity] = (float(FLOAT), 8.0, summary["cost"][quantity])
+            eight = 8.0 * (1 - rest / FLOAT) + rest
+            costs[quantity] = (float(FLOAT), eight, summary["cost"][quantity])
             continue
         eights = [layer["cost_w8a8"].get(quantity) for layer in layers]
-        eight = None if None in eights else math.fsum(eights)
-        whole = {"size": math.fsum(4 * layer["params"] for layer in layers),
+        rest = rest if quantity in UNITS else 0.0
+        eight = None if None in eights else math.fsum([*eights, rest])
+        whole = {"size": math.fsum(4 * layer["params"] for layer in layers) + rest,
                  "bops": math.fsum(layer["macs"] * FLOAT**2 for layer in layers)}  # fmt: skip
         full = whole.get(quantity)
         if record.planned and quantity not in UNITS:

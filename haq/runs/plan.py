@@ -62,8 +62,9 @@ def plan(job: Job, model: nn.Module, images: Mapping[str, Any]) -> Plan:
     target = load_target(job.target, job.batch) if job.target else None
     pins = _pins(job, graph.layers, target)
     choices = _choices(job, graph.layers, target, pins)
-    table = tabulate(graph.layers, choices, target)
-    budgets = tuple(parse_budget(text, graph.layers, target) for text in job.budgets)
+    floats = sum(graph.float_parameters.values())
+    table = tabulate(graph.layers, choices, target, floats)
+    budgets = tuple(parse_budget(text, graph.layers, target, floats) for text in job.budgets)
     dearest = {name: pairs[-1] for name, pairs in table.choices.items()}
     fit(dearest, table, budgets)  # says now, not after an hour, that nothing fits
     notes = tuple(_pin_notes(pins, graph.layers, target))

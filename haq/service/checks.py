@@ -114,7 +114,8 @@ def _range(planned: Any, quantity: str) -> dict[str, Any]:
         name: table.choices[name][int(row.argmax())] for name, row in table.rows[quantity].items()
     }
     try:
-        eight = reference(table.layers, planned.target, quantity, Bits(8, 8))
+        floats = sum(planned.graph.float_parameters.values())
+        eight = reference(table.layers, planned.target, quantity, Bits(8, 8), floats)
     except TargetError:
         eight = None
     return {

@@ -83,6 +83,7 @@ def test_a_budget_by_hand(text, limit):
         ("size=kB", "cannot read budget"),
         ("size=1.2.3kB", "unknown unit '.3kB'"),
         ("sice=90kB", r"unknown budget 'sice'; did you mean 'size'\?"),
+        ("latncy=5ms", r"unknown budget 'latncy'; did you mean 'latency'\? .* energy, latency, si"),
         ("size=90kiB", "unknown unit 'kiB'; give a bare number or one of B, kB, KB"),
         ("size=5ms", "unknown unit 'ms'"),
         ("latency=5mJ", "unknown unit 'mJ'; give a bare number or one of cycles, s, ms, us"),
@@ -90,7 +91,7 @@ def test_a_budget_by_hand(text, limit):
         ("latency=50%", "is a share of 'nothing': name a reference such as 50%w8a8"),
         ("latency=50%w9a9", "is a share of 'w9a9': name a reference"),
         ("latency=50%fp32", "chip cannot run fp32; take a reference it can run"),
-        ("size=0", "size=0: the limit must be positive and finite"),
+        ("size=0", "'size=0': the limit must be positive and finite; write it like size=90kB"),
         ("size=-3kB", "the limit must be positive"),
         ("size=nan", "the limit must be positive"),
         ("size=inf", "the limit must be positive"),
@@ -101,6 +102,18 @@ def test_a_budget_by_hand(text, limit):
 def test_what_is_no_budget_says_why(text, message):
     with pytest.raises(BudgetError, match=message):
         parse_budget(text, BOTH, Chip())
+
+
+@pytest.mark.parametrize(
+    "text, meant", [("latncy=5ms", "latency"), ("enrgy=3mJ", "energy"), ("sise=3kB", "size")]
+)
+def test_without_a_target_the_quantities_that_need_one_are_known_all_the_same(text, meant):
+    message = (
+        rf"did you mean '{meant}'\? \(known: avg_weight_bits, bops, energy, latency, size\); "
+        "latency and energy need --target"
+    )
+    with pytest.raises(BudgetError, match=message):
+        parse_budget(text, BOTH, None)
 
 
 @pytest.mark.parametrize("text", ["latency=5ms", "latency=50%w8a8", "energy=3mJ"])
@@ -242,6 +255,30 @@ def test_where_lowering_sticks_the_nearest_policy_is_taken():
     assert fit(TOP, table, [Budget("latency", 18)]) == {"a": Bits(2, 2), "b": Bits(2, 2)}
     with pytest.raises(BudgetError, match=r"latency <= 17\.9 cycles: the cheapest one needs 18;"):
         fit(TOP, table, [Budget("latency", 17.9)])
+
+
+def test_references_count_what_stays_float():
+    floats = 1000
+    assert parse_budget("size=12.5%fp32", BOTH, None, floats).limit == (1256 + 4000) / 8
+    assert parse_budget("size=50%w8a8", BOTH, None, floats).limit == (440 + 4000) / 2
+    average = (8 * 296 + 32 * 1000) / 1296
+    assert parse_budget("avg_weight_bits=50%w8a8", BOTH, None, floats).limit == average / 2
+    assert parse_budget("bops=25%w8a8", BOTH, None, floats).limit == 16 * 1080
+
+
+def test_a_budget_below_what_stays_float_says_so():
+    table = tabulate(BOTH, permitted(BOTH, None, act_bits=8), None, float_values=1000)
+    start = {layer.name: Bits(8, 8) for layer in BOTH}
+    with pytest.raises(BudgetError) as error:
+        fit(start, table, [Budget("size", 3999)])
+    assert str(error.value) == (
+        "no policy fits size <= 3999 bytes: what stays float needs 4000 bytes whatever bits the "
+        "layers have, and the cheapest policy 4218; raise the budget to at least that, or make "
+        "these parts layers that can be quantized"
+    )
+    with pytest.raises(BudgetError, match=r"no policy fits size <= 4000 bytes: the cheapest one"):
+        fit(start, table, [Budget("size", 4000)])
+    assert fit(start, table, [Budget("size", 4218)]) == {n.name: Bits(2, 8) for n in BOTH}
 
 
 def test_an_impossible_budget_says_what_would_be_possible():

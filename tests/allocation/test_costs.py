@@ -48,6 +48,7 @@ class Chip:
         return {"latency": self.slowest * layer.macs * bits.weight * bits.act}
 
 
+ODD_OF_ALL = Chip([Bits(8, 8), Bits(2, 4), Bits(3, 4)])
 ODD = Chip([Bits(8, 8), Bits(1, 1), Bits(4, 8), Bits(4, 4), Bits(16, 16)])
 
 
@@ -169,6 +170,21 @@ def test_a_table_by_hand():
     assert total(table, policy, "avg_weight_bits") == (216 * 8 + 80 * 3) / 296
     assert table.units == {"size": "bytes", "avg_weight_bits": "bits", "bops": "bit operations"}
     assert all(row.dtype == np.float64 for rows in table.rows.values() for row in rows.values())
+
+
+def test_values_that_stay_float_count_in_size_and_average():
+    table = tabulate(
+        [CONV, FC], {"conv1": (Bits(8, 8),), "fc": (Bits(2, 4), Bits(3, 4))}, ODD_OF_ALL, 100
+    )
+    policy = {"conv1": Bits(8, 8), "fc": Bits(3, 4)}
+    assert total(table, policy, "size") == (216 + 32 + 32) + (30 + 40 + 40) + 4 * 100
+    assert total(table, policy, "avg_weight_bits") == pytest.approx(
+        (216 * 8 + 80 * 3 + 100 * 32) / 396
+    )
+    assert total(table, policy, "bops") == 64000 + 960  # nobody knows what they compute
+    assert total(table, policy, "latency") == 64000 + 960
+    assert reference([CONV, FC], None, "size", Bits(32, 32), 100) == 896 + 360 + 400
+    assert reference([CONV, FC], None, "avg_weight_bits", Bits(32, 32), 100) == 32
 
 
 def test_a_target_adds_its_quantities():

@@ -90,7 +90,7 @@ def test_every_free_width_is_a_step(ranges, steps):
 
 
 def test_a_table_without_a_choice_is_refused():
-    with pytest.raises(HaqError, match="every layer is left with one choice"):
+    with pytest.raises(HaqError, match=r"nothing to search: .* \(conv w4a4, dw w4a4, side w4a4, …"):
         make(weight_bits=(4, 4), act_bits=4)
 
 

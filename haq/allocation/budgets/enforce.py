@@ -272,6 +272,14 @@ def _distance(one: Bits, other: Bits) -> int:
 
 def _impossible(table: CostTable, budgets: Sequence[Budget], least: Sequence[float]) -> str:
     for budget, cost in zip(budgets, least, strict=True):
+        fixed = table.fixed.get(budget.quantity, 0.0)
+        if not kept(fixed, budget):
+            unit = table.units[budget.quantity]
+            return (
+                f"no policy fits {_limit(table, budget)}: what stays float needs {fixed:.10g} "
+                f"{unit} whatever bits the layers have, and the cheapest policy {cost:.10g}; raise "
+                "the budget to at least that, or make these parts layers that can be quantized"
+            )
         if not kept(cost, budget):
             return (
                 f"no policy fits {_limit(table, budget)}: the cheapest one needs {cost:.10g}; "

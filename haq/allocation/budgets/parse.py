@@ -1,5 +1,6 @@
 """Reading a budget that a user wrote, such as "size=90kB" or "latency=50%w8a8"."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -23,7 +24,9 @@ _PARTS = {"": 1.0, "m": 1e-3, "u": 1e-6, "µ": 1e-6, "n": 1e-9, "p": 1e-12}
 _SI = {"latency": "s", "energy": "J"}
 
 
-def parse_budget(text: str, layers: Sequence[Layer], target: Target | None) -> Budget:
+def parse_budget(
+    text: str, layers: Sequence[Layer], target: Target | None, float_values: int = 0
+) -> Budget:
     """Return the budget that a text such as "size=90kB" or "latency=50%w8a8" asks for.
 
     A bare number is in the unit of the table. A share is of what the whole network costs with
@@ -33,6 +36,7 @@ def parse_budget(text: str, layers: Sequence[Layer], target: Target | None) -> B
         text: The quantity, "=", and a number with a unit or with "%" and a reference.
         layers: All of them, for the reference.
         target: Needed for latency and energy; both are for its batch.
+        float_values: Values that stay float32 in no layer; references count them.
 
     Raises:
         BudgetError: The text cannot be read, needs a target, or names a reference that the target
@@ -44,9 +48,12 @@ def parse_budget(text: str, layers: Sequence[Layer], target: Target | None) -> B
         raise BudgetError(f"cannot read budget {text!r}: {_FORMS}")
     _check_quantity(text, quantity, target)
     number, unit = float(match[1]), match[2]
+    if not 0 < number < math.inf:
+        raise BudgetError(f"budget {text!r}: the limit must be positive and finite; {_FORMS}")
     if unit.startswith("%"):
-        share = _reference_bits(text, unit[1:].strip())
-        return Budget(quantity, number / 100 * _reference(text, layers, target, quantity, share))
+        bits = _reference_bits(text, unit[1:].strip())
+        whole = _reference(text, layers, target, quantity, bits, float_values)
+        return Budget(quantity, number / 100 * whole)
     factors = _factors(quantity, target)
     if unit not in factors:
         raise BudgetError(_unknown_unit(text, unit, factors))
@@ -60,10 +67,12 @@ def _check_quantity(text: str, quantity: str, target: Target | None) -> None:
         raise BudgetError(
             f"budget {text!r}: {target.name} knows no {quantity}, only {', '.join(target.units)}"
         )
+    known = {**UNITS, **(target.units if target else _SI)}
     try:
-        look_up({**UNITS, **(target.units if target else {})}, "budget", quantity)
+        look_up(known, "budget", quantity)
     except HaqError as error:
-        raise BudgetError(str(error)) from None
+        hint = "" if target else f"; {' and '.join(_SI)} need --target"
+        raise BudgetError(f"{error}{hint}") from None
 
 
 def _reference_bits(text: str, name: str) -> Bits:
@@ -79,10 +88,15 @@ def _reference_bits(text: str, name: str) -> Bits:
 
 
 def _reference(
-    text: str, layers: Sequence[Layer], target: Target | None, quantity: str, bits: Bits
+    text: str,
+    layers: Sequence[Layer],
+    target: Target | None,
+    quantity: str,
+    bits: Bits,
+    float_values: int,
 ) -> float:
     try:
-        return reference(layers, target, quantity, bits)
+        return reference(layers, target, quantity, bits, float_values)
     except TargetError as error:
         raise BudgetError(
             f"budget {text!r}: {error}; take a reference it can run, or an absolute limit"
