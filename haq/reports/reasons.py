@@ -8,7 +8,7 @@ from haq.allocation.costs import CostTable, permitted, tabulate, total
 from haq.allocation.policy import FLOAT, Bits, Policy, readers
 from haq.quantization.sensitivity import Sensitivity
 from haq.reports.charts.sensitivity import measure_name
-from haq.reports.charts.theme import amount
+from haq.reports.charts.theme import amount, spoken
 from haq.reports.record import RunRecord
 
 
@@ -119,16 +119,12 @@ def _change(table: CostTable, policy: Policy, moved: Policy, budgets: Sequence[B
     quantity = budgets[0].quantity
     before, after = total(table, policy, quantity), total(table, moved, quantity)
     if math.isclose(before, after, rel_tol=1e-9):
-        return f"change nothing in {_spoken(quantity)}"
+        return f"change nothing in {spoken(quantity)}"
     verb = "save" if after < before else "cost"
     unit = table.units[quantity]
     share = abs(after - before) / before
     part = f"{share:.1%}" if share >= 0.001 else "less than 0.1%"
-    return f"{verb} {amount(abs(after - before), unit)} ({part} of the {_spoken(quantity)})"
-
-
-def _spoken(quantity: str) -> str:
-    return {"avg_weight_bits": "average", "bops": "bit operations"}.get(quantity, quantity)
+    return f"{verb} {amount(abs(after - before), unit)} ({part} of the {spoken(quantity)})"
 
 
 def _harm(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from haq.reports.charts.theme import amount, counted, points
+from haq.reports.charts.theme import amount, counted, points, spoken
 from haq.reports.page import Card, Cell, Section, Table, number
 from haq.reports.record import RunRecord, kind_of
 from haq.reports.side_by_side import Three, side_by_side
@@ -154,7 +154,8 @@ def _comparison(record: RunRecord, costs: Mapping[str, Three]) -> Table:
             kind = f"{label} accuracy" if share else f"score ({label})"
             rows.append([Cell(kind), *(number(v, _accuracy(v, share)) for v in accuracies)])
     for quantity, three in costs.items():
-        unit = summary["units"][quantity]
-        rows.append([Cell(quantity), *(number(v, amount(v, unit)) for v in three)])
+        # Where the name says the unit, it is not said again.
+        unit = "" if spoken(quantity) != quantity else summary["units"][quantity]
+        rows.append([Cell(spoken(quantity)), *(number(v, amount(v, unit)) for v in three)])
     columns = ("", "float", "8 bits everywhere", "this run")
     return Table("Side by side", columns, rows, "comparison", sortable=False)

@@ -77,13 +77,27 @@ def colored(value: Any, theme: Mapping[str, str]) -> Any:
 def amount(value: float | None, unit: str = "") -> str:
     """Return a number for people, with its unit.
 
-    >>> amount(4767.6, "cycles"), amount(2.91097), amount(None)
-    ('4,768 cycles', '2.911', '-')
+    >>> amount(4767.6, "cycles"), amount(2.91097), amount(None), amount(123863040, "bytes")
+    ('4,768 cycles', '2.911', '-', '123.9 MB')
     """
     if value is None or not math.isfinite(value):
         return "-"
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if abs(value) >= size:
+            return f"{value / size:.4g} {prefix}" + (
+                "B" if unit == "bytes" else f" {unit}".rstrip()
+            )
     text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return f"{text} {unit}".strip()
+
+
+def spoken(quantity: str) -> str:
+    """Return what a quantity is called in a sentence.
+
+    >>> spoken("avg_weight_bits"), spoken("latency")
+    ('average bits', 'latency')
+    """
+    return {"avg_weight_bits": "average bits", "bops": "bit operations"}.get(quantity, quantity)
 
 
 def points(value: float) -> str:
