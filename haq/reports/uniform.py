@@ -50,7 +50,10 @@ def uniform_sentence(summary: Mapping[str, Any]) -> str:
     versus = versus_uniform(summary)
     if versus is None:
         return "Uniform bits were not tried in this run; haq sweep holds agents against them."
-    name = f"the best uniform bits within the budgets (episode {reference['episode']})"
+    bits = (
+        f"{reference['weight_bits']:.3g}-bit weights, {reference['act_bits']:.3g}-bit activations"
+    )
+    name = f"the best uniform bits within the budgets ({bits}; episode {reference['episode']})"
     if versus.same:
         return f"The policy chosen is {name}: the search found nothing better."
     gain = points(100 * (versus.own - versus.uniform))

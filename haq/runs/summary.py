@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from haq.allocation.budgets import uniform_within
 from haq.allocation.costs import Target, reference, total
 from haq.allocation.policy import Bits, Policy
 from haq.allocation.trials import Trial
@@ -48,6 +49,7 @@ def write_summary(
         "episode_val_accuracy": top.accuracy,
         **more,
         **_evaluations(trials),
+        "best_uniform": best_uniform(planned, trials),
         "budgets": _budgets(planned, policy),
         "cost": {quantity: total(table, policy, quantity) for quantity in table.units},
         "units": dict(table.units),
@@ -61,6 +63,29 @@ def write_summary(
     }
     write_json(folder / "summary.json", summary)
     return summary
+
+
+def best_uniform(planned: Plan, trials: Sequence[Trial]) -> dict[str, Any] | None:
+    """Return what is known of the best uniform bits within the budgets: what a search must beat.
+
+    Returns:
+        None where no uniform bits keep the budgets. Else the average "weight_bits" and "act_bits"
+        of the layers that are free to choose, and where they were tried the "episode" and its
+        "val_accuracy".
+    """
+    table = planned.table
+    policy = uniform_within(table, planned.budgets)
+    if policy is None:
+        return None
+    free = [policy[name] for name in policy if len(table.choices[name]) > 1] or [*policy.values()]
+    bits = {
+        "weight_bits": sum(pair.weight for pair in free) / len(free),
+        "act_bits": sum(pair.act for pair in free) / len(free),
+    }
+    tried = next((trial for trial in trials if trial.policy == policy and not trial.stopped), None)
+    if tried is None:
+        return bits
+    return bits | {"episode": tried.episode, "val_accuracy": tried.accuracy}
 
 
 def _evaluations(trials: Sequence[Trial]) -> dict[str, Any]:

@@ -2,11 +2,15 @@
 
 import pytest
 
+from haq.reports.report import report_html
 from haq.reports.uniform import uniform_sentence, versus_uniform
+from haq.runs.folder import read_trials
+from haq.runs.job import parse_job
+from haq.runs.run import run
 
 RUN = {
     "best_episode": 5, "episode_val_accuracy": 0.90,
-    "best_uniform": {"episode": 1, "val_accuracy": 0.88},
+    "best_uniform": {"weight_bits": 3, "act_bits": 8, "episode": 1, "val_accuracy": 0.88},
 }  # fmt: skip
 TUNED = [
     {"episode": 5, "val_accuracy": 0.90, "tuned_val_accuracy": 0.93},
@@ -18,7 +22,7 @@ def test_without_finalists_the_episodes_are_compared():
     assert versus_uniform(RUN) == (0.90, 0.88, False, False)
     sentence = uniform_sentence(RUN)
     assert "+2.00 points of validation accuracy (90.00% against 88.00%, as in their" in sentence
-    assert "(episode 1)" in sentence
+    assert "(3-bit weights, 8-bit activations; episode 1)" in sentence
 
 
 def test_with_finalists_both_are_compared_after_their_epoch_also_where_we_lose():
@@ -56,3 +60,26 @@ def test_where_there_is_nothing_to_compare_with_it_is_said(reference, sentence):
 
 def test_a_run_that_does_not_know_says_nothing():
     assert uniform_sentence({"best_episode": 0, "episode_val_accuracy": 0.5}) == ""
+
+
+def test_the_best_uniform_bits_are_found_among_the_trials(tmp_path):
+    job = parse_job(agent="guided", budgets=["avg_weight_bits=4"], episodes=3, float_epochs=1,
+                    val_images=60, train_images=64, final_epochs=0, threads=1)  # fmt: skip
+    summary = run(job, tmp_path)
+    found = summary["best_uniform"]
+    trial = read_trials(tmp_path)[found["episode"]]
+    free = [bits for name, bits in trial.policy.items() if name not in ("conv1", "linear")]
+    assert {bits.weight for bits in free} == {found["weight_bits"]} and found["act_bits"] == 8
+    # One bit more would be over: 3 bits in the free layers and 8 in the pinned ones are 3.51.
+    assert found["weight_bits"] == 3
+    assert found["val_accuracy"] == trial.accuracy
+    page = report_html(tmp_path)
+    assert "best uniform bits" in page
+
+
+def test_uniform_bits_that_were_not_tried_are_named_all_the_same(tmp_path):
+    job = parse_job(agent="ilp", budgets=["avg_weight_bits=4"], float_epochs=1, val_images=60,
+                    threads=1, rounding_steps=0)  # fmt: skip
+    summary = run(job, tmp_path)
+    assert summary["best_uniform"] == {"weight_bits": 3.0, "act_bits": 8.0}
+    assert "Uniform bits were not tried in this run" in report_html(tmp_path)
