@@ -7,7 +7,6 @@ What comes before the rounded tensor is computed once for all bits, and only the
 """
 
 import json
-import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -31,20 +30,19 @@ from haq.network.operators import LayerModule
 from haq.network.sites import module_name
 from haq.quantization.calibration import Clips
 from haq.quantization.fake_quant import Rounding, quantize
+from haq.quantization.interpreter import CopyingInterpreter
 from haq.quantization.quantizer import quantize as rounded
 from haq.training.numerics import channels_last, has_bfloat16
 
 IMAGES = 256
 """Images to measure on; more hardly change the policy."""
 
-KEPT = 2**28
-"""Values (of 4 bytes) of activations kept at once; images that need more go in several parts."""
+REMEMBERED = 2**28
+"""Values (of 4 bytes) of activations in memory at once; more go in several parts."""
 
 Kind = Literal["weights", "activations"]
 Widths = Mapping[Kind, Mapping[str, Sequence[int]]]
 """Which bits to measure: of weights and of activations, layer to bits."""
-
-_IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,8 @@ def widths(choices: Mapping[str, Sequence[Bits]]) -> dict[Kind, dict[str, tuple[
     """
 
     def several(bits: Iterable[int]) -> tuple[int, ...]:
-        found = sorted(set(bits))
-        return tuple(found) if len(found) > 1 else ()
+        choices = sorted(set(bits))
+        return tuple(choices) if len(choices) > 1 else ()
 
     return {
         "weights": {name: several(b.weight for b in pairs) for name, pairs in choices.items()},
@@ -93,7 +91,7 @@ def sensitivity(
     """Return what rounding one tensor alone does to the network's answer, for every tensor.
 
     BatchNorm normalises with the statistics of the images, in the float network too: statistics are
-    corrected after quantization (``rounding.correct``), so what that mends does not count.
+    corrected after quantization (``statistics.correct``), so what that mends does not count.
 
     Args:
         graph: The model's; its forward gives one tensor.
@@ -105,31 +103,34 @@ def sensitivity(
     Raises:
         ModelError: The network does not give one tensor of finite numbers.
     """
-    floats = {layer.name: Bits(FLOAT, FLOAT) for layer in graph.layers}
-    model = quantize(graph, floats, clips)
-    for module in model.modules():
-        module.train(isinstance(module, _BatchNorm))
+    model = _normalising(graph, clips)
     places = list(_places(graph, clips, model, asked))
     images = channels_last(images)
     parts = torch.chunk(images, _parts(model, images))
-    sums = {(place, bits): 0.0 for place in range(len(places)) for bits in places[place].bits}
+    sums = [dict.fromkeys(place.bits, 0.0) for place in places]
     for number, part in enumerate(parts):
-        whole = _Keeper(model)
+        recorder = _Recorder(model)
         with _quickly():
-            reference = _one(whole.run(part))
+            reference = _one(recorder.run(part))
             for at, place in enumerate(places):
                 for bits in place.bits:
                     with place.round(bits):
-                        answer = _one(whole.run_from(place.node, part))
-                    sums[at, bits] += len(part) / len(images) * float(divergence(answer, reference))
+                        answer = _one(recorder.run_from(place.node, part))
+                    sums[at][bits] += len(part) / len(images) * float(divergence(answer, reference))
                 if on_place:
                     on_place(number * len(places) + at + 1, len(parts) * len(places))
     tables: dict[Kind, dict[str, dict[int, float]]] = {"weights": {}, "activations": {}}
-    for place_number, place in enumerate(places):
-        values = {bits: sums[place_number, bits] for bits in place.bits}
-        for name in place.layers:
-            tables[place.kind][name] = values
+    for place, values in zip(places, sums, strict=True):
+        tables[place.kind] |= dict.fromkeys(place.layers, values)
     return Sensitivity("kl", len(images), tables["weights"], tables["activations"])
+
+
+def _normalising(graph: Graph, clips: Clips) -> fx.GraphModule:
+    """Return the float network, its BatchNorms with the statistics of what they are given."""
+    model = quantize(graph, {layer.name: Bits(FLOAT, FLOAT) for layer in graph.layers}, clips)
+    for module in model.modules():
+        module.train(isinstance(module, _BatchNorm))
+    return model
 
 
 class _Place(NamedTuple):
@@ -190,46 +191,34 @@ def _activations(module: Rounding, clips: Mapping[int, Tensor], bits: int) -> It
         module.bits = FLOAT
 
 
-class _Keeper(fx.Interpreter):
-    """Runs a graph, keeps all values of its first run, and runs it again from any node on."""
+class _Recorder(CopyingInterpreter):
+    """Runs a graph, remembers all values of its first run, and runs it again from any node on."""
 
     def __init__(self, module: fx.GraphModule):
         super().__init__(module)
-        self.extra_traceback = False
-        self.kept: dict[fx.Node, Any] = {}
+        self.values: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        if _in_place(n, self.submodules):
-            args, kwargs = self.fetch_args_kwargs_from_env(n)
-            # On a copy, since the value may be kept for the next time.
-            result = getattr(self, n.op)(n.target, (args[0].clone(), *args[1:]), kwargs)
-        else:
-            result = super().run_node(n)
-        self.kept.setdefault(n, result)
+        result = super().run_node(n)
+        self.values.setdefault(n, result)
         return result
 
     def run_from(self, node: fx.Node, images: Tensor) -> Any:
-        """Return the output, with the kept values of all that comes before the node."""
+        """Return the output, with the first run's values of all that comes before the node."""
         nodes = list(self.graph.nodes)
-        before = {n: self.kept[n] for n in nodes[: nodes.index(node)]}
+        before = {n: self.values[n] for n in nodes[: nodes.index(node)]}
         return self.run(images, initial_env=before)
 
 
-def _in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    if node.op == "call_module":
-        return getattr(modules[str(node.target)], "inplace", False) is True
-    if node.op == "call_method":
-        return str(node.target).endswith("_")
-    return node.target in _IN_PLACE or node.kwargs.get("inplace") is True
-
-
 def _parts(model: fx.GraphModule, images: Tensor) -> int:
-    """Return into how many parts the images are to be split so that all values can be kept."""
-    keeper = _Keeper(model)
+    """Return into how many parts to split the images so that memory holds all values."""
+    recorder = _Recorder(model)
     with _quickly():
-        keeper.run(images[:2])
-    values = sum(value.numel() for value in keeper.kept.values() if isinstance(value, Tensor)) / 2
-    return max(1, min(round(values * len(images) / KEPT), len(images) // 2))
+        recorder.run(images[:2])
+    values = (
+        sum(value.numel() for value in recorder.values.values() if isinstance(value, Tensor)) / 2
+    )
+    return max(1, min(round(values * len(images) / REMEMBERED), len(images) // 2))
 
 
 @contextmanager
@@ -260,18 +249,18 @@ def objective(known: Sensitivity, table: CostTable) -> dict[str, NDArray[np.floa
     """
     asked = widths(table.choices)
     first = {name: group[0] == name for name, group in readers(table.layers).items()}
-    found = {}
+    losses = {}
     for layer in table.layers:
         name = layer.name
         weights = _falling(known.weights.get(name, {}), asked["weights"][name], name)
         acts = _falling(known.activations.get(name, {}), asked["activations"][name], name)
-        found[name] = np.array(
+        losses[name] = np.array(
             [
                 weights.get(bits.weight, 0.0) + (acts.get(bits.act, 0.0) if first[name] else 0.0)
                 for bits in table.choices[name]
             ]
         )
-    return found
+    return losses
 
 
 def _falling(values: Mapping[int, float], asked: Sequence[int], name: str) -> dict[int, float]:

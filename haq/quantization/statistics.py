@@ -4,7 +4,9 @@ It takes one forward of a few hundred images, which makes it the cheap evaluatio
 it leaves is a quantized network like any other: the same tensors under the same names.
 """
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -13,18 +15,39 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq.network.capture import evaluating
 from haq.network.graph import Graph
+from haq.network.operators import LayerModule
+from haq.network.sites import Point, insert
+from haq.quantization.calibration import Clips
 from haq.quantization.fake_quant import QuantConv2d, QuantLinear
+from haq.quantization.interpreter import PartialRun
 from haq.training.numerics import has_bfloat16
 
 FURTHEST = 2.0
-"""By how much the step of a channel's weights may change."""
+"""By how much rounding changes the spread of a channel; where it changed by more, something else is
+the matter, and the spread stays as it is."""
+
+FEW = 32
+"""Below so many images moments are noisy, so that only a share of a difference is corrected."""
+
+ALIVE = 2**26
+"""Values (of 4 bytes) of all images that are kept between two forwards."""
+
+LARGEST = 2**23
+"""Values of the largest tensor of one forward."""
 
 
 class Moments(NamedTuple):
-    """Mean and variance of every channel, (channels,) each."""
+    """Mean and variance of every channel, (channels,) each.
+
+    Attributes:
+        mean: Of all images and places.
+        var: About the mean.
+        trust: From 0 to 1: which share of a difference in such moments is to be corrected.
+    """
 
     mean: Tensor
     var: Tensor
+    trust: float = 1.0
 
 
 Statistics = Mapping[str, Moments]
@@ -32,11 +55,45 @@ Statistics = Mapping[str, Moments]
 of what leaves a layer that none follows."""
 
 
-def statistics(graph: Graph, images: Tensor) -> Statistics:
-    """Return the float network's statistics on some images, for ``correct``."""
-    watcher = _Watcher(graph.traced)
-    watcher.run(images)
-    return watcher.found
+class _Site(NamedTuple):
+    """Where statistics are corrected: at a BatchNorm, or behind a layer that none follows."""
+
+    node: str
+    module: str
+    norm: bool
+
+
+def note_of_few(count: int) -> str | None:
+    """Return what a user should be told where so many inputs are all there are; None if enough."""
+    if count >= FEW:
+        return None
+    return (
+        f"statistics are corrected on {count} input{'s' if count > 1 else ''}, and in part only: "
+        f"{FEW} or more make the quantized network better"
+    )
+
+
+def statistics(graph: Graph, images: Tensor, clips: Clips | None = None) -> Statistics:
+    """Return the float network's statistics on some images, for ``correct``.
+
+    Args:
+        graph: The float network's.
+        images: What the network takes, (N, ...).
+        clips: From ``calibrate``: activations beyond their clip at 8 bits count as if they were on
+            it, so that an outlier among the images does not decide.
+    """
+    sites = _sites(graph.traced)
+    running = {site.node: _Running() for site in sites}
+    with _quickly(graph.traced):
+        run = PartialRun(_clipped(graph, clips) if clips else graph.traced)
+        for part in images.split(_part(run, images)):
+            values, position = run.begin(part), 0
+            for site in sites:
+                stop = _stop(run, site)
+                run.advance(values, position, stop)
+                running[site.node].add(*_seen(run, values, site))
+                position = stop
+    return {node: several.moments() for node, several in running.items()}
 
 
 def correct(model: fx.GraphModule, graph: Graph, floats: Statistics, images: Tensor) -> None:
@@ -45,12 +102,13 @@ def correct(model: fx.GraphModule, graph: Graph, floats: Statistics, images: Ten
     Rounding shifts and stretches what a layer gives. Where a BatchNorm follows, its running
     statistics take up the difference between the two networks on the same images::
 
-        r     = spread of the quantized network / spread of the float network
-        mean' = mean of the quantized network - r * (mean of the float network - mean)
-        var'  = r**2 * var
+        ratio = variance of the quantized network / variance of the float network
+        mean' = mean of the quantized network - sqrt(ratio) * (mean of the float network - mean)
+        var'  = ratio * (var + eps) - eps
 
     Elsewhere the layer's bias takes up the mean and the step of its weights the variance, where
-    every channel has one, so that the codes stay. Because only differences count, the images need
+    every channel has one, so that the codes stay. Of few images only a share of the difference is
+    corrected. Because only differences count, the images need
     not be augmented as in training, unlike where statistics are measured afresh.
 
     Args:
@@ -63,85 +121,167 @@ def correct(model: fx.GraphModule, graph: Graph, floats: Statistics, images: Ten
     Source: Nagel et al., "Data-free quantization through weight equalization and bias correction",
     arXiv:1906.04721, section 4.2, for the bias.
     """
-    _Corrector(model, graph, floats).run(images)
+    with _quickly(model):
+        walk = _Walk(model, images)
+        for site in _sites(graph.traced):
+            module, seen = model.get_submodule(site.module), walk.moments(site)
+            if isinstance(module, _BatchNorm):
+                origin = graph.traced.get_submodule(site.module)
+                assert isinstance(origin, _BatchNorm)
+                _correct_norm(module, origin, floats[site.node], seen)
+            else:
+                assert isinstance(module, LayerModule)
+                walk.change(site, *_correct_layer(module, floats[site.node], seen))
 
 
-class _Watcher(fx.Interpreter):
-    """Runs a graph and notes the moments of what is corrected."""
-
-    def __init__(self, module: fx.GraphModule):
-        super().__init__(module)
-        self.extra_traceback = False
-        self.found: dict[str, Moments] = {}
-        self.calls = [node.target for node in module.graph.nodes if node.op == "call_module"]
-
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        quick = has_bfloat16()
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, quick):
-            with evaluating(self.module):
-                return super().run(*args, **kwargs)
-
-    def run_node(self, n: fx.Node) -> Any:
-        if n.op != "call_module" or self.calls.count(n.target) > 1:
-            return super().run_node(n)  # one that is called twice has no moments of its own
-        module = self.submodules[str(n.target)]
-        if isinstance(module, _BatchNorm):
-            args, _ = self.fetch_args_kwargs_from_env(n)
-            self.norm(n.name, str(n.target), moments(args[0], 1))
-            return super().run_node(n)
-        result = super().run_node(n)
-        if isinstance(module, nn.Conv2d | nn.Linear) and not self._normalised(n):
-            axis = 1 if isinstance(module, nn.Conv2d) else -1
-            return self.layer(n.name, str(n.target), result, axis)
-        return result
-
-    def _normalised(self, node: fx.Node) -> bool:
-        users = [user for user in node.users if user.op == "call_module"]
-        return any(isinstance(self.submodules[str(user.target)], _BatchNorm) for user in users)
-
-    def norm(self, node: str, name: str, seen: Moments) -> None:
-        self.found[node] = seen
-
-    def layer(self, node: str, name: str, result: Tensor, axis: int) -> Tensor:
-        self.found[node] = moments(result, axis)
-        return result
+@contextmanager
+def _quickly(model: nn.Module) -> Iterator[None]:
+    # Without the cache of autocast, which would go on with weights that were changed since.
+    quick = has_bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, quick, cache_enabled=False):
+        with evaluating(model):
+            yield
 
 
-class _Corrector(_Watcher):
-    """Corrects a quantized graph while running it, so that what follows sees the correction."""
+def _sites(traced: fx.GraphModule) -> list[_Site]:
+    """Return where statistics are corrected, in order of execution.
 
-    def __init__(self, module: fx.GraphModule, graph: Graph, floats: Statistics):
-        super().__init__(module)
-        self.origin, self.floats = graph.traced, floats
+    A module that is called twice has no moments of its own; a BatchNorm that normalises with the
+    statistics of each batch needs no correction.
+    """
+    calls = [node for node in traced.graph.nodes if node.op == "call_module"]
+    modules = {node: traced.get_submodule(str(node.target)) for node in calls}
+    several = [id(module) for module in modules.values()]
+    sites = []
+    for node, module in modules.items():
+        norm = isinstance(module, _BatchNorm) and module.running_mean is not None
+        followed = any(isinstance(modules.get(user), _BatchNorm) for user in node.users)
+        if several.count(id(module)) == 1:
+            if norm or (isinstance(module, LayerModule) and not followed):
+                sites.append(_Site(node.name, str(node.target), norm))
+    return sites
 
-    def norm(self, node: str, name: str, seen: Moments) -> None:
-        norm, origin = self.submodules[name], self.origin.get_submodule(name)
-        assert isinstance(norm, _BatchNorm) and isinstance(origin, _BatchNorm)
-        if origin.running_mean is None or origin.running_var is None:
-            return  # it normalises with the statistics of the batch anyway
-        floats = self.floats[node]
-        ratio = (seen.var + norm.eps) / (floats.var + norm.eps)
-        away = floats.mean - origin.running_mean
-        norm.running_mean = seen.mean - ratio.sqrt() * away
-        norm.running_var = ratio * origin.running_var
 
-    def layer(self, node: str, name: str, result: Tensor, axis: int) -> Tensor:
-        module = self.submodules[name]
-        assert isinstance(module, nn.Conv2d | nn.Linear)
-        if node not in self.floats:
-            return result
-        wanted, seen = self.floats[node], moments(result, axis)
-        scale = torch.ones_like(seen.var)  # (channels,)
-        if isinstance(module, QuantConv2d | QuantLinear) and module.weight_clip.numel() > 1:
-            scale = (wanted.var / seen.var.clamp_min(1e-12)).sqrt().clamp(1 / FURTHEST, FURTHEST)
-            module.weight.mul_(scale.view(-1, *(1,) * (module.weight.dim() - 1)))
-            module.weight_clip = module.weight_clip * scale
-        shift = wanted.mean - scale * seen.mean if module.bias is not None else torch.zeros(())
-        if module.bias is not None:
-            module.bias.copy_(scale * module.bias + shift)
-        shape = [1] * result.dim()
-        shape[axis] = -1
-        return result * scale.view(shape) + shift.view(shape)
+def _clipped(graph: Graph, clips: Clips) -> fx.GraphModule:
+    """Return the float network with every tensor that is quantized cut off at its clip."""
+
+    def clip(point: Point) -> nn.Module:
+        high = float(clips.acts[point.tensor][8])
+        return nn.Hardtanh(-high if point.signed else 0.0, high)
+
+    return insert(copy.deepcopy(graph.traced), graph.points, clip).eval()
+
+
+def _part(run: PartialRun, images: Tensor) -> int:
+    """Return how many images to run at once."""
+    return max(1, LARGEST // max(run.sizes(images[:2]).values()))
+
+
+def _stop(run: PartialRun, site: _Site) -> int:
+    """Return up to which node to run a graph for the values that a site is about."""
+    return run.place[site.node] + (0 if site.norm else 1)
+
+
+def _seen(run: PartialRun, values: Mapping[fx.Node, Any], site: _Site) -> tuple[Tensor, int]:
+    """Return the values that a site is about, and the axis of their channels."""
+    node = run.nodes[run.place[site.node]]
+    if site.norm:
+        return values[node.all_input_nodes[0]], 1
+    return values[node], _axis(run.module.get_submodule(site.module))
+
+
+def _axis(module: nn.Module) -> int:
+    return -1 if isinstance(module, nn.Linear) else 1
+
+
+class _Walk:
+    """A run of a graph on all images from site to site, so that what follows sees the correction.
+
+    Between two sites all values are kept that are still needed; where they are too many, the run
+    goes back to an earlier node.
+    """
+
+    def __init__(self, model: fx.GraphModule, images: Tensor):
+        self.run = PartialRun(model)
+        self.limit = ALIVE / len(images)
+        self.alive = self.run.alive(images[:2])
+        self.parts = [self.run.begin(part) for part in images.split(_part(self.run, images))]
+        self.position = 0
+
+    def moments(self, site: _Site) -> Moments:
+        """Return the moments of the values that a site is about."""
+        stop, running = _stop(self.run, site), _Running()
+        fitting = [p for p in range(self.position, stop + 1) if self.alive[p] <= self.limit]
+        middle = max(fitting, default=self.position)
+        for number, values in enumerate(self.parts):
+            self.run.advance(values, self.position, middle)
+            ahead = dict(values)
+            self.run.advance(ahead, middle, stop)
+            running.add(*_seen(self.run, ahead, site))
+            self.parts[number] = values
+        self.position = middle
+        return running.moments()
+
+    def change(self, site: _Site, scale: Tensor, shift: Tensor) -> None:
+        """Change what a layer gave before it was corrected."""
+        node = self.run.nodes[self.run.place[site.node]]
+        for values in self.parts:
+            if node in values:
+                shape = [1] * values[node].dim()
+                shape[_axis(self.run.module.get_submodule(site.module))] = -1
+                values[node] = values[node] * scale.view(shape) + shift.view(shape)
+
+
+def _correct_norm(norm: _BatchNorm, origin: _BatchNorm, floats: Moments, seen: Moments) -> None:
+    assert origin.running_mean is not None and origin.running_var is not None
+    ratio = _ratio(seen.var, floats.var) ** seen.trust
+    away = floats.mean - origin.running_mean
+    mean = seen.mean - ratio.sqrt() * away
+    norm.running_mean = torch.lerp(origin.running_mean, mean, seen.trust)
+    norm.running_var = ratio * (origin.running_var + norm.eps) - norm.eps
+
+
+def _correct_layer(module: LayerModule, floats: Moments, seen: Moments) -> tuple[Tensor, Tensor]:
+    """Correct a layer, and return by what its results are multiplied and what is added."""
+    scale = torch.ones_like(seen.var)  # (channels,)
+    if isinstance(module, QuantConv2d | QuantLinear) and module.weight_clip.numel() > 1:
+        scale = _ratio(floats.var, seen.var) ** (seen.trust / 2)
+        module.weight.mul_(scale.view(-1, *(1,) * (module.weight.dim() - 1)))
+        module.weight_clip = module.weight_clip * scale
+    if module.bias is None:
+        return scale, torch.zeros_like(scale)
+    # About the mean, so that a spread that is corrected in part moves nothing.
+    shift = torch.lerp(seen.mean, floats.mean, seen.trust) - scale * seen.mean
+    module.bias.copy_(scale * module.bias + shift)
+    return scale, shift
+
+
+def _ratio(above: Tensor, below: Tensor) -> Tensor:
+    """Return the ratio of two variances; 1 where rounding does not explain it."""
+    ratio = above / below.clamp_min(torch.finfo(torch.float32).tiny)
+    return torch.where((ratio > FURTHEST**-2) & (ratio < FURTHEST**2), ratio, 1.0)
+
+
+class _Running:
+    """Mean and variance of values that come in parts."""
+
+    def __init__(self) -> None:
+        self.count = self.images = 0
+        self.mean = self.squares = torch.zeros(())  # squares: sum of squared differences
+
+    def add(self, values: Tensor, axis: int) -> None:
+        part, count = moments(values, axis), values.numel() // values.shape[axis]
+        total = self.count + count
+        away = part.mean - self.mean
+        self.squares = self.squares + count * part.var + away.square() * self.count * count / total
+        self.mean = self.mean + away * count / total
+        self.count = total
+        self.images += len(values)
+
+    def moments(self) -> Moments:
+        # Places of one image are alike: four times as many tell twice as much.
+        seen = self.images * (self.count / self.images) ** 0.5
+        return Moments(self.mean, self.squares / self.count, min(1.0, seen / FEW))
 
 
 def moments(values: Tensor, axis: int) -> Moments:

@@ -166,7 +166,7 @@ def corrected(graph: Graph, clips: Clips, images: Tensor) -> Callable[[Policy], 
         images: Unlabeled, not augmented, (N, ...); see ``haq.quantization.statistics.correct``.
     """
     images = channels_last(images)
-    floats = statistics(graph, images)
+    floats = statistics(graph, images, clips)
 
     def network(policy: Policy) -> fx.GraphModule:
         model = quantize(graph, policy, clips)

@@ -91,7 +91,7 @@ def test_images_in_several_parts_give_the_same(monkeypatch):
     monkeypatch.setattr("haq.quantization.sensitivity.has_bfloat16", lambda: False)
     graph, clips, images, table = made()
     whole = sensitivity(graph, clips, images, widths(table.choices))
-    monkeypatch.setattr("haq.quantization.sensitivity.KEPT", 12_000)
+    monkeypatch.setattr("haq.quantization.sensitivity.REMEMBERED", 12_000)
     seen = []
     parts = sensitivity(graph, clips, images, widths(table.choices), lambda *at: seen.append(at))
     for name, row in whole.weights.items():
@@ -99,6 +99,19 @@ def test_images_in_several_parts_give_the_same(monkeypatch):
     done, total = zip(*seen, strict=True)
     assert list(done) == list(range(1, total[0] + 1))
     assert total[0] % 6 == 0 and total[0] > 6  # four layers and two tensors, more than once
+
+
+def test_what_a_norm_remembers_of_its_training_does_not_count():
+    graph, clips, images, table = made(build("digits_cnn"), (1, 8, 8))
+    known = sensitivity(graph, clips, images, widths(table.choices))
+    assert any(value > 1e-4 for row in known.weights.values() for value in row.values())
+    for norm in graph.traced.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.add_(3)
+            norm.running_var.mul_(5)
+    again = sensitivity(graph, clips, images, widths(table.choices))
+    for name, row in known.weights.items():
+        assert again.weights[name] == pytest.approx(row, rel=1e-3)
 
 
 def test_neither_the_model_nor_the_images_are_changed():

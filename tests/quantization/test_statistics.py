@@ -14,7 +14,7 @@ from haq.quantization.adaround import adaround
 from haq.quantization.calibration import calibrate
 from haq.quantization.fake_quant import quantize
 from haq.quantization.quantizer import codes
-from haq.quantization.statistics import correct, moments, statistics
+from haq.quantization.statistics import Moments, correct, moments, note_of_few, statistics
 from haq.training.scoring import logits
 
 
@@ -61,7 +61,7 @@ def exactly(monkeypatch):
 
 def test_the_moments_by_hand():
     values = torch.tensor([[[1.0, 3.0], [5.0, 5.0]], [[1.0, 3.0], [5.0, 9.0]]])  # (2, 2, 2)
-    mean, var = moments(values, 1)
+    mean, var, _ = moments(values, 1)
     assert (mean.tolist(), var.tolist()) == ([2.0, 6.0], [1.0, 3.0])
     assert moments(values, -1).mean.tolist() == [3.0, 5.0]
 
@@ -72,27 +72,27 @@ def test_after_the_correction_every_channel_has_the_moments_of_the_float_network
     floats = statistics(graph, images)
     model = quantize(graph, policy, clips)
     correct(model, graph, floats, images)
-    wanted, found = (outputs(traced, floats, images) for traced in (graph.traced, model))
-    assert found.keys() == wanted.keys() == floats.keys()
-    for node, (mean, var) in found.items():
+    wanted, corrected = (outputs(traced, floats, images) for traced in (graph.traced, model))
+    assert corrected.keys() == wanted.keys() == floats.keys()
+    for node, (mean, var, _) in corrected.items():
         torch.testing.assert_close(mean, wanted[node].mean, atol=1e-3, rtol=1e-2)
         torch.testing.assert_close(var, wanted[node].var, atol=1e-3, rtol=1e-2)
 
 
 def outputs(traced, nodes, images):
     """Return the moments of what leaves the nodes."""
-    found = {}
+    seen = {}
 
     class Run(fx.Interpreter):
         def run_node(self, n):
             result = super().run_node(n)
             if n.name in nodes:
-                found[n.name] = moments(result, 1 if result.dim() == 4 else -1)
+                seen[n.name] = moments(result, 1 if result.dim() == 4 else -1)
             return result
 
     with torch.no_grad():
         Run(traced).run(images)
-    return found
+    return seen
 
 
 @every_kind
@@ -107,6 +107,130 @@ def test_correcting_the_float_network_or_correcting_twice_changes_nothing(name):
     once = model(images)
     correct(model, graph, floats, images)
     torch.testing.assert_close(model(images), once, atol=2e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("variance", [1e-9, 1e-7, 1e-5, 1.0])
+def test_the_spread_behind_a_norm_is_the_float_one_however_small_the_variance(variance):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
+                          nn.Conv2d(4, 2, 1)).eval()  # fmt: skip
+    images = torch.randn(64, 3, 8, 8)
+    with torch.no_grad():
+        model[0].weight.mul_(variance**0.5)
+        model[1].running_var.copy_(moments(model[0](images), 1).var)
+    graph = trace(model, images[:1])
+    policy = {layer.name: Bits(3, FLOAT) for layer in graph.layers}
+    network = quantize(graph, policy, calibrate(graph, [images], "mse"))
+    correct(network, graph, statistics(graph, images), images)
+    with torch.no_grad():
+        wanted = moments(model[1](model[0](images)), 1)
+        seen = moments(network.get_submodule("1")(network.get_submodule("0")(images)), 1)
+    torch.testing.assert_close(seen.var, wanted.var, rtol=1e-3, atol=0)
+    torch.testing.assert_close(seen.mean, wanted.mean, rtol=1e-3, atol=1e-5)
+
+
+@every_kind
+@pytest.mark.parametrize("alive, largest", [(1, 1), (200_000, 2000), (10**6, 10**4)])
+def test_in_parts_the_correction_is_the_same(monkeypatch, name, alive, largest):
+    graph, clips, images, policy = made(name)
+
+    def corrected():
+        model = quantize(graph, policy, clips)
+        correct(model, graph, statistics(graph, images), images)
+        return model
+
+    whole = corrected()
+    monkeypatch.setattr("haq.quantization.statistics.ALIVE", alive)
+    monkeypatch.setattr("haq.quantization.statistics.LARGEST", largest)
+    in_parts = corrected().state_dict()
+    for key, value in whole.state_dict().items():
+        torch.testing.assert_close(in_parts[key], value, atol=1e-4, rtol=1e-3)
+
+
+class InPlace(nn.Module):
+    """Changes tensors that are read again."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.two, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = x.sub_(0.5)
+        x = nn.functional.relu(self.norm(self.one(x)), inplace=True)
+        y = self.two(x).relu_()
+        y += x
+        return self.head(y.mean((2, 3)))
+
+
+def test_values_changed_in_place_are_as_they_were_when_they_are_needed_again(monkeypatch):
+    torch.manual_seed(0)
+    graph, images = trace(InPlace().eval(), torch.zeros(1, 3, 8, 8)), torch.randn(64, 3, 8, 8)
+    clips, before = calibrate(graph, [images.clone()], "mse"), images.clone()
+    policy = {layer.name: Bits(3, FLOAT) for layer in graph.layers}
+    states = []
+    for alive in (2**26, 1):  # the second goes back to the images for every site
+        monkeypatch.setattr("haq.quantization.statistics.ALIVE", alive)
+        model = quantize(graph, policy, clips)
+        correct(model, graph, statistics(graph, images), images)
+        states.append(model.state_dict())
+        assert torch.equal(images, before)
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, atol=1e-5, rtol=1e-4)
+
+
+def error(model, graph, images):
+    with torch.no_grad():
+        truth = graph.traced(images)
+        return float((model(images) - truth).norm() / (truth - truth.mean(0)).norm())
+
+
+def test_a_correction_on_few_inputs_is_not_worse_than_none():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    images = torch.rand(256, 64)
+    graph = trace(model, images[:1])
+    clips = calibrate(graph, [images], "mse")
+    policy = {layer.name: Bits(3, 4) for layer in graph.layers}
+    none = error(quantize(graph, policy, clips), graph, images)
+    for count in (1, 2, 4, 8):
+        errors = []
+        for first in range(0, 64, 8):
+            few = images[first : first + count]
+            network = quantize(graph, policy, clips)
+            correct(network, graph, statistics(graph, few, clips), few)
+            errors.append(error(network, graph, images))
+        assert sum(errors) / 8 < none
+
+
+def test_few_inputs_are_worth_a_note():
+    assert note_of_few(32) is None
+    assert note_of_few(31).startswith("statistics are corrected on 31 inputs, and in part only: 32")
+    assert "on 1 input," in note_of_few(1)
+
+
+@every_kind
+def test_an_outlier_among_the_images_does_not_decide(name):
+    graph, clips, images, policy = made(name)
+    dirty = images.clone()
+    dirty[0, 0, 3, 3] = 1e4
+    errors = []
+    for some in (images, dirty):
+        model = quantize(graph, {n: Bits(3, 8) for n in policy}, clips)
+        correct(model, graph, statistics(graph, some, clips), some)
+        errors.append(error(model, graph, images))
+    assert errors[1] < 1.2 * errors[0]
+
+
+def test_a_channel_that_rounding_does_not_explain_keeps_its_spread():
+    graph, clips, images, policy = made(None)
+    floats = dict(statistics(graph, images))
+    mean, var, _ = floats["first"]
+    floats["first"] = Moments(mean, var * torch.tensor([4.1, 1, 1, 1, 1, 1, 1, 0.2]))
+    model = quantize(graph, policy, clips)
+    correct(model, graph, floats, images)
+    kept = model.first.weight_clip == clips.weights["first"][3]
+    assert kept.tolist() == [True, *[False] * 6, True]
 
 
 def test_the_codes_stay_where_a_step_takes_up_the_variance():
