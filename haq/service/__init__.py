@@ -1,8 +1,12 @@
 """The service: searches over HTTP, kept in a database, done by workers.
 
-settings    what the operator decides
-tables      the database's tables; migrations/ brings an older database to them
-store       every read and write of a run's row and events, each in one transaction
-searching   the process in which one search runs
-worker      takes runs from the store, one at a time, and watches over their processes
+settings, limits    what the operator decides, and how much one request or user may take
+tables, database    the tables, and how they are reached; migrations/ brings older ones up to date
+store/              every read and write of a run's row and events, each in one transaction
+routes/, pages/     the HTTP API and the page over it; shared has what their requests share
+checks, submission  from what a user asks for to a run in the queue
+uploads, unpack     what users bring along, looked at before it is used
+worker, watch       takes runs, one at a time, and follows the process of each to its outcome
+searching           the process in which one search runs
+serve, sockets      the commands, and the connections of the server
 """

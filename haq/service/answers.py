@@ -18,7 +18,7 @@ from haq.service.shared import Refusal, service_of
 LOG = logging.getLogger("haq.service.api")
 
 MOST_ERRORS = 20
-"""Of the fields of one request, told at once."""
+"""How many errors of one request an answer lists; it says how many more there are."""
 
 
 def _answer(

@@ -39,21 +39,7 @@ def create_app(
     """
     service = Service(engine, settings, limits, store_name, is_open)
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        threading.Thread(target=service.load, daemon=True).start()  # /readyz says when it is done
-        yield
-        service.feed.end()
-
-    app = FastAPI(
-        title="HAQ",
-        summary="Searches for the bits of every layer, under a budget.",
-        version="1",
-        lifespan=lifespan,
-        openapi_url="/v1/openapi.json",
-        docs_url=None,  # they load scripts from elsewhere
-        redoc_url=None,
-    )
+    app = _app(service)
     app.state.service = service
     for part in (routes.api, routes.operations, pages.router):
         app.include_router(part)
@@ -67,3 +53,21 @@ def create_app(
         only_loopback=only_loopback,
     )
     return app
+
+
+def _app(service: Service) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        threading.Thread(target=service.load, daemon=True).start()  # /readyz says when it is done
+        yield
+        service.feed.end()
+
+    return FastAPI(
+        title="HAQ",
+        summary="Searches for the bits of every layer, under a budget.",
+        version="1",
+        lifespan=lifespan,
+        openapi_url="/v1/openapi.json",
+        docs_url=None,  # they load scripts from elsewhere
+        redoc_url=None,
+    )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
-_KEPT = (
+_FILES = (
     "policy.json", "weights.safetensors", "float.safetensors", "clips.safetensors",
     "summary.json", "trials.jsonl",
 )  # fmt: skip
@@ -35,11 +35,11 @@ EXPORTS: Mapping[str, Callable[[Path, Path], None]] = {
 
 def listed(folder: Path, finished: bool) -> list[tuple[str, Path | None]]:
     """Return the names of the files that may be asked for, with those that are there already."""
-    kept = [(name, folder / name) for name in _KEPT if (folder / name).is_file()]
+    files = [(name, folder / name) for name in _FILES if (folder / name).is_file()]
     if not finished:
-        return [*kept]
+        return [*files]
     exports = [(name, folder / "exports" / name) for name in EXPORTS]
-    return [*kept, *((name, path if path.is_file() else None) for name, path in exports)]
+    return [*files, *((name, path if path.is_file() else None) for name, path in exports)]
 
 
 def get(folder: Path, name: str, finished: bool) -> Path | None:
@@ -48,7 +48,7 @@ def get(folder: Path, name: str, finished: bool) -> Path | None:
     Raises:
         HaqError: The run cannot be exported.
     """
-    if name in _KEPT:
+    if name in _FILES:
         file = folder / name
         return file if file.is_file() else None
     if name not in EXPORTS or not finished:

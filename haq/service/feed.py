@@ -92,7 +92,7 @@ class Feed:
                 self._channels.pop(run.id, None)
 
     async def _pieces(self, channel: _Channel, run_id: str, number: int) -> AsyncIterator[bytes]:
-        told = b""
+        last = b""
         yield format_sse_event(comment="events of one run", retry=2000)
         while not self.closing:
             changed = channel.changed
@@ -107,8 +107,8 @@ class Feed:
                 yield format_sse_event(event="end", data_str=json.dumps({"state": now.state}))
                 return
             stand = _stand(now)
-            if stand != told:
-                told = stand
+            if stand != last:
+                last = stand
                 yield stand
             try:
                 await asyncio.wait_for(changed.wait(), PING_S)
@@ -119,14 +119,14 @@ class Feed:
         first = channel.events[0][0] if channel.events else channel.number + 1
         if number + 1 >= first:
             return [event for event in channel.events if event[0] > number]
-        found: list[tuple[int, bytes]] = []
+        pieces: list[tuple[int, bytes]] = []
         while number < first - 1:
             events = await asyncio.to_thread(store.events_after, self._engine, run_id, number)
             if not events:
                 break
-            found += [(event.number, _piece(event)) for event in events]
+            pieces += [(event.number, _piece(event)) for event in events]
             number = events[-1].number
-        return found
+        return pieces
 
     async def _watch(self) -> None:
         while self._channels and not self.closing:

@@ -5,7 +5,6 @@ import logging
 import re
 import time
 import uuid
-from urllib.parse import urlsplit
 
 from fastapi import HTTPException
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -75,60 +74,47 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, request = time.perf_counter(), uuid.uuid4().hex[:16]
-        headers = Headers(scope=scope)
-        status = 500
-        streams = False
-
-        async def answer(message: Message) -> None:
-            nonlocal status, streams
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                out = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    out.setdefault(name, value)
-                out["X-Request-ID"] = request
-                streams = out.get("content-type", "").startswith("text/event-stream")
-            await send(message)
-
+        started = time.perf_counter()
+        answer = _Outgoing(send)
         try:
-            refusal = self._refusal(scope, headers)
+            refusal = self._refusal(scope, Headers(scope=scope))
             if refusal is None:
                 await self._app(scope, self._limited(scope, receive), answer)
             else:
                 code, sentence = refusal
-                await JSONResponse({"message": sentence, "errors": []}, code)(
-                    scope, receive, answer
-                )
+                refused = JSONResponse({"message": sentence, "errors": []}, code)
+                await refused(scope, receive, answer)
         finally:
-            route = getattr(scope.get("route"), "path", "other")
-            seconds = time.perf_counter() - started
-            method = scope["method"] if scope["method"] in _METHODS else "other"
-            self._requests.labels(method, route, status).inc()
-            if not streams:
-                self._seconds.labels(route).observe(seconds)
-            if route not in ("/healthz", "/readyz", "/metrics"):
-                LOG.info(
-                    "answered",
-                    extra={
-                        "request": request, "method": scope["method"], "route": route,
-                        "status": status, "seconds": round(seconds, 4),
-                        "user": scope.get("state", {}).get("user"),
-                    },
-                )  # fmt: skip
+            self._record(scope, answer, time.perf_counter() - started)
+
+    def _record(self, scope: Scope, answer: "_Outgoing", seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._requests.labels(method, route, answer.status).inc()
+        if not answer.streams:
+            self._seconds.labels(route).observe(seconds)
+        if route not in ("/healthz", "/readyz", "/metrics"):
+            LOG.info(
+                "answered",
+                extra={
+                    "request": answer.request, "method": scope["method"], "route": route,
+                    "status": answer.status, "seconds": round(seconds, 4),
+                    "user": scope.get("state", {}).get("user"),
+                },
+            )  # fmt: skip
 
     def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
         host = headers.get("host", "")
         if self._only_loopback and re.sub(r":\d+$", "", host) not in LOOPBACK:
             return 421, "this service answers at localhost only"  # a name that was bound anew
         origin = headers.get("origin")
-        foreign = origin is not None and urlsplit(origin).netloc != host
+        foreign = origin is not None and origin.partition("://")[2] != host
         if scope["method"] not in _SAFE and (
             foreign or headers.get("sec-fetch-site", "same-origin") == "cross-site"
         ):
             return 403, "this request came from another site"
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > self._limit(scope):
+        if not re.fullmatch("[0-9]{1,18}", length) or int(length) > self._limit(scope):
             return 413, f"the body is larger than {self._limit(scope)} bytes"
         return None
 
@@ -156,3 +142,22 @@ class Guard:
             return message
 
         return counted
+
+
+class _Outgoing:
+    """Sends an answer on, with the headers that all answers have, and notes its status."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.request = uuid.uuid4().hex[:16]
+        self.status, self.streams = 500, False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+            headers["X-Request-ID"] = self.request
+            self.streams = headers.get("content-type", "").startswith("text/event-stream")
+        await self._send(message)

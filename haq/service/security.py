@@ -208,8 +208,8 @@ def _hash(text: str) -> str:
 class Buckets:
     """How often someone may do something: so many at once, and so many a second after that."""
 
-    def __init__(self, at_once: float, a_second: float, kept: int = 10_000) -> None:
-        self._most, self._rate, self._kept = at_once, a_second, kept
+    def __init__(self, at_once: float, a_second: float, most: int = 10_000) -> None:
+        self._at_once, self._rate, self._most = at_once, a_second, most
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, who: str, moment: float | None = None) -> float:
@@ -224,12 +224,12 @@ class Buckets:
         enough = left >= 1
         self._left[who] = (left - 1 if enough else left, moment)
         self._left.move_to_end(who)
-        while len(self._left) > self._kept:
+        while len(self._left) > self._most:
             self._left.popitem(last=False)
         return 0.0 if enough else (1 - left) / self._rate
 
     def left(self, who: str, moment: float | None = None) -> float:
         """Return how many are left."""
         moment = time.monotonic() if moment is None else moment
-        left, since = self._left.get(who, (self._most, moment))
-        return min(self._most, left + (moment - since) * self._rate)
+        left, since = self._left.get(who, (self._at_once, moment))
+        return min(self._at_once, left + (moment - since) * self._rate)

@@ -69,7 +69,7 @@ def settings_of(
 
 
 class _Server(uvicorn.Server):
-    """Ends the streams of events when it is told to end, which would last for ever otherwise."""
+    """Ends the streams of events at a signal, which would last for ever otherwise."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.config.app.state.service.feed.end()  # type: ignore[union-attr]

@@ -188,6 +188,11 @@ def test_who_asks_too_often_waits(tmp_path):
 def test_a_large_body_is_refused(visitor):
     client = visitor.as_user("ada")
     assert client.post("/v1/runs", content=bytes((1 << 20) + 1)).status_code == 413
+    pieces = (bytes(1 << 18) for _ in range(5))  # of a length that nobody said
+    assert client.post("/v1/runs", content=pieces).status_code == 413
+    for length in ("9" * 5000, "-1", "\u0663"):
+        wrong = {"Content-Length": length.encode("utf-8")}
+        assert client.post("/v1/runs", headers=wrong).status_code == 413
 
 
 def test_every_answer_has_the_headers(visitor):
@@ -203,7 +208,8 @@ def test_every_answer_has_the_headers(visitor):
 
 def test_other_sites_change_nothing(tmp_path):
     client = Visitor(tmp_path).client
-    for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+    for headers in ({"Origin": "https://evil.example"}, {"Origin": "http://["}, {"Origin": "null"},
+                    {"Sec-Fetch-Site": "cross-site"}):  # fmt: skip
         assert client.post("/v1/runs", json=ASKED, headers=headers).status_code == 403
     own = {"Origin": "http://testserver"}
     assert client.post("/v1/runs", json=ASKED, headers=own).status_code == 201
