@@ -71,6 +71,13 @@ def test_a_wheel_holds_profiles_readmes_and_the_mark_of_typing(wheel, source):
     assert profiles | readmes | {"haq/py.typed"} <= wheel.keys()
 
 
+def test_a_wheel_holds_every_page(wheel, source):
+    kinds = (".html", ".css", ".js")
+    files = [path for path in (source / "haq").rglob("*") if path.suffix in kinds]
+    assert len(files) > 10
+    assert {path.relative_to(source).as_posix() for path in files} <= wheel.keys()
+
+
 def test_an_sdist_builds_the_same_wheel(sdist, wheel, tmp_path):
     assert contents(build(sdist, tmp_path, "--wheel")) == wheel
 

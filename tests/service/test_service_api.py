@@ -9,6 +9,7 @@ from fastapi import HTTPException
 from fastapi.testclient import TestClient
 from service_parts import ASKED, Visitor, wait_for
 
+from haq.runs.job import Job
 from haq.service import checks, store
 from haq.service.limits import Limits
 from haq.service.routes.bodies import parsed
@@ -340,3 +341,8 @@ def test_a_data_set_that_cannot_be_loaded_keeps_nobody_from_the_others(tmp_path,
     visitor = Visitor(tmp_path, data={"gone": "folder:/nowhere", "digits": "digits"})
     assert visitor.client.get("/readyz").status_code == 200
     assert "data gone cannot be offered" in caplog.text
+
+
+def test_what_a_request_leaves_out_is_as_on_the_command_line():
+    asked, job = JobRequest(), Job()
+    assert {name: getattr(asked, name) for name in Job.model_fields} == job.model_dump()

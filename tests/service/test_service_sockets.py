@@ -74,6 +74,9 @@ def test_half_requests_make_room_for_whole_ones():
     with serving(App(), most=10) as port:
         held = [half_a_head(port) for _ in range(60)]
         assert everything(ask(port)).endswith(b"ok")
+        assert everything(held[0]) == b""  # the one that has waited longest is closed
+        held[-1].sendall(b"Connection: close\r\n\r\n")
+        assert everything(held[-1]).endswith(b"ok")
         for client in held:
             client.close()
 
