@@ -9,6 +9,7 @@ from torch.nn.utils import parametrize
 
 from haq.datasets import Split
 from haq.distillation.kd import divergence
+from haq.errors import DivergedError
 from haq.network.graph import Graph
 from haq.quantization.fake_quant import QuantConv2d, QuantLinear
 from haq.quantization.quantizer import levels, step
@@ -51,39 +52,53 @@ def adaround(
         seed: Decides the order of the images and their augmentation.
         on_step: Called after every step.
 
+    Raises:
+        DivergedError: The loss is not a finite number.
+
     Source: after Nagel et al., "Up or down? Adaptive rounding for post-training quantization",
     arXiv:2004.10568; there layer by layer.
     """
     layers = [part for part in model.modules() if isinstance(part, QuantConv2d | QuantLinear)]
     if steps == 0 or not layers:
         return
-    between = [_Between(layer) for layer in layers]
     model.eval()
-    places = []
-    for layer, own in zip(layers, between, strict=True):
-        parametrize.register_parametrization(layer, "weight", own)
-        places.append(layer.get_parameter("parametrizations.weight.original"))
+    places = [_parametrized(layer) for layer in layers]
     optimizer = torch.optim.Adam(places, lr, betas=(0.9, 0.99))
     teacher = teacher_from(graph.traced)
     generator = torch.Generator().manual_seed(seed)
     for number, index in enumerate(_orders(len(split), batch, steps, generator)):
-        images, _ = split.batch(index, generator)
-        images = channels_last(images)
+        images = channels_last(split.batch(index, generator)[0])
         for group in optimizer.param_groups:
             group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * number / steps))
-        with torch.autocast("cpu", torch.bfloat16, has_bfloat16()):
-            answer = model(images)
-        optimizer.zero_grad()
-        loss = divergence(answer.float(), teacher(index, images), TEMPERATURE)
-        loss.backward()
-        optimizer.step()
+        loss = _step(model, optimizer, images, teacher(index, images))
         with torch.no_grad():
             for place in places:
                 place.clamp_(*_INSIDE)
         if on_step:
-            on_step(Step(number + 1, steps, loss.item()))
+            on_step(Step(number + 1, steps, loss))
     for layer in layers:
         parametrize.remove_parametrizations(layer, "weight")
+
+
+def _parametrized(layer: QuantConv2d | QuantLinear) -> nn.Parameter:
+    """Let a layer's weights be what lies between their levels, and return where they lie."""
+    parametrize.register_parametrization(layer, "weight", _Between(layer))
+    return layer.get_parameter("parametrizations.weight.original")
+
+
+def _step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, truth: Tensor
+) -> float:
+    """Take one step towards the float network's answers, and return the loss before it."""
+    with torch.autocast("cpu", torch.bfloat16, has_bfloat16()):
+        answer = model(images)
+    optimizer.zero_grad()
+    loss = divergence(answer.float(), truth, TEMPERATURE)
+    if not math.isfinite(loss.item()):
+        raise DivergedError(f"learning the rounding diverged: the loss is {loss.item()}")
+    loss.backward()
+    optimizer.step()
+    return loss.item()
 
 
 _INSIDE = (1e-3, 1 - 1e-3)  # of the gap: on the clip itself a rounding error could cut the gradient

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from haq.quantization.clipping import activation_clips, weight_clips
 from haq.quantization.quantizer import BITS
 
 SAMPLED = 200_000
-"""How many values of each activation tensor the calibration keeps."""
+"""How many values of each activation tensor the calibration looks at."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,8 @@ def calibrate(
     Raises:
         ModelError: A weight or an activation is not a finite number; the message names it.
     """
-    total = len(graph.layers) + len({point.tensor for point in graph.points})
-    done = 0
-
-    def finished() -> None:
-        nonlocal done
-        done += 1
-        if on_tensor:
-            on_tensor(done, total)
-
+    signs = {point.tensor: point.signed for point in graph.points}
+    finished = _counter(len(graph.layers) + len(signs), on_tensor)
     weights = {}
     for layer in graph.layers:
         weight = graph.traced.get_parameter(f"{layer.name}.weight").detach().float()
@@ -71,7 +65,6 @@ def calibrate(
         weights[layer.name] = weight_clips(weight, BITS, method, per_channel)
         finished()
     acts = {}
-    signs = {point.tensor: point.signed for point in graph.points}
     for tensor, values in _activations(graph, batches, list(signs)).items():
         _check_finite(values, f"tensor {tensor!r} has activations")
         clips = activation_clips(values, BITS, signs[tensor], method)
@@ -80,28 +73,40 @@ def calibrate(
     return Clips(weights, acts)
 
 
+def _counter(total: int, on_tensor: Callable[[int, int], None] | None) -> Callable[[], None]:
+    """Return a function to be called whenever a tensor is finished."""
+    numbers = count(1)
+
+    def finished() -> None:
+        done = next(numbers)
+        if on_tensor:
+            on_tensor(done, total)
+
+    return finished
+
+
 def _check_finite(values: Tensor, what: str) -> None:
     if not torch.isfinite(values).all():
         raise ModelError(f"{what} that are not finite numbers")
 
 
 class _Collector(fx.Interpreter):
-    """Keeps evenly spaced values, and the extremes, of chosen tensors while it runs a graph."""
+    """Collects evenly spaced values, and the extremes, of chosen tensors while it runs a graph."""
 
     def __init__(self, module: fx.GraphModule, tensors: Sequence[str]):
         super().__init__(module)
-        self.kept: dict[str, list[Tensor]] = {tensor: [] for tensor in tensors}
+        self.samples: dict[str, list[Tensor]] = {tensor: [] for tensor in tensors}
         self.ends: dict[str, list[Tensor]] = {tensor: [] for tensor in tensors}
 
     def run_node(self, n: fx.Node) -> object:
         result = super().run_node(n)
-        if n.name in self.kept:
+        if n.name in self.samples:
             assert isinstance(result, Tensor)
             # A stride that shares no factor with the sizes of feature maps sees every channel.
             stride = max(1, result.numel() // (SAMPLED // 4)) | 1
             values = result.detach().flatten()
             # A copy: an operation in place may change the tensor before the run ends.
-            self.kept[n.name].append(values[::stride].to(torch.float32, copy=True))
+            self.samples[n.name].append(values[::stride].to(torch.float32, copy=True))
             self.ends[n.name] += [end.float() for end in values.aminmax()]
         return result
 
@@ -113,7 +118,7 @@ def _activations(
     with torch.no_grad(), evaluating(graph.traced):
         for batch in batches:
             collector.run(*(batch if isinstance(batch, tuple) else (batch,)))
-    samples = {tensor: _thinned(torch.cat(parts)) for tensor, parts in collector.kept.items()}
+    samples = {tensor: _thinned(torch.cat(parts)) for tensor, parts in collector.samples.items()}
     ends = {tensor: torch.stack(parts).aminmax() for tensor, parts in collector.ends.items()}
     return {tensor: torch.cat([samples[tensor], torch.stack(ends[tensor])]) for tensor in tensors}
 

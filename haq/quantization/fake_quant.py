@@ -104,8 +104,8 @@ def quantize(graph: Graph, policy: Policy, clips: Clips) -> fx.GraphModule:
     _check_grids(policy)
     model = copy.deepcopy(graph.traced)
     _separate(model)
-    kept = {point.tensor for point in graph.points if not point.layers}
-    insert(model, graph.points, lambda point: _rounding(point, policy, clips, kept))
+    unread = {point.tensor for point in graph.points if not point.layers}
+    insert(model, graph.points, lambda point: _rounding(point, policy, clips, unread))
     for layer in graph.layers:
         bits = policy[layer.name].weight
         if bits != FLOAT:
@@ -146,16 +146,16 @@ def _round_weights(module: nn.Module, bits: int, clip: Tensor) -> None:
     module.register_buffer("weight_clip", clip.clone())
 
 
-def _rounding(point: Point, policy: Policy, clips: Clips, kept: Set[str]) -> Rounding:
-    bits = policy[point.layers[0]].act if point.layers else _kept_bits(point, policy)
-    if bits == FLOAT and point.source and point.tensor not in kept:
+def _rounding(point: Point, policy: Policy, clips: Clips, unread: Set[str]) -> Rounding:
+    bits = policy[point.layers[0]].act if point.layers else _bits_unread(point, policy)
+    if bits == FLOAT and point.source and point.tensor not in unread:
         # An integer kernel gives out integers, also where a float layer reads them.
         bits = FLOAT if FLOAT in policy[point.source] else EDGE_BITS
     clip = clips.acts[point.tensor][bits] if bits != FLOAT else torch.ones(())
     return Rounding(bits, clip.clone(), point.signed)
 
 
-def _kept_bits(point: Point, policy: Policy) -> int:
+def _bits_unread(point: Point, policy: Policy) -> int:
     """Return the bits of what no layer reads: float where all layers that decide it are float."""
     deciding = {point.source, *point.joins} - {""} or set(policy)
     return FLOAT if all(FLOAT in policy[name] for name in deciding) else EDGE_BITS

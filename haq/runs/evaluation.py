@@ -16,6 +16,7 @@ from haq.datasets import Data, Split
 from haq.quantization.adaround import adaround
 from haq.quantization.calibration import Clips
 from haq.quantization.sensitivity import IMAGES, objective
+from haq.quantization.statistics import note_of_few
 from haq.runs.calibration import (
     calibration_batches,
     clips_of_run,
@@ -57,6 +58,7 @@ class Evaluation(NamedTuple):
             search whose episodes do without; None where that is what episodes score.
         sensitivity: What each choice of each layer does, for the agents that want to know.
         impatient: Whether hopeless evaluations are stopped early.
+        notes: Sentences for the user about what is not as good as it could be.
     """
 
     network: Callable[[Policy], fx.GraphModule]
@@ -69,6 +71,7 @@ class Evaluation(NamedTuple):
     tuned: Callable[[Policy], fx.GraphModule] | None = None
     sensitivity: Mapping[str, NDArray[Any]] | None = None
     impatient: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def labeled(
@@ -104,6 +107,7 @@ def labeled(
         tuned=scorer.tuned,
         sensitivity=_sensitivity(job, folder, planned, clips, images, on_progress),
         impatient=cheap,
+        notes=_notes(plain),
     )
 
 
@@ -142,6 +146,7 @@ def unlabeled(
         sensitivity=_sensitivity(
             job, folder, planned, clips, lambda: inputs[:IMAGES], on_progress
         ),
+        notes=_notes(plain),
     )  # fmt: skip
 
 
@@ -157,6 +162,11 @@ def _sensitivity(
         return None
     measured = sensitivity_of_run(folder, planned, clips, images(), on_progress)
     return objective(measured, planned.table)
+
+
+def _notes(plain: Tensor | None) -> tuple[str, ...]:
+    note = None if plain is None else note_of_few(len(plain))
+    return () if note is None else (note,)
 
 
 def _test(data: Data, model: nn.Module) -> Score:

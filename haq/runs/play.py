@@ -35,8 +35,8 @@ def play(
     drop_torn_line(folder)
     trials = read_trials(folder)
     _check_target(folder, planned)
-    if planned.notes:
-        on_progress(Progress("plan", 1, 1, "; ".join(planned.notes)))
+    if notes := (*planned.notes, *evaluation.notes):
+        on_progress(Progress("plan", 1, 1, "; ".join(notes)))
     if len(trials) == job.episodes and (folder / "summary.json").exists():
         summary = read_json(folder / "summary.json")
         if summary["state"] == "finished":

@@ -56,7 +56,7 @@ def write_summary(
         "cost_origin": cost_origin(planned.target, table, policy),
         "layers": layer_rows(planned, policy),
         "floats": list(planned.graph.floats),
-        "notes": list(planned.notes),
+        "notes": [*planned.notes, *evaluation.notes],
         "images": dict(planned.images),
         "threads": torch.get_num_threads(),
         "provenance": provenance(sys.argv),

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from haq.allocation.policy import Bits
+from haq.datasets import TensorSplit
 from haq.errors import ConversionError
 from haq.models import build
 from haq.network.graph import trace
+from haq.quantization.adaround import adaround
 from haq.quantization.calibration import calibrate
 from haq.quantization.convert import (
     InputGrid,
@@ -22,6 +24,8 @@ from haq.quantization.convert import (
 )
 from haq.quantization.fake_quant import QuantConv2d, quantize
 from haq.quantization.quantizer import BITS, levels, step
+from haq.quantization.statistics import correct, statistics
+from haq.training.train import train
 
 SAMPLE = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -243,3 +247,35 @@ def test_the_copy_has_every_parameter_once_and_learns_all_of_them():
     assert network.one.weight is not network.two.weight
     assert all(parameter.requires_grad for parameter in network.parameters())
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+class Counting(nn.Module):
+    """A network with buffers that are no floats, and parameters that take no gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 4)
+        self.register_buffer("order", torch.arange(7, -1, -1))
+        self.register_buffer("used", torch.ones(8, dtype=torch.bool))
+        self.requires_grad_(False)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.conv(x)))
+        return self.head(x.mean((2, 3))[:, self.order] * self.used)
+
+
+def test_buffers_of_whole_numbers_go_all_the_way():
+    torch.manual_seed(0)
+    images = torch.randn(32, 3, 8, 8)
+    graph = trace(Counting().eval(), images[:1])
+    clips = calibrate(graph, [images], "mse")
+    network = quantize(graph, {layer.name: Bits(4, 8) for layer in graph.layers}, clips)
+    correct(network, graph, statistics(graph, images, clips), images)
+    split = TensorSplit(images, torch.arange(32) % 4, (0.0,) * 3, (1.0,) * 3)
+    adaround(network, graph, split, steps=2, batch=16)
+    before = network.conv.weight.detach().clone()
+    train(network, split, epochs=1, lr=0.01, seed=0, batch=16, decay="weights")
+    assert not torch.equal(network.conv.weight, before)
+    error = convert_and_check(network, graph.traced, images)
+    assert error.after <= 1.05 * error.before + 2e-3
+    assert network.order.tolist() == list(range(7, -1, -1)) and network.order.dtype == torch.int64
