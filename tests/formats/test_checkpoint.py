@@ -20,7 +20,8 @@ import haq
 from haq.allocation.costs import size_bytes
 from haq.allocation.policy import Bits
 from haq.errors import CheckpointError, HaqError
-from haq.formats.checkpoint import Origin, about, pack, save, unpack
+from haq.formats.checkpoint import Origin, about, save
+from haq.formats.packing import pack, unpack
 from haq.models import MODELS, build
 from haq.network.graph import inventory, trace
 from haq.quantization.bn_folding import fold_norms
@@ -714,10 +715,11 @@ def with_nan(name):
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda network: network.double(), "fc1.weight is torch.float64; only networks in float32"),
+    (lambda network: network.double(), "fc1.weight is torch.float64; only parameters in float32"),
     (with_nan("fc1.weight"), "fc1.weight has values that are not finite numbers"),
     (with_nan("fc2.bias"), "fc2.bias has values that are not finite numbers"),
-    (lambda network: network.register_buffer("seen", torch.tensor(3)), "seen is torch.int64; only"),
+    (lambda network: network.register_buffer("far", torch.tensor([math.inf]).double()),
+     "far has values that are not finite numbers"),
 ])  # fmt: skip
 def test_a_network_that_is_not_kept(change, message, tmp_path):
     (tmp_path / "it.safetensors").write_text("older")

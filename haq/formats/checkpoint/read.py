@@ -1,0 +1,233 @@
+"""From a checkpoint to the network that was saved."""
+
+import copy
+import math
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from haq.allocation.policy import FLOAT, Bits
+from haq.errors import CheckpointError, HaqError
+from haq.formats.checkpoint.header import (
+    BYTES,
+    KINDS,
+    Content,
+    LayerRecord,
+    read_header,
+    reason,
+    times,
+)
+from haq.formats.checkpoint.state import COUNT, along, merge_norms, shares
+from haq.formats.packing import packed_size, unpack
+from haq.models import MODELS, build, input_shape
+from haq.network.graph import Graph, trace
+from haq.quantization.calibration import Clips
+from haq.quantization.fake_quant import Rounding, quantize
+from haq.quantization.quantizer import BITS, levels, step
+
+SAMPLE = 2**22
+"""The most values of one input on which a network that has no name is traced."""
+
+
+def about(path: str | os.PathLike[str]) -> Content:
+    """Return the metadata of a file that ``save`` wrote.
+
+    Raises:
+        CheckpointError: As ``load``, so far as metadata and sizes tell.
+    """
+    with _opened(Path(path)) as (stream, size):
+        return read_header(stream, size)[0]
+
+
+def load(path: str | os.PathLike[str], model: nn.Module | str | None = None) -> fx.GraphModule:
+    """Return the network in a file that ``save`` wrote: the same logits, bit for bit, on the CPU.
+
+    A file is data: nothing that it names is imported, and no more memory is taken than its tensors
+    and the network they belong to need.
+
+    Args:
+        path: Of the file.
+        model: For a network that is not in ``haq.models.MODELS``: a module of the same kind, which
+            is left as it is and whose weights do not matter, or its "package.module:factory".
+
+    Returns:
+        The quantized network, in evaluation mode. ``about`` tells how to normalise its images.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, of another format or version, or holds
+            another network, or ``model`` cannot be had or traced.
+    """
+    with _opened(Path(path)) as (stream, size):
+        content, spans = read_header(stream, size)
+        network = _empty(content, model)
+        return fill(network, content.layout, read_tensors(stream, spans, network))
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a file to read, and put its name before what turns out to be wrong with it."""
+    try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):  # a folder, or a pipe on which one would wait
+            raise CheckpointError(f"cannot read {file}: it is not a file")
+        with file.open("rb") as stream:
+            try:
+                yield stream, status.st_size
+            except HaqError as error:
+                raise CheckpointError(f"{file}: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {reason(error)}") from error
+
+
+def _empty(content: Content, model: nn.Module | str | None) -> fx.GraphModule:
+    """Return the network of a file with merged norms, and whatever values."""
+    module, sample = _module(content, model)
+    graph = trace(module, sample)
+    _check_layers(content.layers, graph)
+    policy = {row.name: Bits(row.weight_bits, row.act_bits) for row in content.layers}
+    ones = torch.ones(())
+    clips = Clips(
+        {row.name: {row.weight_bits: ones.expand(row.scales)} for row in content.layers},
+        {point.tensor: dict.fromkeys(BITS, ones) for point in graph.points},
+    )
+    return merge_norms(quantize(graph, policy, clips))
+
+
+def _module(content: Content, model: nn.Module | str | None) -> tuple[nn.Module, Tensor]:
+    """Return a module of the file's architecture, and an input to trace it with."""
+    shape, name = content.shape, content.model if model is None else model
+    if isinstance(name, str) and name in MODELS:
+        size = shape[-1] if shape else None
+        if shape != input_shape(name, size):
+            raise CheckpointError(f"{name} does not take inputs of {times(shape)}")
+        # Without memory: whoever wrote the file chose width and classes.
+        with torch.device("meta"):
+            return build(name, content.classes, content.width, size), torch.zeros(1, *shape)
+    if model is None:
+        raise CheckpointError(
+            f"it holds a network of {content.model[:80]!r}, which is not imported because a file "
+            "says so; give haq.load the module, or its package.module:factory, as model="
+        )
+    if math.prod(shape) > SAMPLE or min(shape, default=0) < 1:
+        raise CheckpointError(f"inputs of {times(shape)} are not taken")
+    made = build(model, content.classes) if isinstance(model, str) else copy.deepcopy(model).cpu()
+    return made, torch.zeros(1, *shape)
+
+
+def _check_layers(rows: Sequence[LayerRecord], graph: Graph) -> None:
+    known = [layer.name for layer in graph.layers]
+    given = [row.name for row in rows]
+    missing = [name for name in known if name not in given]
+    extra = [name[:80] for name in given if name not in known]
+    if missing:
+        raise CheckpointError(f"layer {missing[0]!r} of the model is not in it")
+    if extra:
+        raise CheckpointError(f"it has a layer {extra[0]!r}, and the model has not")
+    if given != known:
+        raise CheckpointError("its layers are not in the model's order")
+    for row in rows:
+        shape = tuple(graph.traced.get_parameter(f"{row.name}.weight").shape)
+        if row.shape != shape:
+            raise CheckpointError(
+                f"layer {row.name!r} is {times(row.shape)} in it and {times(shape)} in the model"
+            )
+        if row.scales not in ((0,) if row.weight_bits == FLOAT else (1, shape[0])):
+            raise CheckpointError(
+                f"layer {row.name!r} with {row.weight_bits}-bit weights cannot have "
+                f"{row.scales} scales"
+            )
+
+
+def read_tensors(
+    stream: BinaryIO, spans: Mapping[str, tuple[int, int]], network: fx.GraphModule
+) -> dict[str, dict[str, Tensor]]:
+    """Return the stored values of each tensor, by their names in the network's state."""
+    state = network.state_dict()
+    parts = {}
+    for tensor, keys in shares(network).items():
+        sizes = [_stored_size(network, tensor, key, state[key]) for key in keys]
+        begin, end = spans.get(tensor, (0, 0))
+        if tensor == "multipliers" and begin == end:
+            parts[tensor] = {key: torch.ones(size) for key, size in zip(keys, sizes, strict=True)}
+            continue
+        if end - begin != sum(sizes) * BYTES[KINDS[tensor]]:
+            raise CheckpointError(
+                f"tensor {tensor!r} has {(end - begin) // BYTES[KINDS[tensor]]} values, "
+                f"and the model needs {sum(sizes)}"
+            )
+        stream.seek(begin)
+        data = np.frombuffer(stream.read(end - begin), "<u1" if KINDS[tensor] == "U8" else "<f4")
+        values = torch.from_numpy(data.astype(data.dtype.newbyteorder("="), copy=True))
+        parts[tensor] = dict(zip(keys, values.split(sizes), strict=True))
+    return parts
+
+
+def _stored_size(network: fx.GraphModule, tensor: str, key: str, value: Tensor) -> int:
+    if tensor == "codes":
+        bits = network.get_submodule(key.rpartition(".")[0]).weight_bits
+        return packed_size(value.numel(), int(bits))  # type: ignore[arg-type]
+    return value.nbytes if tensor == "others" else value.numel()
+
+
+def fill(
+    network: fx.GraphModule, layout: str, parts: Mapping[str, Mapping[str, Tensor]]
+) -> fx.GraphModule:
+    """Put stored values into a network, in place."""
+    state = {
+        key: torch.zeros((), dtype=torch.int64) if key.endswith(COUNT) else value
+        for key, value in network.state_dict().items()
+    }
+    for name in ("multipliers", "biases", "floats"):
+        for key, value in parts[name].items():
+            if not value.isfinite().all():
+                raise CheckpointError(f"{name} has a value in {key} that is not a finite number")
+            state[key] = value.view(state[key].shape)
+    for key, value in parts["others"].items():
+        state[key] = _buffer(key, value, state[key])
+    for key, scales in parts["act_scales"].items():
+        module = network.get_submodule(key.rpartition(".")[0])
+        assert isinstance(module, Rounding)
+        state[key] = _clips(key, scales, module.bits, module.signed).view(())
+    for (key, data), scales in zip(parts["codes"].items(), parts["scales"].values(), strict=True):
+        name, shape = key.rpartition(".")[0], state[key].shape
+        bits = int(network.get_submodule(name).weight_bits)  # type: ignore[arg-type]
+        state[f"{name}.weight_clip"] = _clips(f"{name}.weight", scales, bits, signed=True)
+        try:
+            weight = unpack(data.numpy().tobytes(), bits, shape.numel()).view(shape).float()
+        except ValueError as error:
+            raise CheckpointError(f"codes of layer {name!r}: {error}") from error
+        state[key] = weight * along(scales, weight)
+    network.load_state_dict(state, assign=True)
+    if layout == "channels_last":
+        network.to(memory_format=torch.channels_last)
+    return network
+
+
+def _buffer(key: str, data: Tensor, like: Tensor) -> Tensor:
+    """Return the buffer that has these bytes, in the type and shape of the model's own."""
+    if like.dtype == torch.bool and (data > 1).any():
+        raise CheckpointError(f"others has a value in {key} that is neither true nor false")
+    value = data.clone().view(like.dtype).view(like.shape)
+    if not value.isfinite().all():
+        raise CheckpointError(f"others has a value in {key} that is not a finite number")
+    return value
+
+
+def _clips(key: str, scales: Tensor, bits: int, signed: bool) -> Tensor:
+    """Return the clips that have these steps."""
+    wrong = scales[~((scales > 0) & scales.isfinite())]
+    if len(wrong):
+        raise CheckpointError(
+            f"a scale of {key} is {wrong[0].item():g}; scales are positive and finite"
+        )
+    clips = scales * levels(bits, signed)[1]
+    if not (clips.isfinite().all() and torch.equal(step(bits, clips, signed), scales)):
+        raise CheckpointError(f"a scale of {key} is not the step of any clip")
+    return clips

@@ -1,0 +1,77 @@
+"""Which values of a network's state lie in which tensor of its checkpoint."""
+
+import torch
+from torch import Tensor, fx, nn
+
+from haq.allocation.policy import FLOAT
+from haq.formats.checkpoint.header import KINDS
+from haq.network.operators import LayerModule
+from haq.quantization.bn_folding import Norm, affine, norms_of
+from haq.quantization.fake_quant import QuantConv2d, QuantLinear, Rounding
+
+QUANTIZED = (QuantConv2d, QuantLinear)
+
+COUNT = "num_batches_tracked"
+
+
+def called(network: fx.GraphModule) -> dict[str, nn.Module]:
+    """Return the modules that the forward calls, in the order of their first calls."""
+    names = [str(node.target) for node in network.graph.nodes if node.op == "call_module"]
+    return {name: network.get_submodule(name) for name in names}
+
+
+def merge_norms(network: fx.GraphModule) -> fx.GraphModule:
+    """Leave a multiplier and a bias of each BatchNorm that follows a layer, in place."""
+    for name in norms_of(network).values():
+        norm = network.get_submodule(name)
+        assert isinstance(norm, Norm)
+        multiplier, offset = affine(norm)
+        # PyTorch refuses to train with an eps of 0, which is as well.
+        merged = type(norm)(norm.num_features, eps=0.0)
+        merged.weight, merged.bias = nn.Parameter(multiplier), nn.Parameter(offset)
+        network.set_submodule(name, merged.eval())
+    return network
+
+
+def shares(network: fx.GraphModule) -> dict[str, list[str]]:
+    """Return which names of the state of a network with merged norms lie in which tensor."""
+    shares: dict[str, list[str]] = {name: [] for name in KINDS}
+    state = network.state_dict()
+    for name, module in called(network).items():
+        if isinstance(module, Rounding):
+            shares["act_scales"] += [f"{name}.clip"] if module.bits != FLOAT else []
+            state.pop(f"{name}.clip")
+        elif isinstance(module, QUANTIZED):
+            shares["codes"].append(f"{name}.weight")
+            shares["scales"].append(f"{name}.weight_clip")
+        elif _is_merged(module):
+            shares["multipliers"].append(f"{name}.weight")
+            state.pop(f"{name}.running_mean")
+            state.pop(f"{name}.running_var")
+        elif isinstance(module, LayerModule):
+            shares["floats"].append(f"{name}.weight")
+        else:
+            continue
+        if f"{name}.bias" in state:
+            shares["biases"].append(f"{name}.bias")
+    placed = {key for share in shares.values() for key in share}
+    buffers = {key for key, _ in network.named_buffers()}
+    for key, value in state.items():
+        if key not in placed and not key.endswith(COUNT):
+            other = key in buffers and value.dtype != torch.float32
+            shares["others" if other else "floats"].append(key)
+    return shares
+
+
+def _is_merged(module: nn.Module) -> bool:
+    return isinstance(module, Norm) and module.eps == 0
+
+
+def dtype(tensor: str) -> torch.dtype:
+    """Return the type of the values of a file's tensor."""
+    return torch.uint8 if KINDS[tensor] == "U8" else torch.float32
+
+
+def along(scales: Tensor, weight: Tensor) -> Tensor:
+    """Return scales in a shape that broadcasts against the weights they belong to."""
+    return scales.view(-1, *(1,) * (weight.dim() - 1))  # (out or 1, 1, ...)

@@ -1,0 +1,193 @@
+"""From a quantized network to its checkpoint."""
+
+import copy
+import dataclasses
+import io
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save as serialize
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+
+from haq.allocation.policy import FLOAT, Policy
+from haq.errors import CheckpointError
+from haq.files import write_bytes
+from haq.formats.checkpoint.header import (
+    TENSORS,
+    Content,
+    LayerRecord,
+    Origin,
+    first_line,
+    read_header,
+    reason,
+    times,
+)
+from haq.formats.checkpoint.read import fill, read_tensors
+from haq.formats.checkpoint.state import QUANTIZED, along, called, dtype, merge_norms, shares
+from haq.formats.packing import pack
+from haq.formats.stand_in import stand_in
+from haq.network.graph import Graph
+from haq.network.operators import LayerModule
+from haq.quantization.fake_quant import Rounding
+from haq.quantization.quantizer import codes, step
+
+
+def save(
+    path: str | os.PathLike[str], network: fx.GraphModule, policy: Policy, origin: Origin
+) -> Content:
+    """Write a quantized network to ``path``, which is never seen half-written.
+
+    Args:
+        path: Ends in .safetensors; folders that are missing are made, an old file is replaced.
+        network: From ``fake_quant.quantize``, fine-tuned or not, in float32; left as it is.
+        policy: With which it was quantized.
+        origin: Kept as metadata. What it says of the model must be true, or the file cannot be
+            loaded.
+
+    Returns:
+        The metadata of the file.
+
+    Raises:
+        CheckpointError: The network's parameters are not in float32, it holds NaN or infinity,
+            would not give the same results when loaded, or the file cannot be written.
+        ValueError: The policy is not that of the network.
+    """
+    file = Path(path)
+    if file.suffix != ".safetensors":
+        raise CheckpointError(f"cannot write {file}: the name must end in .safetensors")
+    content, data = encode(network, policy, origin)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(file, data)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {file}: {reason(error)}") from error
+    return content
+
+
+def encode(network: fx.GraphModule, policy: Policy, origin: Origin) -> tuple[Content, bytes]:
+    """Return the metadata and the bytes of the file that ``save`` writes.
+
+    Raises:
+        CheckpointError: As ``save``.
+        ValueError: As ``save``.
+    """
+    network = copy.deepcopy(network).cpu().eval()
+    rows = tuple(_rows(network, policy))
+    content = Content(**origin.model_dump(), layout=_layout(network), layers=rows)
+    merged = merge_norms(copy.deepcopy(network))
+    data = serialize(_tensors(merged), {"haq": content.model_dump_json()})
+    _check_results(data, network, merged, origin.shape)
+    return content, data
+
+
+def check_savable(graph: Graph, shape: Sequence[int]) -> None:
+    """Say so, before anything is searched, if the networks of a graph cannot be saved.
+
+    Args:
+        graph: Of the float network.
+        shape: Of one input, without the batch.
+
+    Raises:
+        CheckpointError: As ``save``.
+    """
+    network, policy = stand_in(graph)
+    encode(network, policy, Origin(model="", shape=tuple(shape)))
+
+
+def _rows(network: fx.GraphModule, policy: Policy) -> Iterator[LayerRecord]:
+    for name, module in called(network).items():
+        if isinstance(module, LayerModule) and name in policy:
+            bits, scales = FLOAT, 0
+            if isinstance(module, QUANTIZED):
+                bits, scales = module.weight_bits, module.weight_clip.numel()
+            if policy[name].weight != bits:
+                raise ValueError(f"layer {name!r} has {bits} bits, not {policy[name].weight}")
+            yield LayerRecord(name, tuple(module.weight.shape), bits, policy[name].act, scales)
+
+
+def _layout(network: nn.Module) -> Literal["contiguous", "channels_last"]:
+    weights = [value for value in network.state_dict().values() if value.dim() == 4]
+    last = weights and all(
+        # Only the strides tell: a 1x1 kernel is contiguous in both formats.
+        w.stride() == torch.empty_like(w, memory_format=torch.channels_last).stride()
+        for w in weights
+    )
+    return "channels_last" if last else "contiguous"
+
+
+def _tensors(network: fx.GraphModule) -> dict[str, Tensor]:
+    """Return the tensors of the file."""
+    state = network.state_dict()
+    parts: dict[str, list[Tensor]] = {}
+    for tensor, keys in shares(network).items():
+        for key in keys:
+            _check_state(tensor, key, state[key])
+        parts[tensor] = [_stored(network, tensor, key, state[key]) for key in keys]
+    tensors = {name: torch.cat(part) for name, part in parts.items() if part}
+    if (tensors.get("multipliers", torch.ones(0)) == 1).all():
+        tensors.pop("multipliers", None)
+    return {name: torch.empty(0, dtype=dtype(name)) for name in TENSORS} | tensors
+
+
+def _check_state(tensor: str, key: str, value: Tensor) -> None:
+    if tensor != "others" and value.dtype != torch.float32:
+        raise CheckpointError(f"{key} is {value.dtype}; only parameters in float32 can be kept")
+    if value.is_quantized or value.layout != torch.strided:
+        raise CheckpointError(f"{key} is quantized or sparse; only dense tensors can be kept")
+    if not value.isfinite().all():
+        raise CheckpointError(f"{key} has values that are not finite numbers")
+
+
+def _stored(network: fx.GraphModule, tensor: str, key: str, value: Tensor) -> Tensor:
+    module = network.get_submodule(key.rpartition(".")[0])
+    if tensor == "act_scales":
+        assert isinstance(module, Rounding)
+        return step(module.bits, value, module.signed).flatten()
+    if isinstance(module, QUANTIZED) and tensor == "codes":
+        whole = codes(value, module.weight_bits, along(module.weight_clip, value))
+        return torch.frombuffer(bytearray(pack(whole, module.weight_bits)), dtype=torch.uint8)
+    if isinstance(module, QUANTIZED) and tensor == "scales":
+        return step(module.weight_bits, value, signed=True).flatten()
+    flat = value.contiguous().flatten()
+    return flat.view(torch.uint8) if tensor == "others" else flat
+
+
+def _check_results(
+    data: bytes, network: fx.GraphModule, merged: fx.GraphModule, shape: Sequence[int]
+) -> None:
+    """Read the file again and see that it is the same network."""
+    stream = io.BytesIO(data)
+    content, spans = read_header(stream, len(data))
+    twin = copy.deepcopy(merged)
+    fill(twin, content.layout, read_tensors(stream, spans, twin))
+    images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        try:
+            expected = network(images)
+        except Exception as error:
+            raise CheckpointError(
+                f"the network does not run on floats of {times(shape)}: {first_line(error)}"
+            ) from error
+        try:
+            torch.testing.assert_close(
+                _leaves(twin(images)), _leaves(expected), rtol=0, atol=0, equal_nan=True
+            )
+        except AssertionError as error:
+            raise CheckpointError(
+                "the network would not give the same logits when loaded; "
+                "bring all its weights to one memory format first"
+            ) from error
+
+
+def _leaves(results: Any) -> list[Tensor]:
+    """Return the tensors among a network's results: in tuples, dicts, dataclasses or alone."""
+    if dataclasses.is_dataclass(results) and not isinstance(results, type):
+        results = [getattr(results, field.name) for field in dataclasses.fields(results)]
+    leaves = tree_leaves(results)
+    if len(leaves) == 1 and leaves[0] is results:
+        return [results] if isinstance(results, Tensor) else []
+    return [tensor for leaf in leaves for tensor in _leaves(leaf)]
