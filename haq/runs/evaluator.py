@@ -21,8 +21,8 @@ from haq.allocation.trials import Score
 from haq.datasets import Data, Split
 from haq.distillation.kd import divergence
 from haq.errors import DivergedError
-from haq.formats.onnx.export import Template
 from haq.formats.onnx.runtime import integer_answer, prepared
+from haq.formats.onnx.template import Template
 from haq.network.graph import Graph
 from haq.quantization.calibration import Clips
 from haq.quantization.fake_quant import quantize, uniform

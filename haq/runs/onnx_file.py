@@ -22,8 +22,9 @@ from haq.allocation.policy import FLOAT, Bits, Policy
 from haq.datasets import DATASETS, Data, load
 from haq.errors import DataError, HaqError, ModelError
 from haq.files import write_bytes
-from haq.formats.onnx.export import lower, template
+from haq.formats.onnx.lower import lower
 from haq.formats.onnx.reference import simulate
+from haq.formats.onnx.template import template
 from haq.hw_profiles.measure import kernels, onnx_runtime, timing
 from haq.hw_profiles.measure.onnx_runtime import Setup
 from haq.hw_profiles.measure.timing import Timing

@@ -13,7 +13,7 @@ import onnx
 from haq.allocation.policy import FLOAT, Policy
 from haq.errors import TargetError
 
-INTEGER = {"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat"}
+INTEGER = {"QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat"}
 """Operators of the optimised graph that multiply integers."""
 
 _FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}

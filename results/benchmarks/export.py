@@ -15,8 +15,9 @@ import torch
 
 from haq.allocation.policy import FLOAT, Bits, readers
 from haq.datasets import load
-from haq.formats.onnx.export import lower, template
+from haq.formats.onnx.lower import lower
 from haq.formats.onnx.reference import simulate
+from haq.formats.onnx.template import template
 from haq.hw_profiles.measure import onnx_runtime, timing
 from haq.hw_profiles.measure.onnx_runtime import Setup
 from haq.models.weights import load_weights

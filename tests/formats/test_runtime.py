@@ -7,7 +7,7 @@ from test_evaluation import evaluator, made
 from torch import nn
 
 from haq.allocation.policy import FLOAT, Bits
-from haq.formats.onnx.export import lower
+from haq.formats.onnx.lower import lower
 from haq.formats.onnx.reference import simulate
 from haq.formats.onnx.runtime import exact_kernels, integer_answer, prepared
 from haq.models import build

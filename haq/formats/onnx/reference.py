@@ -1,126 +1,35 @@
 """An exported file executed in numpy, from the file alone, integer for integer.
 
 It says what an integer runtime must compute, independently of torch and of ONNX Runtime: codes are
-multiplied and added exactly; only rescaling to the next tensor's codes is done in float32, in the
-order in which ONNX Runtime's kernels do it, and rounds halves to even.
+multiplied and added exactly; only rescaling to the next tensor's codes is done in float32.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import onnx
 from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-Array = NDArray[Any]
-Single = np.float32
-
-_EXACT = 2**24
-"""Up to here float32 counts without a gap."""
+from haq.formats.onnx.products import convolved, product
+from haq.formats.onnx.values import Added, Array, Codes, Mean, Single, Sums, Value, real, rounded
 
 
-@dataclass(frozen=True)
-class Codes:
-    """A tensor of integers; ``(values - zero) * scale`` is what they stand for."""
+class Difference(NamedTuple):
+    """How far a tensor of codes is from the one given.
 
-    values: Array
-    scale: Array  # scalar, or one for each place of ``axis``
-    zero: Array
-    axis: int = 0
+    Attributes:
+        tensor: Its name.
+        exact: Whether nothing was computed in float since the codes before it.
+        largest: The largest difference of two codes.
+    """
 
-    def real(self) -> Array:
-        """Return what the codes stand for, in float32."""
-        shape = [1] * self.values.ndim
-        if self.scale.ndim:
-            shape[self.axis] = -1
-        whole = self.values.astype(np.int32) - self.zero.astype(np.int32).reshape(shape)
-        result: Array = whole.astype(Single) * self.scale.reshape(shape)
-        return result
-
-
-@dataclass(frozen=True)
-class Sums:
-    """Exact sums of products, each worth ``scale``: what a layer has before it is rescaled."""
-
-    values: Array  # int64
-    scale: Array  # float32, broadcasts against the values
-
-    def real(self) -> Array:
-        """Return what the sums stand for, in float32."""
-        return self.values.astype(Single) * self.scale
-
-    def codes(self, scale: Array, zero: Array) -> Array:
-        """Return the sums as codes of another tensor."""
-        return _rounded(self.values.astype(Single) * (self.scale / scale), zero)
-
-
-@dataclass(frozen=True)
-class Added:
-    """Two tensors of codes that are to be added."""
-
-    left: Codes
-    right: Codes
-    cut: bool = False  # negative sums are zero
-
-    def real(self) -> Array:
-        """Return the sum in float32."""
-        result: Array = self.left.real() + self.right.real()
-        if self.cut:
-            np.maximum(result, Single(0), out=result)
-        return result
-
-    def codes(self, scale: Array, zero: Array) -> Array:
-        """Return the sum as codes of another tensor."""
-        found = _added(self.left, self.right, scale, zero)
-        return np.maximum(found, zero) if self.cut else found
-
-
-@dataclass(frozen=True)
-class Mean:
-    """The mean of each channel of a tensor of codes."""
-
-    of: Codes
-
-    def real(self) -> Array:
-        """Return the means in float32."""
-        result: Array = self.of.real().mean(axis=(2, 3), keepdims=True, dtype=Single)
-        return result
-
-    def codes(self, scale: Array, zero: Array) -> Array:
-        """Return the means as codes of another tensor."""
-        whole = self.of.values.astype(np.int64) - int(self.of.zero)
-        pixels = Single(whole.shape[2] * whole.shape[3])
-        sums = whole.sum(axis=(2, 3), keepdims=True)
-        return _rounded(sums.astype(Single) * (self.of.scale / (scale * pixels)), zero)
-
-
-Value = Array | Codes | Sums | Added | Mean
-
-
-def _rounded(values: Array, zero: Array) -> Array:
-    ends = np.iinfo(zero.dtype)
-    offset = Single(zero)
-    inside = np.clip(values, Single(ends.min) - offset, Single(ends.max) - offset)
-    result: Array = (np.rint(inside) + offset).astype(zero.dtype)
-    return result
-
-
-def _added(left: Codes, right: Codes, scale: Array, zero: Array) -> Array:
-    one, other = left.scale / scale, right.scale / scale
-    rest = Single(zero) - (one * Single(left.zero) + other * Single(right.zero))
-    total = _fused(left.values, one, _fused(right.values, other, rest))
-    ends = np.iinfo(zero.dtype)
-    return np.clip(np.rint(total), ends.min, ends.max).astype(zero.dtype)
-
-
-def _fused(values: Array, factor: Array, rest: Array) -> Array:
-    """Return values * factor + rest with one rounding to float32 at the end."""
-    total = values.astype(np.float64) * np.float64(factor) + rest.astype(np.float64)
-    return total.astype(Single)
+    tensor: str
+    exact: bool
+    largest: int
 
 
 class Simulated(NamedTuple):
@@ -143,42 +52,70 @@ def simulate(model: onnx.ModelProto, images: Array, batch: int = 50) -> Simulate
     are not quantized are computed in float32 and can differ from a runtime in the last digits.
 
     Args:
-        model: As ``haq.formats.onnx.export.lower`` makes it, with one input.
+        model: As ``haq.formats.onnx.lower.lower`` makes it, with one input.
         images: (N, C, H, W), what the file's input takes.
         batch: Images computed at once.
     """
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    parts = [
-        _simulate(model, constants, images[start : start + batch])
-        for start in range(0, len(images), batch)
-    ]
+    starts = range(0, len(images), batch)
+    parts = [simulate_from(model, images[start : start + batch], {})[0] for start in starts]
     logits = np.concatenate([part.logits for part in parts])
     return Simulated(logits, all(part.exact for part in parts))
 
 
-def _simulate(model: onnx.ModelProto, constants: Mapping[str, Array], images: Array) -> Simulated:
-    values: dict[str, Value] = {**constants, model.graph.input[0].name: images.astype(Single)}
+def simulate_from(
+    model: onnx.ModelProto, images: Array, given: Mapping[str, Array]
+) -> tuple[Simulated, list[Difference]]:
+    """Work out a file, going on with tensors of codes that somebody else computed.
+
+    So a difference in the last digits of what is computed in float does not grow from layer to
+    layer, and what remains is each layer's own.
+
+    Args:
+        model: As for ``simulate``.
+        images: (N, C, H, W); all are computed at once.
+        given: Names of tensors of codes to their values.
+
+    Returns:
+        What the file gives, and the tensors among the given ones that are not as worked out.
+    """
+    values: dict[str, Value] = {
+        tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer
+    }
+    values[model.graph.input[0].name] = images.astype(Single)
     loose: set[str] = set()  # tensors whose last digits are a matter of the order of sums
+    differences = []
     for node in model.graph.node:
         operands = [values[name] if name else None for name in node.input]
         rule = _RULES.get(node.op_type)
         result = rule(node, operands) if rule else None
-        found = _in_float(model, node, operands) if result is None else [result]
-        values |= dict(zip(node.output, found, strict=True))
-        if not loose.isdisjoint(node.input) or any(map(_is_loose, [node] * len(found), found)):
+        results = _in_float(model, node, operands) if result is None else [result]
+        values |= dict(zip(node.output, results, strict=True))
+        if not loose.isdisjoint(node.input) or _is_loose(node, operands, results):
             loose.update(node.output)
+        if node.output[0] in given:
+            name, codes = node.output[0], given[node.output[0]]
+            apart = np.abs(cast(Array, results[0]).astype(np.int16) - codes)
+            if apart.any():
+                differences.append(Difference(name, name not in loose, int(apart.max())))
+            values[name] = codes
+            loose.discard(name)
     output = model.graph.output[0].name
-    return Simulated(_real(values[output]), output not in loose)
+    return Simulated(real(values[output]), output not in loose), differences
 
 
-def _is_loose(node: onnx.NodeProto, result: Value) -> bool:
-    """Return whether a node computed in float, and did not only copy."""
-    copies = node.op_type in ("Identity", "Max", *_MOVES)
-    return isinstance(result, np.ndarray) and result.dtype.kind == "f" and not copies
+def _is_loose(
+    node: onnx.NodeProto, operands: Sequence[Value | None], results: Sequence[Value]
+) -> bool:
+    """Return whether a node computes in float what a runtime may compute in another order."""
+    floats = any(isinstance(r, np.ndarray) and r.dtype.kind == "f" for r in results)
+    if not floats or node.op_type in ("Identity", "Concat", "AveragePool", *_MOVES):
+        return False
+    plain = all(operand is None or isinstance(operand, np.ndarray) for operand in operands)
+    return node.op_type != "Max" and not (plain and node.op_type in _ELEMENTWISE)
 
 
-def _real(value: Value) -> Array:
-    return value if isinstance(value, np.ndarray) else value.real()
+_ELEMENTWISE = ("Abs", "Add", "Cast", "Clip", "Max", "Min", "Mul", "Neg", "Relu", "Sub")
+"""Operators of one operation for each value, which is rounded the same everywhere."""
 
 
 def _in_float(
@@ -186,7 +123,7 @@ def _in_float(
 ) -> list[Array]:
     """Return what ONNX's own reference implementation makes of a node."""
     given = {
-        name: _real(value)
+        name: real(value)
         for name, value in zip(node.input, operands, strict=True) if value is not None
     }  # fmt: skip
     inputs = [helper.make_tensor_value_info(name, 0, None) for name in given]
@@ -208,7 +145,7 @@ def _quantize(node: onnx.NodeProto, operands: Operands) -> Value:
     value, scale, zero = operands
     if isinstance(value, Sums | Added | Mean):
         return value.codes(scale, zero)
-    return _rounded(_real(value) / scale, zero)
+    return rounded(real(value) / scale, zero)
 
 
 def _dequantize(node: onnx.NodeProto, operands: Operands) -> Value:
@@ -222,49 +159,84 @@ def _relu(node: onnx.NodeProto, operands: Operands) -> Value:
         return replace(value, values=np.maximum(value.values, 0))
     if isinstance(value, Added):
         return replace(value, cut=True)
-    return np.maximum(_real(value), Single(0))
+    return np.maximum(real(value), Single(0))
 
 
-def _add(node: onnx.NodeProto, operands: Operands) -> Value:
+def _add(node: onnx.NodeProto, operands: Operands) -> Value | None:
     left, right = operands
     if isinstance(left, Codes) and isinstance(right, Codes):
         return Added(left, right)
-    return _real(left) + _real(right)
+    return None
 
 
 def _mean(node: onnx.NodeProto, operands: Operands) -> Value | None:
     (value,) = operands
-    return Mean(value) if isinstance(value, Codes) else None
+    if not isinstance(value, Codes):
+        return None
+    whole = value.whole().astype(np.int64)
+    sums = whole.sum(axis=(2, 3), keepdims=True)
+    return Mean(sums, whole.shape[2] * whole.shape[3], value.scale)
+
+
+def _average(node: onnx.NodeProto, operands: Operands) -> Value | None:
+    """Average windows of codes as QLinearAveragePool does: a sum in float, row after row."""
+    (value,) = operands
+    pads = _attribute(node, "pads", [0, 0, 0, 0])
+    plain = not _attribute(node, "ceil_mode", 0) and _attribute(node, "dilations", [1, 1]) == [1, 1]
+    if not isinstance(value, Codes) or len(pads) != 4 or not plain:
+        return None
+    around = ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3]))
+    kernel, strides = _attribute(node, "kernel_shape"), _attribute(node, "strides", [1, 1])
+    windows = sliding_window_view(np.pad(value.real(), around), kernel, axis=(2, 3))
+    windows = windows[:, :, :: strides[0], :: strides[1]]
+    sums = np.zeros(windows.shape[:4], Single)
+    for row, column in np.ndindex(*kernel):
+        sums += windows[..., row, column]
+    if _attribute(node, "count_include_pad", 0):
+        return sums / Single(kernel[0] * kernel[1])
+    inside = np.pad(np.ones(value.values.shape[2:], Single), around[2:])
+    counts = sliding_window_view(inside, kernel)[:: strides[0], :: strides[1]].sum((2, 3))
+    result: Array = sums / counts.astype(Single)
+    return result
 
 
 def _moved(node: onnx.NodeProto, operands: Operands) -> Value | None:
-    """Move codes as their values would be moved; what is added stands for zero."""
+    """Move what is not yet a float as its values would be moved; what is added is zero."""
     value, *rest = operands
     padded = node.op_type == "Pad" and len(rest) > 1 and rest[1] is not None and np.any(rest[1])
-    if not isinstance(value, Codes) or padded:
+    if isinstance(value, np.ndarray) or padded:
         return None
-    kept = np.asarray(value.values.astype(Single) - Single(value.zero))
-    model = helper.make_model(
-        helper.make_graph([], "none", [], []), opset_imports=[helper.make_opsetid("", 21)]
-    )
-    moved = _in_float(model, node, [kept, *rest])[0] + Single(value.zero)
-    return replace(value, values=moved.astype(value.values.dtype))
+    if node.op_type in ("MaxPool", "Pad") and not isinstance(value, Codes):
+        return None
+    opset = [helper.make_opsetid("", 21)]
+    model = helper.make_model(helper.make_graph([], "none", [], []), opset_imports=opset)
+    result: Value = value.moved(lambda values: _in_float(model, node, [values, *rest])[0])
+    return result
 
 
 def _conv(node: onnx.NodeProto, operands: Operands) -> Value | None:
     x, weight, *bias = operands
-    if _attribute(node, "pads") is None or len(_attribute(node, "pads")) != 4:
+    if len(_attribute(node, "pads", ())) != 4:
         return None  # not a layer of ours
-    top, left, bottom, right = _attribute(node, "pads")
-    pads = ((0, 0), (0, 0), (top, bottom), (left, right))
-    strides = _attribute(node, "strides", [1, 1])
-    geometry = strides, _attribute(node, "dilations", [1, 1]), _attribute(node, "group", 1)
     if isinstance(x, Codes) and isinstance(weight, Codes):
-        whole = np.pad(x.values.astype(np.int16) - np.int16(x.zero), pads)
-        sums = _convolved(whole, weight.values, *geometry, exact=True)
-        return _with_bias(sums.astype(np.int64), x, weight, bias, (1, -1, 1, 1))
-    result = _convolved(np.pad(_real(x), pads), _real(weight), *geometry, exact=False)
-    return result + _real(bias[0]).reshape(1, -1, 1, 1) if bias else result
+        return _with_bias(
+            _convolved(node, x.whole(), weight.whole()), x, weight, bias, (1, -1, 1, 1)
+        )
+    result = _convolved(node, real(x), real(weight))
+    return result + real(bias[0]).reshape(1, -1, 1, 1) if bias else result
+
+
+def _conv_integer(node: onnx.NodeProto, operands: Operands) -> Value:
+    x, weight, x_zero, weight_zero = operands
+    whole = x.astype(np.int32) - np.int32(x_zero)
+    return _convolved(node, whole, weight.astype(np.int32) - np.int32(weight_zero)).astype(np.int32)
+
+
+def _convolved(node: onnx.NodeProto, x: Array, weight: Array) -> Array:
+    top, left, bottom, right = _attribute(node, "pads")
+    padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
+    strides, dilations = (_attribute(node, name, [1, 1]) for name in ("strides", "dilations"))
+    return convolved(padded, weight, strides, dilations, _attribute(node, "group", 1))
 
 
 def _with_bias(
@@ -275,42 +247,11 @@ def _with_bias(
     return Sums(sums, (x.scale * weight.scale).reshape(shape))
 
 
-def _convolved(
-    x: Array, weight: Array, strides: Sequence[int], dilations: Sequence[int], groups: int,
-    exact: bool,
-) -> Array:  # fmt: skip
-    """Return the convolution of padded images (N, C, H, W) with (out, C / groups, h, w)."""
-    out, depth, height, width = weight.shape
-    spans = [d * (k - 1) + 1 for d, k in zip(dilations, (height, width), strict=True)]
-    windows = sliding_window_view(x, spans, axis=(2, 3))[
-        :, :, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]
-    ]  # (N, C, rows, columns, h, w)
-    images, _, rows, columns = windows.shape[:4]
-    kind = _counting(x, weight) if exact else Single
-    each = (groups, images * rows * columns, depth * height * width)
-    parts = windows.reshape(images, groups, depth, rows, columns, height, width)
-    taps: Array = parts.transpose(1, 0, 3, 4, 2, 5, 6).reshape(each).astype(kind)
-    found = taps @ weight.reshape(groups, out // groups, -1).astype(kind).transpose(0, 2, 1)
-    found = found.reshape(groups, images, rows, columns, out // groups)
-    result: Array = found.transpose(1, 0, 4, 2, 3).reshape(images, out, rows, columns)
-    return result
-
-
-def _counting(x: Array, weight: Array) -> type:
-    """Return a type of float in which no sum of the products loses a digit."""
-    taps = weight[0].size
-    highest = int(np.abs(x.astype(np.int64)).max()) * int(np.abs(weight.astype(np.int64)).max())
-    return Single if highest * taps < _EXACT else np.float64
-
-
 def _gemm(node: onnx.NodeProto, operands: Operands) -> Value | None:
     x, weight, *bias = operands
     if not isinstance(x, Codes) or not isinstance(weight, Codes):
         return None
-    whole = x.values.astype(np.int64) - int(x.zero)
-    kind = _counting(whole, weight.values)
-    sums: Array = whole.astype(kind) @ weight.values.astype(kind).T
-    return _with_bias(sums.astype(np.int64), x, weight, bias, (1, -1))
+    return _with_bias(product(x.whole(), weight.whole().T), x, weight, bias, (1, -1))
 
 
 def _same(node: onnx.NodeProto, operands: Operands) -> Value:
@@ -324,12 +265,14 @@ _MOVES = (
 
 _RULES: Mapping[str, Rule] = {
     "Add": _add,
+    "AveragePool": _average,
     "Conv": _conv,
+    "ConvInteger": _conv_integer,
     "DequantizeLinear": _dequantize,
     "Gemm": _gemm,
     "GlobalAveragePool": _mean,
     "Identity": _same,
-    "Max": lambda node, operands: _real(operands[0]) if len(operands) == 1 else None,
+    "Max": lambda node, operands: real(operands[0]) if len(operands) == 1 else None,
     "QuantizeLinear": _quantize,
     "Relu": _relu,
     **dict.fromkeys(_MOVES, _moved),

@@ -16,7 +16,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq.errors import ModelError
-from haq.formats.onnx.export import Template, lower, template
+from haq.formats.onnx.lower import lower
+from haq.formats.onnx.template import Template, template
 from haq.quantization.convert import convert_to_integers, layers
 from haq.quantization.fake_quant import QuantConv2d, QuantLinear
 

@@ -9,7 +9,8 @@ import torch
 from haq.allocation.policy import Policy
 from haq.datasets import load as load_data
 from haq.errors import HaqError
-from haq.formats.onnx import export
+from haq.formats.onnx.lower import lower
+from haq.formats.onnx.template import template
 from haq.hw_profiles.measured import STANDARD
 from haq.models import build, input_shape
 from haq.models.weights import load_weights
@@ -103,11 +104,11 @@ Lowered = Callable[[Policy], bytes]
 def lowering(asked: Subject) -> Lowered:
     """Return the function from a policy to its ONNX file; the export itself is done once, here."""
     standard = {layer.name: STANDARD for layer in asked.graph.layers}
-    made = export.template(quantize(asked.graph, standard, asked.clips), asked.sample)
+    made = template(quantize(asked.graph, standard, asked.clips), asked.sample)
 
     def lowered(policy: Policy) -> bytes:
         network = quantize(asked.graph, policy, asked.clips)
-        model: bytes = export.lower(made, network).SerializeToString()
+        model: bytes = lower(made, network).SerializeToString()
         return model
 
     return lowered

@@ -1,0 +1,220 @@
+"""How a layer is written: a product with packed integer weights, a bias in whole numbers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper
+from torch import nn
+
+from haq.formats.onnx.operators import is_cut, moves
+from haq.formats.onnx.saturation import can_saturate
+from haq.formats.onnx.template import DOMAIN
+from haq.formats.onnx.writer import Array, Grid, Writer, name_of, shape_of
+from haq.network.operators import LayerModule
+from haq.quantization.bn_folding import Norm
+from haq.quantization.convert import Folded, InputGrid, fold
+
+MIDDLE = 128
+"""Zero point of weights in uint8."""
+
+
+def lower_layer(file: Writer, node: onnx.NodeProto) -> None:
+    """Write the layer that a marker stands for, with the BatchNorm behind it."""
+    name, output = name_of(node), node.output[0]
+    module = file.network.get_submodule(name)
+    norm = file.network.get_submodule(file.norms[name]) if name in file.norms else None
+    assert isinstance(module, LayerModule) and (norm is None or isinstance(norm, Norm))
+    # A module that is called twice has two nodes; the first bears its name.
+    label = f"{name}/{output}" if name in file.written else name
+    file.written.add(name)
+    tensor = _padded(file, module, file.now(node.input[0]), label)
+    grid = file.grids.get(tensor)
+    folded = fold(module, norm, grid and InputGrid(torch.tensor(grid.scale), grid.top))
+    if grid is not None and (folded.scale is None or name in file.floats):
+        # Otherwise ONNX Runtime quantizes the weights of a float layer between integer ones.
+        tensor, grid = file.add("Max", [tensor], f"{label}.float_input"), None
+    if isinstance(module, nn.Linear):
+        operands = _operands(file, label, tensor, folded, grid, depthwise=False)
+        _add_gemm(file, operands, output, label, shape_of(node), module.in_features)
+    elif grid is None or folded.scale is None or _is_rounded(file, output):
+        operands = _operands(file, label, tensor, folded, grid, _is_depthwise(module))
+        file.nodes.append(helper.make_node("Conv", operands, [output], label, **_geometry(module)))
+    else:
+        _add_conv_integer(file, module, grid, output, label, folded)
+
+
+def _padded(file: Writer, module: LayerModule, tensor: str, label: str) -> str:
+    """Write the padding of a convolution as a node, if it is not zeros."""
+    if not isinstance(module, nn.Conv2d) or module.padding_mode == "zeros":
+        return tensor
+    mode = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[module.padding_mode]
+    top, left, bottom, right = _pads(module)
+    sizes = np.array([0, 0, top, left, 0, 0, bottom, right], np.int64)
+    pads = file.constant(f"{label}.pads", sizes)
+    grid = file.grids.get(tensor)
+    if grid is None:
+        return file.add("Pad", [tensor, pads], f"{label}.padded", mode=mode)
+    code = file.add("Pad", [grid.code, pads], f"{label}.padded_codes", mode=mode)
+    return file.dequantized(grid._replace(code=code), f"{label}.padded")
+
+
+def _is_depthwise(module: LayerModule) -> bool:
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.groups > 1
+        and module.groups == module.in_channels == module.out_channels
+    )
+
+
+def _is_rounded(file: Writer, tensor: str) -> bool:
+    """Return whether ONNX Runtime can take the quantizer behind a convolution into its kernel."""
+    readers = file.readers(tensor)
+    if len(readers) != 1 or readers[0] is None:
+        return False
+    node = readers[0]
+    if node.domain == DOMAIN:
+        return node.op_type == "round"
+    passes = node.op_type == "Relu" or moves(file, node) or is_cut(file, node)
+    return passes and _is_rounded(file, node.output[0])
+
+
+def _geometry(module: nn.Conv2d) -> dict[str, Any]:
+    return {
+        "dilations": list(module.dilation), "group": module.groups,
+        "kernel_shape": list(module.kernel_size),
+        "pads": _pads(module) if module.padding_mode == "zeros" else [0, 0, 0, 0],
+        "strides": list(module.stride),
+    }  # fmt: skip
+
+
+def _pads(module: nn.Conv2d) -> list[int]:
+    """Return how much is added at the top, the left, the bottom and the right."""
+    if module.padding == "valid":
+        return [0, 0, 0, 0]
+    if module.padding == "same":
+        spans = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        return [span // 2 for span in spans] + [span - span // 2 for span in spans]
+    return [int(size) for size in module.padding] * 2
+
+
+def _operands(
+    file: Writer, label: str, tensor: str, folded: Folded, grid: Grid | None, depthwise: bool
+) -> list[str]:
+    """Return what a Conv or a Gemm reads: input, dequantized weights, dequantized bias."""
+    if folded.scale is None:
+        weight = file.constant(f"{label}.weight_values", folded.weight.numpy())
+    else:
+        code, zero = _weight_codes(file, label, folded, grid, depthwise)
+        zeros = np.full(len(folded.weight), zero)
+        weight = file.add(
+            "DequantizeLinear",
+            [
+                code,
+                file.constant(f"{label}.weight_scale", _scales(folded)),
+                file.constant(f"{label}.weight_zero_point", zeros),
+            ],
+            f"{label}.weight_dequantized", axis=0,
+        )  # fmt: skip
+    bias = [] if folded.bias is None else [_bias(file, label, folded, grid)]
+    return [tensor, weight, *bias]
+
+
+_STORED = {2: ml_dtypes.int2, 4: ml_dtypes.int4}
+
+
+def _weight_codes(
+    file: Writer, label: str, folded: Folded, grid: Grid | None, depthwise: bool
+) -> tuple[str, np.int8 | np.uint8]:
+    """Return the tensor of a layer's codes, packed if they are few, and the code of zero."""
+    values: Array = folded.weight.numpy()
+    narrow = values // np.int8(folded.factor)
+    largest = int(np.abs(values.astype(np.int16)).max(initial=0))
+    for bits, kind in _STORED.items():
+        if np.abs(narrow).max(initial=0) < 2 ** (bits - 1):
+            # ONNX Runtime carries this out when it loads the file; a DequantizeLinear of 4 bits it
+            # would carry out in every run, and then compute in float.
+            packed = file.constant(f"{label}.weight_codes", narrow.astype(kind))
+            wide = file.add("Cast", [packed], f"{label}.weight_int8", to=TensorProto.INT8)
+            factor = file.constant(f"factor_{folded.factor}", np.array(folded.factor, np.int8))
+            return file.add("Mul", [wide, factor], f"{label}.weight_rescaled"), np.int8(0)
+    if grid and file.cpu == "any" and can_saturate(grid.top, largest, depthwise):
+        shifted = (values.astype(np.int16) + MIDDLE).astype(np.uint8)
+        return file.constant(f"{label}.weight_codes", shifted), np.uint8(MIDDLE)
+    return file.constant(f"{label}.weight_codes", values), np.int8(0)
+
+
+def _scales(folded: Folded) -> Array:
+    assert folded.scale is not None
+    return np.array(np.broadcast_to(folded.scale.numpy(), len(folded.weight)))
+
+
+def _units(folded: Folded, grid: Grid) -> Array:
+    # float32, as ONNX Runtime multiplies them
+    units: Array = _scales(folded) * grid.scale
+    return units
+
+
+def _bias_codes(folded: Folded, units: Array) -> Array:
+    assert folded.bias is not None
+    codes: Array = np.rint(folded.bias.numpy() / units).astype(np.int32)
+    return codes
+
+
+def _bias(file: Writer, label: str, folded: Folded, grid: Grid | None) -> str:
+    assert folded.bias is not None
+    if folded.scale is None or grid is None:
+        return file.constant(f"{label}.bias_values", folded.bias.float().numpy())
+    units = _units(folded, grid)
+    return file.add(
+        "DequantizeLinear",
+        [
+            file.constant(f"{label}.bias_codes", _bias_codes(folded, units)),
+            file.constant(f"{label}.bias_scale", units),
+            file.constant(f"{label}.bias_zero_point", np.zeros(units.shape, np.int32)),
+        ],
+        f"{label}.bias_dequantized", axis=0,
+    )  # fmt: skip
+
+
+def _add_conv_integer(
+    file: Writer, module: nn.Conv2d, grid: Grid, output: str, label: str, folded: Folded
+) -> None:
+    """Write a convolution whose result stays float: ONNX Runtime fuses Conv only between codes."""
+    # Its kernel is the same for depthwise convolutions, so they are no exception.
+    code, zero = _weight_codes(file, label, folded, grid, depthwise=False)
+    zeros = [
+        file.constant(f"{label}.{which}_zero_point", np.array(value))
+        for which, value in (("input", np.uint8(grid.zero)), ("weight", zero))
+    ]
+    sums = f"{label}.sums"
+    file.nodes.append(
+        helper.make_node("ConvInteger", [grid.code, code, *zeros], [sums], label,
+                         **_geometry(module))
+    )  # fmt: skip
+    units, column = _units(folded, grid), (1, -1, 1, 1)
+    if folded.bias is not None:
+        bias = _bias_codes(folded, units).reshape(column)
+        sums = file.add(
+            "Add", [sums, file.constant(f"{label}.bias_codes", bias)], f"{label}.with_bias"
+        )
+    whole = file.add("Cast", [sums], f"{label}.sums_float", to=TensorProto.FLOAT)
+    file.add("Mul", [whole, file.constant(f"{label}.unit", units.reshape(column))], output)
+
+
+def _add_gemm(
+    file: Writer, operands: list[str], output: str, label: str, shape: Sequence[int], features: int
+) -> None:
+    """Write a matrix product; rows that stand in several axes are put into one for it."""
+    if len(shape) == 2:
+        file.nodes.append(helper.make_node("Gemm", operands, [output], label, transB=1))
+        return
+    flat = file.constant(f"{label}.rows", np.array([-1, features], np.int64))
+    back = file.constant(f"{label}.shape", np.array(shape, np.int64))
+    operands[0] = file.add("Reshape", [operands[0], flat], f"{label}.input")
+    rows = f"{label}.product"
+    file.nodes.append(helper.make_node("Gemm", operands, [rows], label, transB=1))
+    file.add("Reshape", [rows, back], output)

@@ -1,0 +1,110 @@
+"""A quantized network as an ONNX file that stock ONNX Runtime executes with integer kernels.
+
+``template`` lets torch export the network once, with a marker where a tensor is rounded and one for
+every layer; ``lower`` replaces the markers by QuantizeLinear, Clip, DequantizeLinear and the layer
+with its packed integer weights. So the quantizers of the file are those of the network, where the
+network has them, and a variant of the network costs milliseconds:
+
+- A layer is written as ``haq.quantization.convert`` has it, with its BatchNorm folded in. Where its
+  result is not quantized a convolution is written as ConvInteger, so that it stays one of integers.
+- A tensor has uint8 codes, around the middle of as many as its bits have where it can be negative,
+  and a Clip where its levels are fewer than those of uint8.
+- Weights of 2 bits are stored as INT2, of 3 and 4 as INT4, of more as INT8. ONNX Runtime widens
+  them to INT8 when it loads the file, and takes the same kernels.
+- Weights whose sums could leave 16 bits in kernels of x86 CPUs without VNNI (see ``saturation``)
+  are stored as UINT8, whose kernels are exact.
+"""
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from torch import fx
+
+from haq.formats.onnx.layers import lower_layer
+from haq.formats.onnx.operators import lower_operator, lower_rounding
+from haq.formats.onnx.template import DOMAIN, OPSET, Template
+from haq.formats.onnx.writer import Cpu, Writer
+
+OPSET_INT2 = 25
+"""ONNX opset of files with weights of 2 bits: the first with INT2."""
+
+
+def lower(
+    template: Template,
+    network: fx.GraphModule,
+    metadata: Mapping[str, Any] | None = None,
+    cpu: Cpu = "any",
+    floats: Collection[str] = (),
+) -> onnx.ModelProto:
+    """Return the ONNX file of a network: stock operators only, quantized as the network is.
+
+    The input is named "images" (float32, the batch free) and the output "logits". The node of a
+    layer bears the layer's name.
+
+    Args:
+        template: Of this network, or of one from the same graph.
+        network: Gives bits, clips, weights, BatchNorms and all that stays float; in a file they are
+            constants.
+        metadata: Kept in the file's metadata; what is not a text is written as JSON.
+        cpu: "vnni" keeps all weights int8, which is faster and right on CPUs with VNNI only.
+        floats: Names of layers that compute in float although integers reach them.
+
+    Source: the pattern (QuantizeLinear and DequantizeLinear around every operator) is described in
+    https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html.
+    """
+    file = Writer(template, network, cpu, floats)
+    state = network.state_dict()
+    for tensor in template.model.graph.initializer:
+        value = state.get(tensor.name)
+        if value is not None and tuple(tensor.dims) == tuple(value.shape):
+            # The template may be that of other weights.
+            tensor = numpy_helper.from_array(value.cpu().numpy(), tensor.name)
+        file.constants[tensor.name] = tensor
+    for node in template.model.graph.node:
+        if node.domain != DOMAIN:
+            lower_operator(file, node)
+        elif node.op_type == "round":
+            lower_rounding(file, node)
+        else:
+            lower_layer(file, node)
+    for value in template.model.graph.output:
+        if file.now(value.name) != value.name:
+            file.add("Identity", [file.now(value.name)], value.name)
+    return _model(file, template.model, metadata or {})
+
+
+def _model(file: Writer, source: onnx.ModelProto, metadata: Mapping[str, Any]) -> onnx.ModelProto:
+    used = {tensor for node in file.nodes for tensor in node.input}
+    constants = [tensor for name, tensor in file.constants.items() if name in used]
+    graph = helper.make_graph(
+        file.nodes, "network", _plain_values(source.graph.input),
+        _plain_values(source.graph.output), constants,
+    )  # fmt: skip
+    packed = any(tensor.data_type == TensorProto.INT2 for tensor in constants)
+    opset = helper.make_opsetid("", OPSET_INT2 if packed else OPSET)
+    model = helper.make_model(
+        graph,
+        producer_name="haq",
+        producer_version=version("haq"),
+        opset_imports=[opset],
+        ir_version=helper.find_min_ir_version_for([opset]),
+    )
+    for key, value in metadata.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        model.metadata_props.append(onnx.StringStringEntryProto(key=key, value=text))
+    return model
+
+
+def _plain_values(values: Iterable[onnx.ValueInfoProto]) -> list[onnx.ValueInfoProto]:
+    plain = []
+    for value in values:
+        copy = onnx.ValueInfoProto()
+        copy.CopyFrom(value)
+        copy.ClearField("metadata_props")
+        copy.ClearField("doc_string")
+        plain.append(copy)
+    return plain

@@ -1,0 +1,122 @@
+"""How operators that are no layers are written, so that ONNX Runtime takes integer kernels."""
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from haq.allocation.policy import FLOAT
+from haq.formats.onnx.writer import Grid, Writer, name_of
+from haq.quantization.quantizer import levels, step
+
+_MOVES = {
+    "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose",
+    "Unsqueeze",
+}  # fmt: skip
+"""Operators whose results are among the values they read, or zero."""
+
+
+def moves(file: Writer, node: onnx.NodeProto) -> bool:
+    """Return whether a node's results are among the values it reads, or zero."""
+    if node.op_type not in _MOVES or len(node.output) > 1:
+        return False
+    padded = node.op_type == "Pad" and len(node.input) > 2 and node.input[2]
+    return not padded or file.scalar(node.input[2]) == 0
+
+
+def lower_operator(file: Writer, node: onnx.NodeProto) -> None:
+    """Write a node of the template that is no marker."""
+    own = onnx.NodeProto()
+    own.CopyFrom(node)
+    own.ClearField("metadata_props")
+    own.ClearField("doc_string")
+    own.name = f"op/{node.output[0]}"
+    for place, tensor in enumerate(node.input):
+        own.input[place] = file.now(tensor)
+    if moves(file, node) and own.input[0] in file.grids:
+        output = own.output[0]
+        file.dequantized(_move(file, own, file.grids[own.input[0]]), output)
+        return
+    if is_cut(file, node):
+        own = helper.make_node("Relu", own.input[:1], node.output, own.name)
+    if node.op_type == "ReduceMean" and _is_global_pool(file, node):
+        file.nodes += _global_pool(own)
+    else:
+        file.nodes.append(own)
+
+
+def lower_rounding(file: Writer, node: onnx.NodeProto) -> None:
+    """Write the quantizer that a marker stands for: right behind what computes its tensor.
+
+    Rounding commutes with moving values, and ONNX Runtime takes a quantizer into the kernel before
+    it only where nothing stands between the two.
+    """
+    module = file.rounding(node)
+    assert module is not None
+    tensor, output = file.now(node.input[0]), node.output[0]
+    if module.bits == FLOAT:
+        file.rename(output, tensor)
+        return
+    steps = []
+    while (source := file.producer(tensor)) is not None and moves(file, source):
+        if len(file.readers(tensor)) > 1:
+            break
+        file.nodes.remove(source)
+        steps.append(source)
+        tensor = source.input[0]
+    lowest, highest = levels(module.bits, module.signed)
+    zero, size = module.zero_point, step(module.bits, module.clip, module.signed).item()
+    label = name_of(node).removeprefix("quantizers.")
+    grid = Grid(np.float32(size), zero, module.top)
+    grid = file.quantized(tensor, grid, label, (lowest + zero, highest + zero))
+    for source in reversed(steps):
+        grid = _move(file, source, grid)
+    result = f"{label}.dequantized"
+    file.rename(output, file.dequantized(grid, result))
+
+
+def _move(file: Writer, node: onnx.NodeProto, grid: Grid) -> Grid:
+    """Write a node that moves values so that it moves their codes."""
+    code = f"{node.output[0]}.code"
+    node.input[0], node.output[0] = grid.code, code
+    if node.op_type == "Pad" and _mode(node) == "constant":
+        rest = node.input[3:]
+        del node.input[2:]
+        node.input.extend([f"{grid.label}.zero_point", *rest])
+    file.nodes.append(node)
+    return grid._replace(code=code)
+
+
+def _mode(pad: onnx.NodeProto) -> str:
+    return next((a.s.decode() for a in pad.attribute if a.name == "mode"), "constant")
+
+
+def is_cut(file: Writer, node: onnx.NodeProto) -> bool:
+    """Return whether the quantizers behind a ReLU6 clip for it: then integer kernels take it in."""
+    if node.op_type != "Clip" or len(node.input) != 3:
+        return False
+    lowest, highest = (file.scalar(tensor) for tensor in node.input[1:])
+    if lowest != 0 or highest is None:
+        return False
+    roundings = [user and file.rounding(user) for user in file.readers(node.output[0])]
+    return bool(roundings) and all(
+        r is not None and r.bits != FLOAT and float(r.clip) <= highest for r in roundings
+    )
+
+
+def _is_global_pool(file: Writer, node: onnx.NodeProto) -> bool:
+    axes = file.constants.get(node.input[1]) if len(node.input) > 1 else None
+    if axes is None or file.rank(node.input[0]) != 4:
+        return False
+    return sorted(numpy_helper.to_array(axes).tolist()) in ([2, 3], [-2, -1])
+
+
+def _global_pool(mean: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """Return what computes the mean of each channel in an integer kernel."""
+    tensor, output = mean.input[0], mean.output[0]
+    if all(a.i == 1 for a in mean.attribute if a.name == "keepdims"):
+        return [helper.make_node("GlobalAveragePool", [tensor], [output], mean.name)]
+    pooled = f"{output}.pooled"
+    return [
+        helper.make_node("GlobalAveragePool", [tensor], [pooled], f"{mean.name}.pooled"),
+        helper.make_node("Flatten", [pooled], [output], mean.name, axis=1),
+    ]

@@ -1,0 +1,158 @@
+"""A network exported by torch once, with markers where its layers and its quantizers stand."""
+
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from haq.errors import ModelError
+from haq.network.capture import Sample
+from haq.quantization.bn_folding import norms_of
+from haq.quantization.convert import layers
+from haq.quantization.fake_quant import Rounding
+
+OPSET = 21
+"""ONNX opset of the files: the first with INT4."""
+
+DOMAIN = "haq"
+"""Of the markers in a template."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """A network in ONNX, its layers and quantizers still markers.
+
+    Attributes:
+        model: With nodes ``haq.layer`` and ``haq.round`` that name the network's modules.
+        norms: Layer to the BatchNorm that folds into it.
+    """
+
+    model: onnx.ModelProto
+    norms: Mapping[str, str]
+
+
+class _Round(nn.Module):
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` behind a marker."""
+        return _marker("round", x, self.name, x.shape)
+
+
+class _Layer(nn.Module):
+    def __init__(self, name: str, module: nn.Module):
+        super().__init__()
+        self.name, self.module = name, module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a marker in the place of the module."""
+        return _marker("layer", x, self.name, self.module(x).shape)
+
+
+def _marker(kind: str, x: Tensor, name: str, shape: torch.Size) -> Tensor:
+    known = [size if type(size) is int else -1 for size in shape]
+    result: Tensor = torch.onnx.ops.symbolic(
+        f"{DOMAIN}::{kind}", (x,), {"name": name, "shape": known},
+        dtype=x.dtype, shape=shape, version=1,
+    )  # fmt: skip
+    return result
+
+
+def template(network: fx.GraphModule, sample: Sample) -> Template:
+    """Return the ONNX form of a network that ``haq.quantization.fake_quant.quantize`` made.
+
+    It serves every network from the same graph.
+
+    Args:
+        network: Left as it is.
+        sample: What one forward takes; the first axis is the batch, and free in the file.
+
+    Raises:
+        ModelError: torch cannot export the network.
+    """
+    inputs = sample if isinstance(sample, tuple) else (sample,)
+    names = layers(network)
+    marked = copy.deepcopy(network).eval()
+    for name, module in network.named_modules():
+        if isinstance(module, Rounding):
+            _replace(marked, name, _Round(name))
+    for name in names:
+        _replace(marked, name, _Layer(name, _plain(marked.get_submodule(name))))
+    _give_attention_four_axes(marked)
+    norms = norms_of(network)
+    for norm in norms.values():
+        _replace(marked, norm, nn.Identity())
+    return Template(_exported(marked, inputs), norms)
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """Let a copy of a layer be exported without its rounding: only its shapes count."""
+    module.__class__ = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
+    return module
+
+
+def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(network.get_submodule(parent), leaf, module)
+
+
+def _give_attention_four_axes(marked: fx.GraphModule) -> None:
+    """Let attention over fewer than four axes be one over four: torch exports no other."""
+    for node in marked.graph.nodes:
+        if getattr(node.target, "__name__", "").startswith("scaled_dot_product_attention"):
+            node.target = _attention
+    marked.recompile()
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *options: Any, **more: Any) -> Tensor:
+    missing = max(4 - query.dim(), 0)
+    query, key, value = (x[(None,) * missing] for x in (query, key, value))
+    result = functional.scaled_dot_product_attention(query, key, value, *options, **more)
+    return result[(0,) * missing]
+
+
+def _exported(marked: nn.Module, inputs: Sequence[Tensor]) -> onnx.ModelProto:
+    # Two images: torch takes an axis of one for a constant.
+    pairs = tuple(value[:1].repeat(2, *(1,) * (value.dim() - 1)).cpu() for value in inputs)
+    batch = torch.export.Dim("batch")
+    names = ["images"] if len(pairs) == 1 else [f"input{place}" for place in range(len(pairs))]
+    try:
+        with warnings.catch_warnings(), _quiet(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                marked, pairs, dynamo=True, opset_version=OPSET, verbose=False,
+                dynamic_shapes=tuple({0: batch} for _ in pairs),
+                input_names=names, output_names=["logits"],
+            )  # fmt: skip
+    except Exception as error:
+        raise ModelError(f"the network cannot be exported to ONNX: {_reason(error)}") from error
+    assert program is not None
+    return program.model_proto
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what torch says of packages that it misses."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error.__cause__ or error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

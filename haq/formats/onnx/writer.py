@@ -1,0 +1,159 @@
+"""The nodes and constants of a file while it is made from a template."""
+
+from collections.abc import Collection, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from torch import fx
+
+from haq.allocation.policy import FLOAT
+from haq.formats.onnx.template import DOMAIN, Template
+from haq.quantization.fake_quant import Rounding
+
+Array = NDArray[Any]
+
+Cpu = Literal["any", "vnni"]
+"""For which x86 CPUs a file is written: all, or those with VNNI."""
+
+
+class Grid(NamedTuple):
+    """The codes of a dequantized tensor.
+
+    Attributes:
+        scale: What a code is worth.
+        zero: The code of zero.
+        top: The highest code.
+        code: The tensor of codes.
+        label: Begins the names of the constants of scale and zero point.
+    """
+
+    scale: np.float32
+    zero: int
+    top: int
+    code: str = ""
+    label: str = ""
+
+
+class Writer:
+    """A file in the making.
+
+    Attributes:
+        network: Gives bits, clips, weights and BatchNorms.
+        cpu: For which CPUs the file is.
+        floats: Names of layers that compute in float whatever they read.
+        nodes: So far.
+        constants: By name.
+        grids: Of the tensors that a DequantizeLinear gives.
+    """
+
+    def __init__(
+        self, template: Template, network: fx.GraphModule, cpu: Cpu, floats: Collection[str]
+    ):
+        self.network, self.norms = network, template.norms
+        self.cpu, self.floats = cpu, floats
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
+        self.grids: dict[str, Grid] = {}
+        self.written: set[str] = set()  # names of layers that have a node
+        self._renamed: dict[str, str] = {}  # a tensor of the template to the one that holds it now
+        graph = template.model.graph
+        self._outputs = {value.name for value in graph.output}
+        self._users: dict[str, list[onnx.NodeProto]] = {}
+        self._ranks = {
+            value.name: len(value.type.tensor_type.shape.dim)
+            for value in (*graph.value_info, *graph.input)
+        }
+        for node in graph.node:
+            if node.domain == DOMAIN:
+                self._ranks[node.output[0]] = len(shape_of(node))
+            for tensor in node.input:
+                self._users.setdefault(tensor, []).append(node)
+
+    def add(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        """Add a node without a name; return its output."""
+        self.nodes.append(helper.make_node(kind, inputs, [output], output, **attributes))
+        return output
+
+    def constant(self, name: str, values: Array) -> str:
+        """Add a constant; return its name."""
+        self.constants[name] = numpy_helper.from_array(values, name)
+        return name
+
+    def rename(self, tensor: str, holder: str) -> None:
+        """Let a tensor of the file stand for one of the template."""
+        self._renamed[tensor] = holder
+
+    def now(self, tensor: str) -> str:
+        """Return the tensor of the file that holds what a tensor of the template held."""
+        while tensor in self._renamed:
+            tensor = self._renamed[tensor]
+        return tensor
+
+    def rank(self, tensor: str) -> int | None:
+        """Return the number of axes of a tensor of the template."""
+        return self._ranks.get(tensor)
+
+    def scalar(self, tensor: str) -> float | None:
+        """Return the one value of a constant."""
+        known = self.constants.get(tensor)
+        return None if known is None else float(numpy_helper.to_array(known).item())
+
+    def rounding(self, node: onnx.NodeProto) -> Rounding | None:
+        """Return the quantizer that a node of the template stands for."""
+        if node.domain != DOMAIN or node.op_type != "round":
+            return None
+        module = self.network.get_submodule(name_of(node))
+        assert isinstance(module, Rounding)
+        return module
+
+    def readers(self, tensor: str) -> list[onnx.NodeProto | None]:
+        """Return the nodes of the template that read a tensor; None for the network's result.
+
+        A quantizer that leaves its tensor as it is counts as its own readers.
+        """
+        readers: list[onnx.NodeProto | None] = [None] if tensor in self._outputs else []
+        for node in self._users.get(tensor, []):
+            module = self.rounding(node)
+            if module is not None and module.bits == FLOAT:
+                readers += self.readers(node.output[0])
+            else:
+                readers.append(node)
+        return readers
+
+    def producer(self, tensor: str) -> onnx.NodeProto | None:
+        """Return the node of the file that computes a tensor."""
+        return next((node for node in reversed(self.nodes) if tensor in node.output), None)
+
+    def quantized(self, tensor: str, grid: Grid, label: str, ends: tuple[int, int]) -> Grid:
+        """Round a tensor to the codes of a grid between two ends; return the grid with its code."""
+        scale = self.constant(f"{label}.scale", np.array(grid.scale))
+        zero = self.constant(f"{label}.zero_point", np.array(grid.zero, np.uint8))
+        code = self.add("QuantizeLinear", [tensor, scale, zero], f"{label}.quantized")
+        if ends != (0, 255):
+            names = [
+                self.constant(f"{label}.{which}", np.array(value, np.uint8))
+                for which, value in zip(("lowest", "highest"), ends, strict=True)
+            ]
+            code = self.add("Clip", [code, *names], f"{label}.clipped")
+        return grid._replace(code=code, label=label)
+
+    def dequantized(self, grid: Grid, output: str) -> str:
+        """Add the floats that a tensor of codes stands for."""
+        zero = f"{grid.label}.zero_point"
+        self.add("DequantizeLinear", [grid.code, f"{grid.label}.scale", zero], output)
+        self.grids[output] = grid
+        return output
+
+
+def name_of(node: onnx.NodeProto) -> str:
+    """Return the name of the module that a marker stands for."""
+    name: str = helper.get_node_attr_value(node, "name").decode()
+    return name
+
+
+def shape_of(node: onnx.NodeProto) -> list[int]:
+    """Return the shape of a marker's result, -1 where it varies."""
+    return list(helper.get_node_attr_value(node, "shape"))
