@@ -13,20 +13,35 @@ def export_command(
         typer.Option(help="onnx, for ONNX Runtime, or safetensors, for haq.load.", metavar="NAME"),
     ],
     out: Annotated[Path, typer.Option(help="The file to write.", metavar="FILE")],
+    cpu: Annotated[
+        str,
+        typer.Option(
+            help="x86 CPUs on which an ONNX file is right: any, or vnni, where layers of 8-bit "
+            "weights and activations are faster.",
+            metavar="NAME",
+        ),
+    ] = "any",
     measure: Annotated[
         bool, typer.Option(help="Measure the accuracy and latency of an ONNX file.")
     ] = True,
 ) -> None:
     """Write a run's network as a file to take away."""
-    from haq.errors import look_up
-    from haq.runs.export import FORMATS
+    from haq.errors import HaqError, look_up
+    from haq.runs.export import CPUS, FORMATS, cpu_note
 
-    written = look_up(FORMATS, "format", format)(run, out)
+    write = look_up(FORMATS, "format", format)
+    look_up(dict.fromkeys(CPUS), "cpu", cpu)
+    if format != "onnx" and cpu != "any":
+        raise HaqError(f"--cpu {cpu} is for --format onnx; a checkpoint is the same for every CPU")
+    written = write(run, out, cpu=cpu) if format == "onnx" else write(run, out)
     typer.echo(f"{out}: {out.stat().st_size / 1000:.1f} kB")
+    note = cpu_note(written) if format == "onnx" else None
+    if note is not None:
+        typer.echo(note)
     if format == "onnx" and measure:
         from haq.cli.terminal.onnx import print_onnx
         from haq.cli.terminal.progress import progress
-        from haq.runs.onnx_file import summarise
+        from haq.runs.onnx_summary import summarise
 
         with progress() as on_progress:
             summary = summarise(run, written, on_progress=on_progress)

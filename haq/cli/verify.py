@@ -23,12 +23,12 @@ def verify_command(
     from haq.cli.terminal.onnx import print_verified
     from haq.cli.terminal.progress import progress
     from haq.datasets import load
-    from haq.runs.onnx_file import verify
+    from haq.runs.verify import verify
 
     images = None if data is None else load(data, seed=0, size=size)
     with progress() as on_progress:
-        found = verify(file, images, on_progress)
+        result = verify(file, images, on_progress)
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(result))
     else:
-        print_verified(file, found)
+        print_verified(file, result)

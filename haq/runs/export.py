@@ -1,15 +1,48 @@
 """What a run leaves to take away: its network as a file of its own."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+import onnx
+import torch
+from torch import Tensor, fx, nn
 
+from haq.allocation.policy import FLOAT, Policy
+from haq.errors import HaqError, ModelError
+from haq.files import write_bytes
 from haq.formats import checkpoint
+from haq.formats.onnx.comparison import error
+from haq.formats.onnx.export import check_exportable
+from haq.formats.onnx.lower import lower
+from haq.formats.onnx.runtime import exact_kernels
+from haq.formats.onnx.saturation import EXACT_KERNELS, exact_but_slower, saturating
+from haq.formats.onnx.template import Template, template
+from haq.formats.onnx.writer import Cpu
+from haq.formats.stand_in import stand_in
+from haq.hw_profiles.measure import kernels, onnx_runtime
+from haq.hw_profiles.measure.onnx_runtime import Setup
+from haq.network.capture import Sample
+from haq.network.graph import Graph
 from haq.runs.api import Run
-from haq.runs.onnx_file import export_onnx
-from haq.runs.restored import origin, restored
+from haq.runs.restored import Restored, origin, restored
+
+SETUP = Setup()
+"""How files are run here: on the CPU, one image at a time, in one thread."""
+
+FORMAT = "haq-onnx/1"
+"""What the metadata entry "haq" of a file says in its field "format"."""
+
+CPUS: tuple[Cpu, ...] = ("any", "vnni")
+"""For which x86 CPUs a file can be written."""
+
+COMPARED = 16
+"""Random images on which a new file is compared with its PyTorch network."""
+
+APART = 0.05
+"""The largest error of a new file's median image, see ``haq.formats.onnx.comparison.error``."""
 
 
 def export_checkpoint(
@@ -28,11 +61,150 @@ def export_checkpoint(
     Raises:
         HaqError: As ``restored`` and ``haq.formats.checkpoint.save``.
     """
-    found = restored(run, model)
-    return checkpoint.save(out, found.network, found.policy, origin(found))
+    finished = restored(run, model)
+    return checkpoint.save(out, finished.network, finished.policy, origin(finished))
 
 
-__all__ = ["FORMATS", "export_checkpoint", "export_onnx"]
+def export_onnx(
+    run: Run | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    model: nn.Module | None = None,
+    cpu: Cpu = "any",
+) -> onnx.ModelProto:
+    """Write the network of a run as a file for ONNX Runtime, and return it.
+
+    The input "images" takes normalised images (N, C, H, W); the metadata entry "haq" says how they
+    are normalised, and holds the policy and where the network comes from.
+
+    Args:
+        run: Its folder or name, or what ``haq.search`` returned.
+        out: Ends in .onnx; folders that are missing are made, an old file is replaced.
+        model: As for ``haq.export_checkpoint``.
+        cpu: "any" writes a file that is right on every x86 CPU; layers with 8-bit weights and 8-bit
+            activations are slower for it on CPUs with VNNI. "vnni" writes one that is right on CPUs
+            with VNNI only. ``cpu_note`` says what that means for a file.
+
+    Raises:
+        HaqError: As ``restored``; the network cannot be exported; ONNX Runtime would run a layer in
+            another kernel than its bits claim; or its answers are not those of the network. No file
+            is written then.
+    """
+    path = Path(out)
+    if path.suffix != ".onnx":
+        raise HaqError(f"{path}: the name of an ONNX file ends in .onnx")
+    if path.is_dir():
+        raise HaqError(f"{path} is a folder; give the name of a file")
+    if cpu not in CPUS:
+        raise HaqError(f"cpu must be one of {', '.join(CPUS)}, not {cpu!r}")
+    finished = restored(run, model)
+    network, policy = finished.network, finished.policy
+    file = lower(
+        template(network, sample_of(finished)), network, _metadata(finished, cpu), cpu,
+        floats=[name for name, bits in policy.items() if FLOAT in bits],
+    )  # fmt: skip
+    check_kernels(file, policy)
+    check_answers(file, network, sample_of(finished), cpu)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, file.SerializeToString())
+    return file
+
+
+def sample_of(finished: Restored) -> Tensor:
+    """Return an input of a run's network."""
+    return torch.zeros(1, *finished.summary["images"]["shape"])
+
+
+def _metadata(finished: Restored, cpu: Cpu) -> dict[str, Any]:
+    layers = {name: list(bits) for name, bits in finished.policy.items()}
+    source = origin(finished).model_dump(mode="json")
+    classes = finished.summary["images"].get("classes")
+    return {
+        "haq": {"format": FORMAT, "cpu": cpu, "policy": layers, "class_names": classes, **source}
+    }
+
+
+def check_files(graph: Graph, sample: Sample) -> Template:
+    """Say so, before anything is searched, if a graph's networks cannot be exported or saved.
+
+    Args:
+        graph: Of the float network.
+        sample: What one forward takes.
+
+    Returns:
+        What ``haq.formats.onnx.lower.lower`` needs for the networks of the graph.
+
+    Raises:
+        HaqError: In one sentence, why not.
+    """
+    first = sample if isinstance(sample, Tensor) else sample[0]
+    checkpoint.check_savable(graph, first.shape[1:])
+    exported = check_exportable(graph, sample)
+    network, policy = stand_in(graph)
+    check_kernels(lower(exported, network), policy)
+    return exported
+
+
+def check_kernels(file: onnx.ModelProto, policy: Policy) -> Counter[str]:
+    """Return how often ONNX Runtime uses which kernel for the layers of a file.
+
+    Raises:
+        HaqError: The file is not valid ONNX, does not load, or a layer runs in another kernel than
+            its bits claim.
+    """
+    try:
+        onnx.checker.check_model(file, full_check=True)
+    except Exception as error:  # of several kinds without a base of their own
+        raise ModelError(f"the file is not valid ONNX: {error}") from error
+    run = onnx_runtime.opened(file.SerializeToString(), SETUP).graph
+    origins = kernels.Origins(file.graph, run, list(policy))
+    kernels.check_kernels(origins.kernels, policy)
+    return Counter(operator for operators in origins.kernels.values() for operator in operators)
+
+
+def check_answers(file: onnx.ModelProto, network: fx.GraphModule, sample: Tensor, cpu: Cpu) -> None:
+    """Compare a few answers of a new file in ONNX Runtime with those of the PyTorch network.
+
+    Raises:
+        ModelError: They differ by more than rounding explains, or the file is said to be right on
+            every CPU and its codes say that it is not.
+    """
+    unsafe = saturating(file) if cpu == "any" else []
+    if unsafe:
+        raise ModelError(
+            f"layer {unsafe[0].layer!r} would not be exact on CPUs without VNNI (codes of "
+            f"{unsafe[0].top} and {unsafe[0].largest}); please report it with the model"
+        )
+    images = torch.randn(COMPARED, *sample.shape[1:], generator=torch.Generator().manual_seed(0))
+    apart = error(file, network, images, exact=cpu == "vnni" and not exact_kernels())
+    if not apart <= APART:
+        raise ModelError(
+            f"ONNX Runtime does not answer as the network: the error of the median of {COMPARED} "
+            f"images is {apart:.1%}, and rounding explains up to {APART:.0%}; nothing was written; "
+            "please report it with the model"
+        )
+
+
+def cpu_note(file: onnx.ModelProto) -> str | None:
+    """Return what is to be said of a file's x86 CPUs, in one line; None if nothing is."""
+    slower, unsafe = exact_but_slower(file), [one.layer for one in saturating(file)]
+    if unsafe:
+        return (
+            f"{_names(unsafe)}: right on CPUs with VNNI only; elsewhere set the session option "
+            f"{EXACT_KERNELS} to 1, or export with cpu any"
+        )
+    if slower:
+        return (
+            f"{_names(slower)}: 8-bit weights with 8-bit activations are stored as uint8, exact on "
+            "every x86 CPU; these layers take about twice as long where there is VNNI, unless "
+            "exported with cpu vnni, which is right on those CPUs only"
+        )
+    return None
+
+
+def _names(layers: list[str], most: int = 4) -> str:
+    more = f" and {len(layers) - most} more" if len(layers) > most else ""
+    return ", ".join(layers[:most]) + more
+
 
 FORMATS: Mapping[str, Callable[..., Any]] = {
     "onnx": export_onnx,

@@ -17,7 +17,7 @@ from haq.models.weights import load_weights
 from haq.network.graph import trace
 from haq.quantization.calibration import load_clips
 from haq.quantization.fake_quant import quantize
-from haq.runs import folder as results
+from haq.runs import folder as folders
 from haq.runs.api import Run
 from haq.runs.job import Job
 
@@ -44,11 +44,11 @@ def restored(run: Run | str | os.PathLike[str], model: nn.Module | None = None) 
     Raises:
         HaqError: There is no such run, it is not finished or damaged, or it needs ``model``.
     """
-    folder = run.folder if isinstance(run, Run) else results.find_folder(os.fspath(run))
-    job = results.read_job(folder)
+    folder = run.folder if isinstance(run, Run) else folders.find_folder(os.fspath(run))
+    job = folders.read_job(folder)
     if not (folder / "summary.json").exists():
         raise RunError(f"run {folder} has no finished episode yet: haq search --resume {folder}")
-    summary = results.read_json(folder / "summary.json")
+    summary = folders.read_json(folder / "summary.json")
     if summary["state"] != "finished":
         raise RunError(
             f"run {folder} is not finished ({summary['state']}): haq search --resume {folder}"
@@ -76,15 +76,15 @@ def _named(folder: Path, job: Job, images: Mapping[str, Any]) -> nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 
-def origin(found: Restored) -> checkpoint.Origin:
+def origin(finished: Restored) -> checkpoint.Origin:
     """Return what a file that is taken away says of the run it comes from."""
-    images, versions = found.summary["images"], found.summary["provenance"]["versions"]
-    accuracy = {key: value for key, value in found.summary.items() if key.endswith("_accuracy")}
+    images, versions = finished.summary["images"], finished.summary["provenance"]["versions"]
+    accuracy = {key: value for key, value in finished.summary.items() if key.endswith("_accuracy")}
     return checkpoint.Origin(
-        model=found.job.model,
+        model=finished.job.model,
         shape=tuple(images["shape"]),
         classes=len(images["classes"]) if "classes" in images else None,
-        width=found.job.width,
+        width=finished.job.width,
         data=images.get("data"),
         mean=tuple(images.get("mean", ())),
         std=tuple(images.get("std", ())),

@@ -26,8 +26,8 @@ from haq.quantization.calibration import calibrate
 from haq.quantization.convert import convert_to_integers
 from haq.quantization.fake_quant import quantize, uniform
 from haq.reports.reference.publish import REFERENCE, script_provenance
+from haq.runs import export, onnx_summary
 from haq.runs import folder as results
-from haq.runs import onnx_file
 from haq.runs.calibration import calibration_batches
 from haq.runs.evaluator import corrected
 from haq.runs.float_network import fresh_model
@@ -79,7 +79,7 @@ float_file = lower(made, quantize(graph, floats, clips))
 setup = Setup()
 references = {
     "fp32": onnx_runtime.session(float_file.SerializeToString(), setup),
-    "quantize_static": onnx_runtime.session(onnx_file.static(float_file, data), setup),
+    "quantize_static": onnx_runtime.session(onnx_summary.static(float_file, data), setup),
 }
 images, _ = data.test.batch(torch.arange(asked.simulated))
 provenance = script_provenance()
@@ -89,8 +89,8 @@ for name, policy in policies.items():
     convert_to_integers(network)
     file = lower(made, network)
     row = {"policy": name, "bytes": file.ByteSize()}
-    row["kernels"] = dict(onnx_file.check(file, policy))
-    row |= onnx_file.answers(file, network, data)
+    row["kernels"] = dict(export.check_kernels(file, policy))
+    row |= onnx_summary.answers(file, network, data)
     session = onnx_runtime.session(file.SerializeToString(), setup)
     worked_out = simulate(file, images.numpy()).logits
     run = onnx_runtime.answers(session, images.numpy())

@@ -3,7 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from test_evaluation import evaluator, made
+from test_evaluator import evaluator, made
 from torch import nn
 
 from haq.allocation.policy import FLOAT, Bits
@@ -53,13 +53,24 @@ def test_a_network_with_a_float_layer_is_left_to_floating_point(resnet):
     assert integer_answer(lowering, graph.traced) is None
 
 
-def test_a_batch_norm_without_a_layer_of_its_own_would_keep_the_statistics_of_another_network():
+def test_a_batch_norm_without_a_layer_of_its_own_has_the_statistics_of_its_network():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3))
-    images = torch.randn(4, 3, 8, 8)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.Flatten(),
+        nn.Linear(64, 3),
+    )  # fmt: skip
+    images = torch.randn(16, 3, 8, 8)
     graph = trace(model.eval(), images)
     clips = calibrate(graph, [images], "max")
-    assert prepared(quantize(graph, uniform(graph, 8, 8), clips), images[:1]) is None
+    lowering = prepared(quantize(graph, uniform(graph, 8, 8), clips), images[:1])
+    other = quantize(graph, uniform(graph, 8, 8), clips)
+    norm = other.get_submodule("2")
+    norm.running_mean.uniform_(0.1, 0.3)
+    norm.weight.data.uniform_(0.5, 1.5)
+    with torch.no_grad():
+        expected = other(images)
+    apart = (integer_answer(lowering, other)(images) - expected).norm()
+    assert apart < 0.02 * (expected - expected.mean(0)).norm()
 
 
 def test_a_score_of_the_file_is_nearly_that_of_the_network():

@@ -13,10 +13,10 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq.errors import ModelError
 from haq.formats.onnx.lower import lower
+from haq.formats.onnx.saturation import EXACT_KERNELS
 from haq.formats.onnx.template import Template, template
 from haq.quantization.convert import convert_to_integers, layers
 from haq.quantization.fake_quant import QuantConv2d, QuantLinear
@@ -33,24 +33,22 @@ def prepared(network: fx.GraphModule, image: Tensor) -> Template | None:
         image: An input of the network, (N, ...).
 
     Returns:
-        None where floating point serves better: the CPU's 8-bit kernels saturate, the network
-        cannot be exported, or it has a BatchNorm that does not fold into a layer.
+        None where floating point serves better: the CPU's fast 8-bit kernels are not exact, or the
+        network cannot be exported.
     """
     if not exact_kernels():
         return None
     try:
-        made = template(network, image)
+        return template(network, image)
     except ModelError:
         return None
-    norms = {name for name, part in network.named_modules() if isinstance(part, _BatchNorm)}
-    return made if norms == set(made.norms.values()) else None
 
 
-def integer_answer(made: Template, network: nn.Module) -> Answer | None:
+def integer_answer(exported: Template, network: nn.Module) -> Answer | None:
     """Return a function that computes what the file of a quantized network would answer.
 
     Args:
-        made: From ``prepared``, for a network of the same graph.
+        exported: From ``prepared``, for a network of the same graph.
         network: Left as it is; ``convert_to_integers`` makes of a copy what is computed.
 
     Returns:
@@ -58,10 +56,10 @@ def integer_answer(made: Template, network: nn.Module) -> Answer | None:
     """
     if not isinstance(network, fx.GraphModule) or not _all_integer(network):
         return None
-    settled = copy.deepcopy(network)
+    converted = copy.deepcopy(network)
     try:
-        convert_to_integers(settled)
-        session = _session(lower(made, settled).SerializeToString())
+        convert_to_integers(converted)
+        session = opened(lower(exported, converted, cpu="vnni").SerializeToString())
     except ModelError:
         return None
     name = session.get_inputs()[0].name
@@ -77,11 +75,19 @@ def _all_integer(network: fx.GraphModule) -> bool:
     return all(isinstance(part, QuantConv2d | QuantLinear) for part in parts)
 
 
-def _session(file: bytes) -> onnxruntime.InferenceSession:
+def opened(file: bytes, exact: bool = False) -> onnxruntime.InferenceSession:
+    """Return a session with as many threads as PyTorch has.
+
+    Args:
+        file: A serialised model.
+        exact: Whether to take only kernels that are exact on every CPU; they are slower.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
+    if exact:
+        options.add_session_config_entry(EXACT_KERNELS, "1")
     return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 
@@ -103,5 +109,5 @@ def exact_kernels() -> bool:
         [helper.make_tensor_value_info("sums", TensorProto.INT32, (8, 8))],
     )
     file = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    [sums] = _session(file.SerializeToString()).run(None, {"left": left, "right": right})
+    [sums] = opened(file.SerializeToString()).run(None, {"left": left, "right": right})
     return bool((sums == 64 * 255 * 127).all())

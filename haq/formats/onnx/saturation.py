@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 LARGEST_PAIR = 32_767
 """The highest sum of two products that 16 bits hold."""
 
-OPTION = "session.x64quantprecision"
+EXACT_KERNELS = "session.x64quantprecision"
 """The option of an ONNX Runtime session that, set to "1", makes all kernels exact, and slower."""
 
 

@@ -1,0 +1,130 @@
+"""Whether ONNX Runtime computes what a file says, and whether that is what the network does."""
+
+import copy
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from haq.formats.onnx.reference import Difference, simulate, simulate_from
+from haq.formats.onnx.runtime import opened
+from haq.formats.onnx.values import Array
+
+BATCH = 25
+"""Images worked out at once, codes of all tensors included."""
+
+DIGITS = 1e-3
+"""Of the range of the results: by how much sums of floats in another order may change them."""
+
+_PRODUCTS = ("Conv", "Gemm", "MatMul", "ConvInteger")
+
+
+class Comparison(NamedTuple):
+    """A file's answers in ONNX Runtime beside those worked out in numpy.
+
+    Attributes:
+        images: How many were compared.
+        exact: Whether the file holds nothing but integers and their rescaling.
+        equal: Images whose answers are equal to the last bit.
+        largest: Difference of two answers.
+        wrong: Layers that ONNX Runtime computes otherwise, each judged from its own input; where a
+            float operator stands before a tensor, its codes may differ by one.
+    """
+
+    images: int
+    exact: bool
+    equal: int
+    largest: float
+    wrong: tuple[str, ...]
+
+    @property
+    def right(self) -> bool:
+        """Whether ONNX Runtime computes what the file says."""
+        return not self.wrong and (not self.exact or self.equal == self.images)
+
+
+def compare(file: onnx.ModelProto, images: Array) -> Comparison:
+    """Return how far ONNX Runtime is, on this machine, from a file's integers.
+
+    Args:
+        file: As ``haq.formats.onnx.lower.lower`` makes it, with one input.
+        images: (N, ...), what the file's input takes.
+    """
+    session = opened(file.SerializeToString())
+    name = session.get_inputs()[0].name
+    answers = session.run(None, {name: images})[0]
+    logits, exact = simulate(file, images, BATCH)
+    rows = (logits == answers).reshape(len(images), -1).all(1)
+    wrong: dict[str, None] = {}
+    if not exact or not rows.all():
+        for start in range(0, len(images), BATCH):
+            wrong |= dict.fromkeys(_wrong(file, images[start : start + BATCH]))
+    largest = float(np.abs(logits - answers).max(initial=0))
+    return Comparison(len(images), exact, int(rows.sum()), largest, tuple(wrong))
+
+
+def _wrong(file: onnx.ModelProto, images: Array) -> list[str]:
+    """Return the layers that go wrong on their own inputs, as ONNX Runtime computed those."""
+    shown = copy.deepcopy(file)
+    codes = [node.output[0] for node in file.graph.node if node.op_type == "QuantizeLinear"]
+    for tensor in codes:
+        shown.graph.output.append(helper.make_tensor_value_info(tensor, TensorProto.UINT8, None))
+    session = opened(shown.SerializeToString())
+    given = dict(
+        zip(codes, session.run(codes, {session.get_inputs()[0].name: images}), strict=True)
+    )
+    answers = session.run(None, {session.get_inputs()[0].name: images})[0]
+    simulated, differences = simulate_from(file, images, given)
+    tensors = [one.tensor for one in differences if _counts(one)]
+    if np.abs(simulated.logits - answers).max(initial=0) > DIGITS * np.ptp(answers):
+        tensors.append(file.graph.output[0].name)
+    return [_layer_before(file.graph, tensor) for tensor in tensors]
+
+
+def _counts(difference: Difference) -> bool:
+    """Return whether a difference is more than what the order of float sums explains."""
+    return difference.exact or difference.largest > 1
+
+
+def _layer_before(graph: onnx.GraphProto, tensor: str) -> str:
+    """Return the name of the last product whose result is in a tensor; the tensor's without one."""
+    makers = {output: node for node in graph.node for output in node.output}
+    waiting, seen = [tensor], {tensor}
+    while waiting:
+        node = makers.get(waiting.pop(0))
+        if node is None:
+            continue
+        if node.op_type in _PRODUCTS:
+            return str(node.name)
+        waiting += [name for name in node.input if name not in seen]
+        seen.update(node.input)
+    return tensor
+
+
+def error(file: onnx.ModelProto, network: nn.Module, images: Tensor, exact: bool = False) -> float:
+    """Return how far a file's answers in ONNX Runtime are from those of its PyTorch network.
+
+    It is the error of the median image: the norm of the difference, as a share of the norm of the
+    difference between the answers and their mean over the images. The network computes in float64,
+    so that its sums are as exact as integers; what remains of rounding puts a value now and then on
+    the other side of a boundary, in few images.
+
+    Args:
+        file: The network's.
+        network: After ``haq.quantization.convert.convert_to_integers``; left as it is.
+        images: (N, ...).
+        exact: Whether to run the file with kernels that are exact on every CPU.
+    """
+    session = opened(file.SerializeToString(), exact)
+    answers = session.run(None, {session.get_inputs()[0].name: images.numpy()})[0]
+    with torch.no_grad():
+        results = copy.deepcopy(network).double().eval()(images.double())
+    expected = pytree.tree_leaves(results)[0].reshape(len(images), -1).numpy()
+    apart = np.linalg.norm(answers.reshape(expected.shape) - expected, axis=1)
+    spread = np.linalg.norm(expected - expected.mean(0), axis=1).mean()
+    # Networks that answer all images alike have no spread to compare with.
+    return float(np.median(apart) / max(spread, 0.01 * np.linalg.norm(expected, axis=1).mean()))

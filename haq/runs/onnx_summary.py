@@ -1,0 +1,177 @@
+"""What a run's ONNX file is worth where it is run: accuracy, agreement, latency."""
+
+import copy
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from safetensors.torch import load_file
+from torch import Tensor, fx, nn
+
+from haq.allocation.policy import FLOAT
+from haq.datasets import DATASETS, Data, load
+from haq.formats.onnx.lower import lower
+from haq.formats.onnx.saturation import exact_but_slower, saturating
+from haq.formats.onnx.template import template
+from haq.formats.onnx.values import Array
+from haq.hw_profiles.measure import onnx_runtime, timing
+from haq.hw_profiles.measure.timing import Timing
+from haq.quantization.fake_quant import QuantConv2d, QuantLinear, Rounding
+from haq.runs import folder as folders
+from haq.runs.api import Run
+from haq.runs.export import FORMAT, SETUP, check_kernels, sample_of
+from haq.runs.progress import OnProgress, Progress, silent
+from haq.runs.restored import Restored, restored
+
+AGREEING = 2000
+"""Test images on which the file's answers are compared with those of the PyTorch network."""
+
+_BATCH = 100
+_CALIBRATION_IMAGES = 128
+
+
+def summarise(
+    run: Run | str | os.PathLike[str],
+    file: onnx.ModelProto,
+    model: nn.Module | None = None,
+    on_progress: OnProgress = silent,
+) -> dict[str, Any]:
+    """Return what a run's file is worth in ONNX Runtime, and keep it in the run as ``onnx.json``.
+
+    That is: accuracy on all test images there and in PyTorch, how often both give the same answer,
+    and the latency of one image beside that of the float network and of what ONNX Runtime's own
+    ``quantize_static`` makes of it (8 bits, per channel), measured in one interleaved run.
+
+    Raises:
+        HaqError: As ``restored``.
+    """
+    finished = restored(run, model)
+    data = _data(finished)
+    summary: dict[str, Any] = {
+        "format": FORMAT,
+        "bytes": file.ByteSize(),
+        "kernels": dict(check_kernels(file, finished.policy)),
+        "exact_but_slower": exact_but_slower(file),
+        "vnni_only": [one.layer for one in saturating(file)],
+    }
+    if data is not None:
+        summary |= answers(file, finished.network, data, on_progress)
+    floats = _float_file(run, finished)
+    summary |= {"latency": _latencies(file, floats, data, on_progress)}
+    summary["provenance"] = folders.provenance(["haq", "export"])
+    folder = run.folder if isinstance(run, Run) else folders.find_folder(os.fspath(run))
+    folders.write_json(folder / "onnx.json", summary)
+    return summary
+
+
+def _data(finished: Restored) -> Data | None:
+    """Return the data of a run that named them; a run with tensors of its caller's has none."""
+    name = finished.job.data
+    if name.partition(":")[0] not in DATASETS and ":" not in name:
+        return None
+    return load(name, seed=finished.job.seed, size=finished.job.size)
+
+
+def answers(
+    file: onnx.ModelProto, network: nn.Module, data: Data, on_progress: OnProgress = silent
+) -> dict[str, Any]:
+    """Return accuracy and agreement of a file and its PyTorch network on all test images."""
+    session = onnx_runtime.session(file.SerializeToString(), SETUP)
+    right = agree = compared = own = 0
+    for images, labels in batches(data.test, on_progress):
+        classes = onnx_runtime.answers(session, images.numpy()).argmax(1)
+        right += int((classes == labels.numpy()).sum())
+        with torch.no_grad():
+            expected = network(images).argmax(1).numpy()
+        own += int((expected == labels.numpy()).sum())
+        if compared < AGREEING:
+            agree += int((classes == expected).sum())
+            compared += len(images)
+    count = len(data.test)
+    return {
+        "test_images": count, "onnxruntime_test_accuracy": right / count,
+        "torch_test_accuracy": own / count,
+        "compared_images": compared, "top1_agreement": agree / compared,
+    }  # fmt: skip
+
+
+def batches(split: Any, on_progress: OnProgress) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield all images of a split with their labels."""
+    for index in torch.arange(len(split)).split(_BATCH):
+        yield split.batch(index)
+        on_progress(Progress("test", int(index[-1]) + 1, len(split)))
+
+
+def _float_file(run: Run | str | os.PathLike[str], finished: Restored) -> onnx.ModelProto:
+    """Return the float network that a run began with, in the form in which files are written."""
+    folder = run.folder if isinstance(run, Run) else folders.find_folder(os.fspath(run))
+    network = copy.deepcopy(finished.network)
+    for module in network.modules():
+        if isinstance(module, Rounding):
+            module.bits = FLOAT
+        elif isinstance(module, QuantConv2d | QuantLinear):
+            module.__class__ = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear  # type: ignore[assignment]
+    network.load_state_dict(load_file(folder / "float.safetensors"), strict=False)
+    assert isinstance(network, fx.GraphModule)
+    return lower(template(network, sample_of(finished)), network)
+
+
+class _Images(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, data: Data | None, shape: tuple[int, ...]):
+        count = _CALIBRATION_IMAGES
+        if data is None:
+            images = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
+        else:
+            images, _ = data.train.batch(torch.arange(min(count, len(data.train))))
+        self._left = iter(images.split(16))
+
+    def get_next(self) -> dict[str, Array] | None:
+        """Return the next images, None after the last."""
+        batch = next(self._left, None)
+        return None if batch is None else {"images": batch.numpy()}
+
+
+def static(floats: onnx.ModelProto, data: Data | None) -> bytes:
+    """Return what ONNX Runtime's own quantizer makes of a float network: 8 bits everywhere."""
+    sizes = floats.graph.input[0].type.tensor_type.shape.dim[1:]
+    reader = _Images(data, tuple(size.dim_value for size in sizes))
+    with tempfile.TemporaryDirectory() as folder:
+        source, ready, out = (
+            Path(folder) / f"{name}.onnx" for name in ("float", "ready", "static")
+        )
+        onnx.save(floats, source)
+        quant_pre_process(source, ready, skip_symbolic_shape=True)
+        quantize_static(
+            ready, out, reader, quant_format=QuantFormat.QDQ, per_channel=True,
+            weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8,
+        )  # fmt: skip
+        return out.read_bytes()
+
+
+def _latencies(
+    file: onnx.ModelProto, floats: onnx.ModelProto, data: Data | None, on_progress: OnProgress
+) -> dict[str, Any]:
+    models = {
+        "this": file.SerializeToString(), "fp32": floats.SerializeToString(),
+        "quantize_static": static(floats, data),
+    }  # fmt: skip
+    sessions = {name: onnx_runtime.session(model, SETUP) for name, model in models.items()}
+
+    def on_round(done: int, most: int) -> None:
+        on_progress(Progress("measure", done, most))
+
+    times = onnx_runtime.measure(sessions, SETUP, on_round=on_round)
+    return {
+        "unit": "us", "batch": SETUP.batch, "threads": SETUP.threads, "clock": SETUP.clock,
+        "statistic": f"p{timing.QUANTILE}", **{n: _interval(t) for n, t in times.items()},
+    }  # fmt: skip
+
+
+def _interval(timing: Timing) -> dict[str, float]:
+    return {"value": timing.us, "low": timing.low, "high": timing.high}

@@ -1,0 +1,189 @@
+"""No sum of two products of codes leaves 16 bits: told from files alone, on any machine."""
+
+import itertools
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from networks import NETWORKS, Case
+from onnx import TensorProto, helper, numpy_helper
+
+from haq.allocation.policy import FLOAT, Bits, readers
+from haq.formats.onnx.comparison import compare
+from haq.formats.onnx.runtime import exact_kernels
+from haq.formats.onnx.saturation import can_saturate, exact_but_slower, saturating
+
+saturating_cpu = pytest.mark.skipif(
+    exact_kernels(), reason="the 8-bit kernels of ONNX Runtime are exact on this CPU"
+)
+
+
+@pytest.fixture(scope="module")
+def case():
+    cases = {}
+
+    def get(name):
+        if name not in cases:
+            cases[name] = Case(name)
+        return cases[name]
+
+    return get
+
+
+@given(st.integers(0, 255), st.integers(0, 127), st.integers(0, 255), st.integers(0, 127))
+def test_no_pair_of_products_below_the_highest_codes_leaves_16_bits(top, largest, code, weight):
+    if not can_saturate(top, largest):
+        pair = 2 * min(code, top) * min(weight, largest)
+        assert np.int16(pair) == pair
+
+
+@pytest.mark.parametrize("top, largest, expected", [
+    (255, 64, False), (255, 65, True), (129, 127, False), (130, 127, True), (15, 127, False),
+    (255, 63, False), (127, 127, False), (255, 127, True),
+])  # fmt: skip
+def test_the_limit_by_hand(top, largest, expected):
+    assert can_saturate(top, largest) is expected
+
+
+def pairs(file):
+    """Return for every product the highest sum of two products, by a reading of its own.
+
+    It follows names as the writer gives them, and takes nothing from ``saturation``.
+    """
+    nodes = {output: node for node in file.graph.node for output in node.output}
+    arrays = {t.name: numpy_helper.to_array(t) for t in file.graph.initializer}
+
+    def ends(tensor):
+        node = nodes[tensor]
+        if node.op_type == "Clip" and node.input[2] in arrays:
+            return int(arrays[node.input[2]])
+        return 255 if node.op_type == "QuantizeLinear" else ends(node.input[0])
+
+    def codes(tensor):
+        if tensor in arrays:
+            return arrays[tensor].astype(np.int64), arrays[tensor].dtype
+        node = nodes[tensor]
+        if node.op_type == "Mul":
+            left, right = (codes(name)[0] for name in node.input)
+            return left * right, np.dtype(np.int8)
+        return codes(node.input[0])[0], codes(node.input[0])[1]
+
+    for node in file.graph.node:
+        if node.op_type in ("Conv", "Gemm", "ConvInteger") and node.input[0] in nodes:
+            values, kind = codes(node.input[1])
+            if nodes[node.input[0]].op_type == "Max" or kind.kind == "f":
+                continue
+            groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+            if node.op_type == "Conv" and groups == values.shape[0] and values.shape[1] == 1:
+                continue
+            if kind != np.uint8:
+                assert abs(values).max() <= 127
+                yield node.name, 2 * ends(node.input[0]) * int(abs(values).max())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_file_of_any_bits_leaves_16_bits(case, name):
+    subject = case(name)
+    for weight, act in itertools.product(range(2, 9), range(2, 9)):
+        if (weight + act) % 2 and weight < 7:
+            continue  # half of the pairs is enough where there is room
+        file = subject.file(subject.policy(weight, act))
+        sums = dict(pairs(file))
+        assert max(sums.values(), default=0) <= 32767
+        assert saturating(file) == []
+        slower = exact_but_slower(file)
+        assert set(sums) | set(slower) >= {
+            layer.name for layer in subject.graph.layers if layer.kind != "depthwise"
+        }
+        if weight < 8:
+            assert not slower
+
+
+@pytest.mark.parametrize("name", ["segmenter", "depthwise", "attention"])
+def test_only_layers_of_8_bits_and_8_bits_are_stored_as_uint8(case, name):
+    subject = case(name)
+    policy = subject.policy(8, 7)
+    reading = {layer.name for layer in subject.graph.layers if layer.reads_input}
+    file = subject.file(policy)
+    assert set(exact_but_slower(file)) == reading
+    assert exact_but_slower(subject.file(policy, cpu="vnni")) == []
+    vnni = saturating(subject.file(policy, cpu="vnni"))
+    assert {one.layer for one in vnni} == reading
+    assert all(one.top == 255 and one.largest > 64 for one in vnni)
+
+
+def test_depthwise_layers_keep_int8_but_not_where_two_filters_read_a_channel(case):
+    subject = case("depthwise")
+    file = subject.file(subject.policy(8, 8))
+    assert set(exact_but_slower(file)) == {"stem", "twice", "groups", "last"}
+    stored = {tensor.name: tensor.data_type for tensor in file.graph.initializer}
+    assert stored["each.weight_codes"] == TensorProto.INT8
+    assert stored["twice.weight_codes"] == TensorProto.UINT8
+
+
+def test_a_depthwise_head_is_no_exception(case):
+    # ConvInteger has one kernel for all convolutions.
+    subject = case("heads")
+    assert "each" in exact_but_slower(subject.file(subject.policy(8, 8)))
+
+
+def test_float_layers_cannot_saturate(case):
+    subject = case("tied")
+    floats = dict.fromkeys(readers(subject.graph.layers), Bits(FLOAT, FLOAT))
+    file = subject.file(floats, cpu="vnni")
+    assert saturating(file) == [] and exact_but_slower(file) == []
+
+
+@pytest.mark.parametrize("act", range(2, 9))
+def test_signed_activations_have_codes_around_the_middle_of_their_bits(case, act):
+    subject = case("attention")
+    file = subject.file(subject.policy(4, act))
+    arrays = {t.name: numpy_helper.to_array(t) for t in file.graph.initializer}
+    label = next(n for n in arrays if n.startswith("layer_norm") and n.endswith(".zero_point"))
+    label = label.removesuffix(".zero_point")
+    assert arrays[f"{label}.zero_point"] == 2 ** (act - 1)
+    assert arrays[f"{label}.lowest"] == 1
+    assert arrays.get(f"{label}.highest", 255) == 2**act - 1
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_onnx_runtime_is_exact_on_this_cpu_whichever_it_is(case, name):
+    subject = case(name)
+    for weight, act in ((8, 8), (7, 8), (8, 7), (3, 8), (4, 4)):
+        comparison = compare(subject.file(subject.policy(weight, act)), subject.images.numpy())
+        assert comparison.right, comparison
+        assert comparison.equal == comparison.images or not comparison.exact
+
+
+@saturating_cpu
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_file_for_vnni_goes_wrong_here_in_the_layers_that_its_codes_name(case, name):
+    subject = case(name)
+    file = subject.file(subject.policy(8, 8), cpu="vnni")
+    comparison = compare(file, subject.images.numpy())
+    assert not comparison.right
+    assert set(comparison.wrong) <= {one.layer for one in saturating(file)}
+
+
+def test_files_of_others_are_read_too():
+    """Weights and activations in int8, as some tools write them."""
+    codes = np.array([[3, -100], [2, 5]], np.int8)
+    scale, zero = np.float32(1), np.int8(0)
+    arrays = {"scale": scale, "zero": zero, "codes": codes}
+    graph = helper.make_graph(
+        [
+            helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["xd"]),
+            helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], ["wd"]),
+            helper.make_node("MatMul", ["xd", "wd"], ["y"], "product"),
+        ],
+        "others",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in arrays.items()],
+    )
+    [found] = saturating(helper.make_model(graph))
+    assert found == ("product", 255, 100)
+    assert isinstance(onnx.helper.make_model(graph), onnx.ModelProto)
