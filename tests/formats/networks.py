@@ -33,7 +33,7 @@ class Segmenter(nn.Module):
 
 
 class Heads(nn.Module):
-    """Two results that no quantizer follows, one of a depthwise convolution."""
+    """Two results, one of them that of a depthwise convolution."""
 
     def __init__(self):
         super().__init__()
@@ -43,7 +43,7 @@ class Heads(nn.Module):
 
     def forward(self, x):
         x = functional.relu(self.stem(x))
-        return {"boxes": self.boxes(x), "each": torch.sigmoid(self.each(x)).flatten(1)}
+        return {"boxes": torch.sigmoid(self.boxes(x)), "each": self.each(x).flatten(1)}
 
 
 class Padded(nn.Module):

@@ -21,9 +21,11 @@ from importlib.metadata import version
 from typing import Any
 
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import fx
 
+from haq.errors import ModelError
 from haq.formats.onnx.layers import lower_layer
 from haq.formats.onnx.operators import lower_operator, lower_rounding
 from haq.formats.onnx.template import DOMAIN, OPSET, Template
@@ -53,16 +55,22 @@ def lower(
         cpu: "vnni" keeps all weights int8, which is faster and right on CPUs with VNNI only.
         floats: Names of layers that compute in float although integers reach them.
 
+    Raises:
+        ModelError: The template holds a constant that this network has otherwise.
+
     Source: the pattern (QuantizeLinear and DequantizeLinear around every operator) is described in
     https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html.
     """
     file = Writer(template, network, cpu, floats)
     state = network.state_dict()
+    for name, value in template.folded.items():
+        if not torch.equal(state[name], value):
+            raise ModelError(f"{name} has changed since the network was exported to ONNX")
     for tensor in template.model.graph.initializer:
-        value = state.get(tensor.name)
-        if value is not None and tuple(tensor.dims) == tuple(value.shape):
+        now = state.get(tensor.name)
+        if now is not None and tuple(tensor.dims) == tuple(now.shape):
             # The template may be that of other weights.
-            tensor = numpy_helper.from_array(value.cpu().numpy(), tensor.name)
+            tensor = numpy_helper.from_array(now.cpu().numpy(), tensor.name)
         file.constants[tensor.name] = tensor
     for node in template.model.graph.node:
         if node.domain != DOMAIN:

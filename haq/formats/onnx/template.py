@@ -34,10 +34,13 @@ class Template:
     Attributes:
         model: With nodes ``haq.layer`` and ``haq.round`` that name the network's modules.
         norms: Layer to the BatchNorm that folds into it.
+        folded: Parameters and buffers of which torch made constants of other names; a network must
+            have the same ones.
     """
 
     model: onnx.ModelProto
     norms: Mapping[str, str]
+    folded: Mapping[str, Tensor]
 
 
 class _Round(nn.Module):
@@ -72,7 +75,7 @@ def _marker(kind: str, x: Tensor, name: str, shape: torch.Size) -> Tensor:
 def template(network: fx.GraphModule, sample: Sample) -> Template:
     """Return the ONNX form of a network that ``haq.quantization.fake_quant.quantize`` made.
 
-    It serves every network from the same graph.
+    It serves every network from the same graph: what stays float is taken from the network.
 
     Args:
         network: Left as it is.
@@ -83,6 +86,7 @@ def template(network: fx.GraphModule, sample: Sample) -> Template:
     """
     inputs = sample if isinstance(sample, tuple) else (sample,)
     names = layers(network)
+    prefixes = tuple(f"{name}." for name in names)
     marked = copy.deepcopy(network).eval()
     for name, module in network.named_modules():
         if isinstance(module, Rounding):
@@ -93,7 +97,22 @@ def template(network: fx.GraphModule, sample: Sample) -> Template:
     norms = norms_of(network)
     for norm in norms.values():
         _replace(marked, norm, nn.Identity())
-    return Template(_exported(marked, inputs), norms)
+    values = (*marked.named_parameters(), *marked.named_buffers())
+    own = {name: value for name, value in values if not name.startswith(prefixes)}
+    _set_apart(own)
+    model = _exported(marked, inputs)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    state = network.state_dict()
+    folded = {name: state[name].clone() for name in own if name in state and name not in constants}
+    return Template(model, norms, folded)
+
+
+def _set_apart(values: Mapping[str, Tensor]) -> None:
+    """Let no two parameters have the same values: torch would make one constant of them."""
+    with torch.no_grad():
+        for place, value in enumerate(values.values()):
+            if value.is_floating_point():
+                value.mul_(1 + place * 2.0**-20).add_(place * 1e-30)
 
 
 def _plain(module: nn.Module) -> nn.Module:
