@@ -146,12 +146,14 @@ def test_float_layers_cannot_saturate(case):
 def test_signed_activations_have_codes_around_the_middle_of_their_bits(case, act):
     subject = case("attention")
     file = subject.file(subject.policy(4, act))
-    arrays = {t.name: numpy_helper.to_array(t) for t in file.graph.initializer}
-    label = next(n for n in arrays if n.startswith("layer_norm") and n.endswith(".zero_point"))
-    label = label.removesuffix(".zero_point")
-    assert arrays[f"{label}.zero_point"] == 2 ** (act - 1)
-    assert arrays[f"{label}.lowest"] == 1
-    assert arrays.get(f"{label}.highest", 255) == 2**act - 1
+    reading = Reading(file)
+    tensor = next(node for node in file.graph.node if node.name == "query").input[0]
+    while reading.nodes[tensor].op_type != "DequantizeLinear":
+        tensor = reading.nodes[tensor].input[0]
+    code, _, zero = reading.nodes[tensor].input
+    _, lowest, highest = reading.nodes[code].input
+    assert reading.arrays[zero] == 2 ** (act - 1)
+    assert (reading.arrays[lowest], reading.arrays[highest]) == (1, 2**act - 1)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
