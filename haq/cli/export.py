@@ -5,8 +5,11 @@ from typing import Annotated
 
 import typer
 
+from haq.cli.options import given
+
 
 def export_command(
+    context: typer.Context,
     run: Annotated[str, typer.Argument(help="A run's name or folder.")],
     format: Annotated[
         str,
@@ -33,6 +36,8 @@ def export_command(
     look_up(dict.fromkeys(CPUS), "cpu", cpu)
     if format != "onnx" and cpu != "any":
         raise HaqError(f"--cpu {cpu} is for --format onnx; a checkpoint is the same for every CPU")
+    if format != "onnx" and "measure" in given(context):
+        raise HaqError("--measure is for --format onnx; leave it out")
     written = write(run, out, cpu=cpu) if format == "onnx" else write(run, out)
     typer.echo(f"{out}: {out.stat().st_size / 1000:.1f} kB")
     note = cpu_note(written) if format == "onnx" else None

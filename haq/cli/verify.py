@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from haq.cli.options import NETWORK, Size, option
+from haq.errors import HaqError
 
 
 def verify_command(
@@ -25,6 +26,10 @@ def verify_command(
     from haq.datasets import load
     from haq.runs.verify import verify
 
+    if not file.is_file():
+        raise HaqError(f"there is no file {file}: haq export --format onnx writes one")
+    if size is not None and data is None:
+        raise HaqError(f"--size {size} is of the images of --data, and there are none")
     images = None if data is None else load(data, seed=0, size=size)
     with progress() as on_progress:
         result = verify(file, images, on_progress)

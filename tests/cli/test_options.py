@@ -61,6 +61,26 @@ def test_an_option_that_changes_something_is_not(fields, given):
     check_used(given, parse_job(**fields))
 
 
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["verify", "nowhere.onnx", "--data", "cifar10:nowhere"], "there is no file nowhere.onnx"),
+        (["verify", "there.onnx", "--size", "8"], "--size 8 is of the images of --data"),
+        (["export", "run", "--format", "safetensors", "--out", "f", "--no-measure"],
+         "--measure is for --format onnx"),
+        (["export", "run", "--format", "safetensors", "--out", "f", "--cpu", "vnni"],
+         "--cpu vnni is for --format onnx"),
+        (["cost", "--model", "resnet21", "--target", "bismo-edge", "--json", "--csv"], "give one"),
+    ],
+)  # fmt: skip
+def test_other_commands_refuse_what_would_change_nothing(monkeypatch, capsys, tmp_path, arguments,
+                                                         sentence):  # fmt: skip
+    (tmp_path / "there.onnx").touch()
+    assert haq(monkeypatch, *arguments) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and len(said.splitlines()) == 1
+
+
 def test_the_paper_learns_from_labels_alone():
     job = parse_job(agent="ddpg", paper=True, evaluation="finetune")
     check_used(["paper"], job)

@@ -44,7 +44,7 @@ def print_costs(costs: dict[str, Any]) -> None:
         table.add_row(*row[0], *row[1:])
     screen = console()
     screen.print(table, crop=False)  # a number cut off is worse than a line that is wrapped
-    classes = ", ".join(f"{name} {found}" for name, found in costs["provenance"].items())
+    classes = ", ".join(f"{name} {origin}" for name, origin in costs["provenance"].items())
     screen.print(f"where the numbers come from: {classes}", highlight=False)
 
 

@@ -30,19 +30,19 @@ def print_onnx(summary: dict[str, Any]) -> None:
     )
 
 
-def print_verified(file: Path, found: dict[str, Any]) -> None:
-    """Print what could be found out about an ONNX file."""
+def print_verified(file: Path, result: dict[str, Any]) -> None:
+    """Print what was found out about an ONNX file."""
     screen = console()
-    screen.print(f"{file}: {found['bytes'] / 1000:.1f} kB, valid ONNX, loads in ONNX Runtime")
-    kernels = ", ".join(f"{count} {kernel}" for kernel, count in found["kernels"].items())
+    screen.print(f"{file}: {result['bytes'] / 1000:.1f} kB, valid ONNX, loads in ONNX Runtime")
+    kernels = ", ".join(f"{count} {kernel}" for kernel, count in result["kernels"].items())
     screen.print(f"every layer runs as its bits claim: {kernels}")
-    exact = f"{found['equal_images']} of {found['simulated_images']} images equal to the last bit"
-    if not found["all_integer"]:
-        exact += f", largest difference {found['largest_difference']:.2g} (some layers are float)"
+    exact = f"{result['equal_images']} of {result['simulated_images']} images equal to the last bit"
+    if not result["all_integer"]:
+        exact += f", largest difference {result['largest_difference']:.2g} (some layers are float)"
     screen.print(f"integers worked out in numpy: {exact}")
-    if "test_accuracy" in found:
-        promised = found["promised_test_accuracy"]
+    if "test_accuracy" in result:
+        promised = result["promised_test_accuracy"]
         text = "" if promised is None else f" (its run measured {promised:.2%})"
         screen.print(
-            f"accuracy on {found['test_images']} test images: {found['test_accuracy']:.2%}{text}"
+            f"accuracy on {result['test_images']} test images: {result['test_accuracy']:.2%}{text}"
         )

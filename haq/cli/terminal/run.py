@@ -57,12 +57,12 @@ def _origin(summary: dict[str, Any], quantity: str) -> str:
     origin = summary.get("cost_origin")
     if origin is None:
         return "the run does not say where this number comes from"
-    found = origin["quantities"][quantity]
-    layers = ", ".join(f"{count} {method}" for method, count in found["methods"].items())
-    edges = f", {found['edges']} edges fitted" if found["edges"] else ""
-    error = "" if found["error"] is None else f" (totals within {found['error']:.1%})"
+    cost = origin["quantities"][quantity]
+    layers = ", ".join(f"{count} {method}" for method, count in cost["methods"].items())
+    edges = f", {cost['edges']} edges fitted" if cost["edges"] else ""
+    error = "" if cost["error"] is None else f" (totals within {cost['error']:.1%})"
     return (
-        f"{found['provenance']}{error}; layers: {layers}{edges}; profile {origin['profile']} "
+        f"{cost['provenance']}{error}; layers: {layers}{edges}; profile {origin['profile']} "
         f"{origin['version'][:12]}, batch {origin['batch']}"
     )
 
