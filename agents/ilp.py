@@ -13,7 +13,8 @@ import numpy as np
 from haq.agents.base import Agent, Array, Proposal
 from haq.allocation.budgets import solve
 from haq.allocation.policy import Bits, Policy
-from haq.envs.quantization import Decision, QuantizationEnv
+from haq.envs.observations import Decision
+from haq.envs.quantization import QuantizationEnv
 from haq.errors import BudgetError
 
 DOUBT = 0.5

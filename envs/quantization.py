@@ -5,34 +5,30 @@ It knows neither torch nor data: it gets a cost table and a function that says h
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, SupportsFloat
+from typing import Any, Literal, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box
-from numpy.typing import NDArray
 
 from haq.allocation.budgets import Budget, fit
 from haq.allocation.budgets.limit import all_kept, spent
 from haq.allocation.costs import CostTable, share_activations, total
 from haq.allocation.policy import Bits, Policy, readers
 from haq.allocation.trials import Score
+from haq.envs.observations import (
+    Array,
+    Decision,
+    Features,
+    layer_features,
+    offered_widths,
+    own_features,
+    sensitivity_features,
+)
+from haq.envs.rewards import LEAST_REWARD, REWARDS, Reward
 from haq.errors import HaqError
 from haq.network.layers import Layer
-
-Array = NDArray[Any]
-
-
-NOTHING = 1e-6
-"""Sensitivities below this are noise."""
-
-
-class Decision(NamedTuple):
-    """One decision of an episode: of the weights or of the activations of one layer."""
-
-    layer: str
-    of_weights: bool
 
 
 class QuantizationEnv(gym.Env[Array, Array]):
@@ -77,6 +73,9 @@ class QuantizationEnv(gym.Env[Array, Array]):
     | 10  | what the fewest bits on offer do to the network   | log10 of the objective | [0, 1] |
     | 11  | what the middle ones of the bits on offer do      | log10 of the objective | [0, 1] |
 
+    With ``features`` as many more come behind these as that function gives for a layer, scaled as
+    numbers 0 to 7.
+
     ## Steps
 
     In execution order, each layer has a step for its weights if it may have more than one width of
@@ -91,7 +90,12 @@ class QuantizationEnv(gym.Env[Array, Array]):
     0 at every step but the last, where the budgets are enforced on the whole policy
     (``haq.allocation.budgets.fit``), it is evaluated once, and the reward is 0.1 times (accuracy -
     ``float_accuracy``) in percentage points. With ``reward="loss"`` it is ``float_loss`` - loss,
-    which ranks policies better from as many images (``results/reference/sensitivity.json``).
+    which ranks policies better from as many images (``results/reference/sensitivity.json``). With a
+    function it is what that makes of the score of the policy and that of the float network.
+
+    A score whose accuracy is not finite, or whose loss is not where the loss is the reward, belongs
+    to a network that diverged. It counts as an accuracy of 0 without a loss, marked as stopped so
+    that it never wins; gymnasium's logger warns. A reward that is not finite even then is -10.
 
     ## Starting State
 
@@ -103,7 +107,7 @@ class QuantizationEnv(gym.Env[Array, Array]):
     The episode terminates with the step that completes the policy; it is never truncated. ``info``
     is empty until then, and at the end holds "policy" (what was evaluated), "proposed" (the same
     before the budgets), "cost" (quantity to cost, in the table's units), "accuracy", "loss" and
-    "stopped" (the evaluation ended early, as hopeless).
+    "stopped" (the evaluation ended early, as hopeless, or the network diverged).
 
     ## Arguments
 
@@ -112,9 +116,11 @@ class QuantizationEnv(gym.Env[Array, Array]):
     * ``budgets``: all are kept by every policy that is evaluated.
     * ``float_accuracy``: of the network before quantization, in the unit of the score's accuracy.
     * ``float_loss``: likewise, where the loss is the reward.
-    * ``reward``: "accuracy", as in the paper, or "loss".
+    * ``reward``: "accuracy", as in the paper, or "loss", or a function from the score of the policy
+      and that of the float network to a number, the higher the better.
     * ``sensitivity``: layer to what each of its choices does to the network, positive, in the
       order of the table: what ``haq.allocation.budgets.solve`` takes as its objective.
+    * ``features``: from a ``Layer`` to finite numbers, as many for every layer.
 
     Raises ``HaqError`` if the table leaves nothing to choose.
 
@@ -132,25 +138,30 @@ class QuantizationEnv(gym.Env[Array, Array]):
         float_accuracy: float = 1.0,
         *,
         float_loss: float = 0.0,
-        reward: Literal["accuracy", "loss"] = "accuracy",
+        reward: Literal["accuracy", "loss"] | Reward = "accuracy",
         sensitivity: Mapping[str, Array] | None = None,
+        features: Features | None = None,
     ) -> None:
         self.table = table
         self.evaluate = evaluate
         self.budgets = tuple(budgets)
-        self.float_accuracy, self.float_loss, self.reward = float_accuracy, float_loss, reward
+        self.float_score, self.reward = Score(float_accuracy, float_loss), reward
+        self._reward = REWARDS[reward] if isinstance(reward, str) else reward
         self.sensitivity = sensitivity
         self.action_space = Box(0.0, 1.0, (1,), np.float32)
-        self.observation_space = Box(0.0, 1.0, (10 if sensitivity is None else 12,), np.float32)
         self._first = {name: group[0] for name, group in readers(table.layers).items()}
         self._choices = share_activations(table.layers, table.choices)
         self._walk = _steps(table.layers, self._choices, self._first)
         if not self._walk:
             raise HaqError(_nothing_to_choose(self._choices))
-        self._features = _features(table.layers, self._walk)
+        self._features = layer_features(table.layers, self._walk)
         self._known = np.zeros((self.n_steps, 0))
         if sensitivity is not None:
-            self._known = _sensitivities(self._walk, table, sensitivity)
+            self._known = sensitivity_features(self._walk, table, sensitivity)
+        if features is not None:
+            own = own_features(self._walk, table.layers, features)
+            self._known = np.column_stack([self._known, own])
+        self.observation_space = Box(0.0, 1.0, (10 + self._known.shape[1],), np.float32)
         self._begin()
 
     @property
@@ -174,7 +185,7 @@ class QuantizationEnv(gym.Env[Array, Array]):
         """
         left, actions = dict(self._choices), []
         for step in self._walk:
-            offered = _offered(left[step.layer], step.of_weights)
+            offered = offered_widths(left[step.layer], step.of_weights)
             bits = policy[step.layer]
             width = bits.weight if step.of_weights else bits.act
             if width not in offered:
@@ -231,10 +242,7 @@ class QuantizationEnv(gym.Env[Array, Array]):
         self._done += 1
         if self._done < self.n_steps:
             return self._observation(), 0.0, False, False, {}
-        info = self._judge()
-        reward = 0.1 * 100 * (info["accuracy"] - self.float_accuracy)
-        if self.reward == "loss":
-            reward = self.float_loss - info["loss"]
+        reward, info = self._evaluated()
         return self._observation(), reward, True, False, info
 
     def _begin(self) -> None:
@@ -252,7 +260,7 @@ class QuantizationEnv(gym.Env[Array, Array]):
         return self.observe(self._done, self._previous)
 
     def _decide(self, left: dict[str, tuple[Bits, ...]], step: Decision, share: float) -> None:
-        width = _pick(_offered(left[step.layer], step.of_weights), share)
+        width = _pick(offered_widths(left[step.layer], step.of_weights), share)
         self._narrow(left, step, width)
 
     def _narrow(self, left: dict[str, tuple[Bits, ...]], step: Decision, width: int) -> None:
@@ -263,15 +271,13 @@ class QuantizationEnv(gym.Env[Array, Array]):
             if first == step.layer:
                 left[name] = tuple(bits for bits in left[name] if bits.act == width)
 
-    def _judge(self) -> dict[str, Any]:
+    def _evaluated(self) -> tuple[float, dict[str, Any]]:
+        """Return the reward of the policy that the episode has led to, and its info."""
         proposed = self._settled(self._left)
         policy = fit(proposed, self.table, self.budgets)
-        score = self.evaluate(dict(policy))
-        for name in {"accuracy", self.reward}:
-            value = getattr(score, name)
-            if not math.isfinite(value):
-                raise ValueError(f"evaluate gave {name} {value}; it must be finite")
-        return {
+        score = self._countable(self.evaluate(dict(policy)))
+        reward = float(self._reward(score, self.float_score))
+        info = {
             "policy": policy,
             "proposed": proposed,
             "cost": {quantity: total(self.table, policy, quantity) for quantity in self.table.rows},
@@ -279,6 +285,14 @@ class QuantizationEnv(gym.Env[Array, Array]):
             "loss": float(score.loss),
             "stopped": score.stopped,
         }
+        return reward if math.isfinite(reward) else LEAST_REWARD, info
+
+    def _countable(self, score: Score) -> Score:
+        needed = score.loss if self.reward == "loss" else 0.0
+        if math.isfinite(score.accuracy) and math.isfinite(needed):
+            return score if math.isfinite(score.loss) else score._replace(loss=math.nan)
+        gym.logger.warn(f"a policy's {score} is not finite; it counts as an accuracy of 0")
+        return Score(0.0, math.nan, stopped=True)
 
     def _settled(self, left: Mapping[str, Sequence[Bits]]) -> dict[str, Bits]:
         policy = {}
@@ -307,57 +321,6 @@ def _steps(
         if first[layer.name] == layer.name and len({bits.act for bits in offered}) > 1:
             steps.append(Decision(layer.name, of_weights=False))
     return steps
-
-
-def _offered(left: Sequence[Bits], of_weights: bool) -> list[int]:
-    return sorted({bits.weight if of_weights else bits.act for bits in left})
-
-
-def _features(layers: Sequence[Layer], steps: Sequence[Decision]) -> Array:
-    """Return what each step observes, but for the previous action: (steps, 9)."""
-    described = {layer.name: _described(place, layer) for place, layer in enumerate(layers)}
-    raw = np.array([described[step.layer] for step in steps], np.float64)  # (steps, 8)
-    return np.column_stack([_scaled(raw), [float(step.of_weights) for step in steps]])
-
-
-def _scaled(raw: Array) -> Array:
-    low, span = raw.min(axis=0), np.ptp(raw, axis=0)
-    scaled: Array = (raw - low) / np.where(span > 0, span, 1.0)
-    return scaled
-
-
-def _sensitivities(
-    steps: Sequence[Decision], table: CostTable, sensitivity: Mapping[str, Array]
-) -> Array:
-    """Return what the fewest and the middle bits of each step do at least, scaled: (steps, 2)."""
-    raw = []
-    for step in steps:
-        choices, values = table.choices[step.layer], sensitivity[step.layer]
-        offered = _offered(choices, step.of_weights)
-        least = [
-            min(
-                value
-                for bits, value in zip(choices, values, strict=True)
-                if (bits.weight if step.of_weights else bits.act) == width
-            )
-            for width in (offered[0], offered[len(offered) // 2])
-        ]
-        raw.append(np.log10(np.maximum(least, NOTHING)))
-    return _scaled(np.array(raw))
-
-
-def _described(place: int, layer: Layer) -> tuple[int, ...]:
-    linear = layer.kind == "linear"
-    return (
-        place,
-        layer.c_in,
-        layer.c_out,
-        1 if linear else max(layer.kernel),
-        0 if linear else max(layer.stride),
-        math.prod(layer.in_size),
-        layer.weights,
-        int(layer.kind == "depthwise"),
-    )
 
 
 def _share(action: Array) -> float:
