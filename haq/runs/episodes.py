@@ -79,7 +79,9 @@ class _Requests:
         whole = [trial for trial in known if not trial.stopped]
         if not whole:
             return Request(policy)
-        impatient, top = self._search.evaluation.impatient, best(whole)
+        # The known answers that an agent begins with are compared with, so they are never stopped.
+        known_answer = number < find(self._search.job.agent).references
+        impatient, top = self._search.evaluation.impatient and not known_answer, best(whole)
         beat = top.accuracy if impatient else None
         return Request(policy, beat=beat, least=Score(top.accuracy, top.loss))
 
