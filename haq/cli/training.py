@@ -10,8 +10,8 @@ import torch
 from haq.datasets import load
 from haq.errors import ModelError
 from haq.models.weights import save_weights
-from haq.runs import folder as results
 from haq.runs.float_network import fresh_model, train_float
+from haq.runs.folder import provenance, write_json
 from haq.runs.job import Job
 from haq.runs.progress import OnProgress
 from haq.training.scoring import score
@@ -46,7 +46,7 @@ def run_training(
         "val_accuracy": score(network, images.val).accuracy,
         "test_accuracy": score(network, images.test).accuracy,
         "seconds": round(time.perf_counter() - started, 1),
-        **results.provenance(sys.argv),
+        **provenance(sys.argv),
     }  # fmt: skip
-    results.write_json(out.with_suffix(".json"), summary)
+    write_json(out.with_suffix(".json"), summary)
     return summary

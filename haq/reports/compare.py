@@ -112,8 +112,8 @@ def comparison_html(folders: Sequence[Path]) -> str:
 
 def _common(rows: Sequence[Row]) -> str:
     fields = ("model", "data", "target", "agent")
-    found = {field: sorted({row[field] for row in rows} - {""}) for field in fields}
-    return " · ".join(", ".join(values) for values in found.values() if values)
+    values_of = {field: sorted({row[field] for row in rows} - {""}) for field in fields}
+    return " · ".join(", ".join(values) for values in values_of.values() if values)
 
 
 def comparison_sections(folders: Sequence[Path], rows: Sequence[Row]) -> list[Section]:

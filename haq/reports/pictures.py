@@ -31,7 +31,7 @@ def draw(charts: Sequence[Chart], place: Path, scale: float = 3) -> list[Path]:
         from choreographer.errors import ChromeNotFoundError
     except ImportError as error:
         raise HaqError("--png needs kaleido: pip install 'haq[png]'") from error
-    made = not place.exists()
+    new = not place.exists()
     place.mkdir(parents=True, exist_ok=True)
     files = [place / f"{chart.key}.png" for chart in charts]
     asked = []
@@ -42,7 +42,7 @@ def draw(charts: Sequence[Chart], place: Path, scale: float = 3) -> list[Path]:
     try:
         kaleido.write_fig_from_object_sync(asked, kopts={"mathjax": False}, cancel_on_error=True)
     except ChromeNotFoundError as error:
-        if made:
+        if new:
             place.rmdir()
         raise HaqError(
             "--png draws with Chromium or Chrome, and there is none: install one"

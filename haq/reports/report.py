@@ -131,10 +131,10 @@ def _finalists(record: RunRecord) -> list[Table]:
 
 
 def _provenance(record: RunRecord) -> Section:
-    made = record.summary["provenance"]
-    rows = [[Cell("command"), Cell(without_folders(made["command"]))]]
-    rows += [[Cell(name), Cell(text)] for name, text in made["versions"].items()]
-    rows += [[Cell(name), Cell(str(text))] for name, text in made["machine"].items()]
+    provenance = record.summary["provenance"]
+    rows = [[Cell("command"), Cell(without_folders(provenance["command"]))]]
+    rows += [[Cell(name), Cell(text)] for name, text in provenance["versions"].items()]
+    rows += [[Cell(name), Cell(str(text))] for name, text in provenance["machine"].items()]
     return Section(
         "provenance",
         "How it was made",

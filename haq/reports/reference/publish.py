@@ -62,5 +62,5 @@ def script_provenance() -> dict[str, Any]:
 
     As ``haq.runs.folder.provenance``, without the folders of this machine.
     """
-    made = provenance(sys.argv)
-    return made | {"command": "python results/benchmarks/" + without_folders(made["command"])}
+    record = provenance(sys.argv)
+    return record | {"command": "python results/benchmarks/" + without_folders(record["command"])}

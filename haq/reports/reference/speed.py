@@ -28,7 +28,7 @@ def original_tables(records: list[dict[str, Any]]) -> str:
         f"seconds reported on another machine; or {reported['episodes']} of its episodes as timed "
         "above):"
     )
-    found = [
+    policies = [
         [
             f"activations {row['activations']}, {row['method']}", f"{row['test_accuracy']:.2%}",
             f"{row['cpu_seconds']:.0f}", f"{row['ratio_to_reported']:.0f}",
@@ -37,7 +37,7 @@ def original_tables(records: list[dict[str, Any]]) -> str:
         for row in record["to_a_policy"]
     ]  # fmt: skip
     columns = ["policy", "test", "CPU seconds", "reported takes times", "episodes take times"]
-    return markdown(lead, head, rows) + "\n\n" + markdown(then, columns, found)
+    return markdown(lead, head, rows) + "\n\n" + markdown(then, columns, policies)
 
 
 _SLOW = ("original, linear", "original, size")
