@@ -6,27 +6,43 @@ from typing import Annotated
 
 import typer
 
+from haq.cli.options import option
 from haq.errors import HaqError
 
+SERVICE, SEARCHES = "Service", "Searches"
+
 Files = Annotated[
-    Path, typer.Option(envvar="HAQ_FILES", help="Folder of the service's runs and uploads.")
+    Path,
+    option(SERVICE, "Folder of the service's runs and uploads.", metavar="DIR", envvar="HAQ_FILES"),
 ]
 Database = Annotated[
     str | None,
-    typer.Option(
-        envvar="HAQ_DATABASE", show_envvar=True,
-        help="sqlite:///FILE or postgresql+psycopg://…; default: a file in the folder.",
-    ),
+    option(SERVICE, "URL of the database: sqlite:///FILE, or one of postgresql+psycopg.",
+           metavar="URL", envvar="HAQ_DATABASE", show_default="a file in the folder"),
 ]  # fmt: skip
 OfferedData = Annotated[
-    list[str] | None, typer.Option(help="NAME=DATA that users may ask for; may be repeated.")
-]
+    list[str] | None,
+    option(SEARCHES, "Data that users may ask for, beside digits. May be repeated.",
+           metavar="NAME=DATA"),
+]  # fmt: skip
 OfferedWeights = Annotated[
-    list[str] | None, typer.Option(help="NAME=FILE that users may ask for; may be repeated.")
+    list[str] | None,
+    option(SEARCHES, "Float weights that users may ask for. May be repeated.",
+           metavar="NAME=FILE"),
+]  # fmt: skip
+Lease = Annotated[
+    float,
+    option(SEARCHES, "Time after which another worker takes over from a dead one, at least 2.",
+           metavar="SECONDS"),
+]  # fmt: skip
+Tries = Annotated[
+    int,
+    option(SEARCHES, "Times that a run is begun in a row without a new episode before it counts "
+           "as failed.", metavar="N", min=1),
+]  # fmt: skip
+SearchThreads = Annotated[
+    int, option(SEARCHES, "CPU threads of one search, at most.", metavar="N", min=1)
 ]
-Lease = Annotated[float, typer.Option(help="Seconds until a dead worker's run goes to another.")]
-Tries = Annotated[int, typer.Option(min=1, help="In a row without a new episode.")]
-SearchThreads = Annotated[int, typer.Option(min=1, help="CPU threads of one search, at most.")]
 
 _FILES = Path("haq-files")
 
@@ -40,18 +56,22 @@ def _check_service() -> None:
 
 
 def serve_command(  # noqa: PLR0913 - one argument an option
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at.")] = 8080,
+    host: Annotated[str, option(SERVICE, "Address to listen at.", metavar="ADDRESS")] = "127.0.0.1",
+    port: Annotated[
+        int, option(SERVICE, "Port to listen at; 0 for any.", metavar="N", min=0, max=65535)
+    ] = 8080,
     database: Database = None,
     files: Files = _FILES,
-    workers: Annotated[int, typer.Option(min=0, help="Searches at once.")] = 1,
+    workers: Annotated[
+        int, option(SEARCHES, "Searches at once, each in a process.", metavar="N", min=0)
+    ] = 1,
     data: OfferedData = None,
     weights: OfferedWeights = None,
     threads: SearchThreads = 1,
     lease: Lease = 30.0,
     tries: Tries = 3,
     everyone: Annotated[
-        bool, typer.Option("--open", help="Let everyone who reaches it in, without tokens.")
+        bool, option(SERVICE, "Let everyone who reaches it in, without tokens.", "--open")
     ] = False,
 ) -> None:
     """Serve searches over HTTP, with a page and workers."""
@@ -84,7 +104,10 @@ token_app = typer.Typer(help="Tokens for the service.", no_args_is_help=True)
 @token_app.command("create")
 def token_create_command(
     name: Annotated[str, typer.Argument(help="The user's name.")],
-    scope: Annotated[str, typer.Option(help="read, submit or admin.")] = "submit",
+    scope: Annotated[
+        str,
+        option(SERVICE, "What the token allows: read, submit or admin.", metavar="NAME"),
+    ] = "submit",
     database: Database = None,
     files: Files = _FILES,
 ) -> None:

@@ -36,7 +36,7 @@ def parameters(command: str) -> list[object]:
 def test_no_option_is_cut_off_and_every_default_is_said(command):
     text = shown(*command.split(), "--help")
     assert max(map(len, text.splitlines())) <= 80
-    assert not re.search(r"--[a-z-]*…", text)
+    assert "…" not in text
     words = " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
     for parameter in parameters(command):
         for name in (*parameter.opts, *parameter.secondary_opts):
