@@ -8,11 +8,12 @@ import subprocess
 import pytest
 from service_parts import REAL, accuracies
 from service_server import HAQ, Server
+from sqlalchemy.exc import OperationalError
 
 from haq.errors import HaqError
 from haq.runs.run import run
 from haq.service import store
-from haq.service.database import connect
+from haq.service.database import answering, connect
 
 LONGER = REAL.model_copy(update={"episodes": 60, "agent": "random", "train_images": 900})
 
@@ -129,3 +130,10 @@ def test_an_url_that_cannot_be_read_is_not_repeated(url):
     with pytest.raises(HaqError, match="the database's URL cannot be read: give sqlite") as caught:
         connect(url)
     assert "ses" not in str(caught.value)
+
+
+def test_what_a_driver_says_is_repeated_without_the_password():
+    engine = connect("postgresql+psycopg://haq:ses%40me@host/haq")
+    with pytest.raises(HaqError, match=r"at host does not answer: no \*\*\* nor \*\*\*$"):
+        with answering(engine):
+            raise OperationalError("", {}, Exception("no ses@me\nnor ses%40me"))
