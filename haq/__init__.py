@@ -7,24 +7,44 @@ Bits(weight=4, act=8)
 """
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from haq.formats.checkpoint import load
-    from haq.runs.api import Run, load_run, search
+    from haq.runs.api import Run, search
     from haq.runs.export import export_checkpoint, export_onnx
+    from haq.runs.frames import load_run
+    from haq.runs.make_env import make_env
 
-__all__ = ["Run", "export_checkpoint", "export_onnx", "load", "load_run", "search"]
+    __version__: str
+
+__all__ = [
+    "Run",
+    "__version__",
+    "export_checkpoint",
+    "export_onnx",
+    "load",
+    "load_run",
+    "make_env",
+    "search",
+]
 
 _MODULES = {
+    "Run": "haq.runs.api",
     "export_checkpoint": "haq.runs.export",
     "export_onnx": "haq.runs.export",
     "load": "haq.formats.checkpoint",
+    "load_run": "haq.runs.frames",
+    "make_env": "haq.runs.make_env",
+    "search": "haq.runs.api",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Import the public functions when they are first asked for: torch takes a second."""
-    if name not in __all__:
+    if name == "__version__":
+        return version("haq")
+    if name not in _MODULES:
         raise AttributeError(f"module 'haq' has no attribute {name!r}")
-    return getattr(import_module(_MODULES.get(name, "haq.runs.api")), name)
+    return getattr(import_module(_MODULES[name]), name)

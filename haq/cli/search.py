@@ -74,14 +74,15 @@ def search_command(  # noqa: PLR0913 - one argument an option
                metavar="LAYER=BITS", show_default="first and last layer at 8"),
     ] = None,
     agent: Annotated[
-        str,
+        str | None,
         option(SEARCH, "Agent that proposes policies: guided, ilp, ddpg, random, uniform or "
                "package.module:Class.",
-               metavar="NAME"),
-    ] = "ddpg",
+               metavar="NAME", show_default="guided; ddpg with --paper"),
+    ] = None,
     episodes: Annotated[
         int | None,
-        option(SEARCH, "Policies to try.", metavar="N", min=1, show_default="60; 1 for ilp"),
+        option(SEARCH, "Policies to try.", metavar="N", min=1,
+               show_default="as many as their time suits; 1 for ilp"),
     ] = None,
     evaluation: Annotated[
         str | None,

@@ -23,7 +23,7 @@ def sweep_command(
     agents: Annotated[
         str,
         option(SEARCH, "Names with commas between them; uniform always plays.", metavar="NAMES"),
-    ] = "ddpg",
+    ] = "guided",
     seeds: Annotated[
         str,
         option(SEARCH, "Numbers with commas between them: a search for each.", metavar="NUMBERS"),

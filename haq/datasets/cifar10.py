@@ -18,6 +18,7 @@ from haq.datasets.tensors import (
     IMAGENET_STD,
     Data,
     LazySplit,
+    Outline,
     TensorSplit,
     decode,
     flip,
@@ -54,9 +55,7 @@ def load(where: str, seed: int = 0, size: int | None = None) -> Data:
 
     Source: Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
     """
-    if not where:
-        raise DataError(f"cifar10 needs a directory: cifar10:DIR, where DIR holds {LAYOUT}")
-    train, test = find(Path(where).expanduser())
+    train, test = _files(where)
     images, labels = read(train)
     val = len(labels) // 10
     if val == 0:
@@ -74,6 +73,22 @@ def load(where: str, seed: int = 0, size: int | None = None) -> Data:
         val=split(images[-val:], labels[-val:]),
         test=LazySplit(lambda: split(*read(test))),
     )
+
+
+def outline(where: str, size: int | None = None) -> Outline:
+    """Return shape and classes of CIFAR-10, once its files are there; none is read.
+
+    Raises:
+        DataError: Something in the directory is missing.
+    """
+    _files(where)
+    return Outline("cifar10", CLASSES, SHAPE, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _files(where: str) -> tuple[list[Path], list[Path]]:
+    if not where:
+        raise DataError(f"cifar10 needs a directory: cifar10:DIR, where DIR holds {LAYOUT}")
+    return find(Path(where).expanduser())
 
 
 def split(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> TensorSplit:

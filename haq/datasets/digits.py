@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from haq.datasets.tensors import Data, TensorSplit, shift, stratify
+from haq.datasets.tensors import Data, Outline, TensorSplit, shift, stratify
 from haq.errors import DataError
 
 CLASSES = tuple("0123456789")
@@ -31,8 +31,7 @@ def load(where: str = "", seed: int = 0, size: int | None = None) -> Data:
 
     Source: Alpaydin and Kaynak, "Optical recognition of handwritten digits", UCI, 1998.
     """
-    if where:
-        raise DataError(f"digits are embedded: give 'digits', not 'digits:{where}'")
+    outline(where)
     from sklearn.datasets import load_digits
 
     source = load_digits()
@@ -44,6 +43,17 @@ def load(where: str = "", seed: int = 0, size: int | None = None) -> Data:
 
     train, val, test = (split(r) for r in stratify(labels, SEED, val_share=0.2, test_share=0.2))
     return Data("digits", CLASSES, SHAPE, MEAN, STD, train, val, test)
+
+
+def outline(where: str = "", size: int | None = None) -> Outline:
+    """Return shape and classes of the digits.
+
+    Raises:
+        DataError: ``where`` is not empty.
+    """
+    if where:
+        raise DataError(f"digits are embedded: give 'digits', not 'digits:{where}'")
+    return Outline("digits", CLASSES, SHAPE, MEAN, STD)
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:

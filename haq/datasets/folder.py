@@ -22,6 +22,7 @@ from haq.datasets.tensors import (
     IMAGENET_STD,
     UNDECODABLE,
     Data,
+    Outline,
     decode,
     flip,
     normalise,
@@ -137,26 +138,54 @@ def load(where: str, seed: int = 0, size: int | None = None) -> Data:
         DataError: A folder is missing or empty, a class is known to one split only, or a file is
             not an image.
     """
-    if not where:
-        raise DataError("folder needs a directory: folder:DIR, where DIR holds a folder per class")
-    root = Path(where).expanduser()
-    if not root.is_dir():
-        raise DataError(f"folder: no such directory: {root}")
-    size = 224 if size is None else size
-    if size < 1:
-        raise DataError(f"folder: size {size} is not positive")
-    found = _presplit(root) if any((root / p).is_dir() for p in PARTS) else _split(root, seed)
-    classes, parts = found
+    root, size = _root(where), _side(size)
+    classes, parts = _presplit(root) if _is_presplit(root) else _split(root, seed)
     train, val, test = (FolderSplit(paths, torch.tensor(y), size) for paths, y in parts)
     shape = (3, size, size)
     return Data("folder", classes, shape, IMAGENET_MEAN, IMAGENET_STD, train, val, test)
 
 
-Found = tuple[tuple[str, ...], list[tuple[tuple[Path, ...], list[int]]]]
+def outline(where: str, size: int | None = None) -> Outline:
+    """Return shape and classes of the images in a folder, of which none is opened.
+
+    Args:
+        where: As for ``load``.
+        size: As for ``load``.
+
+    Raises:
+        DataError: The folder is missing, or has no classes.
+    """
+    root, size = _root(where), _side(size)
+    folders = _class_folders(root / "train" if _is_presplit(root) else root)
+    classes = tuple(folder.name for folder in folders)
+    return Outline("folder", classes, (3, size, size), IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _root(where: str) -> Path:
+    if not where:
+        raise DataError("folder needs a directory: folder:DIR, where DIR holds a folder per class")
+    root = Path(where).expanduser()
+    if not root.is_dir():
+        raise DataError(f"folder: no such directory: {root}")
+    return root
+
+
+def _side(size: int | None) -> int:
+    size = 224 if size is None else size
+    if size < 1:
+        raise DataError(f"folder: size {size} is not positive")
+    return size
+
+
+def _is_presplit(root: Path) -> bool:
+    return any((root / part).is_dir() for part in PARTS)
+
+
+Parts = tuple[tuple[str, ...], list[tuple[tuple[Path, ...], list[int]]]]
 """The classes, and for train, val and test the files and their labels."""
 
 
-def _presplit(root: Path) -> Found:
+def _presplit(root: Path) -> Parts:
     missing = [p for p in PARTS if not (root / p).is_dir()]
     if missing:
         raise DataError(
@@ -174,7 +203,7 @@ def _presplit(root: Path) -> Found:
     return classes, [_listed(tree, classes) for tree in trees]
 
 
-def _split(root: Path, seed: int) -> Found:
+def _split(root: Path, seed: int) -> Parts:
     tree = _classes(root)
     classes = tuple(tree)
     paths, labels = _listed(tree, classes)
@@ -192,10 +221,16 @@ def _listed(
 
 
 def _classes(place: Path) -> dict[str, list[Path]]:
+    return {folder.name: _images(folder) for folder in _class_folders(place)}
+
+
+def _class_folders(place: Path) -> list[Path]:
+    if not place.is_dir():
+        raise DataError(f"folder: no such directory: {place}")
     folders = sorted(p for p in place.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
         raise DataError(f"{place} has no class folders; give each class a folder of images")
-    return {folder.name: _images(folder) for folder in folders}
+    return folders
 
 
 def _images(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -51,7 +51,8 @@ class Split(Protocol):
             generator: Draws the augmentation; None for the images as they are.
 
         Returns:
-            float32 images (B, C, H, W) and int64 labels (B,).
+            float32 images (B, C, H, W) and int64 labels (B,). Inputs that are no images have
+            the shape (B, ...), and integers other than bytes, such as tokens, stay integers.
         """
         ...
 
@@ -63,9 +64,9 @@ class Data:
     Attributes:
         name: As it was asked for, without the directory: "digits", "cifar10", ….
         classes: Names of the classes, in the order of the labels.
-        shape: Channels, height and width of an image.
-        mean: What was subtracted from each channel of x / 255.
-        std: What each channel was divided by afterwards.
+        shape: Of one input without the batch axis; channels, height and width of an image.
+        mean: What was subtracted from each channel of x / 255; empty where inputs are no images.
+        std: What each channel was divided by afterwards; likewise.
         train: For gradients, calibration and BatchNorm statistics; augmented on request.
         val: For every choice.
         test: For what was chosen and frozen.
@@ -73,7 +74,7 @@ class Data:
 
     name: str
     classes: tuple[str, ...]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     train: Split
@@ -81,12 +82,31 @@ class Data:
     test: Split
 
 
+class Outline(NamedTuple):
+    """What is known of a data set before it is read.
+
+    Attributes:
+        name: As that of the data, as are the rest.
+        classes: As above.
+        shape: As above.
+        mean: As above.
+        std: As above.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    shape: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class TensorSplit:
     """A split that lies in memory.
 
     Attributes:
-        images: (N, C, H, W), uint8, or a floating dtype for what is normalised already.
+        images: (N, C, H, W) or (N, ...): uint8, a floating dtype for what is normalised already, or
+            another integer dtype for tokens, which stay as they are.
         labels: (N,) int64.
         mean: Per channel, in the unit of x / 255.
         std: Per channel, likewise.
@@ -141,12 +161,16 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     """Return ``(x / 255 - mean) / std`` as float32; floating images are not divided by 255.
 
     Args:
-        images: (B, C, H, W).
-        mean: One per channel.
-        std: One per channel.
+        images: (B, C, H, W), or any other inputs (B, ...), of which only bytes are changed.
+        mean: One per channel; none for inputs that are no images.
+        std: Likewise.
     """
+    if not images.is_floating_point() and images.dtype != torch.uint8:
+        return images
     scale = 1.0 if images.is_floating_point() else 255.0
     x = images.float() / scale  # a new tensor: what lies in memory is never written to
+    if images.dim() != 4:
+        return x
     return x.sub_(torch.tensor(mean)[:, None, None]).div_(torch.tensor(std)[:, None, None])
 
 

@@ -27,9 +27,10 @@ WRAPPERS = ("state_dict", "model", "net")
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Put the weights of a file into ``model``, or leave it untouched and say what is wrong.
 
-    The state_dict may lie in the file under "state_dict", "model" or "net". A ``module.`` before
-    every name is taken off, and ``fc.`` and ``linear.`` stand for each other where the model has
-    the one and the file the other. float16, bfloat16 and float64 become the model's own dtype.
+    The state_dict may lie in the file under "state_dict", "model" or "net". What ``torch.compile``
+    and ``DataParallel`` add to the names, ``_orig_mod.`` and ``module.``, is taken off. ``fc.`` and
+    ``linear.`` stand for each other where the model has the one and the file the other. float16,
+    bfloat16 and float64 become the model's own dtype.
     Only ``num_batches_tracked`` of a BatchNorm may be missing.
 
     Args:
@@ -131,11 +132,7 @@ def _state_dict(file: Path, content: Any) -> dict[str, Tensor]:
 
 
 def _renamed(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    prefix = "module."
-    if all(name.startswith(prefix) for name in weights) and not any(
-        name.startswith(prefix) for name in own
-    ):
-        weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+    weights = _unwrapped(weights, own)
     for theirs, ours in (("fc.", "linear."), ("linear.", "fc.")):
         wanted = _any_starts(own, ours) and not _any_starts(own, theirs)
         if wanted and not _any_starts(weights, ours):
@@ -144,6 +141,19 @@ def _renamed(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[s
                 for name, tensor in weights.items()
             }
     return dict(weights)
+
+
+def _unwrapped(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return the weights under the names they have without torch.compile and DataParallel."""
+    if not any("_orig_mod" in name.split(".") for name in own):
+        parts = {
+            name: [part for part in name.split(".") if part != "_orig_mod"] for name in weights
+        }
+        weights = {".".join(parts[name]): tensor for name, tensor in weights.items()}
+    prefix = "module."
+    if all(name.startswith(prefix) for name in weights) and not _any_starts(own, prefix):
+        weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+    return weights
 
 
 def _any_starts(names: Mapping[str, Tensor], prefix: str) -> bool:

@@ -55,12 +55,12 @@ def noise(record: RunRecord) -> list[float | None]:
 def _ddpg_noise(number: int, job: Job) -> float | None:
     if number < ddpg.WARM_UP:  # uniform actions
         return None
-    return ddpg.exploration(number, job.episodes, job.paper)
+    return ddpg.exploration(number, job.episodes or 1, job.paper)
 
 
 SCHEDULES: Mapping[str, Callable[[int, Job], float | None]] = {
     "ddpg": _ddpg_noise,
-    "guided": lambda number, job: guided.exploration(number, job.episodes),
+    "guided": lambda number, job: guided.exploration(number, job.episodes or 1),
 }
 """Agent to the sigma of its noise in an episode, counted from 0."""
 

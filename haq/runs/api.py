@@ -1,39 +1,37 @@
 """HAQ from Python: the same search, for models and data that have no name on the command line."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from haq.allocation.policy import Bits, read_policy
-from haq.allocation.trials import Trial, best
-from haq.datasets import Data, from_splits, load
-from haq.errors import DataError, HaqError, RunError
+from haq.allocation.trials import Trial
+from haq.datasets import Data
+from haq.errors import HaqError, RunError
 from haq.models.weights import load_weights, save_weights
 from haq.network.graph import Graph
 from haq.quantization.calibration import load_clips
 from haq.quantization.fake_quant import quantize
-from haq.runs.evaluation import labeled, unlabeled
+from haq.runs.evaluation import Evaluation, labeled, unlabeled
 from haq.runs.executors.base import check_sendable
 from haq.runs.executors.ray import check_ray
 from haq.runs.folder import find_folder, new_folder, read_job, read_json, read_trials, write_job
-from haq.runs.job import Job, parse_job
-from haq.runs.plan import images_of, plan
+from haq.runs.job import Job, check_threads, parse_job
+from haq.runs.own import Own, OwnTask, own_task
+from haq.runs.plan import Plan, plan
 from haq.runs.play import play
-from haq.runs.progress import OnProgress
+from haq.runs.progress import OnProgress, Progress, silent
 from haq.runs.run import remove_unused, run
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a search found.
+    """A finished search.
 
     Attributes:
         folder: Where it lies.
@@ -50,33 +48,96 @@ class Run:
     model: nn.Module | None
 
 
-def search(
+def search(  # noqa: PLR0913 - one keyword a field of the job
     model: nn.Module | str = "digits_cnn",
     data: Data | Tensor | Sequence[Any] | str = "digits",
     *,
-    evaluate: Callable[[nn.Module], float] | None = None,
+    evaluate: Own | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     on_progress: OnProgress | None = None,
-    **fields: Any,
+    budgets: Sequence[str] = ("avg_weight_bits=3",),
+    target: str | None = None,
+    batch: int | None = None,
+    weight_bits: tuple[int, int] = (2, 8),
+    act_bits: int | Literal["search"] | None = None,
+    pins: Mapping[str, int] | None = None,
+    agent: str = "guided",
+    paper: bool = False,
+    episodes: int | None = None,
+    evaluation: Literal["finetune", "cheap"] | None = None,
+    reward: Literal["accuracy", "loss", "agreement"] | None = None,
+    finalists: int | None = None,
+    seed: int = 0,
+    clipping: str = "kl",
+    per_channel: bool = True,
+    calibration_images: int = 512,
+    train_images: int = 5000,
+    val_images: int = 2500,
+    lr: float | None = None,
+    distill: bool = True,
+    final_epochs: int | None = None,
+    rounding_steps: int | None = None,
+    threads: int | None = None,
+    workers: int = 1,
+    ray: str | None = None,
+    width: float | None = None,
+    size: int | None = None,
+    weights: str | Path | None = None,
+    float_epochs: int | None = None,
 ) -> Run:
     """Find the bits of every layer under the budgets, fine-tune the network and return the run.
 
     Args:
-        model: A trained classifier or, with ``evaluate``, any network that takes one tensor and
-            whose forward torch.fx can trace; it is left as it is. Or a name.
-        data: A data set by name, as ``haq.datasets.Data``, or as its three splits, each a pair of
-            images (N, C, H, W) and labels (N,). With ``evaluate`` also just a tensor (N, ...) of
-            inputs to calibrate on; then nothing is fine-tuned. Without ``evaluate`` such inputs do
-            for the cheap evaluation, as of ``agent="ilp"``: agreement with the float network.
+        model: A trained classifier or, with ``evaluate``, any network that takes one tensor; it is
+            left as it is. Or a name, as on the command line.
+        data: A data set by name, as ``haq.datasets.Data``, or as its three splits (train, val,
+            test), each a pair of inputs (N, C, H, W) or (N, ...) and labels (N,). With ``evaluate``
+            also just a tensor (N, ...) of inputs to calibrate on; then nothing is fine-tuned.
+            Without ``evaluate`` such inputs do for the cheap evaluation: agreement with the float
+            network.
         evaluate: From a quantized network, in evaluation mode, to a score where higher is better;
             without it validation accuracy. Rewards take it as a share, so one in [0, 1] suits best.
-        out: Name or folder of the run; named after the job without it.
+        out: Name of the run below ``results``, or a path; named after the job without it.
         resume: Go on with the run in ``out``, which must have been asked for in the same words.
-        on_progress: Called with a ``haq.runs.run.Progress``.
-        **fields: Other fields of a ``haq.runs.job.Job``: budgets, target, agent, episodes, seed,
-            act_bits, pins, final_epochs, workers, …. With workers, ``model``, ``data`` and
-            ``evaluate`` are pickled, and a score must not depend on what was scored before.
+        on_progress: Called with a ``haq.runs.progress.Progress``.
+        budgets: Limits that every policy keeps: "avg_weight_bits=3", "size=90kB",
+            "latency=50%w8a8", ….
+        target: The hardware that costs are counted for: a name that ``haq targets`` lists, a
+            profile's file, or "table:FILE.csv". None: size and operations only.
+        batch: Inputs that the target computes at once; None: the target's own.
+        weight_bits: Fewest and most bits of weights, within 2 to 8.
+        act_bits: Bits of all activations, 2 to 8, or "search". None: searched for budgets on
+            latency, energy or bops, else 8.
+        pins: Layer to the bits of its weights and activations. None: 8 in the first and the last.
+        agent: "guided", "ilp" (one policy, at once), "ddpg", "random", "uniform".
+        paper: Run ``agent="ddpg"`` as the paper describes it.
+        episodes: Policies to try. None: as many as suit the time of one evaluation; 1 for ilp.
+        evaluation: What scores a policy: "finetune", after an epoch, or "cheap", after correcting
+            statistics. None: as suits the agent.
+        reward: "accuracy", "loss", or "agreement" with the float network. None: as suits the agent.
+        finalists: How many of the best policies of a cheap evaluation get an epoch each. None: as
+            suits the agent.
+        seed: Decides everything random.
+        clipping: How clips are chosen: "kl", "mse", "percentile" or "max".
+        per_channel: One scale for each output channel of a layer, not one for the layer.
+        calibration_images: Training inputs that clips are chosen on.
+        train_images: Training inputs of an episode's epoch.
+        val_images: Validation inputs that score an episode.
+        lr: Highest learning rate of fine-tuning. None: the default of ``haq search``.
+        distill: Learn from the float network's answers as well.
+        final_epochs: Epochs of fine-tuning for the policy chosen. None: 1 where its network was
+            fine-tuned already (30 for "digits"), else 0.
+        rounding_steps: Steps in which the policy chosen learns its rounding (AdaRound). None: 300
+            for the cheap evaluation, else 0.
+        threads: CPU threads of a process. None: torch's own, shared by workers.
+        workers: Policies evaluated at once, each in a process. ``model``, ``data`` and ``evaluate``
+            are pickled then, and a score must not depend on what was scored before.
+        ray: Address of a Ray cluster for the workers.
+        width: Width multiplier; for a model given by its name, as are the next three.
+        size: Height and width of a folder's images.
+        weights: File of float weights.
+        float_epochs: Epochs in which the float network is trained first.
 
     Returns:
         The run.
@@ -84,163 +145,89 @@ def search(
     Raises:
         HaqError: As on the command line.
     """
-    say = on_progress or (lambda _: None)
+    given = locals()
+    fields = {name: given[name] for name in Job.model_fields if name not in ("model", "data")}
+    if paper and agent == "guided":
+        fields["agent"] = None  # paper alone means ddpg
+    say = on_progress or silent
     if isinstance(model, str):
         if not isinstance(data, str) or evaluate is not None:
             raise HaqError(f"model {model!r} is a name: give a name for the data, and no evaluate")
         job = parse_job(model=model, data=data, **fields)
         folder = _folder(job, out, resume)
         run(job, folder, say)
-        return _found(folder, None)
-    inputs = data if isinstance(data, Tensor) else None
-    images = None if isinstance(data, Tensor) else _images(data, fields.get("seed", 0))
-    job = _job(model, images, evaluate, fields)
+        return _run(folder, None)
+    task = own_task(model, data, evaluate, fields)
+    return _search(task, evaluate, out, resume, say)
+
+
+def _search(
+    task: OwnTask, evaluate: Own | None, out: str | Path | None, resume: bool, say: OnProgress
+) -> Run:
+    job = task.job
+    check_ray(job)
+    if not resume:
+        check_threads(job)
     if job.threads:
         torch.set_num_threads(job.threads)
-    check_ray(job)
     if job.workers > 1 or job.ray is not None:
-        check_sendable(model, evaluate)
+        check_sendable(task.model, evaluate)
     folder = _folder(job, out, resume)
-    sample = inputs if inputs is not None else torch.zeros(1, *(images.shape if images else ()))
     try:
-        planned = plan(
-            job, model, images_of(images) if images else {"shape": list(sample.shape[1:])}
-        )
-    except HaqError:
+        planned = plan(job, task.model, task.images, task.sample, task.notes)
+    except BaseException:
         remove_unused(folder)
         raise
+    if planned.notes:
+        say(Progress("plan", 1, 1, "; ".join(planned.notes)))
+    job = read_job(folder) if resume else job  # which has a number of episodes
     write_job(folder, job)
-    _keep_float(model, folder / "float.safetensors")
-    if inputs is not None:
-        evaluation = unlabeled(job, folder, planned, inputs, say, evaluate)
-    else:
-        assert images is not None
-        evaluation = labeled(job, folder, planned, images, say, evaluate)
-    play(job, folder, planned, evaluation, say)
-    return _found(folder, planned.graph)
+    _keep_float(task.model, folder / "float.safetensors")
+    play(job, folder, planned, own_evaluation(task, job, folder, planned, say, evaluate), say)
+    return _run(folder, planned.graph)
 
 
-def _job(
-    model: nn.Module,
-    images: Data | None,
-    evaluate: Callable[[nn.Module], float] | None,
-    fields: dict[str, Any],
-) -> Job:
-    """Return the job for a model of the caller's own; ``images`` is None for inputs alone."""
-    named = {"weights", "float_epochs", "width", "size"} & fields.keys()
-    if named:
-        raise HaqError(f"{', '.join(sorted(named))}: only for a model given by its name")
-    fields = ({} if images else {"finalists": 0}) | fields  # those would be fine-tuned
-    fields = ({"reward": "accuracy"} if evaluate else {}) | fields
-    job = parse_job(model=type(model).__name__, data=images.name if images else "inputs", **fields)
-    if evaluate and job.reward != "accuracy":
-        raise HaqError(f"reward {job.reward}: evaluate= gives one number; leave the reward out")
-    if images is None and evaluate is None and job.evaluation != "cheap":
-        raise DataError(
-            "inputs alone have no labels: give evaluate=, or the three splits, or take an agent or "
-            'an evaluation that needs none, such as agent="ilp"'
-        )
-    return job
-
-
-def _images(data: Data | Sequence[Any] | str, seed: int) -> Data:
-    if isinstance(data, str):
-        return load(data, seed=seed)
-    return data if isinstance(data, Data) else from_splits(data)
+def own_evaluation(
+    task: OwnTask, job: Job, folder: Path, planned: Plan, say: OnProgress, evaluate: Own | None
+) -> Evaluation:
+    """Return the evaluation of a task, by labels or without."""
+    if task.data is not None:
+        return labeled(job, folder, planned, task.data, say, evaluate)
+    assert task.inputs is not None
+    return unlabeled(job, folder, planned, task.inputs, say, evaluate)
 
 
 def _folder(job: Job, out: str | Path | None, resume: bool) -> Path:
     if not resume:
-        return new_folder(job, str(out) if out is not None else None)
+        return new_folder(job, out)
     if out is None:
         raise RunError("resume=True goes on with the run in out=, which is not given")
-    folder = find_folder(str(out))
+    folder = find_folder(out)
     before = read_job(folder)
+    if job.episodes is None:
+        job = job.model_copy(update={"episodes": before.episodes})
     if before != job:
         changed = [name for name in Job.model_fields if getattr(before, name) != getattr(job, name)]
         raise RunError(f"run {folder} was asked for with another {', '.join(changed)}")
     return folder
 
 
-def _keep_float(model: nn.Module, kept: Path) -> None:
-    if not kept.exists():
-        save_weights(model, kept)
+def _keep_float(model: nn.Module, file: Path) -> None:
+    if not file.exists():
+        save_weights(model, file)
         return
-    before, now = load_file(kept), model.state_dict()
+    before, now = load_file(file), model.state_dict()
     same = before.keys() == now.keys() and all(torch.equal(before[k], now[k]) for k in before)
     if not same:
-        raise RunError(f"the model's weights are not those that the run started from ({kept})")
+        raise RunError(f"the model's weights are not those that the run started from ({file})")
 
 
-def _found(folder: Path, graph: Graph | None) -> Run:
+def _run(folder: Path, graph: Graph | None) -> Run:
     policy = read_policy(folder / "policy.json")
     network = None
     if graph is not None:
         network = quantize(graph, policy, load_clips(folder / "clips.safetensors"))
         load_weights(network, folder / "weights.safetensors")
         network.eval()
-    return Run(
-        folder,
-        read_json(folder / "summary.json"),
-        policy,
-        read_trials(folder),
-        network,
-    )
-
-
-@dataclass(frozen=True)
-class Tables:
-    """A run read back from its folder, with its numbers as pandas frames.
-
-    Attributes:
-        folder: Where it lies.
-        job: What was asked for.
-        summary: As in ``summary.json``; empty before the first episode.
-        policy: Of the best trial.
-        trials: A row an episode: accuracy, loss, reward, seconds, cached, a column for each cost
-            under its quantity's name, and the policy.
-        layers: A row a layer: kind, params, macs, weight_bits, act_bits, and for each quantity its
-            cost and, as quantity_w8a8, the one at 8 bits. The units of both frames are in their
-            ``attrs["units"]``.
-    """
-
-    folder: Path
-    job: Job
-    summary: dict[str, Any]
-    policy: dict[str, Bits]
-    trials: "DataFrame"
-    layers: "DataFrame"
-
-
-def load_run(path: str | Path) -> Tables:
-    """Return a run, finished or not, as tables.
-
-    Args:
-        path: Its name or folder.
-
-    Raises:
-        RunError: There is no run, or it is damaged.
-
-    >>> run = load_run("mine")  # doctest: +SKIP
-    >>> run.trials.plot.scatter("avg_weight_bits", "accuracy")  # doctest: +SKIP
-    """
-    from pandas import DataFrame
-
-    folder = find_folder(str(path))
-    kept = folder / "summary.json"
-    summary = read_json(kept) if kept.exists() else {}
-    found = read_trials(folder)
-    trials = DataFrame([_flat(vars(trial), "cost", "") for trial in found])
-    rows = [_flat(row, "cost", "") for row in summary.get("layers", [])]
-    layers = DataFrame([_flat(row, "cost_w8a8", "_w8a8") for row in rows])
-    trials = trials.set_index("episode") if found else trials
-    layers = layers.set_index("name") if rows else layers
-    trials.attrs["units"] = layers.attrs["units"] = summary.get("units", {})
-    policy = dict(best(found).policy) if found else {}
-    return Tables(folder, read_job(folder), summary, policy, trials, layers)
-
-
-def _flat(row: Mapping[str, Any], field: str, suffix: str) -> dict[str, Any]:
-    """Return a row with the entries of one of its fields as columns of their own."""
-    columns = {f"{name}{suffix}": value for name, value in row[field].items()}
-    return {name: value for name, value in row.items() if name != field} | columns
+    summary, trials = read_json(folder / "summary.json"), read_trials(folder)
+    return Run(folder, summary, policy, trials, network)

@@ -1,36 +1,34 @@
 """The episodes of a search: each policy is scored once, every trial is written as it ends."""
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from haq.agents import Episode, find
 from haq.agents import play as play_agent
 from haq.allocation.policy import Policy
 from haq.allocation.trials import Score, Trial, best
-from haq.envs.quantization import QuantizationEnv
 from haq.errors import RunError
+from haq.runs.environment import environment
 from haq.runs.executors import Request, Result, window
 from haq.runs.executors.base import Pending
 from haq.runs.folder import append_trial
 from haq.runs.progress import Progress
+from haq.runs.scores import usable
 from haq.runs.state import Key, Search, policy_key, save_network
 
 
 def episodes(search: Search) -> Iterator[Trial]:
     """Play the episodes, those of an earlier start from memory, and yield the new trials."""
     job, trials, evaluation = search.job, search.trials, search.evaluation
-    requests = _Requests(search)
+    requests, count = _Requests(search), job.episodes
+    assert count is not None  # see haq.runs.pace
     floats = evaluation.float_score
-    env = QuantizationEnv(
-        search.planned.table, requests.score, search.planned.budgets, floats.accuracy,
-        float_loss=floats.loss, reward="accuracy" if job.reward == "accuracy" else "loss",
-        sensitivity=evaluation.sensitivity,
-    )  # fmt: skip
+    reward: Literal["accuracy", "loss"] = "accuracy" if job.reward == "accuracy" else "loss"
+    env = environment(search.planned, evaluation, reward, requests.score)
     options: dict[str, Any] = {"paper": True} if job.paper else {}
-    agent = find(job.agent)(env, job.episodes, job.seed, **options)
-    played = play_agent(agent, env, job.episodes, window=requests.window, ahead=requests.ahead)
+    agent = find(job.agent)(env, count, job.seed, **options)
+    played = play_agent(agent, env, count, window=requests.window, ahead=requests.ahead)
     for number, episode in enumerate(played):
         if number >= requests.replayed:
             trial = _trial(number, episode, requests.result)
@@ -40,7 +38,7 @@ def episodes(search: Search) -> Iterator[Trial]:
             yield trial
         top = best(trials[: number + 1])
         note = f"best {top.accuracy:.2%} (float {floats.accuracy:.2%})"
-        search.on_progress(Progress("search", number + 1, job.episodes, note))
+        search.on_progress(Progress("search", number + 1, count, note))
 
 
 class _Requests:
@@ -91,13 +89,11 @@ class _Requests:
         self.result = None
         if number in self._pending:
             self.result = self._pending.pop(number)()
-            self._scores[number] = self.result.score or self._lost()
+            known = [Score(trial.accuracy, trial.loss) for trial in self._search.trials]
+            known.append(self._search.evaluation.float_score)
+            images = self._search.planned.images
+            self._scores[number] = usable(self.result.score, images, known)
         return self._scores[number]
-
-    def _lost(self) -> Score:
-        """Return the score of a network that diverged: that of one that knows nothing."""
-        classes = self._search.planned.images.get("classes", ())
-        return Score(0.0, math.log(len(classes)) if len(classes) > 1 else math.nan)
 
 
 def _check_replayed(trial: Trial, policy: Policy) -> None:

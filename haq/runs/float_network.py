@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from haq.datasets import Data, check_fits
+from haq.datasets import Data, Outline, check_fits
 from haq.errors import HaqError, ModelError
 from haq.models import build, input_shape
 from haq.models.weights import load_weights, save_weights
@@ -15,7 +15,7 @@ from haq.runs.progress import OnProgress, Progress
 from haq.training.train import Step, train
 
 
-def fresh_model(name: str, data: Data, width: float, seed: int) -> nn.Module:
+def fresh_model(name: str, data: Data | Outline, width: float, seed: int) -> nn.Module:
     """Return a model for the images and classes of a data set, its weights drawn from the seed.
 
     Raises:
@@ -31,45 +31,77 @@ def fresh_model(name: str, data: Data, width: float, seed: int) -> nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 
-def _check_outputs(name: str, model: nn.Module, data: Data) -> None:
-    images, _ = data.train.batch(torch.zeros(1, dtype=torch.int64))
+def example(data: Data | Outline) -> Tensor:
+    """Return one input as the data have it: their first one, or random numbers in its place."""
+    if isinstance(data, Data):
+        return data.train.batch(torch.zeros(1, dtype=torch.int64))[0]
+    return torch.randn(1, *data.shape, generator=torch.Generator().manual_seed(0))
+
+
+def _check_outputs(name: str, model: nn.Module, data: Data | Outline) -> None:
+    """Refuse a model that does not give a number for each class, at least."""
     try:
         with torch.no_grad():
-            output = model.eval()(images)
+            output = model.eval()(example(data))
     except Exception as error:
         shape = "x".join(map(str, data.shape))
         raise ModelError(f"model {name} does not run on images of {shape}: {error}") from error
-    if not isinstance(output, torch.Tensor) or output.shape != (1, len(data.classes)):
-        got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    classes = len(data.classes)
+    tensor = isinstance(output, Tensor)
+    if not tensor or output.dim() != 2 or len(output) != 1 or output.shape[1] < classes:
+        got = tuple(output.shape) if tensor else f"a {type(output).__name__}"
         raise ModelError(
-            f"model {name} gives {got} for one image; {data.name} has {len(data.classes)} classes, "
-            f"so it must be (1, {len(data.classes)})"
+            f"model {name} gives {got} for one image; {data.name} has {classes} classes, so it "
+            f"must give one tensor (1, {classes})"
         )
 
 
 def float_network(
     job: Job, folder: Path, model: nn.Module, data: Data, on_progress: OnProgress
 ) -> None:
-    """Give a model its float weights: those in the run's folder, the job's, or new ones."""
+    """Give a model its float weights: those in the run's folder, the job's, or new ones.
+
+    They are in the run's folder afterwards, beside ``job.json``.
+    """
     kept = folder / "float.safetensors"
     if kept.exists():
         return load_weights(model, kept)
+    check_float(job)
     write_job(folder, job)
-    if job.weights is not None:
-        load_weights(model, job.weights)
-    else:
-        train_float(model, data, _float_epochs(job), job.seed, folder / "float.part", on_progress)
+    if not read_float(job, folder, model):
+        epochs = 60 if job.float_epochs is None else job.float_epochs
+        train_float(model, data, epochs, job.seed, folder / "float.part", on_progress)
     save_weights(model, kept)
     (folder / "float.part").unlink(missing_ok=True)
 
 
-def _float_epochs(job: Job) -> int:
-    if job.float_epochs is None and job.data != "digits":
+def read_float(job: Job, folder: Path, model: nn.Module) -> bool:
+    """Load the float weights of the run's folder or of the job's file, if there are any.
+
+    Returns:
+        Whether there were.
+
+    Raises:
+        ModelError: They do not fit the model, or the file cannot be read.
+    """
+    kept = folder / "float.safetensors"
+    file = kept if kept.exists() else job.weights
+    if file is not None:
+        load_weights(model, file)
+    return file is not None
+
+
+def check_float(job: Job) -> None:
+    """Refuse a job that says nothing of where its float weights come from.
+
+    Raises:
+        HaqError: It does not.
+    """
+    if job.weights is None and job.float_epochs is None and job.data != "digits":
         raise HaqError(
             f"model {job.model} needs weights: give --weights FILE (haq train makes one), "
             "or --float-epochs N to train it within the run"
         )
-    return 60 if job.float_epochs is None else job.float_epochs
 
 
 def train_float(

@@ -27,16 +27,17 @@ HOME = Path("results")
 """Where runs lie unless the user says otherwise."""
 
 
-def new_folder(job: Job, name: str | None) -> Path:
-    """Return a fresh folder below ``HOME``, named by the user or after the job.
+def new_folder(job: Job, name: str | Path | None) -> Path:
+    """Return a fresh folder: at the user's path, or below ``HOME``, named by the user or the job.
+
+    Args:
+        job: Gives the name where the user gives none.
+        name: A path such as ./mine or runs/mine, or the name of a folder below ``HOME``.
 
     Raises:
         RunError: The user's name is taken by another run, or is no name of a folder.
     """
-    if name is not None:
-        folder = Path(name) if os.sep in name else HOME / name
-    else:
-        folder = _unused(HOME / _title(job))
+    folder = _unused(HOME / _title(job)) if name is None else _place(name)
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise RunError(f"{folder} exists already; go on with --resume {folder} or rename one")
@@ -44,6 +45,13 @@ def new_folder(job: Job, name: str | None) -> Path:
     except OSError as error:
         raise RunError(f"cannot make the run's folder {folder}: {error.strerror}") from error
     return folder
+
+
+def _place(name: str | Path) -> Path:
+    """Return the path that a user means: a name without a separator lies below ``HOME``."""
+    separators = {os.sep, os.altsep, "/"} - {None}
+    is_path = isinstance(name, Path) or any(str(s) in name for s in separators)
+    return Path(name) if is_path or name in (".", "..") else HOME / name
 
 
 def _title(job: Job) -> str:
@@ -60,18 +68,20 @@ def _unused(folder: Path) -> Path:
     return free
 
 
-def find_folder(name: str) -> Path:
+def find_folder(name: str | Path) -> Path:
     """Return the folder of an existing run, by its path or its name below ``HOME``.
+
+    A name without a separator is looked for below ``HOME`` first, where a run of that name goes.
 
     Raises:
         RunError: There is no run there.
     """
-    for folder in (Path(name), HOME / name):
+    for folder in dict.fromkeys((_place(name), Path(name))):
         if (folder / "job.json").is_file():
             return folder
     names = sorted(path.parent.name for path in HOME.glob("*/job.json"))
     known = f"; known here: {', '.join(names)}" if names else ""
-    raise RunError(f"no run at {name!r}: there is no job.json{known}")
+    raise RunError(f"no run at {str(name)!r}: there is no job.json{known}")
 
 
 def write_job(folder: Path, job: Job) -> None:

@@ -1,9 +1,9 @@
-"""What a user asks for, checked once for the command line and for Python."""
+"""What a user asks for, checked once for the command line, for Python and for the service."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -12,10 +12,23 @@ from haq.errors import HaqError
 Width = Annotated[int, Field(ge=2, le=8)]
 
 
+class JobError(HaqError):
+    """Something asked for that no search can do.
+
+    Attributes:
+        field: The field of the job that is to blame, None where several do not go together.
+    """
+
+    def __init__(self, field: str | None, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
 class Job(BaseModel):
     """One search, as it is kept in ``job.json``.
 
-    Paths and names are as the user gave them; nothing here is looked up yet.
+    Paths and names are as the user gave them; nothing here is looked up yet. ``episodes`` is None
+    until the run knows how long one evaluation takes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,9 +41,9 @@ class Job(BaseModel):
     target: str | None = None
     batch: Annotated[int, Field(ge=1)] | None = None
     budgets: tuple[str, ...] = ("avg_weight_bits=3",)
-    agent: str = "ddpg"
+    agent: str = "guided"
     paper: bool = False
-    episodes: Annotated[int, Field(ge=1)] = 60
+    episodes: Annotated[int, Field(ge=1)] | None = None
     evaluation: Literal["finetune", "cheap"] = "finetune"
     reward: Literal["accuracy", "loss", "agreement"] = "accuracy"
     finalists: Annotated[int, Field(ge=0)] = 0
@@ -53,7 +66,7 @@ class Job(BaseModel):
     ray: str | None = None
 
     def last_epochs(self, tuned: bool) -> int:
-        """Return the epochs for the policy found: as asked, else 30 of the few digits, else 1.
+        """Return the epochs for the policy chosen: as asked, else 30 of the few digits, else 1.
 
         None unless they are asked for, where its network is not fine-tuned so far.
         """
@@ -62,7 +75,7 @@ class Job(BaseModel):
 
     @property
     def last_steps(self) -> int:
-        """Steps in which the policy found learns its rounding, where it is not fine-tuned."""
+        """Steps in which the policy chosen learns its rounding, where it is not fine-tuned."""
         default = 300 if self.evaluation == "cheap" else 0
         return default if self.rounding_steps is None else self.rounding_steps
 
@@ -77,12 +90,48 @@ class Job(BaseModel):
 
 _OF_ACTIVATIONS = ("latency", "energy", "bops")
 
-
 BY_AGENT: Mapping[str, Mapping[str, object]] = {
     "ilp": {"episodes": 1, "evaluation": "cheap"},
     "guided": {"evaluation": "cheap", "finalists": 3, "reward": "agreement"},
 }
 """What an agent asks for unless the user says otherwise."""
+
+_OPTIONS = {"budgets": "--budget", "pins": "--pin", "per_channel": "--per-tensor"}
+
+_RULES = {
+    "width": "a width multiplier is above 0 and at most 8",
+    "size": "the height and width of an image are a whole number of pixels, 1 or more",
+    "weights": "give the path of a file, such as resnet20.safetensors",
+    "batch": "a target computes a whole number of images at once, 1 or more",
+    "budgets": "a budget is text such as avg_weight_bits=3 or latency=50%w8a8",
+    "episodes": "a search plays a whole number of episodes, 1 or more",
+    "evaluation": "give finetune (one epoch for each policy) or cheap (no training)",
+    "reward": "give accuracy, loss or agreement",
+    "finalists": "give how many of the best policies get an epoch, 0 or more",
+    "seed": "a seed is a whole number from 0 to 4294967295",
+    "weight_bits": "weights have 2 to 8 bits; give a range within 2..8, or one number",
+    "act_bits": "activations have 2 to 8 bits; give one number, or search",
+    "pins": "a pin is 2 to 8 bits; leave the layer out to let the search decide, or give "
+    "--pin none",
+    "calibration_images": "give a whole number of images, 1 or more",
+    "train_images": "give a whole number of images, 2 or more",
+    "val_images": "give a whole number of images, 1 or more",
+    "lr": "a learning rate is a finite number above 0",
+    "final_epochs": "give a whole number of epochs, 0 or more",
+    "rounding_steps": "give a whole number of steps, 0 or more",
+    "float_epochs": "give a whole number of epochs, 0 or more",
+    "threads": "give a whole number of threads, 1 or more",
+    "workers": "give a whole number of processes, 1 or more",
+} | dict.fromkeys(("paper", "per_channel", "distill"), "give true or false")
+
+
+def option(field: str) -> str:
+    """Return what a field of a job is called on the command line.
+
+    >>> option("weight_bits"), option("pins")
+    ('--weight-bits', '--pin')
+    """
+    return _OPTIONS.get(field, "--" + field.replace("_", "-"))
 
 
 def parse_job(**fields: object) -> Job:
@@ -92,40 +141,97 @@ def parse_job(**fields: object) -> Job:
     the cores.
 
     Raises:
-        HaqError: A field is unknown or out of range.
+        JobError: A field is unknown or out of range, or some do not go together.
     """
     given = {name: value for name, value in fields.items() if value is not None}
-    suits = dict(BY_AGENT.get(str(fields.get("agent")), {}))
+    given.setdefault("agent", "ddpg" if given.get("paper") else "guided")
+    suits = dict(BY_AGENT.get(str(given["agent"]), {}))
     if given.get("evaluation") == "finetune":
         suits.pop("finalists", None)
     try:
         job = Job.model_validate(suits | given)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"][:1]).replace("_", "-")
-        raise HaqError(f"{field} {first['input']!r}: {first['msg']}") from error
-    if job.weight_bits[0] > job.weight_bits[1]:
-        low, high = job.weight_bits
-        raise HaqError(f"weight-bits {low}..{high} is empty; give the smaller number first")
-    if not job.budgets:
-        raise HaqError("a search needs a budget, such as avg_weight_bits=3 or latency=50%w8a8")
-    if job.weights is not None and job.float_epochs is not None:
-        raise HaqError("weights and float-epochs exclude each other; leave one of them out")
-    if job.paper and job.agent != "ddpg":
-        raise HaqError(f"paper is a way to run ddpg, not {job.agent}; leave one of them out")
-    if job.paper and job.evaluation != "finetune":
-        raise HaqError("paper fine-tunes in every episode; leave --evaluation cheap out")
-    if job.finalists and job.evaluation == "finetune":
-        raise HaqError(
-            f"finalists {job.finalists}: every episode is fine-tuned already; leave it out, or ask "
-            "for the cheap evaluation"
-        )
+        raise _job_error(error.errors()[0]) from error
+    _check_together(job)
     threads = job.threads
     if threads is None and (job.workers > 1 or job.ray is not None):
-        threads = max(1, cores() // job.workers)
+        threads = max(1, default_threads() // job.workers)
     return job.model_copy(update={"distill": job.distill and not job.paper, "threads": threads})
+
+
+def _job_error(error: Mapping[str, Any]) -> JobError:
+    """Return what a wrong field is refused with: its value, the rule and the way out."""
+    field, *inner = error["loc"]
+    if field not in Job.model_fields:
+        known = ", ".join(sorted(Job.model_fields))
+        return JobError(None, f"a search has no field {field!r} (known: {known})")
+    value = error["input"]
+    key = f" {inner[0]}=" if field == "pins" and inner else " "
+    shown = value if isinstance(value, str | int | float) else repr(value)
+    rule = _RULES.get(str(field), "give text")
+    return JobError(str(field), f"{option(str(field))}{key}{shown}: {rule}")
+
+
+def _check_together(job: Job) -> None:
+    """Refuse what cannot be had together.
+
+    Raises:
+        JobError: Some fields contradict each other.
+    """
+    low, high = job.weight_bits
+    if low > high:
+        raise JobError(
+            "weight_bits", f"--weight-bits {low}..{high} is empty; give the smaller number first"
+        )
+    if not job.budgets:
+        raise JobError(
+            "budgets", "a search needs a budget, such as avg_weight_bits=3 or latency=50%w8a8"
+        )
+    if job.weights is not None and job.float_epochs is not None:
+        raise JobError(
+            None,
+            f"--weights {job.weights} and --float-epochs {job.float_epochs} exclude each other: "
+            "the float network is read or trained; leave one of them out",
+        )
+    if job.paper and job.agent != "ddpg":
+        raise JobError(
+            None,
+            f"--paper is a way to run ddpg, not {job.agent}; leave one of them out",
+        )
+    if job.paper and job.evaluation != "finetune":
+        raise JobError(None, "--paper fine-tunes in every episode; leave --evaluation cheap out")
+    if job.finalists and job.evaluation == "finetune":
+        raise JobError(
+            "finalists",
+            f"--finalists {job.finalists}: every episode is fine-tuned already; leave it out, or "
+            "give --evaluation cheap",
+        )
 
 
 def cores() -> int:
     """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0))
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every platform
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def default_threads() -> int:
+    """Return how many threads a process uses unless told otherwise.
+
+    That is ``OMP_NUM_THREADS`` where the environment has it, else one for each core.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(asked) if asked.isdecimal() and int(asked) > 0 else cores()
+
+
+def check_threads(job: Job) -> None:
+    """Refuse more threads than there are cores: they wait for each other, and never end.
+
+    Raises:
+        JobError: There are not that many.
+    """
+    if job.threads is not None and job.threads > cores():
+        raise JobError(
+            "threads",
+            f"--threads {job.threads}: there are {cores()} cores here, and more threads only wait "
+            f"for each other; give at most {cores()}",
+        )

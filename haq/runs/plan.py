@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from haq.agents import find
 from haq.allocation.budgets import Budget, fit, parse_budget
@@ -18,7 +18,7 @@ from haq.allocation.costs import (
     tabulate,
 )
 from haq.allocation.policy import FLOAT, Bits
-from haq.datasets import Data
+from haq.datasets import Data, Outline
 from haq.errors import look_up
 from haq.hw_profiles import load as load_target
 from haq.network.graph import Graph, trace
@@ -31,11 +31,12 @@ from haq.runs.job import Job
 class Plan:
     """What is known before any image is looked at: layers, costs, budgets.
 
-    ``model`` is what the graph was traced from; ``notes`` are sentences for the user about what
-    was decided otherwise than asked for.
+    ``model`` is what the graph was traced from, with ``sample``; ``notes`` are sentences for the
+    user about what stays float, or was decided otherwise than asked for.
     """
 
     model: nn.Module
+    sample: Tensor
     graph: Graph
     target: Target | None
     table: CostTable
@@ -45,20 +46,40 @@ class Plan:
     notes: tuple[str, ...] = ()
 
 
-def plan(job: Job, model: nn.Module, images: Mapping[str, Any]) -> Plan:
+def check_names(job: Job) -> None:
+    """Look up what a job names: agent, clipping, target.
+
+    Raises:
+        HaqError: Something is unknown, or the target's file cannot be read.
+    """
+    find(job.agent)
+    look_up(CLIPPING, "clipping", job.clipping)
+    if job.target:
+        load_target(job.target, job.batch)
+
+
+def plan(
+    job: Job,
+    model: nn.Module,
+    images: Mapping[str, Any],
+    sample: Tensor | None = None,
+    notes: Sequence[str] = (),
+) -> Plan:
     """Return the layers of a model, what their bits cost and the budgets of the job.
 
     Args:
         job: Its budgets, target, pins and bits count here.
         model: Left as it is.
         images: At least the "shape" of one; kept with the run.
+        sample: Some inputs (N, ...) as the model gets them; random numbers of that shape if None.
+        notes: Sentences for the user, known already.
 
     Raises:
         HaqError: The model cannot be traced, a name is unknown, or no policy meets the budgets.
     """
-    find(job.agent)
-    look_up(CLIPPING, "clipping", job.clipping)
-    graph = trace(model, torch.zeros(1, *images["shape"]))
+    check_names(job)
+    sample = random_inputs(images) if sample is None else sample
+    graph = trace(model, sample)
     target = load_target(job.target, job.batch) if job.target else None
     pins = _pins(job, graph.layers, target)
     choices = _choices(job, graph.layers, target, pins)
@@ -67,8 +88,26 @@ def plan(job: Job, model: nn.Module, images: Mapping[str, Any]) -> Plan:
     budgets = tuple(parse_budget(text, graph.layers, target, floats) for text in job.budgets)
     dearest = {name: pairs[-1] for name, pairs in table.choices.items()}
     fit(dearest, table, budgets)  # says now, not after an hour, that nothing fits
-    notes = tuple(_pin_notes(pins, graph.layers, target))
-    return Plan(model, graph, target, table, budgets, job.budgets, images, notes)
+    notes = (*notes, *_float_notes(model, graph), *_pin_notes(pins, graph.layers, target))
+    return Plan(model, sample, graph, target, table, budgets, job.budgets, images, notes)
+
+
+def random_inputs(images: Mapping[str, Any], count: int = 1) -> Tensor:
+    """Return inputs of a shape, the same every time: random numbers, or tokens of zero."""
+    shape = (count, *images["shape"])
+    if "dtype" in images:
+        return torch.zeros(shape, dtype=getattr(torch, images["dtype"]))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def _float_notes(model: nn.Module, graph: Graph) -> Iterator[str]:
+    """Yield a sentence on the parameters that no policy quantizes, if there are any."""
+    count = sum(graph.float_parameters.values())
+    if count:
+        every = sum(layer.weights for layer in graph.layers) + count
+        names = sorted(graph.float_parameters, key=lambda name: -graph.float_parameters[name])
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        yield f"{count / every:.1%} of the weights stay float32 and count as such: {shown}"
 
 
 def _pins(job: Job, layers: Sequence[Layer], target: Target | None) -> dict[str, int | Bits]:
@@ -118,7 +157,7 @@ def _choices(
     return share_activations(layers, widened)
 
 
-def images_of(data: Data) -> dict[str, Any]:
+def images_of(data: Data | Outline) -> dict[str, Any]:
     """Return what must be known of a data set's images to feed the network later."""
     return {
         "data": data.name, "shape": list(data.shape), "mean": list(data.mean),

@@ -13,6 +13,7 @@ from haq.runs.executors import Executor, executor_for
 from haq.runs.finish import finish
 from haq.runs.folder import drop_torn_line, read_json, read_trials
 from haq.runs.job import Job
+from haq.runs.pace import with_episodes
 from haq.runs.plan import Plan
 from haq.runs.progress import OnProgress, Progress, silent
 from haq.runs.scoring import Scorer
@@ -34,6 +35,7 @@ def play(
     """
     drop_torn_line(folder)
     trials = read_trials(folder)
+    job = with_episodes(job, folder, planned, evaluation)
     _check_target(folder, planned)
     if notes := (*planned.notes, *evaluation.notes):
         on_progress(Progress("plan", 1, 1, "; ".join(notes)))
@@ -58,7 +60,7 @@ def play(
 
 def _executor(planned: Plan, evaluation: Evaluation) -> Executor:
     scorer = Scorer(evaluation.network, evaluation.score, evaluation.tuned)
-    return executor_for(scorer, planned.model, planned.images["shape"], evaluation.scoring)
+    return executor_for(scorer, planned.model, planned.sample, evaluation.scoring)
 
 
 def _check_target(folder: Path, planned: Plan) -> None:

@@ -1,18 +1,18 @@
 """Run a job: the one place where model, target, environment and agent meet."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from haq.datasets import load
+from haq.datasets import Data, load, outline
 from haq.runs.evaluation import labeled
 from haq.runs.executors.ray import check_ray
-from haq.runs.float_network import float_network, fresh_model
-from haq.runs.job import Job
-from haq.runs.plan import images_of, plan
+from haq.runs.float_network import check_float, example, float_network, fresh_model, read_float
+from haq.runs.job import Job, check_threads
+from haq.runs.plan import Plan, check_names, images_of, plan
 from haq.runs.play import play
-from haq.runs.progress import OnProgress, silent
+from haq.runs.progress import OnProgress, Progress, silent
 
 
 def run(job: Job, folder: Path, on_progress: OnProgress = silent) -> dict[str, Any]:
@@ -30,19 +30,53 @@ def run(job: Job, folder: Path, on_progress: OnProgress = silent) -> dict[str, A
         HaqError: The job cannot be done; a folder in which nothing was begun is taken away again.
     """
     new = not (folder / "job.json").exists()
-    if job.threads:
-        torch.set_num_threads(job.threads)
     try:
-        check_ray(job)
-        data = load(job.data, seed=job.seed, size=job.size)
-        model = fresh_model(job.model, data, job.width, job.seed)
-        planned = plan(job, model, images_of(data))
-        float_network(job, folder, model, data, on_progress)
+        if new:
+            check_threads(job)
+        start = prepare(job, folder, on_progress)
     except BaseException:
         if new:
             remove_unused(folder)
         raise
-    return play(job, folder, planned, labeled(job, folder, planned, data, on_progress), on_progress)
+    evaluation = labeled(job, folder, start.planned, start.data, on_progress)
+    return play(job, folder, start.planned, evaluation, on_progress)
+
+
+class Start(NamedTuple):
+    """What a run by names begins with: its plan, on a trained float network, and its data."""
+
+    planned: Plan
+    data: Data
+
+
+def prepare(job: Job, folder: Path, on_progress: OnProgress) -> Start:
+    """Return what the job begins with; whatever can be refused is refused before data are read.
+
+    Names come first, then files and their headers, then the network and its budgets, then data.
+
+    Args:
+        job: As for ``run``.
+        folder: As for ``run``: gets ``job.json`` and the float network.
+        on_progress: As for ``run``.
+
+    Raises:
+        HaqError: As ``run``.
+    """
+    check_ray(job)
+    check_names(job)
+    check_float(job)
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    # What a function of the user's own gives is known only once it was called.
+    about = outline(job.data, job.size) or load(job.data, seed=job.seed, size=job.size)
+    model = fresh_model(job.model, about, job.width, job.seed)
+    read_float(job, folder, model)
+    planned = plan(job, model, images_of(about), example(about))
+    if planned.notes:
+        on_progress(Progress("plan", 1, 1, "; ".join(planned.notes)))
+    data = about if isinstance(about, Data) else load(job.data, seed=job.seed, size=job.size)
+    float_network(job, folder, model, data, on_progress)
+    return Start(planned, data)
 
 
 def remove_unused(folder: Path) -> None:

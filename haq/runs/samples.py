@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from haq.datasets import Split
+from haq.training.numerics import channels_last
 
 FREEZABLE = 2**28
 """Values (of 4 bytes) of images that are kept ready in memory."""
@@ -60,7 +61,4 @@ def freeze(part: Part, generator: torch.Generator | None = None) -> Part | Froze
         return part
     batches = [part.batch(index, generator) for index in torch.arange(len(part)).split(500)]
     pictures = torch.cat([pictures for pictures, _ in batches])
-    return Frozen(
-        pictures.contiguous(memory_format=torch.channels_last),
-        torch.cat([labels for _, labels in batches]),
-    )
+    return Frozen(channels_last(pictures), torch.cat([labels for _, labels in batches]))

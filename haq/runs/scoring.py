@@ -83,7 +83,7 @@ def _score(graph: Graph, data: ScoringData) -> Scoring:
     if data.evaluator is None:
         assert data.inputs is not None
         return agreement(graph.traced, data.inputs)
-    if data.plain is not None and data.job.episodes >= MANY:
+    if data.plain is not None and (data.job.episodes or MANY) >= MANY:
         return data.evaluator.integer_score
     return data.evaluator.score
 

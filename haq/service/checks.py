@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
 from sqlalchemy import Engine
 
 from haq.allocation.budgets import cheapest
 from haq.errors import BudgetError, DataError, HaqError, ModelError, TargetError, look_up
-from haq.runs.job import Job, parse_job
+from haq.runs.job import Job, JobError, parse_job
 from haq.service import choices, uploads
 from haq.service.place import UPLOAD
 from haq.service.settings import Settings
@@ -20,6 +19,9 @@ LOG = logging.getLogger("haq.service.checks")
 
 _ONE_AT_A_TIME = threading.Lock()  # a plan takes a model's memory
 _BUSY_S = 60.0
+
+EPISODES = 60
+"""Of a run whose user names no number: it is on record before the run begins."""
 
 _FIELDS = {BudgetError: "budgets", TargetError: "target", ModelError: "model", DataError: "data"}
 
@@ -43,7 +45,7 @@ class Busy(HaqError):
 class DataShape(NamedTuple):
     """What of a data set decides the shape of a network."""
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: int
 
 
@@ -127,12 +129,10 @@ def _range(planned: Any, quantity: str) -> dict[str, Any]:
 def _job(settings: Settings, fields: Mapping[str, Any]) -> Job:
     try:
         job = parse_job(**fields)
-    except HaqError as error:
-        if isinstance(error.__cause__, ValidationError):
-            field = str(error.__cause__.errors()[0]["loc"][0])
-        else:
-            field = str(error).split(" ", 1)[0].replace("-", "_")
-        raise FieldError(field if field in Job.model_fields else None, str(error)) from error
+    except JobError as error:
+        raise FieldError(error.field, str(error)) from error
+    if job.episodes is None:
+        job = job.model_copy(update={"episodes": EPISODES})
     if job.workers > settings.threads:
         raise FieldError(
             "workers",

@@ -1,4 +1,5 @@
 import io
+import math
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from haq.datasets import TensorSplit, check_fits, from_splits, load
+from haq.datasets import TensorSplit, check_fits, from_splits, load, outline
 from haq.datasets.cifar10 import augment
 from haq.datasets.folder import FolderSplit, middle, part
 from haq.datasets.tensors import LazySplit, decode, flip, normalise, shift, stratify
@@ -565,8 +566,11 @@ def with_nan():
         ((pair(), ["a", "b", "c"], pair()), r"item 0 of the val split of data is not a pair"),
         ((pair(), pair(), with_nan()), "image 3 of the test split of data holds NaN or infinity"),
         ((pair(), pair(side=5), pair()), "the val split of data has 3x5x5 images, the train split"),
-        ((pair(dtype=torch.int64),) * 3, "the train split of data has torch.int64 images; give"),
-        (((torch.ones(4, 3), pair()[1]),) * 3, "has images of shape 4x3, not NxCxHxW"),
+        (
+            (pair(dtype=torch.int16),) * 3,
+            "the train split of data has torch.int16 inputs; give uint8",
+        ),
+        (((torch.ones(4), pair()[1]),) * 3, "has inputs of shape 4; give .N, C, H, W"),
         (((pair()[0], torch.arange(3)),) * 3, "the train split of data has 4 images and 3 labels"),
         (
             (pair(), pair(classes=3), pair()),
@@ -586,7 +590,6 @@ def with_nan():
             "the train split of data has labels that are no",
         ),
         (((pair()[0], torch.eye(4)), pair(), pair()), "has labels of shape 4x4; one integer an im"),
-        (((pair()[0], pair()[1] * 2), pair(), pair()), "class 1 is empty: the train split of data"),
         (
             ([(torch.ones(3, 4, 4), 0), (torch.ones(3, 4, 5), 0)], pair(), pair()),
             "image 1 of the train split of data is 3x4x5, image 0 3x4x4; bring all to one size",
@@ -596,6 +599,53 @@ def with_nan():
 def test_what_is_wrong_with_a_users_splits_is_named(splits, message):
     with pytest.raises(DataError, match=message):
         from_splits(splits)
+
+
+def test_a_class_may_have_no_image():
+    sparse = (pair()[0], torch.tensor([0, 2, 5, 2]))
+    assert from_splits([sparse, pair(), sparse]).classes == tuple("012345")
+    ten = from_splits([sparse, (pair()[0], torch.tensor([9, 0, 0, 0])), sparse], classes=10)
+    assert ten.classes == tuple("0123456789")
+    with pytest.raises(DataError, match="label 5 of image 2 in the train split of data is not in "
+                                        "0..4: the network gives 5 outputs"):  # fmt: skip
+        from_splits([sparse] * 3, classes=5)
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 16), (5,), (2, 4, 4, 4)])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32]
+)
+def test_inputs_need_not_be_images(shape, dtype):
+    inputs = torch.arange(4 * math.prod(shape)).reshape(4, *shape).to(dtype)
+    data = from_splits([(inputs, torch.tensor([0, 1, 1, 0]))] * 3)
+    batch, labels = data.train.batch(torch.tensor([2, 0]))
+    assert (data.shape, data.mean, data.std) == (shape, (), ())
+    tokens = not dtype.is_floating_point
+    assert batch.dtype == (dtype if tokens else torch.float32)
+    assert torch.equal(batch.double(), inputs[[2, 0]].double())
+    assert labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("spec", ["digits", "folder", "cifar10"])
+def test_an_outline_says_before_reading_what_the_data_turn_out_to_be(tmp_path, spec):
+    if spec == "folder":
+        write_folder(tmp_path, {"dog": 3, "cat": 4})
+    if spec == "cifar10":
+        write_cifar10(tmp_path)
+    where = spec if spec == "digits" else f"{spec}:{tmp_path}"
+    about, data = outline(where), load(where)
+    assert about == (data.name, data.classes, data.shape, data.mean, data.std)
+
+
+def test_an_outline_refuses_what_is_not_there():
+    with pytest.raises(DataError, match="no such directory: /nowhere"):
+        outline("cifar10:/nowhere")
+    with pytest.raises(DataError, match="no such directory: /nowhere"):
+        outline("folder:/nowhere")
+    with pytest.raises(HaqError, match="unknown data 'digit'; did you mean 'digits'"):
+        outline("digit")
+    with pytest.raises(DataError, match="only folder:DIR brings images to another size"):
+        outline("digits", size=32)
 
 
 def test_a_factory_may_lie_in_the_current_folder(tmp_path, monkeypatch):

@@ -81,8 +81,22 @@ def test_training_checkpoints_are_unwrapped(tmp_path, net, wrap):
     assert same(net, other)
 
 
-def test_the_prefix_of_data_parallel_is_taken_off(tmp_path, net):
-    state = {f"module.{key}": tensor for key, tensor in net.state_dict().items()}
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+)
+def test_the_prefixes_of_wrappers_are_taken_off(tmp_path, net, prefix):
+    state = {f"{prefix}{key}": tensor for key, tensor in net.state_dict().items()}
+    other = build("resnet20")
+    load_weights(other, write(tmp_path / "net.safetensors", state))
+    assert same(net, other)
+
+
+def test_a_part_that_was_compiled_alone_is_known_by_its_own_name(tmp_path, net):
+    state = {
+        key.replace("layer1.", "layer1._orig_mod."): tensor
+        for key, tensor in net.state_dict().items()
+    }
+    assert any("_orig_mod" in key for key in state)
     other = build("resnet20")
     load_weights(other, write(tmp_path / "net.safetensors", state))
     assert same(net, other)

@@ -31,8 +31,8 @@ from haq.runs.plan import plan
 from haq.runs.run import run
 from haq.training.scoring import score
 
-SMALL = {"model": "digits_mlp", "episodes": 6, "float_epochs": 3, "val_images": 120,
-         "train_images": 200, "budgets": ["avg_weight_bits=6.2"]}  # fmt: skip
+SMALL = {"model": "digits_mlp", "agent": "ddpg", "episodes": 6, "float_epochs": 3, 
+         "val_images": 120, "train_images": 200, "budgets": ["avg_weight_bits=6.2"]}  # fmt: skip
 
 
 def small(**changes):
@@ -141,7 +141,7 @@ VICTIM = """
         return -float((network(inputs) - truth).square().mean())
 
     haq.search(model, inputs, evaluate=closeness, out=sys.argv[1], resume=sys.argv[2] == "resume",
-               episodes=8, budgets=["avg_weight_bits=6"], seed=3)
+               episodes=8, budgets=["avg_weight_bits=6"], seed=3, agent="ddpg")
 """
 
 
@@ -235,7 +235,7 @@ def test_any_score_and_any_network_from_python(tmp_path):
         return 1 - float((network(inputs) - truth).detach().abs().mean())
 
     found = haq.search(model, inputs, evaluate=closeness, out=tmp_path / "run", episodes=5,
-                       budgets=["size=900B"])  # fmt: skip
+                       budgets=["size=900B"], agent="ddpg")  # fmt: skip
     assert found.summary["budgets"][0]["achieved"] <= 900
     assert [t.accuracy for t in found.trials][found.summary["best_episode"]] == pytest.approx(
         closeness(found.model), abs=1e-6
@@ -247,7 +247,7 @@ def test_three_splits_of_ones_own_from_python(tmp_path):
     data = load("digits")
     splits = [split.batch(torch.arange(120)) for split in (data.train, data.val, data.test)]
     model = build("digits_mlp")
-    found = haq.search(model, splits, out=tmp_path / "run", episodes=3,
+    found = haq.search(model, splits, out=tmp_path / "run", episodes=3, agent="ddpg",
                        budgets=["avg_weight_bits=6"])  # fmt: skip
     assert len(found.trials) == 3
     assert 0 <= found.summary["final_test_accuracy"] <= 1
@@ -261,17 +261,10 @@ def test_inputs_without_a_score_are_refused():
 def test_a_resumed_model_must_have_the_weights_it_had(tmp_path):
     model, inputs = Detector(), torch.randn(8, 3, 8, 8)
     asked = {"evaluate": lambda network: 0.5, "out": tmp_path / "run", "episodes": 2,
-             "budgets": ["avg_weight_bits=5"]}  # fmt: skip
+             "agent": "ddpg", "budgets": ["avg_weight_bits=5"]}  # fmt: skip
     haq.search(model, inputs, **asked)
     with pytest.raises(RunError, match="not those that the run started from"):
         haq.search(Detector(), inputs, resume=True, **asked)
-
-
-def test_activations_are_searched_where_a_budget_counts_them():
-    assert small().fixed_act_bits == 8
-    assert small(budgets=["latency=5ms"]).fixed_act_bits is None
-    assert small(budgets=["latency=5ms"], act_bits=4).fixed_act_bits == 4
-    assert small(act_bits="search").fixed_act_bits is None
 
 
 def test_a_latency_budget_is_kept_on_the_target(tmp_path):
@@ -421,23 +414,6 @@ def test_learned_rounding_loads_back(answered):
     assert not torch.equal(float_weights, learned)
 
 
-def test_what_is_not_said_is_as_suits_the_agent():
-    ilp, led, both = (
-        parse_job(**fields)
-        for fields in (
-            {"agent": "ilp", "episodes": None},
-            {"agent": "guided"},
-            {"agent": "guided", "evaluation": "finetune"},
-        )
-    )
-    assert (ilp.episodes, ilp.evaluation, ilp.finalists, ilp.last_steps) == (1, "cheap", 0, 300)
-    assert (led.episodes, led.evaluation, led.finalists, led.last_steps) == (60, "cheap", 3, 300)
-    assert (both.finalists, both.last_steps) == (0, 0)
-    assert (led.last_epochs(True), led.last_epochs(False)) == (30, 0)
-    assert parse_job(data="cifar10:X", agent="ilp", final_epochs=2).last_epochs(False) == 2
-    assert parse_job(agent="ilp", episodes=9).episodes == 9
-
-
 def guided(**changes):
     asked = {"agent": "guided", "episodes": 12, "finalists": 2, "final_epochs": 0,
              "rounding_steps": 0}  # fmt: skip
@@ -518,7 +494,6 @@ def test_guided_plays_for_any_score(tmp_path):
     [
         ({"paper": True, "evaluation": "cheap"}, "paper fine-tunes in every episode"),
         ({"finalists": 3}, "every episode is fine-tuned already"),
-        ({"reward": "size"}, "reward 'size': Input should be 'accuracy', 'loss' or 'agreement'"),
     ],
 )
 def test_contradictions_are_said(fields, message):

@@ -28,14 +28,14 @@ from haq.runs.executors import PoolExecutor, RayExecutor, Request, SerialExecuto
 from haq.runs.executors.base import evaluate_request, payload
 from haq.runs.float_network import float_network, fresh_model
 from haq.runs.folder import read_json, read_trials
-from haq.runs.job import cores, parse_job
+from haq.runs.job import parse_job
 from haq.runs.plan import images_of, plan
 from haq.runs.play import play
 from haq.runs.run import run
 from haq.runs.scoring import Scorer, ScoringData, score_key, scorer_for
 
-SMALL = {"model": "digits_cnn", "episodes": 9, "float_epochs": 3, "val_images": 250,
-         "train_images": 200, "budgets": ["avg_weight_bits=4"], "threads": 1,
+SMALL = {"model": "digits_cnn", "agent": "ddpg", "episodes": 9, "float_epochs": 3, 
+         "val_images": 250, "train_images": 200, "budgets": ["avg_weight_bits=4"], "threads": 1,
          "final_epochs": 0, "rounding_steps": 0}  # fmt: skip
 CHEAP = {"agent": "guided", "finalists": 2, "reward": "accuracy", "episodes": 14}
 FINETUNED = {"agent": "ddpg", "workers": 2}
@@ -96,26 +96,24 @@ def parts():
     job = small(workers=2, agent="ilp")
     return (
         model,
-        (1, 8, 8),
+        inputs[:1],
         ScoringData(job, calibrate(graph, [inputs]), inputs[:64], inputs=inputs),
     )
 
 
 def with_own(parts, own):
-    model, shape, basis = parts
-    return model, shape, ScoringData(basis.job, basis.clips, own=own)
+    model, sample, data = parts
+    return model, sample, ScoringData(data.job, data.clips, own=own)
 
 
 def in_this_process(parts):
-    model, shape, basis = parts
-    return executor_for(
-        scorer_for(trace(model, torch.zeros(1, *shape)), basis), model, shape, data_of_one(basis)
-    )
+    model, sample, data = parts
+    return executor_for(scorer_for(trace(model, sample), data), model, sample, data_of_one(data))
 
 
-def data_of_one(basis):
-    job = basis.job.model_copy(update={"workers": 1})
-    return ScoringData(job, basis.clips, basis.plain, basis.evaluator, basis.inputs, basis.own)
+def data_of_one(data):
+    job = data.job.model_copy(update={"workers": 1})
+    return ScoringData(job, data.clips, data.plain, data.evaluator, data.inputs, data.own)
 
 
 def in_a_pool(parts):
@@ -146,8 +144,8 @@ def requests():
 
 @executors
 def test_answers_come_to_those_who_asked_and_may_be_read_twice(parts, executor):
-    model, shape, basis = parts
-    how = scorer_for(trace(model, torch.zeros(1, *shape)), basis)
+    model, sample, data = parts
+    how = scorer_for(trace(model, sample), data)
     expected = [how.score(how.network(request.policy)) for request in requests()]
     answers = [executor.submit(request) for request in requests()]
     for answer, score in reversed(list(zip(answers, expected, strict=True))):
@@ -251,7 +249,7 @@ SCRIPT = """
         return -float((network(inputs) - truth).square().mean())
 
     haq.search(model, inputs, evaluate=closeness, out=folder / "run", resume=mode == "resume",
-               episodes=8, budgets=["avg_weight_bits=6"], seed=3, workers=2)
+               episodes=8, budgets=["avg_weight_bits=6"], seed=3, workers=2, agent="ddpg")
 """
 
 
@@ -331,13 +329,6 @@ def test_what_cannot_be_sent_is_said(tmp_path, what, changed):
         haq.search(model, torch.randn(8, 4), evaluate=score, episodes=2, workers=2,
                    budgets=["avg_weight_bits=6"], out=tmp_path / "run")  # fmt: skip
     assert not (tmp_path / "run").exists()
-
-
-def test_workers_share_the_cores():
-    assert parse_job(workers=10_000).threads == 1
-    assert parse_job(workers=2).threads == max(1, cores() // 2)
-    assert parse_job(workers=2, threads=5).threads == 5
-    assert parse_job().threads is None
 
 
 def test_merit_is_what_the_run_rewards():

@@ -4,10 +4,9 @@ All are asked in one way and give the same results: an evaluation depends on the
 and the number of threads alone. Model and data travel once; policies are small messages.
 """
 
-from collections.abc import Sequence
 from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
 
 from haq.runs.executors.base import Executor, Request, Result, evaluate_request, payload, window
 from haq.runs.executors.pool import PoolExecutor
@@ -27,15 +26,13 @@ __all__ = [
 ]
 
 
-def executor_for(
-    scorer: Scorer, model: nn.Module, shape: Sequence[int], data: ScoringData
-) -> Executor:
+def executor_for(scorer: Scorer, model: nn.Module, sample: Tensor, data: ScoringData) -> Executor:
     """Return the executor that the job asks for.
 
     Args:
         scorer: To evaluate in this process.
         model: What the graph was traced from; other processes trace it again.
-        shape: Of one image.
+        sample: What the graph was traced with.
         data: With the job.
 
     Raises:
@@ -44,7 +41,7 @@ def executor_for(
     """
     job = data.job
     if job.ray is not None:
-        return RayExecutor(job.ray, payload(model, shape, data), job.workers, job.threads or 1)
+        return RayExecutor(job.ray, payload(model, sample, data), job.workers, job.threads or 1)
     if job.workers > 1:
-        return PoolExecutor(payload(model, shape, data), job.workers)
+        return PoolExecutor(payload(model, sample, data), job.workers)
     return SerialExecutor(partial(evaluate_request, scorer, job.reward))

@@ -5,13 +5,13 @@ import pickle
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
 import cloudpickle
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from haq.allocation.policy import Policy
 from haq.allocation.trials import Score
@@ -100,7 +100,7 @@ def evaluate_request(scorer: Scorer, reward: str, request: Request) -> Result:
     return Result(score, seconds, packed(model) if wanted and not score.stopped else None)
 
 
-def payload(model: nn.Module, shape: Sequence[int], data: ScoringData) -> bytes:
+def payload(model: nn.Module, sample: Tensor, data: ScoringData) -> bytes:
     """Return all that another process needs to evaluate policies, pickled.
 
     Raises:
@@ -110,7 +110,7 @@ def payload(model: nn.Module, shape: Sequence[int], data: ScoringData) -> bytes:
         job = data.job
         data.evaluator.prepare(tuning=job.evaluation == "finetune" or job.finalists > 0)
     check_sendable(model, data.own)
-    return _pickled_part("the data", (model, tuple(shape), data))
+    return _pickled_part("the data", (model, sample, data))
 
 
 def unpack(sent: bytes) -> Evaluate:
@@ -120,7 +120,7 @@ def unpack(sent: bytes) -> Evaluate:
         HaqError: What it is made of cannot be imported here.
     """
     try:
-        model, shape, data = pickle.loads(sent)
+        model, sample, data = pickle.loads(sent)
     except Exception as error:
         raise HaqError(
             f"a worker cannot load the model and the data ({type(error).__name__}: {error}): what "
@@ -128,7 +128,7 @@ def unpack(sent: bytes) -> Evaluate:
         ) from error
     if data.job.threads:
         torch.set_num_threads(data.job.threads)
-    graph = trace(model, torch.zeros(1, *shape))
+    graph = trace(model, sample)
     if data.evaluator is not None:
         data.evaluator.graph = graph
     return partial(evaluate_request, scorer_for(graph, data), data.job.reward)

@@ -23,7 +23,7 @@ router = APIRouter()
 _QUANTITIES = ("avg_weight_bits", "size", "bops", "latency", "energy")
 
 _FIRST = {
-    "model": "digits_cnn", "data": "digits", "agent": "ddpg", "episodes": "60",
+    "model": "digits_cnn", "data": "digits", "agent": "guided", "episodes": "60",
     "quantity.0": "avg_weight_bits", "quantity.1": "size", "budgets.0": "3", "clipping": "kl",
 }  # fmt: skip
 

@@ -1,0 +1,214 @@
+"""Models and data of the caller's own: what a search makes of them before it begins.
+
+Whatever the caller's model and data cannot do together is said here, in one sentence.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from haq.datasets import Data, from_splits, load
+from haq.errors import DataError, HaqError, ModelError
+from haq.network.capture import evaluating
+from haq.runs.float_network import example
+from haq.runs.job import Job, parse_job
+from haq.runs.plan import images_of
+
+Own = Callable[[nn.Module], float]
+
+FEW = 32
+"""Inputs below which statistics of activations are hardly worth the name."""
+
+
+class OwnTask(NamedTuple):
+    """A job for a model of the caller's own, and what it works on.
+
+    Attributes:
+        job: What is asked for.
+        model: The network without its wrappers.
+        data: Labelled data, None where there are inputs alone.
+        inputs: (N, ...), None where there are labelled data.
+        sample: The first inputs (1 or 2, ...).
+        images: What is on record of an input.
+        notes: Sentences for the user.
+    """
+
+    job: Job
+    model: nn.Module
+    data: Data | None
+    inputs: Tensor | None
+    sample: Tensor
+    images: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def own_task(
+    model: nn.Module, data: object, evaluate: Own | None, fields: Mapping[str, Any]
+) -> OwnTask:
+    """Return the job for a model of the caller's own.
+
+    Args:
+        model: As for ``haq.search``.
+        data: As for ``haq.search``.
+        evaluate: As for ``haq.search``.
+        fields: Of the job, as the caller gave them; None stands for the default.
+
+    Raises:
+        HaqError: Model, data, score and job do not go together.
+    """
+    model = unwrapped(model)
+    _check_forward(model)
+    named = sorted(
+        name
+        for name in ("weights", "float_epochs", "width", "size")
+        if fields.get(name) is not None
+    )
+    if named:
+        raise HaqError(f"{', '.join(named)}: only for a model given by its name; leave it out")
+    if isinstance(data, Tensor):
+        inputs, notes = _checked_inputs(data)
+        if evaluate is None:
+            _output(model, inputs[:1])
+        job = _job(model, "inputs", evaluate, {"finalists": 0, **_given(fields)})
+        images: dict[str, Any] = {"shape": list(inputs.shape[1:])}
+        task = OwnTask(job, model, None, inputs, inputs[:2], images, notes)
+    else:
+        task = _labeled_task(model, data, evaluate, fields)
+    if not task.sample.is_floating_point():
+        task.images["dtype"] = str(task.sample.dtype).removeprefix("torch.")
+    return task
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module in the wrapper of ``torch.compile`` or ``DataParallel``, if it has one."""
+    inner = getattr(model, "_orig_mod", None)
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner = model.module
+    return unwrapped(inner) if isinstance(inner, nn.Module) else model
+
+
+def _labeled_task(
+    model: nn.Module, data: object, evaluate: Own | None, fields: Mapping[str, Any]
+) -> OwnTask:
+    if isinstance(data, str):
+        data = load(data, seed=fields.get("seed") or 0)
+    elif not isinstance(data, Data):
+        outputs = None if evaluate else len(_logits(model, _first_of(data))[0])
+        data = from_splits(data, classes=outputs)
+    sample = example(data)
+    if evaluate is None:
+        outputs = len(_logits(model, sample)[0])
+        if outputs < len(data.classes):
+            raise ModelError(
+                f"{type(model).__name__} gives {outputs} numbers for one input; {data.name} has "
+                f"{len(data.classes)} classes, so it must give at least as many"
+            )
+    job = _job(model, data.name, evaluate, _given(fields))
+    return OwnTask(job, model, data, None, sample, images_of(data), ())
+
+
+def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _job(model: nn.Module, data: str, evaluate: Own | None, fields: Mapping[str, Any]) -> Job:
+    scored = {"reward": "accuracy"} if evaluate else {}
+    job = parse_job(model=type(model).__name__, data=data, **{**scored, **fields})
+    if evaluate and job.reward != "accuracy":
+        raise HaqError(f"reward {job.reward}: evaluate= gives one number; leave the reward out")
+    if data == "inputs" and evaluate is None and job.evaluation != "cheap":
+        raise DataError(
+            "inputs alone have no labels: give evaluate=, or the three splits, or take an agent or "
+            'an evaluation that needs none, such as agent="ilp"'
+        )
+    return job
+
+
+def _check_forward(model: nn.Module) -> None:
+    """Refuse a network that takes more than one input, or none."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):  # not every callable tells
+        return
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [
+        p.name for p in parameters
+        if p.default is p.empty and p.kind in (*kinds, inspect.Parameter.KEYWORD_ONLY)
+    ]  # fmt: skip
+    if len(needed) > 1:
+        raise ModelError(
+            f"{type(model).__name__} takes {len(needed)} inputs ({', '.join(needed)}), and a "
+            "search gives it one tensor: wrap it in a module that takes one tensor"
+        )
+
+
+def _checked_inputs(inputs: Tensor) -> tuple[Tensor, tuple[str, ...]]:
+    if inputs.dim() < 2 or not len(inputs):
+        shape = "x".join(map(str, inputs.shape)) or "a single number"
+        raise DataError(f"data= is a tensor of {shape}; give inputs (N, ...), at least one")
+    if inputs.is_complex() or inputs.dtype in (torch.bool, torch.int8, torch.int16):
+        raise DataError(f"data= is a {inputs.dtype} tensor; give floats, or int64 for tokens")
+    notes = []
+    if inputs.dtype == torch.uint8:
+        raise DataError("data= is a uint8 tensor; give the inputs as the network takes them")
+    if inputs.is_floating_point():
+        if inputs.dtype != torch.float32:
+            notes.append(f"the inputs were brought from {inputs.dtype} to torch.float32")
+        inputs = inputs.detach().float()
+        broken = (~torch.isfinite(inputs).flatten(1).all(1)).nonzero()
+        if len(broken):
+            raise DataError(f"input {int(broken[0])} of data= holds NaN or infinity")
+    if len(inputs) < FEW:
+        notes.append(
+            f"{len(inputs)} inputs are few: clips and statistics taken from them are rough; give "
+            f"{FEW} or more"
+        )
+    return inputs, tuple(notes)
+
+
+def _first_of(data: object) -> Tensor:
+    """Return the first input of the first of three splits."""
+    return example(from_splits(data, classes=2**31))
+
+
+def _logits(model: nn.Module, sample: Tensor) -> Tensor:
+    """Return what a network gives for a sample, if that is one tensor (N, classes).
+
+    Raises:
+        ModelError: It gives something else, or fails.
+    """
+    output = _output(model, sample)
+    if output.dim() != 2 or len(output) != len(sample):
+        shape = "x".join(map(str, output.shape))
+        raise ModelError(
+            f"{type(model).__name__} gives a tensor of {shape} for {len(sample)} input, and labels "
+            f"need (N, classes): {_WAY_OUT}"
+        )
+    return output
+
+
+def _output(model: nn.Module, sample: Tensor) -> Tensor:
+    """Return what a network gives for a sample, if that is one tensor.
+
+    Raises:
+        ModelError: It gives something else, or fails.
+    """
+    name = type(model).__name__
+    kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    try:
+        with torch.no_grad(), evaluating(model):
+            output = model(sample.to(kind) if sample.is_floating_point() else sample)
+    except Exception as error:
+        shape = "x".join(map(str, sample.shape))
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{name} does not run on an input of {shape}: {reason}") from error
+    if not isinstance(output, Tensor):
+        parts = f" of {', '.join(map(repr, output))}" if isinstance(output, Mapping) else ""
+        raise ModelError(f"{name} gives a {type(output).__name__}{parts}, not a tensor: {_WAY_OUT}")
+    return output
+
+
+_WAY_OUT = "give evaluate=, or wrap the network in a module that returns its logits alone"

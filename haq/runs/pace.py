@@ -1,0 +1,54 @@
+"""How many episodes a search plays where its user does not say."""
+
+import time
+from pathlib import Path
+
+from haq.errors import DivergedError
+from haq.runs.evaluation import Evaluation
+from haq.runs.folder import write_job
+from haq.runs.job import Job
+from haq.runs.plan import Plan
+from haq.runs.scoring import MANY
+
+SHORT_S = 30.0
+"""Evaluations that take less are timed twice: the first one also prepares those after it."""
+
+
+def with_episodes(job: Job, folder: Path, planned: Plan, evaluation: Evaluation) -> Job:
+    """Return the job with a number of episodes that suits the time of one evaluation.
+
+    The number goes into ``job.json`` before the first episode, so that a resumed run plays as many.
+    """
+    if job.episodes is not None:
+        return job
+    seconds = _evaluation_seconds(planned, evaluation) / job.workers
+    # The kernels that scores are computed with depend on whether there are many.
+    episodes = max(MANY, suitable_episodes(job.agent, seconds, len(planned.table.layers)))
+    job = job.model_copy(update={"episodes": episodes})
+    write_job(folder, job)
+    return job
+
+
+def suitable_episodes(agent: str, seconds: float, layers: int) -> int:
+    """Return how many episodes suit an agent.
+
+    Args:
+        agent: Its name.
+        seconds: What one evaluation takes.
+        layers: How many layers are quantized.
+    """
+    return 60
+
+
+def _evaluation_seconds(planned: Plan, evaluation: Evaluation) -> float:
+    """Return what the evaluation of the policy with the most bits takes."""
+    policy = {name: pairs[-1] for name, pairs in planned.table.choices.items()}
+    seconds: list[float] = []
+    while len(seconds) < 2 and sum(seconds) < SHORT_S:
+        started = time.perf_counter()
+        try:
+            evaluation.score(evaluation.network(policy))
+        except DivergedError:
+            pass
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
