@@ -27,9 +27,9 @@ from haq.runs.evaluator import CORRECTED_ON, Evaluator, Recipe, fine_tune
 from haq.runs.job import Job
 from haq.runs.plan import Plan
 from haq.runs.progress import OnProgress, Progress
-from haq.runs.samples import Frozen, Part
+from haq.runs.samples import Frozen, Part, Shown
 from haq.runs.scoring import Scoring, ScoringData, scorer_for
-from haq.training.scoring import score
+from haq.training.scoring import score, score_answers
 from haq.training.train import Step
 
 CHECKED_ON = 64
@@ -53,7 +53,7 @@ class Evaluation(NamedTuple):
             fine-tuned already.
         scoring: What scores depend on, for other processes.
         images: (N, ...), on which the conversion to integers is checked.
-        test: Of a network, on test images; None where there are none.
+        test: Of a network, on test images, under the name of a stage; None where there are none.
         tuned: From a policy to its network after the paper's one epoch, for the finalists of a
             search whose episodes do without; None where that is what episodes score.
         sensitivity: What each choice of each layer does, for the agents that want to know.
@@ -67,7 +67,7 @@ class Evaluation(NamedTuple):
     finish: Callable[[nn.Module, bool], None]
     scoring: ScoringData
     images: Tensor
-    test: Callable[[nn.Module], Score] | None = None
+    test: Callable[[nn.Module, str], Score] | None = None
     tuned: Callable[[Policy], fx.GraphModule] | None = None
     sensitivity: Mapping[str, NDArray[Any]] | None = None
     impatient: bool = False
@@ -103,7 +103,7 @@ def labeled(
         finish=partial(_finish_labeled, job, planned, data, on_progress),
         scoring=scoring,
         images=next(calibration_batches(data, CHECKED_ON, job.seed)),
-        test=None if own else partial(_test, data),
+        test=None if own else partial(_test, evaluator, data, on_progress),
         tuned=scorer.tuned,
         sensitivity=_sensitivity(job, folder, planned, clips, images, on_progress),
         impatient=cheap,
@@ -169,8 +169,13 @@ def _notes(plain: Tensor | None) -> tuple[str, ...]:
     return () if note is None else (note,)
 
 
-def _test(data: Data, model: nn.Module) -> Score:
-    return score(model, data.test)
+def _test(
+    evaluator: Evaluator, data: Data, on_progress: OnProgress, model: nn.Module, stage: str
+) -> Score:
+    """Return the score on all test images: of a quantized network, that of its file."""
+    shown = Shown(data.test, lambda done: on_progress(Progress(stage, done, len(data.test))))
+    answer = evaluator.integer_answer(model)
+    return score(model, shown) if answer is None else score_answers(answer, shown)
 
 
 def _finish_labeled(

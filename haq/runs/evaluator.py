@@ -21,7 +21,7 @@ from haq.allocation.trials import Score
 from haq.datasets import Data, Split
 from haq.distillation.kd import divergence
 from haq.errors import DivergedError
-from haq.formats.onnx.runtime import integer_answer, prepared
+from haq.formats.onnx.runtime import Answer, integer_answer, prepared
 from haq.formats.onnx.template import Template
 from haq.network.graph import Graph
 from haq.quantization.calibration import Clips
@@ -135,10 +135,19 @@ class Evaluator:
 
         See ``haq.formats.onnx.runtime``. The first one takes some seconds more.
         """
-        answer = integer_answer(self._lowering, model) if self._lowering else None
+        answer = self.integer_answer(model)
         if answer is None:
             return self.score(model, beat)
         return score_answers(answer, self.validation, beat=beat, reference=self.answers)
+
+    def integer_answer(self, model: nn.Module) -> Answer | None:
+        """Return what the file of a quantized network answers; None where that is not exact here.
+
+        A float network has none.
+        """
+        if model is self.graph.traced or self._lowering is None:
+            return None
+        return integer_answer(self._lowering, model)
 
     @cached_property
     def _lowering(self) -> Template | None:

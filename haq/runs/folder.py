@@ -7,6 +7,7 @@ clips.safetensors      where every tensor is clipped, per bit-width
 trials.jsonl           one line an episode, written as it ends
 policy.json            the best policy so far
 weights.safetensors    its quantized network: float weights below the rounding, and the clips
+float_test.json        accuracy of the float network on the test images
 summary.json           budgets, accuracies, the per-layer table; written at the end
 """
 
@@ -156,15 +157,20 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
         "machine": {
             "cpu": _cpu(), "cores": os.cpu_count(), "system": platform.system(),
-            "load": round(os.getloadavg()[0], 2),
+            "load": _load(),
         },
     }  # fmt: skip
 
 
+def _load() -> float | None:
+    average = getattr(os, "getloadavg", None)  # not on every platform
+    return round(average()[0], 2) if average else None
+
+
 def _cpu() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeError):  # there is none but on Linux
         return platform.processor()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()

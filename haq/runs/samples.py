@@ -1,5 +1,6 @@
 """Chosen images of a split: read as they are needed, or once for all."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -62,3 +63,26 @@ def freeze(part: Part, generator: torch.Generator | None = None) -> Part | Froze
     batches = [part.batch(index, generator) for index in torch.arange(len(part)).split(500)]
     pictures = torch.cat([pictures for pictures, _ in batches])
     return Frozen(channels_last(pictures), torch.cat([labels for _, labels in batches]))
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A split that tells how many of its images were read, for whoever shows progress."""
+
+    split: Split
+    on_images: Callable[[int], None]
+
+    @property
+    def labels(self) -> Tensor:
+        """Class indices (N,)."""
+        return self.split.labels
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def batch(
+        self, index: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the split gives, and tell that all before the last of ``index`` are read."""
+        self.on_images(int(index[-1]) + 1)
+        return self.split.batch(index, generator)

@@ -6,15 +6,16 @@ the CPU time of that thread, which does not count the time in which other proces
 """
 
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-if sys.platform != "win32":
+try:
     import resource
+except ImportError:  # not on every platform
+    resource = None  # type: ignore[assignment]
 
 CLOCKS: Mapping[str, Callable[[], int]] = {
     "thread CPU time": time.thread_time_ns,
@@ -141,8 +142,8 @@ def _sample(call: Callable[[], None], clock: Callable[[], int]) -> Sample:
 
 
 def _interruptions() -> int:
-    """Return how often another process took the core from this one; Windows does not count it."""
-    if sys.platform == "win32":
+    """Return how often another process took the core from this one; 0 where nothing counts it."""
+    if resource is None:
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 

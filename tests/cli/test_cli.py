@@ -54,7 +54,7 @@ def test_train_writes_weights_that_search_reads(monkeypatch, capsys):
     assert haq(monkeypatch, *train, "--threads", "1", "--out", "w.safetensors") == 0
     assert json.loads(open("w.json").read())["epochs"] == 1
     assert haq(monkeypatch, "search", *GIVEN, "--weights", "w.safetensors", "--threads", "1") == 0
-    assert "run: results/digits_mlp-digits-avg_weight_bits-6-ddpg" in capsys.readouterr().out
+    assert "run: results/digits_mlp-digits-avg_weight_bits-6-guided" in capsys.readouterr().out
 
 
 def test_cost_as_json(monkeypatch, capsys):

@@ -49,7 +49,7 @@ def test_a_run_leaves_these_files(finished):
     folder, _ = finished
     assert {path.name for path in folder.iterdir()} == {
         "job.json", "float.safetensors", "clips.safetensors", "trials.jsonl", "policy.json",
-        "weights.safetensors", "summary.json",
+        "weights.safetensors", "summary.json", "float_test.json",
     }  # fmt: skip
 
 

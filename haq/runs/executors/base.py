@@ -96,7 +96,8 @@ def evaluate_request(scorer: Scorer, reward: str, request: Request) -> Result:
         return Result(None, time.perf_counter() - started, None)
     seconds = time.perf_counter() - started
     least = request.least
-    wanted = least is None or score_key(score, reward) >= score_key(least, reward)
+    by = reward if request.stage == "episode" else "accuracy"  # finalists compare by accuracy
+    wanted = least is None or score_key(score, by) >= score_key(least, by)
     return Result(score, seconds, packed(model) if wanted and not score.stopped else None)
 
 
