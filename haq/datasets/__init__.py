@@ -122,7 +122,9 @@ def check_fits(data: Data | Outline, model: str, shape: Sequence[int] | None) ->
         )
 
 
-def from_splits(splits: Any, name: str = "data", classes: int | None = None) -> Data:
+def from_splits(
+    splits: Any, name: str = "data", outputs: Callable[[Tensor], int] | None = None
+) -> Data:
     """Return a user's own three splits as ``Data``; nothing is augmented that was not before.
 
     Args:
@@ -131,8 +133,9 @@ def from_splits(splits: Any, name: str = "data", classes: int | None = None) -> 
             (N, C, H, W) or anything else (N, ...): uint8, normalised already in a floating dtype,
             or integers such as tokens.
         name: For messages, and on record.
-        classes: How many there are: what the network gives. Without it, as many as the highest
-            label of train says. A class may have no image.
+        outputs: From one input (1, ...) to how many classes there are: how many numbers the network
+            gives for it. Without it, as many as the highest label of train says. A class may have
+            no image.
 
     Returns:
         The data, its classes named 0, 1, …. On record are the mean and std of a ``TensorSplit``,
@@ -148,11 +151,14 @@ def from_splits(splits: Any, name: str = "data", classes: int | None = None) -> 
     whats = [f"the {part} split of {name}" for part in ("train", "val", "test")]
     parts = [_as_split(s, what) for s, what in zip(splits, whats, strict=True)]
     shapes = [_shape(s, what) for s, what in zip(parts, whats, strict=True)]
-    count = classes or max(int(parts[0].labels.max()) + 1, 1)
+    first, _ = parts[0].batch(torch.zeros(1, dtype=torch.int64))
+    count = outputs(first) if outputs else max(int(parts[0].labels.max()) + 1, 1)
+    if count > MOST_CLASSES:
+        raise DataError(f"{whats[0]} has label {count - 1}; labels count the classes from 0")
     for split, shape, what in zip(parts, shapes, whats, strict=True):
         if shape != shapes[0]:
             raise DataError(f"{what} has {_times(shape)} images, {whats[0]} {_times(shapes[0])}")
-        _check_labels(split.labels, count, what, given=classes is not None)
+        _check_labels(split.labels, count, what, given=outputs is not None)
     channels = shapes[0][0] if len(shapes[0]) == 3 else 0
     known = parts[0] if isinstance(parts[0], TensorSplit) else None
     mean = known.mean if known else (0.0,) * channels
@@ -220,6 +226,9 @@ def _integers(labels: Any, what: str) -> Tensor:
         raise DataError(f"{what} has label {first}; labels are integers counting from 0")
     return numbers.long()
 
+
+MOST_CLASSES = 100_000
+"""Beyond this a label is a mistake, such as an identifier."""
 
 _TOKENS = (torch.int32, torch.int64)
 

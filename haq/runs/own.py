@@ -5,6 +5,7 @@ Whatever the caller's model and data cannot do together is said here, in one sen
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -96,11 +97,10 @@ def _labeled_task(
     if isinstance(data, str):
         data = load(data, seed=fields.get("seed") or 0)
     elif not isinstance(data, Data):
-        outputs = None if evaluate else len(_logits(model, _first_of(data))[0])
-        data = from_splits(data, classes=outputs)
+        data = from_splits(data, outputs=None if evaluate else partial(_outputs, model))
     sample = example(data)
     if evaluate is None:
-        outputs = len(_logits(model, sample)[0])
+        outputs = _outputs(model, sample)
         if outputs < len(data.classes):
             raise ModelError(
                 f"{type(model).__name__} gives {outputs} numbers for one input; {data.name} has "
@@ -169,13 +169,8 @@ def _checked_inputs(inputs: Tensor) -> tuple[Tensor, tuple[str, ...]]:
     return inputs, tuple(notes)
 
 
-def _first_of(data: object) -> Tensor:
-    """Return the first input of the first of three splits."""
-    return example(from_splits(data, classes=2**31))
-
-
-def _logits(model: nn.Module, sample: Tensor) -> Tensor:
-    """Return what a network gives for a sample, if that is one tensor (N, classes).
+def _outputs(model: nn.Module, sample: Tensor) -> int:
+    """Return how many numbers a network gives for an input: for how many classes.
 
     Raises:
         ModelError: It gives something else, or fails.
@@ -187,7 +182,7 @@ def _logits(model: nn.Module, sample: Tensor) -> Tensor:
             f"{type(model).__name__} gives a tensor of {shape} for {len(sample)} input, and labels "
             f"need (N, classes): {_WAY_OUT}"
         )
-    return output
+    return output.shape[1]
 
 
 def _output(model: nn.Module, sample: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from haq.runs.folder import drop_torn_line, read_json, read_trials
 from haq.runs.job import Job
 from haq.runs.pace import with_episodes
 from haq.runs.plan import Plan
-from haq.runs.progress import OnProgress, Progress, silent
+from haq.runs.progress import OnProgress, silent
 from haq.runs.scoring import Scorer
 from haq.runs.state import Search, repair_network
 from haq.runs.summary import write_summary
@@ -35,10 +35,10 @@ def play(
     """
     drop_torn_line(folder)
     trials = read_trials(folder)
-    job = with_episodes(job, folder, planned, evaluation)
     _check_target(folder, planned)
-    if notes := (*planned.notes, *evaluation.notes):
-        on_progress(Progress("plan", 1, 1, "; ".join(notes)))
+    if evaluation.notes:
+        on_progress(Progress("plan", 1, 1, "; ".join(evaluation.notes)))
+    job = with_episodes(job, folder, planned, evaluation)
     if len(trials) == job.episodes and (folder / "summary.json").exists():
         summary = read_json(folder / "summary.json")
         if summary["state"] == "finished":

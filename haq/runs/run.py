@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from haq.datasets import Data, load, outline
+from haq.datasets import Data, Outline, load, outline
 from haq.runs.evaluation import labeled
 from haq.runs.executors.ray import check_ray
 from haq.runs.float_network import check_float, example, float_network, fresh_model, read_float
@@ -64,11 +64,12 @@ def prepare(job: Job, folder: Path, on_progress: OnProgress) -> Start:
     """
     check_ray(job)
     check_names(job)
-    check_float(job)
     if job.threads:
         torch.set_num_threads(job.threads)
-    # What a function of the user's own gives is known only once it was called.
-    about = outline(job.data, job.size) or load(job.data, seed=job.seed, size=job.size)
+    about: Data | Outline | None = outline(job.data, job.size)
+    check_float(job)
+    if about is None:  # what a function of the user's own gives is known once it was called
+        about = load(job.data, seed=job.seed, size=job.size)
     model = fresh_model(job.model, about, job.width, job.seed)
     read_float(job, folder, model)
     planned = plan(job, model, images_of(about), example(about))

@@ -56,6 +56,7 @@ def write_summary(
         "cost_origin": cost_origin(planned.target, table, policy),
         "layers": layer_rows(planned, policy),
         "floats": list(planned.graph.floats),
+        "float_parameters": dict(planned.graph.float_parameters),
         "notes": [*planned.notes, *evaluation.notes],
         "images": dict(planned.images),
         "threads": torch.get_num_threads(),

@@ -1,0 +1,250 @@
+"""Models and data of the caller's own: what is accepted, and what is said of the rest at once."""
+
+import inspect
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+import haq
+from haq.datasets import load
+from haq.errors import DataError, HaqError, ModelError
+from haq.models import build
+from haq.runs.api import search
+from haq.runs.job import Job
+from haq.runs.own import own_task
+from haq.runs.progress import Progress
+
+QUICK = {"budgets": ["avg_weight_bits=6"], "rounding_steps": 2, "threads": 1}
+
+
+def mlp(inputs=8, classes=4):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(inputs, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, classes)
+    ).eval()
+
+
+def splits(shape=(8,), labels=(0, 1, 2, 3), count=40, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(count, *shape, generator=generator).to(dtype)
+    numbers = torch.tensor([labels[i % len(labels)] for i in range(count)])
+    return [(inputs, numbers)] * 3
+
+
+class Returning(nn.Module):
+    """A network whose forward gives its logits in something."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.net, self.wrap = mlp(), wrap
+
+    def forward(self, x):
+        return self.wrap(self.net(x))
+
+
+@dataclass
+class Answer:
+    logits: torch.Tensor
+
+
+# --- the signature ---------------------------------------------------------------------------
+
+
+def test_search_has_a_typed_keyword_for_every_field_of_a_job():
+    parameters = inspect.signature(search).parameters
+    own = {"evaluate", "out", "resume", "on_progress"}
+    assert set(parameters) == {*Job.model_fields, *own}
+    assert all(p.annotation is not p.empty for p in parameters.values())
+    for name, field in Job.model_fields.items():
+        assert parameters[name].default in (field.default, None), name
+        assert f"{name}: " in search.__doc__
+
+
+def test_the_version_is_that_of_the_package():
+    assert haq.__version__.count(".") >= 1
+
+
+# --- outputs ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrap, said",
+    [
+        (lambda y: {"logits": y}, "gives a dict of 'logits', not a tensor: give evaluate="),
+        (lambda y: (y, y), "gives a tuple, not a tensor: give evaluate="),
+        (Answer, "gives a Answer, not a tensor: give evaluate="),
+    ],
+)
+@pytest.mark.parametrize("data", [splits(), torch.randn(40, 8)], ids=["labels", "inputs"])
+def test_outputs_that_are_not_one_tensor_are_refused_at_once(tmp_path, wrap, said, data):
+    with pytest.raises(ModelError, match=said):
+        search(Returning(wrap), data, out=tmp_path / "run", **QUICK)
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_need_logits(tmp_path):
+    with pytest.raises(ModelError, match=r"gives a tensor of 1x4x1 for 1 input, and labels need"):
+        search(Returning(lambda y: y.unsqueeze(2)), splits(), out=tmp_path / "run", **QUICK)
+
+
+# --- data ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_data_and_networks_of_other_floats_are_brought_to_float32(tmp_path, dtype):
+    inputs = torch.randn(40, 8).to(dtype)
+    task = own_task(mlp(), inputs, None, {})
+    assert task.inputs.dtype == torch.float32
+    assert task.notes == (f"the inputs were brought from {dtype} to torch.float32",)
+    run = search(mlp(), splits(dtype=dtype), agent="ilp", out=tmp_path / "run", **QUICK)
+    assert 0 <= run.summary["final_test_accuracy"] <= 1
+
+
+def test_labelled_rows_are_enough(tmp_path):
+    run = search(mlp(), splits(), episodes=3, finalists=1, out=tmp_path / "run", **QUICK)
+    assert run.summary["cost"]["avg_weight_bits"] <= 6
+    assert run.summary["images"]["shape"] == [8]
+
+
+def test_the_sample_is_the_first_of_the_callers_own_inputs():
+    inputs = torch.randn(40, 8)
+    assert torch.equal(own_task(mlp(), inputs, None, {}).sample, inputs[:2])
+    task = own_task(mlp(), splits(), None, {})
+    assert torch.equal(task.sample, splits()[0][0][:1])
+
+
+@pytest.mark.parametrize(
+    "data, said",
+    [
+        (torch.randn(0, 8), "data= is a tensor of 0x8; give inputs"),
+        (torch.randn(8), "data= is a tensor of 8; give inputs"),
+        (torch.ones(4, 8, dtype=torch.bool), "data= is a torch.bool tensor; give floats"),
+        (torch.full((4, 8), torch.nan), "input 0 of data= holds NaN or infinity"),
+        ((torch.randn(4, 8), torch.randn(4, 8)), "must return three splits"),
+    ],
+)
+def test_inputs_that_cannot_be_used_are_named(data, said):
+    with pytest.raises(DataError, match=said):
+        own_task(mlp(), data, None, {})
+
+
+def test_few_inputs_are_said_to_be_few():
+    (note,) = own_task(mlp(), torch.randn(5, 8), None, {}).notes
+    assert note.startswith("5 inputs are few: clips and statistics taken from them are rough")
+
+
+class Pair(nn.Module):
+    def forward(self, left, right):
+        return left + right
+
+
+def test_a_network_of_two_inputs_is_refused_in_one_true_sentence():
+    with pytest.raises(ModelError, match=r"Pair takes 2 inputs \(left, right\), and a search gives "
+                                         "it one tensor: wrap it"):  # fmt: skip
+        own_task(Pair(), torch.randn(4, 8), None, {})
+
+
+# --- labels ----------------------------------------------------------------------------------
+
+
+def test_the_networks_output_says_how_many_classes_there_are(tmp_path):
+    run = search(mlp(classes=10), splits(labels=(0, 2, 5)), agent="ilp", out=tmp_path / "run",
+                 **QUICK)  # fmt: skip
+    assert run.summary["images"]["classes"] == list("0123456789")
+
+
+def test_a_label_beyond_the_outputs_is_named():
+    with pytest.raises(DataError, match="label 4 of image 2 in the train split of data is not in "
+                                        "0..3: the network gives 4 outputs"):  # fmt: skip
+        own_task(mlp(), splits(labels=(0, 1, 4)), None, {})
+    with pytest.raises(ModelError, match="gives 4 numbers for one input; digits has 10 classes"):
+        own_task(nn.Sequential(nn.Flatten(), mlp(64)), load("digits"), None, {})
+
+
+# --- wrappers and frozen networks ------------------------------------------------------------
+
+
+class Compiled(nn.Module):
+    """Looks like what torch.compile gives, without the time that importing it takes."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self._orig_mod = inner
+
+    def forward(self, x):
+        return self._orig_mod(x)
+
+
+@pytest.mark.parametrize("wrap", [Compiled, nn.DataParallel])
+def test_wrappers_are_taken_off(tmp_path, wrap):
+    run = search(wrap(mlp()), torch.randn(40, 8), agent="ilp", out=tmp_path / "run", **QUICK)
+    assert list(run.policy) == ["0", "2", "4"]
+
+
+def test_a_frozen_network_is_ours_to_train(tmp_path):
+    model = mlp().requires_grad_(False)
+    asked = QUICK | {"rounding_steps": 0}
+    run = search(model, splits(), agent="random", episodes=2, out=tmp_path / "run", **asked)
+    assert len(run.trials) == 2
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+# --- scores ----------------------------------------------------------------------------------
+
+
+def test_a_score_that_is_no_number_is_the_worst_trial_and_the_search_goes_on(tmp_path):
+    calls = []
+
+    def score(network):
+        calls.append(len(calls))
+        return float("nan") if len(calls) in (2, 3) else -float(len(calls))
+
+    run = search(mlp(), torch.randn(40, 8), evaluate=score, agent="random", episodes=5,
+                 out=tmp_path / "run", **QUICK)  # fmt: skip
+    lost = [trial for trial in run.trials if trial.stopped]
+    # One less than the worst so far, which is the float network's -1 at first.
+    assert lost[0].accuracy == -2.0 and all(trial.accuracy <= -2.0 for trial in lost)
+    assert len(run.trials) == 5 and not run.trials[run.summary["best_episode"]].stopped
+
+
+# --- what is told ----------------------------------------------------------------------------
+
+
+def test_the_start_says_how_much_of_the_weights_stays_float(tmp_path):
+    class Mostly(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 4)
+            self.middle = nn.LayerNorm(8)
+
+        def forward(self, x):
+            return self.last(self.middle(self.first(x)))
+
+    seen: list[Progress] = []
+    search(Mostly(), torch.randn(40, 8), agent="ilp", out=tmp_path / "run", on_progress=seen.append,
+           weight_bits=(2, 8), pins={}, **QUICK)  # fmt: skip
+    plan = next(one for one in seen if one.stage == "plan")
+    # 64 + 32 weights, and a scale and a shift for each of 8 features
+    assert "14.3% of the weights stay float32 and count as such: middle" in plan.note
+
+
+def test_make_env_plays_the_real_evaluation():
+    torch.manual_seed(0)
+    model, inputs = mlp(), torch.randn(64, 8)
+    env = haq.make_env(model, inputs, "avg_weight_bits=6", pins={}, threads=1)
+    env.reset()
+    ended = False
+    while not ended:
+        _, reward, ended, _, info = env.step(env.action_space.sample())
+    assert reward == pytest.approx(10 * (info["accuracy"] - 1))
+    assert 0 <= info["accuracy"] <= 1
+    assert info["cost"]["avg_weight_bits"] <= 6
+
+
+def test_make_env_knows_names_and_refuses_what_search_refuses():
+    with pytest.raises(HaqError, match="unknown data 'digit'"):
+        haq.make_env("digits_mlp", "digit", "avg_weight_bits=6")
+    with pytest.raises(HaqError, match="cannot read budget"):
+        haq.make_env(build("digits_mlp"), load("digits"), "avg_weight_bits")
