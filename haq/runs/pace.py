@@ -3,12 +3,12 @@
 import time
 from pathlib import Path
 
+from haq.agents import find
 from haq.errors import DivergedError
 from haq.runs.evaluation import Evaluation
 from haq.runs.folder import write_job
 from haq.runs.job import Job
 from haq.runs.plan import Plan
-from haq.runs.scoring import MANY
 
 SHORT_S = 30.0
 """Evaluations that take less are timed twice: the first one also prepares those after it."""
@@ -22,22 +22,10 @@ def with_episodes(job: Job, folder: Path, planned: Plan, evaluation: Evaluation)
     if job.episodes is not None:
         return job
     seconds = _evaluation_seconds(planned, evaluation) / job.workers
-    # The kernels that scores are computed with depend on whether there are many.
-    episodes = max(MANY, suitable_episodes(job.agent, seconds, len(planned.table.layers)))
+    episodes = find(job.agent).episodes_for(seconds, len(planned.table.layers))
     job = job.model_copy(update={"episodes": episodes})
     write_job(folder, job)
     return job
-
-
-def suitable_episodes(agent: str, seconds: float, layers: int) -> int:
-    """Return how many episodes suit an agent.
-
-    Args:
-        agent: Its name.
-        seconds: What one evaluation takes.
-        layers: How many layers are quantized.
-    """
-    return 60
 
 
 def _evaluation_seconds(planned: Plan, evaluation: Evaluation) -> float:

@@ -15,7 +15,7 @@ from haq.runs.folder import drop_torn_line, read_json, read_trials
 from haq.runs.job import Job
 from haq.runs.pace import with_episodes
 from haq.runs.plan import Plan
-from haq.runs.progress import OnProgress, silent
+from haq.runs.progress import OnProgress, Progress, silent
 from haq.runs.scoring import Scorer
 from haq.runs.state import Search, repair_network
 from haq.runs.summary import write_summary

@@ -17,9 +17,6 @@ from haq.quantization.fake_quant import quantize
 from haq.runs.evaluator import Evaluator, agreement, corrected
 from haq.runs.job import Job
 
-MANY = 10
-"""Episodes from which it pays to prepare ONNX Runtime for the cheap evaluation."""
-
 
 class Scoring(Protocol):
     """From a network to its score; with ``beat`` it may stop where that is out of reach."""
@@ -83,7 +80,7 @@ def _score(graph: Graph, data: ScoringData) -> Scoring:
     if data.evaluator is None:
         assert data.inputs is not None
         return agreement(graph.traced, data.inputs)
-    if data.plain is not None and (data.job.episodes or MANY) >= MANY:
+    if data.plain is not None:
         return data.evaluator.integer_score
     return data.evaluator.score
 
