@@ -255,7 +255,7 @@ def test_three_splits_of_ones_own_from_python(tmp_path):
 
 def test_inputs_without_a_score_are_refused():
     with pytest.raises(HaqError, match="give evaluate="):
-        haq.search(Detector(), torch.randn(4, 3, 8, 8))
+        haq.search(Detector(), torch.randn(4, 3, 8, 8), agent="ddpg")
 
 
 def test_a_resumed_model_must_have_the_weights_it_had(tmp_path):
