@@ -13,7 +13,7 @@ from haq.reports.comparable import treatment
 from haq.reports.sweep import find_sweep, parse_sweep, read_sweep, run_sweep, searches, start
 from haq.runs import folder as results
 
-SMALL = {"model": "digits_mlp", "agent": "ddpg", "episodes": 3, "float_epochs": 1, "val_images": 60,
+SMALL = {"model": "digits_mlp", "episodes": 3, "float_epochs": 1, "val_images": 60,
          "train_images": 64, "final_epochs": 0, "threads": 1}  # fmt: skip
 
 
