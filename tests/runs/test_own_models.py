@@ -223,10 +223,13 @@ def test_the_start_says_how_much_of_the_weights_stays_float(tmp_path):
             return self.last(self.middle(self.first(x)))
 
     seen: list[Progress] = []
-    search(Mostly(), torch.randn(40, 8), agent="ilp", out=tmp_path / "run", on_progress=seen.append,
-           weight_bits=(2, 8), pins={}, **QUICK)  # fmt: skip
+    asked = QUICK | {"budgets": ["avg_weight_bits=8"], "pins": {}}
+    run = search(Mostly(), torch.randn(40, 8), agent="ilp", out=tmp_path / "run",
+                 on_progress=seen.append, **asked)  # fmt: skip
     plan = next(one for one in seen if one.stage == "plan")
     # 64 + 32 weights, and a scale and a shift for each of 8 features
+    # They are counted: (96 w + 16 * 32) / 112 bits on average, so that 8 are 4 for the layers.
+    assert run.summary["cost"]["avg_weight_bits"] == pytest.approx((96 * 4 + 16 * 32) / 112)
     assert "14.3% of the weights stay float32 and count as such: middle" in plan.note
 
 
