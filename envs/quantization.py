@@ -13,7 +13,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box
 
 from haq.allocation.budgets import Budget, fit
-from haq.allocation.budgets.limit import all_kept, spent
+from haq.allocation.budgets.limit import all_within, spent
 from haq.allocation.costs import CostTable, share_activations, total
 from haq.allocation.policy import Bits, Policy, readers
 from haq.allocation.trials import Score
@@ -213,7 +213,7 @@ class QuantizationEnv(gym.Env[Array, Array]):
 
     def keeps_budgets(self, policy: Policy) -> bool:
         """Return whether a policy keeps every budget as it is."""
-        return all_kept(spent(self.table, policy, self.budgets), self.budgets)
+        return all_within(spent(self.table, policy, self.budgets), self.budgets)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -35,7 +35,7 @@ class Trial:
         cost: Quantity to cost, in the units of the cost table.
         accuracy: On validation data, a share in [0, 1] (or what the caller's score is).
         loss: On validation data; NaN where nobody measured it.
-        reward: What the agent was told.
+        reward: What the agent learned from.
         seconds: What the evaluation took.
         cached: Whether the policy had been met before and was not evaluated again.
         stopped: Whether the evaluation ended early, as hopeless; such a trial never wins.

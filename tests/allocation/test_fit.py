@@ -100,8 +100,8 @@ def test_readers_of_one_tensor_are_float_together(start, limit, expected):
     slow_floats = np.array([10.0, 10, 15]), np.array([10.0, 10, 15])
     a, b = slow_integers if start == (8, 8) else slow_floats
     table = CostTable(layers, {"a": both, "b": both}, {"latency": {"a": a, "b": b}}, {})
-    found = fit({"a": start, "b": start}, table, [Budget("latency", limit)])
-    assert found == {"a": expected, "b": expected}
+    policy = fit({"a": start, "b": start}, table, [Budget("latency", limit)])
+    assert policy == {"a": expected, "b": expected}
 
 
 def test_what_gives_bits_away_for_nothing_comes_last():

@@ -48,10 +48,10 @@ def test_fifty_layers_of_fifty_choices_with_edges_are_solved():
     # Only the first one has a single border to pay: 4 + 1 = 5, as much as without.
     assert cheapest(table, "latency") == 250
     far = {layer.name: 1.0 * ~floats for layer in layers}  # as many floats as possible
-    found = solve(far, table, [Budget("latency", 260)])
-    assert total(table, found, "latency") <= 260
+    policy = solve(far, table, [Budget("latency", 260)])
+    assert total(table, policy, "latency") <= 260
     # The first is free, every third one more costs 4 + 2 - 5 = 1: ten of the others.
-    assert [*found.values()].count(Bits(32, 32)) == 11
+    assert [*policy.values()].count(Bits(32, 32)) == 11
 
 
 @settings(max_examples=100, deadline=None)
@@ -64,12 +64,12 @@ def test_solve_finds_what_enumeration_finds(problem, data):
         return sum(objective[n][table.positions[n][bits]] for n, bits in policy.items())
 
     able = [policy for policy in policies(table) if keeps(table, policy, budgets)]
-    found = solve(objective, table, budgets)
+    policy = solve(objective, table, budgets)
     if not able:
-        assert found is None
+        assert policy is None
         return
-    assert found in able
-    assert value(found) == pytest.approx(min(map(value, able)), rel=1e-6, abs=1e-6)
+    assert policy in able
+    assert value(policy) == pytest.approx(min(map(value, able)), rel=1e-6, abs=1e-6)
 
 
 @settings(max_examples=100, deadline=None)

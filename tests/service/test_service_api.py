@@ -68,6 +68,7 @@ WRONG = [
     ({"target": "/tmp/x.json"}, "target", "unknown target"),
     ({"target": "bismo-cluod"}, "target", "did you mean 'bismo-cloud'"),
     ({"agent": "dpg"}, "agent", "did you mean 'ddpg'"),
+    ({"agent": "toys:Climber"}, "agent", "unknown agent 'toys:Climber'"),  # never imported
     ({"agent": "random", "paper": True}, "paper", "not random"),
     ({"clipping": "none"}, "clipping", "unknown clipping"),
     ({"pins": {"fc9": 8}}, "pins", "unknown layer 'fc9'"),

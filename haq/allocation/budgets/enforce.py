@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from haq.allocation.budgets.integer_program import cheapest_policy, solve
-from haq.allocation.budgets.limit import Budget, all_kept, kept, spent
+from haq.allocation.budgets.limit import Budget, all_within, spent, within
 from haq.allocation.costs import CostTable, Edge, total
 from haq.allocation.policy import FLOAT, Bits, Policy, check_policy, readers
 from haq.errors import BudgetError
@@ -46,14 +46,14 @@ def fit(policy: Policy, table: CostTable, budgets: Sequence[Budget]) -> dict[str
     """
     check_policy(policy, table.layers)
     current = {layer.name: policy[layer.name] for layer in table.layers}
-    if all_kept(spent(table, current, budgets), budgets):
+    if all_within(spent(table, current, budgets), budgets):
         return current
     descent = _Descent(table, current, budgets)
     while True:
         moved = False
         for layer in reversed(table.layers):
             moved |= descent.lower(layer.name)
-            if all_kept(descent.costs, budgets):
+            if all_within(descent.costs, budgets):
                 return descent.policy
         if not moved:
             return _nearest(policy, table, budgets)
@@ -114,12 +114,12 @@ class _Descent:
 
     def lower(self, name: str) -> bool:
         """Move a layer one step down, by the first budget that is broken, if a step is allowed."""
-        broken = [kept(*pair) for pair in zip(self.costs, self.budgets, strict=True)].index(False)
+        broken = [within(*pair) for pair in zip(self.costs, self.budgets, strict=True)].index(False)
         for moves in self._cheaper(name, self.budgets[broken].quantity):
             sums = self._sums_after(name, moves)
             costs = [_rounded(cost) for cost in sums]
             keeps = all(
-                kept(new, budget) or not kept(old, budget)
+                within(new, budget) or not within(old, budget)
                 for new, old, budget in zip(costs, self.costs, self.budgets, strict=True)
             )
             # The sum over the whole network must fall too, so that rounding cannot go in a circle.
@@ -259,7 +259,7 @@ def _nearest(policy: Policy, table: CostTable, budgets: Sequence[Budget]) -> dic
     # The solver works to a tolerance of its own; at the very limit the cheapest decides.
     least = [cheapest_policy(table, budget.quantity) for budget in budgets]
     for cheap in least:
-        if all_kept(spent(table, cheap, budgets), budgets):
+        if all_within(spent(table, cheap, budgets), budgets):
             return cheap
     costs = [total(table, p, b.quantity) for p, b in zip(least, budgets, strict=True)]
     raise BudgetError(_impossible(table, budgets, costs))
@@ -273,14 +273,14 @@ def _distance(one: Bits, other: Bits) -> int:
 def _impossible(table: CostTable, budgets: Sequence[Budget], least: Sequence[float]) -> str:
     for budget, cost in zip(budgets, least, strict=True):
         fixed = table.fixed.get(budget.quantity, 0.0)
-        if not kept(fixed, budget):
+        if not within(fixed, budget):
             unit = table.units[budget.quantity]
             return (
                 f"no policy fits {_limit(table, budget)}: what stays float needs {fixed:.10g} "
                 f"{unit} whatever bits the layers have, and the cheapest policy {cost:.10g}; raise "
                 "the budget to at least that, or make these parts layers that can be quantized"
             )
-        if not kept(cost, budget):
+        if not within(cost, budget):
             return (
                 f"no policy fits {_limit(table, budget)}: the cheapest one needs {cost:.10g}; "
                 "raise the budget to at least that, or prune first"

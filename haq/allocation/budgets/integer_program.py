@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from haq.allocation.budgets.limit import Budget, all_kept, spent
+from haq.allocation.budgets.limit import Budget, all_within, spent
 from haq.allocation.costs import CostTable, Edge, share_activations, total
 from haq.allocation.policy import Bits, readers
 from haq.errors import HaqError, look_up
@@ -136,7 +136,7 @@ def _minimum(
             return None
         ones = {name: int(place[x[place].argmax()]) for name, place in columns.items()}
         policy = {name: table.choices[name][at - columns[name][0]] for name, at in ones.items()}
-        if all_kept(spent(table, policy, budgets), budgets):
+        if all_within(spent(table, policy, budgets), budgets):
             return policy
         # Over a limit by less than the solver sees: forbid just this policy and ask again.
         rows.append(_Constraint(list(ones.values()), np.ones(len(ones)), -np.inf, len(ones) - 1))

@@ -29,14 +29,14 @@ class Budget:
             )
 
 
-def kept(cost: float, budget: Budget) -> bool:
+def within(cost: float, budget: Budget) -> bool:
     """Return whether a cost is within a budget, to 1e-9 of its limit."""
     return cost <= budget.limit * (1 + _TOLERANCE)
 
 
-def all_kept(costs: Sequence[float], budgets: Sequence[Budget]) -> bool:
+def all_within(costs: Sequence[float], budgets: Sequence[Budget]) -> bool:
     """Return whether each cost is within its budget."""
-    return all(map(kept, costs, budgets))
+    return all(map(within, costs, budgets))
 
 
 def spent(table: CostTable, policy: Policy, budgets: Sequence[Budget]) -> list[float]:

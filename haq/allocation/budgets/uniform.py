@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from haq.allocation.budgets.limit import Budget, all_kept, spent
+from haq.allocation.budgets.limit import Budget, all_within, spent
 from haq.allocation.costs import SEARCHED, CostTable, share_activations
 from haq.allocation.policy import Bits, readers
 
@@ -64,6 +64,6 @@ def uniform_within(table: CostTable, budgets: Sequence[Budget]) -> dict[str, Bit
     {'a': Bits(weight=3, act=8), 'b': Bits(weight=3, act=8)}
     """
     for policy in reversed(uniform_widths(table).values()):
-        if all_kept(spent(table, policy, budgets), budgets):
+        if all_within(spent(table, policy, budgets), budgets):
             return policy
     return None
