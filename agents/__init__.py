@@ -8,6 +8,7 @@ import importlib
 import inspect
 from collections.abc import Mapping
 from difflib import get_close_matches
+from typing import Any
 
 from haq.agents.base import Agent, Proposal
 from haq.agents.ddpg import Ddpg
@@ -52,13 +53,7 @@ def find(name: str) -> type[Agent]:
             f"agent {name!r}: write it like package.module:Class, or take one of "
             f"{', '.join(AGENTS)}"
         )
-    try:
-        members = vars(importlib.import_module(module))
-    except Exception as error:  # whatever somebody else's module raises
-        raise HaqError(
-            f"agent {name!r}: module {module!r} cannot be imported ({error}); write it like "
-            "package.module:Class, with the folder of the package on PYTHONPATH"
-        ) from error
+    members = _imported(name, module)
     if attribute not in members:
         close = get_close_matches(attribute, members, n=1)
         meant = f"; did you mean {close[0]!r}?" if close else ""
@@ -70,3 +65,13 @@ def find(name: str) -> type[Agent]:
             "propose(number)"
         )
     return agent
+
+
+def _imported(name: str, module: str) -> Mapping[str, Any]:
+    try:
+        return vars(importlib.import_module(module))
+    except Exception as error:  # whatever somebody else's module raises
+        raise HaqError(
+            f"agent {name!r}: module {module!r} cannot be imported ({error}); write it like "
+            "package.module:Class, with the folder of the package on PYTHONPATH"
+        ) from error

@@ -11,6 +11,7 @@ from toys import played, toy, weight_closeness, words
 from haq.agents.ilp import optimum
 from haq.allocation.costs import total
 from haq.allocation.policy import Policy
+from haq.errors import BudgetError
 
 
 @pytest.mark.parametrize("name", ["guided", "ilp"])
@@ -70,3 +71,9 @@ def test_episodes_are_those_of_before_windows(name: str) -> None:
     golden = json.loads((Path(__file__).parents[1] / "golden/agents.json").read_text())
     episodes = played(name, toy(weight_closeness, budgets=["avg_weight_bits=5"]), 24)
     assert [words(episode.info["policy"]) for episode in episodes] == golden[name]
+
+
+@pytest.mark.parametrize("name", ["guided", "ilp"])
+def test_where_no_policy_keeps_the_budgets_it_says_what_the_cheapest_costs(name: str) -> None:
+    with pytest.raises(BudgetError, match="no policy fits size <= 1600 bytes: the cheapest one"):
+        played(name, toy(budgets=["size=1.6kB"]), 1)
