@@ -35,9 +35,6 @@ _ADDS_IN_16_BITS = 15
 """Most weight and activation bits in sum whose products no x86 kernel saturates: those without VNNI
 add two neighbouring products in 16 bits, and 2 * 255 * 63 and 2 * 127 * 127 are below 2**15."""
 
-CPUS = ("any", "vnni")
-"""What the files of a search shall run on: every x86 CPU, or those whose kernels add in 32 bits."""
-
 
 def kernel(bits: Bits) -> Bits:
     """Return the kernel that runs a layer at these bits.

@@ -57,11 +57,11 @@ def profile_command(  # noqa: PLR0913 - one argument an option
     from haq.runs.profiling.subject import subject
 
     check_provider(provider)
-    check_cpu(cpu)
+    runs_on = check_cpu(cpu)
     check_out(out)
     asked = subject(model, weights=weights, data=data, width=width, size=size, seed=seed)
     setup = Setup(provider, threads, batch)
     with progress() as on_progress:
-        profile = run_profile(asked, out, setup, rounds, seed, on_progress, cpu)
+        profile = run_profile(asked, out, setup, rounds, seed, on_progress, runs_on)
     typer.echo(describe(profile))
     typer.echo(f"{out}: haq search --model {model} --target {out} --budget latency=70%fp32")

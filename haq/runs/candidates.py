@@ -8,6 +8,7 @@ import onnxruntime
 from haq.allocation.costs import CostTable, total
 from haq.allocation.policy import Bits, Policy
 from haq.errors import TargetError
+from haq.formats.onnx.writer import Cpu
 from haq.hw_profiles.measure import onnx_runtime
 from haq.hw_profiles.measure.timing import Timing, drift
 from haq.hw_profiles.measured import FLOATS, STANDARD, Measured
@@ -64,6 +65,11 @@ def setup_of(profile: Profile) -> onnx_runtime.Setup:
                 "with haq profile"
             )
     return onnx_runtime.Setup(provider, int(options["threads"]), profile.batch.reference)
+
+
+def cpu_of(profile: Profile) -> Cpu:
+    """Return which CPUs the files of a search on a profile are for."""
+    return "vnni" if profile.runtime.options.get("runs_on") == "vnni" else "any"
 
 
 def measure_candidates(

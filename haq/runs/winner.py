@@ -19,7 +19,7 @@ from haq.allocation.trials import Score, Trial, rank
 from haq.errors import BudgetError, TargetError
 from haq.hw_profiles.measured_target import MeasuredTarget
 from haq.quantization.calibration import load_clips
-from haq.runs.candidates import Measurement, measure_candidates, setup_of
+from haq.runs.candidates import Measurement, cpu_of, measure_candidates, setup_of
 from haq.runs.plan import Plan
 from haq.runs.profiling.subject import Subject, lowering
 from haq.runs.progress import OnProgress
@@ -190,7 +190,7 @@ def measured_winner(
         setup_of(profile)
     except TargetError as error:
         return top, {"measured_latency": {"missing": str(error)}}
-    lowered = lowering(_candidates(folder, planned))
+    lowered = lowering(_candidates(folder, planned), cpu_of(profile))
     measure = partial(
         measure_candidates, lowered, table=table, profile=profile, on_progress=on_progress
     )

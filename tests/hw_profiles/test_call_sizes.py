@@ -59,6 +59,8 @@ def test_every_target_adds_up_the_calls_of_a_layer(name: str):
         for quantity, cost in target.cost(TWICE, bits).items():
             assert cost == pytest.approx(large[quantity] + 2 * small[quantity])
             assert target.how(TWICE, bits)[quantity].method == "model"
+        assert target.formula is not None
+        assert target.formula.cost(TWICE, bits) == pytest.approx(target.cost(TWICE, bits))
 
 
 def test_traffic_and_what_is_simulated_add_up_too():

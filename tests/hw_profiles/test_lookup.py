@@ -1,6 +1,7 @@
 """Costs from the table of a profile: rows, and what they say of other bits, batches and shapes."""
 
 import json
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -179,6 +180,7 @@ def test_a_cost_is_carried_to_another_shape_by_hand() -> None:
     wide = Layer("wide", "linear", c_in=48, c_out=10)
     board = target(table={"rows": rows, "nearest": {}})
     assert latency(board, wide, 8, 8) == (10.0, "shape", "inferred")
+    assert latency(board, replace(wide, calls=3), 8, 8).value == 30.0
     with pytest.raises(TargetError, match=r"no row for layer 'pw' \(pointwise, 16 to 24\)"):
         board.choices(POINTWISE)
 

@@ -4,11 +4,14 @@ import sys
 from functools import cache
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measured_parts import measured_profile
+from onnx import TensorProto
 from torch import nn
 
 from haq.allocation.budgets import parse_budget
@@ -22,7 +25,7 @@ from haq.hw_profiles.measure.onnx_runtime import Setup, machine, session
 from haq.hw_profiles.measured import CLIPPED, FLOATS, INTEGERS, STANDARD, kernel
 from haq.network.graph import trace
 from haq.network.layers import Layer
-from haq.runs.candidates import measure_candidates, setup_of
+from haq.runs.candidates import cpu_of, measure_candidates, setup_of
 from haq.runs.profiling import networks as profiled_networks
 from haq.runs.profiling.policies import mixed
 from haq.runs.profiling.profile import describe, run_profile
@@ -119,7 +122,7 @@ def test_candidates_are_measured_beside_the_references(profiled):
 
 
 class Convolutional(nn.Module):
-    """Its last layer is a convolution: what that gives is not rounded, so it runs in float."""
+    """Its last layer is a convolution: what that gives is not rounded."""
 
     def __init__(self):
         super().__init__()
@@ -139,13 +142,13 @@ def subject_of(model):
     return Subject("mine", graph, placeholder_clips(graph), sample)
 
 
-def test_layers_without_an_integer_kernel_stay_float(tmp_path):
+def test_a_convolution_at_the_end_has_bits_like_any_other(tmp_path):
     asked = subject_of(Convolutional())
     out = tmp_path / "mine.json"
     run_profile(asked, out, Setup(), rounds=2)
     choices = permitted(asked.graph.layers, load(str(out)))
     assert (len(choices["first"]), len(choices["second"])) == (7, 49)
-    assert choices["head"] == (FLOATS,)
+    assert len(choices["head"]) == 49
 
 
 def test_large_networks_are_measured_group_by_group(monkeypatch, tmp_path):
@@ -183,6 +186,26 @@ def test_models_without_a_size_need_one():
 def test_weights_must_fit(tmp_path):
     with pytest.raises(ModelError):
         subject("digits_cnn", weights=tmp_path / "none.safetensors")
+
+
+def weight_types(cpu):
+    file = onnx.load_from_string(lowering(network(), cpu)(uniform(Bits(8, 8))))
+    types = {tensor.name: tensor.data_type for tensor in file.graph.initializer}
+    return [types[f"{layer.name}.weight_codes"] for layer in network().graph.layers]
+
+
+def test_files_for_vnni_keep_8_bit_weights_int8():
+    unsigned, signed = TensorProto.UINT8, TensorProto.INT8
+    assert network().graph.layers[2].kind == "depthwise"
+    assert weight_types("any") == [unsigned, unsigned, signed, unsigned, unsigned]
+    assert weight_types("vnni") == [signed] * 5
+
+
+def test_a_profile_says_which_cpus_its_files_are_for(profiled):
+    profile, _, _ = profiled
+    assert cpu_of(profile) == "any"
+    assert cpu_of(measured_profile(runs_on="vnni")) == "vnni"
+    assert cpu_of(measured_profile()) == "any"
 
 
 # --- policies to measure -----------------------------------------------------------------------

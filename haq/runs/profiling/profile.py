@@ -7,6 +7,7 @@ out what a change of precision costs and the other half to find out how far the 
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 import onnxruntime
 
@@ -14,11 +15,12 @@ from haq.allocation.policy import Bits
 from haq.errors import HaqError, look_up
 from haq.files import write_text
 from haq.formats.onnx.runtime import exact_kernels
+from haq.formats.onnx.writer import Cpu
 from haq.hw_profiles.document import write_json
 from haq.hw_profiles.measure import fit, onnx_runtime
 from haq.hw_profiles.measure.onnx_runtime import Setup
 from haq.hw_profiles.measure.timing import QUANTILE, Timing
-from haq.hw_profiles.measured import CPUS, Interval, Measured, Passing, Validation
+from haq.hw_profiles.measured import Interval, Measured, Passing, Validation
 from haq.hw_profiles.profile import FORMAT, Profile
 from haq.hw_profiles.rows import Cost, Row, Table, shape_of
 from haq.hw_profiles.schema import Batch, BitRule, Quantity, Runtime
@@ -33,6 +35,8 @@ from haq.runs.progress import OnProgress, silent
 ROUNDS = 150
 """Most rounds of measuring, unless the user says otherwise."""
 
+CPUS: tuple[Cpu, ...] = get_args(Cpu)
+
 BUSY = 0.25
 """Share of interrupted calls from which on the machine counts as busy."""
 
@@ -44,7 +48,7 @@ def run_profile(
     rounds: int = ROUNDS,
     seed: int = 0,
     on_progress: OnProgress = silent,
-    cpu: str = "any",
+    cpu: Cpu = "any",
 ) -> Profile:
     """Measure a network, write its profile and return it.
 
@@ -73,18 +77,19 @@ def run_profile(
     return profile
 
 
-def check_cpu(cpu: str) -> None:
-    """Say so if a profile for such CPUs cannot be made here.
+def check_cpu(name: str) -> Cpu:
+    """Return which CPUs a profile is for, if one for them can be made here.
 
     Raises:
         HaqError: There is no such choice, or this CPU is not one of them.
     """
-    look_up(dict.fromkeys(CPUS), "cpu", cpu)
+    cpu = look_up({cpu: cpu for cpu in CPUS}, "cpu", name)
     if cpu == "vnni" and not exact_kernels():
         raise HaqError(
             "cpu vnni: this CPU adds products of 8 bits in 16 bits and saturates, so 8-bit weights "
             "with 8-bit activations answer wrongly on it; leave --cpu out"
         )
+    return cpu
 
 
 def check_out(out: Path) -> None:
@@ -124,7 +129,7 @@ def _model(
 
 
 def _profile(
-    name: str, asked: Subject, setup: Setup, cpu: str, model: Measured, rows: fit.Rows
+    name: str, asked: Subject, setup: Setup, cpu: Cpu, model: Measured, rows: fit.Rows
 ) -> Profile:
     machine, version = onnx_runtime.machine(), onnxruntime.__version__
     threads = f"{setup.threads} thread" + "s" * (setup.threads > 1)

@@ -11,6 +11,7 @@ from haq.datasets import load as load_data
 from haq.errors import HaqError
 from haq.formats.onnx.lower import lower
 from haq.formats.onnx.template import template
+from haq.formats.onnx.writer import Cpu
 from haq.hw_profiles.measured import STANDARD
 from haq.models import build, input_shape
 from haq.models.weights import load_weights
@@ -101,14 +102,19 @@ def placeholder_clips(graph: Graph) -> Clips:
 Lowered = Callable[[Policy], bytes]
 
 
-def lowering(asked: Subject) -> Lowered:
-    """Return the function from a policy to its ONNX file; the export itself is done once, here."""
+def lowering(asked: Subject, cpu: Cpu = "any") -> Lowered:
+    """Return the function from a policy to its ONNX file; the export itself is done once, here.
+
+    Args:
+        asked: The network.
+        cpu: What the files are for, as for ``haq.formats.onnx.lower.lower``.
+    """
     standard = {layer.name: STANDARD for layer in asked.graph.layers}
-    made = template(quantize(asked.graph, standard, asked.clips), asked.sample)
+    exported = template(quantize(asked.graph, standard, asked.clips), asked.sample)
 
     def lowered(policy: Policy) -> bytes:
         network = quantize(asked.graph, policy, asked.clips)
-        model: bytes = lower(made, network).SerializeToString()
-        return model
+        file: bytes = lower(exported, network, cpu=cpu).SerializeToString()
+        return file
 
     return lowered
