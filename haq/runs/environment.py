@@ -5,7 +5,9 @@ from typing import Literal
 
 from haq.allocation.policy import Policy
 from haq.allocation.trials import Score
+from haq.envs.observations import Features
 from haq.envs.quantization import QuantizationEnv
+from haq.envs.rewards import Reward
 from haq.errors import DivergedError
 from haq.runs.evaluation import Evaluation
 from haq.runs.plan import Plan
@@ -15,8 +17,9 @@ from haq.runs.scores import usable
 def environment(
     planned: Plan,
     evaluation: Evaluation,
-    reward: Literal["accuracy", "loss"],
+    reward: Literal["accuracy", "loss"] | Reward,
     score: Callable[[Policy], Score] | None = None,
+    features: Features | None = None,
 ) -> QuantizationEnv:
     """Return the environment of a plan.
 
@@ -25,6 +28,7 @@ def environment(
         evaluation: Scores the float network, and policies if nothing else does.
         reward: What the reward is made of.
         score: Of a policy, if somebody else evaluates.
+        features: What is observed of a layer beside the paper's numbers.
     """
 
     def evaluate(policy: Policy) -> Score:
@@ -42,4 +46,5 @@ def environment(
         float_loss=evaluation.float_score.loss,
         reward=reward,
         sensitivity=evaluation.sensitivity,
+        features=features,
     )

@@ -8,7 +8,9 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from haq.datasets import Data
+from haq.envs.observations import Features
 from haq.envs.quantization import QuantizationEnv
+from haq.envs.rewards import Reward
 from haq.errors import HaqError
 from haq.runs.api import own_evaluation
 from haq.runs.environment import environment
@@ -27,6 +29,8 @@ def make_env(  # noqa: PLR0913 - one keyword a field of the job
     *,
     evaluate: Own | None = None,
     sensitivity: bool = True,
+    reward: Reward | None = None,
+    features: Features | None = None,
     on_progress: OnProgress | None = None,
     target: str | None = None,
     batch: int | None = None,
@@ -61,6 +65,9 @@ def make_env(  # noqa: PLR0913 - one keyword a field of the job
         evaluate: As for ``haq.search``.
         sensitivity: Whether to measure the sensitivities that some agents need; they make the
             observation longer.
+        reward: From the scores of a policy and of the float network to a number, the higher the
+            better; without it ``score`` says what the reward is made of.
+        features: From a layer to numbers that are observed beside the paper's.
         on_progress: As for ``haq.search``.
         target: As for ``haq.search``, as are all below but ``score``.
         batch: As above.
@@ -107,7 +114,8 @@ def make_env(  # noqa: PLR0913 - one keyword a field of the job
             task = own_task(model, data, evaluate, fields)
             planned = plan(task.job, task.model, task.images, task.sample, task.notes)
             scored = own_evaluation(task, task.job, folder, planned, say, evaluate)
-    return environment(planned, scored, "accuracy" if score == "accuracy" else "loss")
+    named: Literal["accuracy", "loss"] = "accuracy" if score == "accuracy" else "loss"
+    return environment(planned, scored, reward or named, features=features)
 
 
 def _named(
