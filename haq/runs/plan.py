@@ -20,6 +20,7 @@ from haq.allocation.costs import (
 from haq.allocation.policy import FLOAT, Bits
 from haq.datasets import Data, Outline
 from haq.errors import look_up
+from haq.hw_profiles import ProfileTarget
 from haq.hw_profiles import load as load_target
 from haq.network.graph import Graph, trace
 from haq.network.layers import Layer
@@ -88,7 +89,12 @@ def plan(
     budgets = tuple(parse_budget(text, graph.layers, target, floats) for text in job.budgets)
     dearest = {name: pairs[-1] for name, pairs in table.choices.items()}
     fit(dearest, table, budgets)  # says now, not after an hour, that nothing fits
-    notes = (*notes, *_float_notes(model, graph), *_pin_notes(pins, graph.layers, target))
+    notes = (
+        *notes,
+        *_float_notes(model, graph),
+        *_cost_notes(graph, target),
+        *_pin_notes(pins, graph.layers, target),
+    )
     return Plan(model, sample, graph, target, table, budgets, job.budgets, images, notes)
 
 
@@ -108,6 +114,13 @@ def _float_notes(model: nn.Module, graph: Graph) -> Iterator[str]:
         names = sorted(graph.float_parameters, key=lambda name: -graph.float_parameters[name])
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         yield f"{count / every:.1%} of the weights stay float32 and count as such: {shown}"
+
+
+def _cost_notes(graph: Graph, target: Target | None) -> Iterator[str]:
+    """Yield a sentence if a target's costs leave out what stays float, and something does."""
+    if graph.floats and isinstance(target, ProfileTarget) and not target.counts_floats:
+        costs = " and ".join(target.units)
+        yield f"{costs} of {target.name} are without what stays float: it has no costs there"
 
 
 def _pins(job: Job, layers: Sequence[Layer], target: Target | None) -> dict[str, int | Bits]:

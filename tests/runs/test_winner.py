@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from torch import nn
 
 from haq.allocation.policy import FLOAT, Bits
 from haq.errors import RunError
+from haq.hw_profiles import load
 from haq.hw_profiles.measure.onnx_runtime import Setup
 from haq.models import build
 from haq.runs.folder import read_job, read_json
@@ -112,3 +114,12 @@ def test_what_the_target_runs_in_float_only_stays_float_and_no_pin_is_missed(mea
     mine = tmp_path / "mine.json"
     mine.write_text(json.dumps(content))
     assert planned(mine).table.choices["linear"] == (Bits(FLOAT, FLOAT),)
+
+
+def test_costs_that_leave_out_what_stays_float_are_said(measured):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.LayerNorm(8), nn.Linear(8, 10))
+    note = "latency and energy of bismo-edge are without what stays float: it has no costs there"
+    job = parse_job(model="mine", target="bismo-edge", budgets=["size=9kB"])
+    assert note in plan(job, model, {"shape": (1, 8, 8)}).notes
+    assert planned("bismo-edge").notes == ()  # nothing stays float
+    assert load(str(measured)).counts_floats  # its rows sum up to what whole networks took
