@@ -21,6 +21,7 @@ from haq.runs.evaluation import Evaluation, labeled, unlabeled
 from haq.runs.executors.base import check_sendable
 from haq.runs.executors.ray import check_ray
 from haq.runs.folder import find_folder, new_folder, read_job, read_json, read_trials, write_job
+from haq.runs.handover import tried
 from haq.runs.job import Job, check_threads, parse_job
 from haq.runs.own import Own, OwnTask, own_task
 from haq.runs.plan import Plan, plan
@@ -174,7 +175,7 @@ def _search(
         check_sendable(task.model, evaluate)
     folder = _folder(job, out, resume)
     try:
-        planned = plan(job, task.model, task.images, task.sample, task.notes)
+        planned = tried(plan(job, task.model, task.images, task.sample, task.notes))
     except BaseException:
         remove_unused(folder)
         raise

@@ -35,6 +35,9 @@ from haq.training.train import Step
 CHECKED_ON = 64
 """Inputs on which the last step is checked: the conversion to integers."""
 
+FEW = 32
+"""Inputs below which there is nothing to divide."""
+
 ROUNDED_ON = 1024
 """Training images from which the rounding is learned, without their labels."""
 
@@ -91,7 +94,7 @@ def labeled(
     graph, cheap = planned.graph, job.evaluation == "cheap"
     batches = calibration_batches(data, job.calibration_images, job.seed)
     clips = clips_of_run(job, folder, graph, batches, on_progress)
-    evaluator = Evaluator(graph, clips, data, recipe_of(job), job.seed)
+    evaluator = Evaluator(graph, clips, data, recipe_of(job), job.seed, planned.template)
     plain = torch.cat(list(calibration_batches(data, CORRECTED_ON, job.seed))) if cheap else None
     scoring = ScoringData(job, clips, plain, evaluator, own=own)
     scorer = scorer_for(graph, scoring)
@@ -128,19 +131,20 @@ def unlabeled(
     """Return the evaluation on inputs alone: agreement with the float network, or what is given.
 
     Nothing is fine-tuned. Statistics are corrected and the rounding is learned where the evaluation
-    is the cheap one.
+    is the cheap one, on other inputs than those that agreement is scored on, if there are enough.
     """
-    graph = planned.graph
+    graph, cheap = planned.graph, job.evaluation == "cheap"
+    learned, scored = parted(inputs) if cheap else (inputs, inputs)
     batches = iter(inputs[: job.calibration_images].split(128))
     clips = clips_of_run(job, folder, graph, batches, on_progress)
-    plain = inputs[:CORRECTED_ON] if job.evaluation == "cheap" else None
-    scoring = ScoringData(job, clips, plain, inputs=None if own else inputs, own=own)
+    plain = learned[:CORRECTED_ON] if cheap else None
+    scoring = ScoringData(job, clips, plain, inputs=None if own else scored, own=own)
     scorer = scorer_for(graph, scoring)
     return Evaluation(
         network=scorer.network,
         score=scorer.score,
         float_score=scorer.score(graph.traced),
-        finish=partial(_finish_unlabeled, job, planned, inputs, on_progress),
+        finish=partial(_finish_unlabeled, job, planned, learned, on_progress),
         scoring=scoring,
         images=inputs[:CHECKED_ON],
         sensitivity=_sensitivity(
@@ -148,6 +152,21 @@ def unlabeled(
         ),
         notes=_notes(plain),
     )  # fmt: skip
+
+
+def parted(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the inputs to correct and learn on, and those to score on.
+
+    Half of them each, but at most ``ROUNDED_ON`` to learn on. Fewer than twice ``FEW`` are all
+    used for both.
+
+    >>> [[len(part) for part in parted(torch.zeros(count, 1))] for count in (63, 64, 100, 5000)]
+    [[63, 63], [32, 32], [50, 50], [1024, 3976]]
+    """
+    if len(inputs) < 2 * FEW:
+        return inputs, inputs
+    learned = min(ROUNDED_ON, len(inputs) // 2)
+    return inputs[:learned], inputs[learned:]
 
 
 def _sensitivity(

@@ -21,7 +21,7 @@ from haq.allocation.trials import Score
 from haq.datasets import Data, Split
 from haq.distillation.kd import divergence
 from haq.errors import DivergedError
-from haq.formats.onnx.runtime import Answer, integer_answer, prepared
+from haq.formats.onnx.runtime import Answer, exact_kernels, integer_answer, prepared
 from haq.formats.onnx.template import Template
 from haq.network.graph import Graph
 from haq.quantization.calibration import Clips
@@ -77,7 +77,26 @@ class Evaluator:
     Every evaluation starts from the float weights of the graph's model.
     """
 
-    def __init__(self, graph: Graph, clips: Clips, data: Data, recipe: Recipe, seed: int):
+    def __init__(
+        self,
+        graph: Graph,
+        clips: Clips,
+        data: Data,
+        recipe: Recipe,
+        seed: int,
+        template: Template | None = None,
+    ):
+        """Choose the images.
+
+        Args:
+            graph: Of the float network.
+            clips: From ``calibrate`` on the same graph.
+            data: Its train and val splits.
+            recipe: How to fine-tune and score.
+            seed: Decides everything random.
+            template: What ONNX files of the networks are made of, if it is there already.
+        """
+        self._template = template
         self.graph, self.clips, self.data, self.recipe, self.seed = graph, clips, data, recipe, seed
         generator = torch.Generator().manual_seed(seed)
         # At random: in a folder the images of a class stand together.
@@ -116,7 +135,7 @@ class Evaluator:
 
     def __getstate__(self) -> dict[str, Any]:
         # Whoever unpickles it gives it its graph, which does not come out of a pickle as it was.
-        left_out = {"graph", "data", "teacher", "_lowering", "_generator", "_chosen"}
+        left_out = {"graph", "data", "teacher", "_lowering", "_template", "_generator", "_chosen"}
         return {name: value for name, value in vars(self).items() if name not in left_out}
 
     def tuned(self, policy: Policy) -> fx.GraphModule:
@@ -151,6 +170,8 @@ class Evaluator:
 
     @cached_property
     def _lowering(self) -> Template | None:
+        if getattr(self, "_template", None) is not None and exact_kernels():
+            return self._template
         images, _ = self.validation.batch(torch.zeros(1, dtype=torch.int64))
         return prepared(quantize(self.graph, uniform(self.graph, 8, 8), self.clips), images)
 

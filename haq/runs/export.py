@@ -1,7 +1,6 @@
 """What a run leaves to take away: its network as a file of its own."""
 
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,26 +9,20 @@ import onnx
 import torch
 from torch import Tensor, fx, nn
 
-from haq.allocation.policy import FLOAT, Policy
+from haq.allocation.policy import FLOAT
 from haq.errors import HaqError, ModelError
 from haq.files import write_bytes
 from haq.formats import checkpoint
 from haq.formats.onnx.comparison import error
-from haq.formats.onnx.export import check_exportable
 from haq.formats.onnx.lower import lower
 from haq.formats.onnx.runtime import exact_kernels
 from haq.formats.onnx.saturation import EXACT_KERNELS, exact_but_slower, saturating
-from haq.formats.onnx.template import Template, template
+from haq.formats.onnx.template import template
 from haq.formats.onnx.writer import Cpu
-from haq.formats.stand_in import stand_in
-from haq.hw_profiles.measure import kernels, onnx_runtime
-from haq.hw_profiles.measure.onnx_runtime import Setup
-from haq.network.capture import Sample
-from haq.network.graph import Graph
 from haq.runs.api import Run
+from haq.runs.handover import check_kernels
 from haq.runs.restored import Restored, origin, restored
 
-SETUP = Setup()
 """How files are run here: on the CPU, one image at a time, in one thread."""
 
 FORMAT = "haq-onnx/1"
@@ -121,44 +114,6 @@ def _metadata(finished: Restored, cpu: Cpu) -> dict[str, Any]:
     return {
         "haq": {"format": FORMAT, "cpu": cpu, "policy": layers, "class_names": classes, **source}
     }
-
-
-def check_files(graph: Graph, sample: Sample) -> Template:
-    """Say so, before anything is searched, if a graph's networks cannot be exported or saved.
-
-    Args:
-        graph: Of the float network.
-        sample: What one forward takes.
-
-    Returns:
-        What ``haq.formats.onnx.lower.lower`` needs for the networks of the graph.
-
-    Raises:
-        HaqError: In one sentence, why not.
-    """
-    first = sample if isinstance(sample, Tensor) else sample[0]
-    checkpoint.check_savable(graph, first.shape[1:])
-    exported = check_exportable(graph, sample)
-    network, policy = stand_in(graph)
-    check_kernels(lower(exported, network), policy)
-    return exported
-
-
-def check_kernels(file: onnx.ModelProto, policy: Policy) -> Counter[str]:
-    """Return how often ONNX Runtime uses which kernel for the layers of a file.
-
-    Raises:
-        HaqError: The file is not valid ONNX, does not load, or a layer runs in another kernel than
-            its bits claim.
-    """
-    try:
-        onnx.checker.check_model(file, full_check=True)
-    except Exception as error:  # of several kinds without a base of their own
-        raise ModelError(f"the file is not valid ONNX: {error}") from error
-    run = onnx_runtime.opened(file.SerializeToString(), SETUP).graph
-    origins = kernels.Origins(file.graph, run, list(policy))
-    kernels.check_kernels(origins.kernels, policy)
-    return Counter(operator for operators in origins.kernels.values() for operator in operators)
 
 
 def check_answers(file: onnx.ModelProto, network: fx.GraphModule, sample: Tensor, cpu: Cpu) -> None:

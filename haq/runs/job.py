@@ -189,17 +189,17 @@ def _check_together(job: Job) -> None:
         )
     if job.weights is not None and job.float_epochs is not None:
         raise JobError(
-            None,
+            "weights",
             f"--weights {job.weights} and --float-epochs {job.float_epochs} exclude each other: "
             "the float network is read or trained; leave one of them out",
         )
     if job.paper and job.agent != "ddpg":
         raise JobError(
-            None,
+            "paper",
             f"--paper is a way to run ddpg, not {job.agent}; leave one of them out",
         )
     if job.paper and job.evaluation != "finetune":
-        raise JobError(None, "--paper fine-tunes in every episode; leave --evaluation cheap out")
+        raise JobError("paper", "--paper fine-tunes in every episode; leave --evaluation cheap out")
     if job.finalists and job.evaluation == "finetune":
         raise JobError(
             "finalists",

@@ -25,7 +25,8 @@ from haq.hw_profiles.measure.timing import Timing
 from haq.quantization.fake_quant import QuantConv2d, QuantLinear, Rounding
 from haq.runs import folder as folders
 from haq.runs.api import Run
-from haq.runs.export import FORMAT, SETUP, check_kernels, sample_of
+from haq.runs.export import FORMAT, sample_of
+from haq.runs.handover import SETUP, check_kernels
 from haq.runs.progress import OnProgress, Progress, silent
 from haq.runs.restored import Restored, restored
 

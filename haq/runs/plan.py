@@ -20,6 +20,7 @@ from haq.allocation.costs import (
 from haq.allocation.policy import FLOAT, Bits
 from haq.datasets import Data, Outline
 from haq.errors import look_up
+from haq.formats.onnx.template import Template
 from haq.hw_profiles import ProfileTarget
 from haq.hw_profiles import load as load_target
 from haq.network.graph import Graph, trace
@@ -33,7 +34,8 @@ class Plan:
     """What is known before any image is looked at: layers, costs, budgets.
 
     ``model`` is what the graph was traced from, with ``sample``; ``notes`` are sentences for the
-    user about what stays float, or was decided otherwise than asked for.
+    user about what stays float, or was decided otherwise than asked for. ``template`` is what ONNX
+    files of its networks are made of, once ``haq.runs.handover`` tried.
     """
 
     model: nn.Module
@@ -45,6 +47,7 @@ class Plan:
     texts: tuple[str, ...]
     images: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    template: Template | None = None
 
 
 def check_names(job: Job) -> None:

@@ -9,6 +9,7 @@ from haq.datasets import Data, Outline, load, outline
 from haq.runs.evaluation import labeled
 from haq.runs.executors.ray import check_ray
 from haq.runs.float_network import check_float, example, float_network, fresh_model, read_float
+from haq.runs.handover import tried
 from haq.runs.job import Job, check_threads
 from haq.runs.plan import Plan, check_names, images_of, plan
 from haq.runs.play import play
@@ -72,7 +73,7 @@ def prepare(job: Job, folder: Path, on_progress: OnProgress) -> Start:
         about = load(job.data, seed=job.seed, size=job.size)
     model = fresh_model(job.model, about, job.width, job.seed)
     read_float(job, folder, model)
-    planned = plan(job, model, images_of(about), example(about))
+    planned = tried(plan(job, model, images_of(about), example(about)))
     if planned.notes:
         on_progress(Progress("plan", 1, 1, "; ".join(planned.notes)))
     data = about if isinstance(about, Data) else load(job.data, seed=job.seed, size=job.size)

@@ -17,7 +17,8 @@ from haq.formats.onnx.comparison import Comparison, compare
 from haq.formats.onnx.saturation import EXACT_KERNELS, saturating
 from haq.formats.onnx.values import Array
 from haq.hw_profiles.measure import onnx_runtime
-from haq.runs.export import FORMAT, SETUP, check_kernels
+from haq.runs.export import FORMAT
+from haq.runs.handover import SETUP, check_kernels
 from haq.runs.onnx_summary import batches
 from haq.runs.progress import OnProgress, silent
 

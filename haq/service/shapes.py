@@ -41,7 +41,7 @@ class JobRequest(Job):
     batch: Annotated[int, Field(ge=1, le=65536)] | None = None
     budgets: Annotated[tuple[Name, ...], Field(min_length=1, max_length=8)] = ("avg_weight_bits=3",)
     agent: Name = "guided"
-    episodes: Annotated[int, Field(ge=1, le=_MOST)] = 60
+    episodes: Annotated[int, Field(ge=1, le=_MOST)] | None = None
     pins: Annotated[dict[Name, Width], Field(max_length=1000)] | None = None
     clipping: Name = "kl"
     calibration_images: Count = 512

@@ -26,11 +26,12 @@ from haq.quantization.calibration import calibrate
 from haq.quantization.convert import convert_to_integers
 from haq.quantization.fake_quant import quantize, uniform
 from haq.reports.reference.publish import REFERENCE, script_provenance
-from haq.runs import export, onnx_summary
 from haq.runs import folder as results
+from haq.runs import onnx_summary
 from haq.runs.calibration import calibration_batches
 from haq.runs.evaluator import corrected
 from haq.runs.float_network import fresh_model
+from haq.runs.handover import check_kernels
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", required=True)
@@ -89,7 +90,7 @@ for name, policy in policies.items():
     convert_to_integers(network)
     file = lower(made, network)
     row = {"policy": name, "bytes": file.ByteSize()}
-    row["kernels"] = dict(export.check_kernels(file, policy))
+    row["kernels"] = dict(check_kernels(file, policy))
     row |= onnx_summary.answers(file, network, data)
     session = onnx_runtime.session(file.SerializeToString(), setup)
     worked_out = simulate(file, images.numpy()).logits

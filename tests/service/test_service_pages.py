@@ -98,7 +98,7 @@ def test_a_run_can_be_cancelled_tried_again_and_deleted(client):
 
 def test_older_runs_are_on_the_next_page(client, visitor):
     for number in range(52):
-        store.submit(visitor.engine, "local", Job(), f"run {number:02}")
+        store.submit(visitor.engine, "local", Job(episodes=60), f"run {number:02}")
     page = client.get("/").text
     assert "run 51" in page and "run 01" not in page
     older = re.search(r'rel="next" href="(.*?)"', page)[1].replace("&amp;", "&")

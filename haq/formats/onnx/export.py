@@ -11,7 +11,7 @@ def check_exportable(graph: Graph, sample: Sample) -> Template:
     """Return the template of a graph's networks, or say why they cannot be exported.
 
     The network is written once as a file, with clips of one. That its layers get the kernels they
-    claim only ONNX Runtime can tell: see ``haq.runs.export.check_kernels``.
+    claim only ONNX Runtime can tell: see ``haq.runs.handover.check_kernels``.
 
     Args:
         graph: Of the float network.

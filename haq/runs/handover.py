@@ -1,0 +1,82 @@
+"""What a search's network can be handed over as, tried on the float network before anything else.
+
+The files are written once with clips of one, in memory: so a search does not find out at its end
+that its network cannot be exported.
+"""
+
+from collections import Counter
+from dataclasses import replace
+
+import onnx
+
+from haq.allocation.policy import Policy
+from haq.errors import HaqError, ModelError
+from haq.formats import checkpoint
+from haq.formats.onnx.export import check_exportable
+from haq.formats.onnx.lower import lower
+from haq.formats.onnx.template import Template
+from haq.formats.stand_in import stand_in
+from haq.hw_profiles.measure import kernels, onnx_runtime
+from haq.hw_profiles.measure.onnx_runtime import Setup
+from haq.hw_profiles.measured_target import MeasuredTarget
+from haq.network.capture import Sample
+from haq.network.graph import Graph
+from haq.runs.plan import Plan
+
+SETUP = Setup()
+
+
+def tried(planned: Plan) -> Plan:
+    """Return a plan that knows what its network can be handed over as.
+
+    Raises:
+        HaqError: It cannot be exported, and the target is ONNX Runtime itself.
+    """
+    notes, exported = [], None
+    try:
+        checkpoint.check_savable(planned.graph, planned.sample.shape[1:])
+    except HaqError as error:
+        notes.append(f"the network will not be written as a checkpoint: {error}")
+    try:
+        exported = check_export(planned.graph, planned.sample)
+    except HaqError as error:
+        if isinstance(planned.target, MeasuredTarget):
+            raise
+        notes.append(f"the network will not be exported to ONNX: {error}")
+    return replace(planned, notes=(*planned.notes, *notes), template=exported)
+
+
+def check_export(graph: Graph, sample: Sample) -> Template:
+    """Say so, before anything is searched, if a graph's networks cannot be exported to ONNX.
+
+    Args:
+        graph: Of the float network.
+        sample: What one forward takes.
+
+    Returns:
+        What ``haq.formats.onnx.lower.lower`` needs for the networks of the graph.
+
+    Raises:
+        HaqError: In one sentence, why not.
+    """
+    exported = check_exportable(graph, sample)
+    network, policy = stand_in(graph)
+    check_kernels(lower(exported, network), policy)
+    return exported
+
+
+def check_kernels(file: onnx.ModelProto, policy: Policy) -> Counter[str]:
+    """Return how often ONNX Runtime uses which kernel for the layers of a file.
+
+    Raises:
+        HaqError: The file is not valid ONNX, does not load, or a layer runs in another kernel than
+            its bits claim.
+    """
+    try:
+        onnx.checker.check_model(file, full_check=True)
+    except Exception as error:  # of several kinds without a base of their own
+        raise ModelError(f"the file is not valid ONNX: {error}") from error
+    run = onnx_runtime.opened(file.SerializeToString(), SETUP).graph
+    origins = kernels.Origins(file.graph, run, list(policy))
+    kernels.check_kernels(origins.kernels, policy)
+    return Counter(operator for operators in origins.kernels.values() for operator in operators)
