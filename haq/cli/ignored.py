@@ -1,7 +1,7 @@
 """Options of a search that would change nothing: they are refused, not ignored in silence."""
 
-from collections.abc import Collection
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from haq.cli.options import flag
 from haq.errors import HaqError
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 OF_TRAINING = ("train_images", "lr", "distill")
 
 
-def check_used(given: Collection[str], job: "Job") -> None:
+def check_used(given: Mapping[str, Any], job: "Job") -> None:
     """Check that every option given has a say in the job.
 
     Args:
-        given: Names of the parameters on the command line.
+        given: Parameters on the command line, with their values.
         job: What they ask for.
 
     Raises:
@@ -27,7 +27,7 @@ def check_used(given: Collection[str], job: "Job") -> None:
             f"--batch {job.batch} is of a target, and there is none: name one with --target, or "
             "leave it out"
         )
-    if job.paper and "distill" in given and job.distill:
+    if job.paper and given.get("distill"):
         raise HaqError("--paper learns from labels alone; leave --distill out")
     unused = [flag(name) for name in OF_TRAINING if name in given]
     if unused and not fine_tunes(job):

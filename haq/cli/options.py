@@ -68,13 +68,13 @@ def threads_for(asked: int | None, data: str, workers: int = 1) -> int:
     return asked or (1 if data == "digits" else max(1, cores() // workers))
 
 
-def given(context: typer.Context) -> list[str]:
+def given(context: typer.Context) -> dict[str, Any]:
     """Return the parameters that stand on the command line, in their order in the help."""
-    return [
-        name
-        for name in context.params
+    return {
+        name: value
+        for name, value in context.params.items()
         if str(context.get_parameter_source(name)).endswith("COMMANDLINE")
-    ]
+    }
 
 
 def flag(parameter: str) -> str:

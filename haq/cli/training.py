@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from haq.datasets import load
+from haq.datasets import load, outline
 from haq.errors import ModelError
 from haq.models.weights import save_weights
 from haq.runs.float_network import fresh_model, train_float
@@ -35,6 +35,9 @@ def run_training(
     if not out.parent.is_dir():
         raise ModelError(f"out {out}: there is no folder {out.parent}")
     torch.set_num_threads(job.threads or torch.get_num_threads())
+    about = outline(job.data, job.size)
+    if about is not None:  # says now that the network does not suit the images
+        fresh_model(job.model, about, job.width, job.seed)
     images = load(job.data, seed=job.seed, size=job.size)
     network = fresh_model(job.model, images, job.width, job.seed)
     started = time.perf_counter()

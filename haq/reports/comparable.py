@@ -20,11 +20,15 @@ def by_test_set(summaries: Sequence[Mapping[str, Any]]) -> list[int]:
     """Return a number for each run, from 1 on: equal ones were tested on the same images.
 
     Args:
-        summaries: Their ``summary.json``, whose ``images`` say what the images are.
+        summaries: Their ``summary.json``: ``images`` say of what data the images are,
+            ``test_set`` which of them the network was tested on.
     """
     numbers: dict[str, int] = {}
     return [
-        numbers.setdefault(json.dumps(summary.get("images"), sort_keys=True), len(numbers) + 1)
+        numbers.setdefault(
+            json.dumps([summary.get(part) for part in ("images", "test_set")], sort_keys=True),
+            len(numbers) + 1,
+        )
         for summary in summaries
     ]
 

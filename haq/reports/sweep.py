@@ -15,13 +15,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from haq.agents import find, uniform
-from haq.datasets import load
+from haq.datasets import Data, Outline, load, outline
 from haq.errors import DivergedError, HaqError, RunError
 from haq.files import write_bytes, write_text
 from haq.reports.comparable import UNIFORM
 from haq.reports.compare import compared, comparison_csv, comparison_sections
 from haq.reports.page import render
-from haq.runs.float_network import fresh_model
+from haq.runs.float_network import check_float, example, fresh_model
 from haq.runs.folder import HOME, new_folder, read_json, write_job
 from haq.runs.job import Job, parse_job
 from haq.runs.plan import images_of, plan
@@ -150,11 +150,14 @@ def start(sweep: Sweep, name: str | None) -> Path:
 def _check(sweep: Sweep) -> None:
     """Say now, not after hours, that a search of the sweep cannot be done."""
     job = sweep.job
-    data = load(job.data, seed=job.seed, size=job.size)
-    model = fresh_model(job.model, data, job.width, job.seed)
+    about: Data | Outline | None = outline(job.data, job.size)
+    check_float(job)
+    if about is None:  # what a function of the user's own gives is known once it was called
+        about = load(job.data, seed=job.seed, size=job.size)
+    model = fresh_model(job.model, about, job.width, job.seed)
     for budget in sweep.budgets:
         asked = job.model_copy(update={"budgets": (budget, *job.budgets)})
-        plan(asked, model, images_of(data))
+        plan(asked, model, images_of(about), example(about))
 
 
 def find_sweep(name: str) -> Path:

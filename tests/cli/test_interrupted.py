@@ -52,7 +52,7 @@ def test_before_anything_was_written(monkeypatch, capsys, tmp_path):
 
 
 def test_while_the_float_network_is_trained(monkeypatch, capsys, tmp_path):
-    own = module(tmp_path, monkeypatch, "stops_later", 3)
+    own = module(tmp_path, monkeypatch, "stops_later", 7)
     asked = ["search", *own, "--float-epochs", "9", "--budget", "avg_weight_bits=6", "--out", "my"]
     assert haq(monkeypatch, *asked) == 130
     said = capsys.readouterr().err.splitlines()[-1]

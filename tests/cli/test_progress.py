@@ -64,5 +64,14 @@ def test_what_a_run_does_otherwise_is_one_line():
     ]
 
 
+def test_an_end_that_is_told_twice_is_one_line():
+    out, clock = [], Clock()
+    on_progress = lines(out.append, clock)
+    for done in (1, 2, 2):
+        on_progress(Progress("train", done, 2))
+        clock.now_s += 60
+    assert out == ["train 1/2", "train 2/2, done in 1 min 0 s"]
+
+
 def test_a_stage_of_one_step_has_one_line():
     assert written("round", 1, 3.0) == ["round 1/1"]

@@ -20,6 +20,12 @@ def test_equal_images_are_one_test_set():
     assert by_test_set(summaries) == [1, 2, 1, 3, 2]
 
 
+def test_other_splits_of_the_same_folder_are_other_test_sets():
+    first, second = ({"images": 9, "sha256": digest} for digest in ("a", "b"))
+    summaries = [{"images": DIGITS, "test_set": one} for one in (first, second, dict(first))]
+    assert by_test_set(summaries) == [1, 2, 1]
+
+
 def row(agent, seed, budget, accuracy, treated="as all"):
     return {
         "run": f"{agent}{seed}", "agent": agent, "seed": seed, "budget": budget, "model": "net",
