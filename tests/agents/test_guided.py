@@ -5,7 +5,7 @@ import pytest
 from toys import played, toy, weight_closeness
 
 from haq.agents import play
-from haq.agents.guided import FARTHEST, Guided, believed, exploration, shares
+from haq.agents.guided import FARTHEST, Guided, believed, exploration, imagine, shares
 from haq.agents.ilp import optimum
 from haq.allocation.budgets import uniform_within
 from haq.allocation.policy import Policy
@@ -100,6 +100,17 @@ def test_a_belief_stays_within_its_limits() -> None:
     factors_believed = believed(parts, rewards)
     assert factors_believed[0] == max(factors_believed) <= FARTHEST
     assert min(factors_believed) >= 1 / FARTHEST
+
+
+def test_a_correction_is_the_belief_times_the_factor_of_the_actor() -> None:
+    env = toy(layers=3, budgets=["avg_weight_bits=4"], act_bits=8)
+    actions = iter([0.0, 1.0, 0.5])  # factors 1/4, 4 and 1
+    belief = np.array([1.0, 1.0, 32.0])
+    steps, policy = imagine(env, lambda _: np.array([next(actions)]), belief)
+    assert [float(step.action[0]) for step in steps] == [0.0, 1.0, 0.5]
+    assert steps[0].observation[9] == 0.5  # no correction came before
+    assert policy == optimum(env, [0.25, 4.0, 32.0])
+    assert policy not in (optimum(env, belief), optimum(env, [0.25, 4.0, 1.0]))
 
 
 # --- what it finds ---------------------------------------------------------------------------
