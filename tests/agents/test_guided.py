@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from toys import played, toy, weight_closeness
 
 from haq.agents import play
-from haq.agents.guided import FARTHEST, Guided, believed, exploration, imagine, shares
+from haq.agents.guided import FARTHEST, WARM_UP, Guided, believed, exploration, imagine, shares
 from haq.agents.ilp import optimum
 from haq.allocation.budgets import uniform_within
 from haq.allocation.policy import Policy
@@ -111,6 +112,16 @@ def test_a_correction_is_the_belief_times_the_factor_of_the_actor() -> None:
     assert steps[0].observation[9] == 0.5  # no correction came before
     assert policy == optimum(env, [0.25, 4.0, 32.0])
     assert policy not in (optimum(env, belief), optimum(env, [0.25, 4.0, 1.0]))
+
+
+def test_the_networks_are_trained_after_every_episode_from_the_end_of_the_warm_up() -> None:
+    agent = Guided(toy(layers=2, act_bits=8), 12, 0)
+    trained = []
+    for number in range(10):
+        before = agent.learner.actor.mu[0].weight.clone()
+        agent.learn(number, agent.propose(number), -1.0 / (1 + number))
+        trained.append(not torch.equal(before, agent.learner.actor.mu[0].weight))
+    assert trained == [False] * (WARM_UP - 1) + [True] * (11 - WARM_UP)
 
 
 # --- what it finds ---------------------------------------------------------------------------

@@ -285,11 +285,16 @@ def test_fit_is_the_plain_rule_to_the_last_digit(problem, data):
     assert fit(start, table, budgets) == expected
 
 
-def chain(layers, edges):
-    """Return a table of a chain of layers, 49 pairs each, perhaps with edges between them."""
+def chain(layers, edges, readers=1):
+    """Return a table of a chain of layers, 49 pairs each, perhaps with edges between them.
+
+    So many layers one after the other read the same tensor.
+    """
     generator = np.random.default_rng(layers)
     some = [
-        Layer(f"l{i}", "conv", 8, 8, weights=int(w), macs=int(m))
+        Layer(
+            f"l{i}", "conv", 8, 8, weights=int(w), macs=int(m), reads=f"l{i // readers * readers}"
+        )
         for i, (w, m) in enumerate(generator.integers(1e3, 1e6, (layers, 2)))
     ]
     table = tabulate(some, permitted(some, None))
@@ -303,8 +308,9 @@ def chain(layers, edges):
 
 @pytest.mark.parametrize("edges", [False, True])
 @pytest.mark.parametrize("share", [0.9, 0.5, 0.3])
-def test_a_chain_of_49_pairs_a_layer_goes_down_as_by_the_plain_rule(share, edges):
-    table = chain(12, edges)
+@pytest.mark.parametrize("readers", [1, 3])
+def test_a_chain_of_49_pairs_a_layer_goes_down_as_by_the_plain_rule(readers, share, edges):
+    table = chain(12, edges, readers)
     start = {layer.name: Bits(8, 8) for layer in table.layers}
     budgets = [Budget("bops", share * total(table, start, "bops")), Budget("size", 3e6)]
     expected = plain_fit(start, table, budgets)
@@ -326,3 +332,12 @@ def test_a_move_looks_up_its_own_layer_and_not_two_hundred():
     lowered = fit(start, table, [Budget("bops", 0.3 * total(table, start, "bops"))])
     bits = sum(sum(start[name]) - sum(lowered[name]) for name in start)  # at least one a move
     assert len(looked_up) < 10 * bits < 200 * bits
+
+
+def test_a_layer_that_reads_its_own_output_pays_for_its_own_bits():
+    table = chain(2, edges=False)
+    at_home = np.random.default_rng(0).random((49, 49)) * 1e7
+    table = replace(table, edges=(Edge("l1", "l1", {"bops": at_home}),))
+    start = {"l0": Bits(8, 8), "l1": Bits(8, 8)}
+    budgets = [Budget("bops", 0.4 * total(table, start, "bops"))]
+    assert fit(start, table, budgets) == plain_fit(start, table, budgets)
