@@ -1,7 +1,7 @@
 """Where each tensor is clipped at each bit-width, from the float network's own values."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from haq.network.capture import Sample, evaluating
 from haq.network.graph import Graph
 from haq.quantization.clipping import activation_clips, weight_clips
 from haq.quantization.quantizer import BITS
+from haq.quantization.skewed import is_skewed, skewed_grids
 
 SAMPLED = 200_000
 """How many values of each activation tensor the calibration looks at."""
@@ -27,11 +28,18 @@ class Clips:
 
     Attributes:
         weights: Layer to bits to clip (channels,), one value where clipped per tensor.
-        acts: Tensor of the graph to bits to clip, a scalar.
+        acts: Tensor of the graph to bits to clip, a scalar: the highest value.
+        skews: Tensor of the graph to bits to how many codes are negative, a whole number, where the
+            grid is not symmetric.
     """
 
     weights: Mapping[str, Mapping[int, Tensor]]
     acts: Mapping[str, Mapping[int, Tensor]]
+    skews: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
+
+    def skew(self, tensor: str, bits: int) -> int | None:
+        """Return how many codes of a tensor are negative; None where its grid is symmetric."""
+        return int(self.skews[tensor][bits]) if tensor in self.skews else None
 
 
 def calibrate(
@@ -64,13 +72,18 @@ def calibrate(
         _check_finite(weight, f"layer {layer.name!r} has weights")
         weights[layer.name] = weight_clips(weight, BITS, method, per_channel)
         finished()
-    acts = {}
+    acts, skews = {}, {}
     for tensor, values in _activations(graph, batches, list(signs)).items():
         _check_finite(values, f"tensor {tensor!r} has activations")
-        clips = activation_clips(values, BITS, signs[tensor], method)
+        if signs[tensor] and is_skewed(values):
+            grids = skewed_grids(values, BITS, method)
+            skews[tensor] = {bits: torch.tensor(grid.skew) for bits, grid in grids.items()}
+            clips = {bits: grid.clip for bits, grid in grids.items()}
+        else:
+            clips = activation_clips(values, BITS, signs[tensor], method)
         acts[tensor] = {bits: torch.tensor(clip) for bits, clip in clips.items()}
         finished()
-    return Clips(weights, acts)
+    return Clips(weights, acts, skews)
 
 
 def _counter(total: int, on_tensor: Callable[[int, int], None] | None) -> Callable[[], None]:
@@ -131,6 +144,7 @@ def save_clips(clips: Clips, path: Path) -> None:
     """Write clips as safetensors, atomically."""
     tensors = {f"weight/{n}/{b}": c for n, row in clips.weights.items() for b, c in row.items()}
     tensors |= {f"act/{n}/{b}": c for n, row in clips.acts.items() for b, c in row.items()}
+    tensors |= {f"skew/{n}/{b}": c for n, row in clips.skews.items() for b, c in row.items()}
     write_bytes(path, save(tensors))
 
 
@@ -140,7 +154,7 @@ def load_clips(path: Path) -> Clips:
     Raises:
         RunError: The file is missing or damaged.
     """
-    kinds: dict[str, dict[str, dict[int, Tensor]]] = {"weight": {}, "act": {}}
+    kinds: dict[str, dict[str, dict[int, Tensor]]] = {"weight": {}, "act": {}, "skew": {}}
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -149,4 +163,4 @@ def load_clips(path: Path) -> Clips:
         kind, rest = key.split("/", 1)
         name, bits = rest.rsplit("/", 1)
         kinds[kind].setdefault(name, {})[int(bits)] = clip
-    return Clips(kinds["weight"], kinds["act"])
+    return Clips(kinds["weight"], kinds["act"], kinds["skew"])

@@ -261,8 +261,7 @@ def _input_grids(network: fx.GraphModule) -> dict[str, InputGrid]:
             source = values_of(node.all_input_nodes[0])
             module = source.op == "call_module" and network.get_submodule(str(source.target))
             if isinstance(module, Rounding) and module.bits != FLOAT:
-                size = step(module.bits, module.clip, module.signed)
-                grids.setdefault(str(node.target), set()).add((float(size), module.top))
+                grids.setdefault(str(node.target), set()).add((float(module.step), module.top))
     # A layer that reads tensors on several grids has no one unit for its bias.
     one = {name: several.pop() for name, several in grids.items() if len(several) == 1}
     return {name: InputGrid(torch.tensor(size), top) for name, (size, top) in one.items()}

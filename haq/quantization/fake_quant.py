@@ -17,40 +17,62 @@ from haq.network.layers import EDGE_BITS
 from haq.network.operators import LayerModule
 from haq.network.sites import Point, insert
 from haq.quantization.calibration import Clips
-from haq.quantization.quantizer import BITS, levels
+from haq.quantization.quantizer import BITS, levels, step
 from haq.quantization.quantizer import quantize as rounded
 
 
 class Rounding(nn.Module):
-    """Rounds activations of any shape to ``bits`` bits and clips them; 32 bits change nothing."""
+    """Rounds activations of any shape to ``bits`` bits and clips them; 32 bits change nothing.
+
+    Attributes:
+        bits: 2 to 8, or 32 for float.
+        clip: The highest value, a scalar.
+        signed: Whether values can be negative.
+        skew: How many codes are negative where the grid is not symmetric; None where it is.
+    """
 
     clip: Tensor
 
-    def __init__(self, bits: int, clip: Tensor, signed: bool):
+    def __init__(self, bits: int, clip: Tensor, signed: bool, skew: int | None = None):
         super().__init__()
-        self.bits, self.signed = bits, signed
+        self.bits, self.signed, self.skew = bits, signed, skew
         self.register_buffer("clip", clip)
 
     @property
+    def levels(self) -> tuple[int, int]:
+        """The lowest and the highest code, counted from that of zero."""
+        return levels(self.bits, self.signed, self.skew)
+
+    @property
+    def step(self) -> Tensor:
+        """What a code is worth, a float32 scalar."""
+        return step(self.bits, self.clip, self.signed, self.skew)
+
+    @property
     def zero_point(self) -> int:
-        """The code of zero where codes are unsigned: 0, or the middle where values can be negative.
+        """The code of zero where codes are unsigned; of symmetric ones the middle.
 
         With it no code is higher than the bits need, as 8-bit kernels that saturate want it.
         """
-        return 2 ** (self.bits - 1) if self.signed and self.bits != FLOAT else 0
+        if self.bits == FLOAT:
+            return 0
+        return (2 ** (self.bits - 1) if self.signed else 0) if self.skew is None else self.skew
 
     @property
     def top(self) -> int:
-        """The highest code, counted from 0."""
-        return levels(self.bits, self.signed)[1] + self.zero_point
+        """The highest code, where codes are unsigned."""
+        return self.levels[1] + self.zero_point
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` on the grid, in x's shape and dtype."""
-        return x if self.bits == FLOAT else rounded(x, self.bits, self.clip, self.signed)
+        if self.bits == FLOAT:
+            return x
+        return rounded(x, self.bits, self.clip, self.signed, self.skew)
 
     def extra_repr(self) -> str:
         """Describe the grid."""
-        return f"bits={self.bits}, clip={float(self.clip):.4g}, signed={self.signed}"
+        clip = f"clip={float(self.clip):.4g}"
+        return f"bits={self.bits}, {clip}, signed={self.signed}, skew={self.skew}"
 
 
 class QuantConv2d(nn.Conv2d):
@@ -151,8 +173,10 @@ def _rounding(point: Point, policy: Policy, clips: Clips, unread: Set[str]) -> R
     if bits == FLOAT and point.source and point.tensor not in unread:
         # An integer kernel gives out integers, also where a float layer reads them.
         bits = FLOAT if FLOAT in policy[point.source] else EDGE_BITS
-    clip = clips.acts[point.tensor][bits] if bits != FLOAT else torch.ones(())
-    return Rounding(bits, clip.clone(), point.signed)
+    if bits == FLOAT:
+        return Rounding(bits, torch.ones(()), point.signed)
+    clip, skew = clips.acts[point.tensor][bits], clips.skew(point.tensor, bits)
+    return Rounding(bits, clip.clone(), point.signed, skew)
 
 
 def _bits_unread(point: Point, policy: Policy) -> int:

@@ -14,33 +14,38 @@ BITS = range(2, 9)
 """The bit-widths that exist: one bit has no symmetric grid, and more than eight no use here."""
 
 
-def levels(bits: int, signed: bool) -> tuple[int, int]:
+def levels(bits: int, signed: bool, zero_point: int | None = None) -> tuple[int, int]:
     """Return the lowest and the highest integer code.
 
-    The signed range is narrow (the most negative code is left out), so that it is symmetric.
+    The signed range is narrow (the most negative code is left out), so that it is symmetric. With a
+    zero point it is not: of the ``2**bits`` codes so many are negative.
 
     Raises:
-        ValueError: ``bits`` is not one of 2 to 8.
+        ValueError: ``bits`` is not one of 2 to 8, or the zero point leaves no positive code.
 
-    >>> levels(4, signed=True), levels(4, signed=False)
-    ((-7, 7), (0, 15))
+    >>> levels(4, signed=True), levels(4, signed=False), levels(4, signed=True, zero_point=3)
+    ((-7, 7), (0, 15), (-3, 12))
     """
     if bits not in BITS:
         raise ValueError(f"bits must be from {BITS[0]} to {BITS[-1]}, not {bits!r}")
+    if zero_point is not None:
+        if not 0 <= zero_point <= 2**bits - 2:
+            raise ValueError(f"zero point {zero_point} is not from 0 to {2**bits - 2}")
+        return -zero_point, 2**bits - 1 - zero_point
     if signed:
         hi = 2 ** (bits - 1) - 1
         return -hi, hi
     return 0, 2**bits - 1
 
 
-def step(bits: int, clip: Tensor | float, signed: bool) -> Tensor:
+def step(bits: int, clip: Tensor | float, signed: bool, zero_point: int | None = None) -> Tensor:
     """Return the distance between two levels, ``clip / hi``, as a float32 tensor of clip's shape.
 
     Raises:
         ValueError: ``bits`` is out of range, or a clip is not a positive number, or so small or so
             large that float32 has no such step.
     """
-    hi = levels(bits, signed)[1]
+    hi = levels(bits, signed, zero_point)[1]
     clip = torch.as_tensor(clip, dtype=torch.float32)
     size = clip.detach() / hi
     smallest, largest = (size, clip) if size.numel() == 1 else (size.min(), clip.max())
@@ -50,17 +55,20 @@ def step(bits: int, clip: Tensor | float, signed: bool) -> Tensor:
     return size
 
 
-def quantize(x: Tensor, bits: int, clip: Tensor | float, signed: bool = True) -> Tensor:
+def quantize(
+    x: Tensor, bits: int, clip: Tensor | float, signed: bool = True, zero_point: int | None = None
+) -> Tensor:
     """Round ``x`` to the nearest level, halves to even; gradients pass inside the clip.
 
     Zero is a level and the grid is even::
 
-        lo, hi = levels(bits, signed)     -n .. n, or 0 .. 2**bits - 1
+        lo, hi = levels(bits, signed)     -n .. n, or 0 .. 2**bits - 1, or from -zero_point
         s = clip / hi                     step, in the unit of x
         x' = s * clamp(round(x / s), lo, hi)
 
     The gradient with respect to ``x`` is that of the identity inside [-clip, clip] ([0, clip] if
-    unsigned), ends included, and zero outside; ``clip`` gets none. It can be differentiated again.
+    unsigned, [-s * zero_point, clip] with a zero point), ends included, and zero outside; ``clip``
+    gets none. It can be differentiated again.
 
     Args:
         x: Weights (out, ...) or activations (N, ...), of any float dtype and memory format.
@@ -69,6 +77,7 @@ def quantize(x: Tensor, bits: int, clip: Tensor | float, signed: bool = True) ->
         clip: Where to clip, positive, in the unit of ``x``: one for the whole tensor, or one per
             output channel in a shape that broadcasts, such as (out, 1, 1, 1).
         signed: Whether ``x`` may be negative; if not, negative values become 0.
+        zero_point: For a scalar clip: how many codes are negative, where the grid is not symmetric.
 
     Returns:
         A tensor of the shape, dtype and memory format of ``x``. In float32 and float64 every value
@@ -84,10 +93,11 @@ def quantize(x: Tensor, bits: int, clip: Tensor | float, signed: bool = True) ->
     >>> quantize(torch.tensor([-9.0, -0.5, 0.6, 1.5]), bits=3, clip=3.0)
     tensor([-3., -0.,  1.,  2.])
     """
-    size = step(bits, clip, signed)
-    lo, hi = levels(bits, signed)
+    size = step(bits, clip, signed, zero_point)
+    lo, hi = levels(bits, signed, zero_point)
     bound = torch.as_tensor(clip, dtype=torch.float32).detach()
-    result: Tensor = _Round.apply(x, size.to(x.device), lo, hi, bound.to(x.device))
+    low = -bound if zero_point is None and signed else lo * size
+    result: Tensor = _Round.apply(x, size.to(x.device), lo, hi, low, bound.to(x.device))
     return result
 
 
@@ -115,15 +125,16 @@ class _Round(torch.autograd.Function):
     # as long on the CPU.
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, size: Tensor, lo: int, hi: int, bound: Tensor) -> Tensor:
-        ctx.save_for_backward(x, bound)
-        ctx.signed = lo < 0
+    def forward(
+        ctx: Any, x: Tensor, size: Tensor, lo: int, hi: int, low: Tensor, bound: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, low, bound)
         return _round(x, size, (lo, hi)).mul_(size).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, bound = ctx.saved_tensors
-        return _inside(grads[0], x, bound, ctx.signed), None, None, None, None
+        x, low, bound = ctx.saved_tensors
+        return _inside(grads[0], x, low, bound), None, None, None, None, None
 
 
 def _round(x: Tensor, size: Tensor, ends: tuple[int, int]) -> Tensor:
@@ -134,17 +145,17 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _inside(grad: Tensor, x: Tensor, bound: Tensor, signed: bool) -> Tensor:
+def _inside(grad: Tensor, x: Tensor, low: Tensor, bound: Tensor) -> Tensor:
     if bound.numel() > 1:
         # A mask of floats: torch.where and a mask of booleans take many times as long on the CPU.
         within = _wide(x.detach()).abs().le_(bound)
-        if not signed:
+        if not bool(low.any()):
             within.mul_(x >= 0)
         return within.to(grad.dtype).mul_(grad)
     # One pass; it leaves out both ends, hence the neighbouring numbers.
     far = torch.tensor(float("inf"))
     top = torch.nextafter(bound.cpu(), far).item()
-    bottom = -top if signed else torch.nextafter(torch.tensor(0.0), -far).item()
+    bottom = torch.nextafter(low.cpu(), -far).item()
     result: Tensor = torch.ops.aten.hardtanh_backward(grad, x, bottom, top)
     return result
 

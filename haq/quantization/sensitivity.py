@@ -156,7 +156,7 @@ def _places(graph: Graph, clips: Clips, model: fx.GraphModule, asked: Widths) ->
             name = module_name(point.tensor, point.layers)
             module = model.get_submodule(name)
             assert isinstance(module, Rounding)
-            call = partial(_activations, module, clips.acts[point.tensor])
+            call = partial(_activations, module, clips, point.tensor)
             yield _Place("activations", point.layers, bits, _call(model, name), call)
 
 
@@ -183,8 +183,9 @@ def _weights(module: nn.Module, clips: Mapping[int, Tensor], bits: int) -> Itera
 
 
 @contextmanager
-def _activations(module: Rounding, clips: Mapping[int, Tensor], bits: int) -> Iterator[None]:
-    module.bits, module.clip = bits, clips[bits]
+def _activations(module: Rounding, clips: Clips, tensor: str, bits: int) -> Iterator[None]:
+    module.bits, module.clip = bits, clips.acts[tensor][bits]
+    module.skew = clips.skew(tensor, bits)
     try:
         yield
     finally:

@@ -20,6 +20,7 @@ from haq.network.sites import Point, insert
 from haq.quantization.calibration import Clips
 from haq.quantization.fake_quant import QuantConv2d, QuantLinear
 from haq.quantization.interpreter import PartialRun
+from haq.quantization.quantizer import levels
 from haq.training.numerics import has_bfloat16
 
 FURTHEST = 2.0
@@ -166,8 +167,9 @@ def _clipped(graph: Graph, clips: Clips) -> fx.GraphModule:
     """Return the float network with every tensor that is quantized cut off at its clip."""
 
     def clip(point: Point) -> nn.Module:
-        high = float(clips.acts[point.tensor][8])
-        return nn.Hardtanh(-high if point.signed else 0.0, high)
+        high, skew = clips.acts[point.tensor][8], clips.skew(point.tensor, 8)
+        lo, hi = levels(8, point.signed, skew)
+        return nn.Hardtanh(float(high * lo / hi), float(high))
 
     return insert(copy.deepcopy(graph.traced), graph.points, clip).eval()
 
