@@ -4,6 +4,7 @@ A grid that is symmetric would spend half of its codes on values that do not occ
 many negative codes as the values want: the zero point. Zero stays a level.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -66,8 +67,14 @@ def skewed_grids(values: Tensor, bits: Sequence[int], method: str) -> dict[int, 
     for width in bits:
         size, short = _step_and_skew(values, 2**width - 1, method, least=int(mirrored))
         skew = 2**width - 1 - short if mirrored else short
-        grids[width] = SkewedGrid(size * (2**width - 1 - skew), skew)
+        grids[width] = SkewedGrid(_rounded(size) * (2**width - 1 - skew), skew)
     return grids
+
+
+def _rounded(size: float) -> float:
+    """Return a step of 16 binary digits: its multiples, and they divided again, are exact."""
+    digits, exponent = math.frexp(size)
+    return math.ldexp(round(math.ldexp(digits, 16)), exponent - 16)
 
 
 def _step_and_skew(values: Tensor, top: int, method: str, least: int) -> tuple[float, int]:
@@ -96,7 +103,7 @@ def _candidates(values: Tensor, top: int, least: int) -> tuple[Tensor, Tensor]:
     """Return steps and numbers of negative codes worth a try, (candidates,) each."""
     low, high = _ends(values, "max")
     lowest = SMALLEST * float(values.square().mean().sqrt())
-    count = max(1, 1 + int(torch.tensor(high / lowest).log() / torch.tensor(FINE).log()))
+    count = max(1, 1 + int(math.log(high / lowest) / math.log(FINE)))
     highs = high * FINE ** -torch.arange(count, dtype=torch.float64)  # from the maximum down
     wanted = low * torch.tensor(LOWS, dtype=torch.float64)
     skews = (top * wanted / (wanted + highs[:, None])).round().clamp(least, top // 2)

@@ -13,9 +13,10 @@ the values of all modules, in the order in which the forward first calls them::
     others       U8   little-endian bytes of the buffers that are not float32, each in its own type;
                       left out where there are none
 
-and one entry of metadata, "haq", a JSON object with the fields of ``Content``. Zero points are all
-0: weights are symmetric and lack the most negative code, activations count from zero where they
-cannot be negative and are symmetric where they can.
+and one entry of metadata, "haq", a JSON object with the fields of ``Content``. Weights are
+symmetric and lack the most negative code; activations count from zero where they cannot be
+negative and are symmetric where they can, unless the field "skews" says how many of their codes are
+negative.
 
 What is loaded gives the logits of what was saved, bit for bit, on the CPU. That is why saving folds
 no BatchNorm into the weights: their products with its multiplier would be rounded once more, and an

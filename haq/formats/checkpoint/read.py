@@ -97,7 +97,26 @@ def _empty(content: Content, model: nn.Module | str | None) -> fx.GraphModule:
         {row.name: {row.weight_bits: ones.expand(row.scales)} for row in content.layers},
         {point.tensor: dict.fromkeys(BITS, ones) for point in graph.points},
     )
-    return merge_norms(quantize(graph, policy, clips))
+    network = quantize(graph, policy, clips)
+    _skew(network, content.skews)
+    return merge_norms(network)
+
+
+def _skew(network: fx.GraphModule, skews: Mapping[str, int]) -> None:
+    """Give the quantizers that a file names their negative codes."""
+    quantizers = {
+        name: module for name, module in network.named_modules()
+        if isinstance(module, Rounding) and module.bits != FLOAT
+    }  # fmt: skip
+    for name, skew in skews.items():
+        if name not in quantizers:
+            raise CheckpointError(f"it has a quantizer {name[:80]!r}, and the model has not")
+        bits = quantizers[name].bits
+        if not 0 <= skew <= 2**bits - 2:
+            raise CheckpointError(
+                f"quantizer {name!r} cannot have {skew} negative codes of {bits} bits"
+            )
+        quantizers[name].skew = skew
 
 
 def _module(content: Content, model: nn.Module | str | None) -> tuple[nn.Module, Tensor]:
@@ -194,7 +213,7 @@ def fill(
     for key, scales in parts["act_scales"].items():
         module = network.get_submodule(key.rpartition(".")[0])
         assert isinstance(module, Rounding)
-        state[key] = _clips(key, scales, module.bits, module.signed).view(())
+        state[key] = _clips(key, scales, module.bits, module.signed, module.skew).view(())
     for (key, data), scales in zip(parts["codes"].items(), parts["scales"].values(), strict=True):
         name, shape = key.rpartition(".")[0], state[key].shape
         bits = int(network.get_submodule(name).weight_bits)  # type: ignore[arg-type]
@@ -220,14 +239,14 @@ def _buffer(key: str, data: Tensor, like: Tensor) -> Tensor:
     return value
 
 
-def _clips(key: str, scales: Tensor, bits: int, signed: bool) -> Tensor:
+def _clips(key: str, scales: Tensor, bits: int, signed: bool, skew: int | None = None) -> Tensor:
     """Return the clips that have these steps."""
     wrong = scales[~((scales > 0) & scales.isfinite())]
     if len(wrong):
         raise CheckpointError(
             f"a scale of {key} is {wrong[0].item():g}; scales are positive and finite"
         )
-    clips = scales * levels(bits, signed)[1]
-    if not (clips.isfinite().all() and torch.equal(step(bits, clips, signed), scales)):
+    clips = scales * levels(bits, signed, skew)[1]
+    if not (clips.isfinite().all() and torch.equal(step(bits, clips, signed, skew), scales)):
         raise CheckpointError(f"a scale of {key} is not the step of any clip")
     return clips

@@ -33,6 +33,17 @@ def merge_norms(network: fx.GraphModule) -> fx.GraphModule:
     return network
 
 
+def skews(network: fx.GraphModule) -> dict[str, int]:
+    """Return for the quantizers of activations that are not symmetric how many codes are negative.
+
+    They go by the names they have in the network.
+    """
+    return {
+        name: module.skew for name, module in called(network).items()
+        if isinstance(module, Rounding) and module.bits != FLOAT and module.skew is not None
+    }  # fmt: skip
+
+
 def shares(network: fx.GraphModule) -> dict[str, list[str]]:
     """Return which names of the state of a network with merged norms lie in which tensor."""
     shares: dict[str, list[str]] = {name: [] for name in KINDS}

@@ -27,7 +27,7 @@ from haq.formats.checkpoint.header import (
     times,
 )
 from haq.formats.checkpoint.read import fill, read_tensors
-from haq.formats.checkpoint.state import QUANTIZED, along, called, dtype, merge_norms, shares
+from haq.formats.checkpoint.state import QUANTIZED, along, called, dtype, merge_norms, shares, skews
 from haq.formats.packing import pack
 from haq.formats.stand_in import stand_in
 from haq.network.graph import Graph
@@ -77,9 +77,13 @@ def encode(network: fx.GraphModule, policy: Policy, origin: Origin) -> tuple[Con
     """
     network = copy.deepcopy(network).cpu().eval()
     rows = tuple(_rows(network, policy))
-    content = Content(**origin.model_dump(), layout=_layout(network), layers=rows)
+    content = Content(
+        **origin.model_dump(), layout=_layout(network), layers=rows, skews=skews(network)
+    )
     merged = merge_norms(copy.deepcopy(network))
-    data = serialize(_tensors(merged), {"haq": content.model_dump_json()})
+    # Left out where there are none, as versions before them wrote it.
+    text = content.model_dump_json(exclude=None if content.skews else {"skews"})
+    data = serialize(_tensors(merged), {"haq": text})
     _check_results(data, network, merged, origin.shape)
     return content, data
 
@@ -146,7 +150,7 @@ def _stored(network: fx.GraphModule, tensor: str, key: str, value: Tensor) -> Te
     module = network.get_submodule(key.rpartition(".")[0])
     if tensor == "act_scales":
         assert isinstance(module, Rounding)
-        return step(module.bits, value, module.signed).flatten()
+        return module.step.flatten()
     if isinstance(module, QUANTIZED) and tensor == "codes":
         whole = codes(value, module.weight_bits, along(module.weight_clip, value))
         return torch.frombuffer(bytearray(pack(whole, module.weight_bits)), dtype=torch.uint8)

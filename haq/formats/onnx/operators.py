@@ -6,7 +6,6 @@ from onnx import helper, numpy_helper
 
 from haq.allocation.policy import FLOAT
 from haq.formats.onnx.writer import Grid, Writer, name_of
-from haq.quantization.quantizer import levels, step
 
 _MOVES = {
     "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose",
@@ -63,8 +62,8 @@ def lower_rounding(file: Writer, node: onnx.NodeProto) -> None:
         file.nodes.remove(source)
         steps.append(source)
         tensor = source.input[0]
-    lowest, highest = levels(module.bits, module.signed)
-    zero, size = module.zero_point, step(module.bits, module.clip, module.signed).item()
+    lowest, highest = module.levels
+    zero, size = module.zero_point, module.step.item()
     label = name_of(node).removeprefix("quantizers.")
     grid = Grid(np.float32(size), zero, module.top)
     grid = file.quantized(tensor, grid, label, (lowest + zero, highest + zero))
