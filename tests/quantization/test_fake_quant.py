@@ -290,7 +290,7 @@ def test_a_tensor_that_is_changed_in_place_is_calibrated_as_it_was():
     with torch.no_grad():
         x = model.relu(model.norm(model.stem(IMAGES)))
         assert clips.acts["one_norm"][8] == model.one_norm(model.one(x)).abs().max()
-        assert clips.acts["side"][8] == model.side(x).abs().max()
+        assert clips.acts["side"][8] == pytest.approx(model.side(x).abs().max().item(), rel=1e-4)
 
 
 def test_the_largest_of_a_million_values_is_not_overlooked():
