@@ -433,8 +433,10 @@ def test_guided_begins_with_the_policy_of_ilp_and_gives_the_best_their_epoch(led
     assert trials[0].policy == policies(tmp_path)
     rows = summary["finalists"]
     assert 0 in [row["episode"] for row in rows] and len(rows) in (2, 3)
-    top = max(row["tuned_val_accuracy"] for row in rows)
-    assert summary["final_val_accuracy"] >= max(top, trials[0].accuracy) - 0.02  # it is settled
+    tuned = {row["episode"]: row["tuned_val_accuracy"] for row in rows}
+    best = summary["best_episode"]
+    # Conversion to integers moves an answer or two.
+    assert summary["final_val_accuracy"] >= tuned.get(best, trials[best].accuracy) - 0.02
     assert policies(folder) == trials[summary["best_episode"]].policy
 
 
