@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from haq.allocation.policy import FLOAT
 from haq.errors import HaqError, ModelError
@@ -116,7 +116,7 @@ def _metadata(finished: Restored, cpu: Cpu) -> dict[str, Any]:
     }
 
 
-def check_answers(file: onnx.ModelProto, network: fx.GraphModule, sample: Tensor, cpu: Cpu) -> None:
+def check_answers(file: onnx.ModelProto, network: nn.Module, sample: Tensor, cpu: Cpu) -> None:
     """Compare a few answers of a new file in ONNX Runtime with those of the PyTorch network.
 
     Raises:

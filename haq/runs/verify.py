@@ -78,7 +78,7 @@ def verify(
             "16 bits on those without VNNI; export it again"
         )
     comparison = compare(file, _some_images(data, metadata))
-    _check(path, comparison, unsafe)
+    check_comparison(path, comparison, unsafe)
     result |= {
         "simulated_images": comparison.images, "all_integer": comparison.exact,
         "equal_images": comparison.equal, "largest_difference": comparison.largest,
@@ -95,7 +95,9 @@ def verify(
     return result
 
 
-def _check(path: str | os.PathLike[str], comparison: Comparison, unsafe: list[str]) -> None:
+def check_comparison(
+    path: str | os.PathLike[str], comparison: Comparison, unsafe: list[str]
+) -> None:
     """Say so if ONNX Runtime does not compute what a file says, and what can be done.
 
     Raises:

@@ -13,7 +13,7 @@ from haq.allocation.policy import Bits, read_policy
 from haq.cli.main import main
 from haq.datasets import load
 from haq.errors import CheckpointError, RunError
-from haq.formats.checkpoint import about
+from haq.formats.checkpoint import about, check_savable
 from haq.models import build
 from haq.models.weights import load_weights
 from haq.network.graph import trace
@@ -21,6 +21,7 @@ from haq.quantization.calibration import load_clips
 from haq.quantization.fake_quant import quantize
 from haq.runs import folder as results
 from haq.runs.export import export_checkpoint
+from haq.runs.handover import check_export
 from haq.runs.job import parse_job
 from haq.runs.run import run
 from haq.training.scoring import score
@@ -155,3 +156,30 @@ def test_a_run_that_is_not_finished_is_not_exported(finished, monkeypatch, capsy
     assert haq_command(monkeypatch, "export", "none", *asked[2:]) == 2
     assert "no run at 'none'" in capsys.readouterr().err
     assert not (tmp_path / "model.safetensors").exists()
+
+
+# What is found out before a search
+
+
+class Own(nn.Module):
+    def __init__(self, dtype):
+        super().__init__()
+        self.fc = nn.Linear(6, 4)
+        self.register_buffer("count", torch.ones(6, dtype=dtype))
+
+    def forward(self, x):
+        return self.fc(x * self.count)
+
+
+def test_a_network_that_can_be_exported_gives_its_template():
+    sample = torch.randn(2, 6)
+    exported = check_export(trace(Own(torch.int64).eval(), sample), sample)
+    assert [node.op_type for node in exported.model.graph.node].count("layer") == 1
+
+
+def test_what_a_checkpoint_cannot_keep_is_said_at_once():
+    sample = torch.randn(2, 6)
+    graph = trace(Own(torch.float32).eval(), sample)
+    graph.traced.get_buffer("count").fill_(float("inf"))
+    with pytest.raises(CheckpointError, match="count has values that are not finite numbers"):
+        check_savable(graph, (6,))

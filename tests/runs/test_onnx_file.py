@@ -13,11 +13,16 @@ from torch import nn
 import haq
 from haq.cli.main import main
 from haq.datasets import load
-from haq.errors import DataError, HaqError, TargetError
+from haq.errors import DataError, HaqError, ModelError, TargetError
+from haq.formats.onnx.comparison import Comparison
+from haq.formats.onnx.runtime import exact_kernels
+from haq.formats.onnx.saturation import saturating
 from haq.runs import folder as results
 from haq.runs import verify as verifying
+from haq.runs.export import check_answers
 from haq.runs.job import parse_job
 from haq.runs.onnx_summary import summarise
+from haq.runs.restored import restored
 from haq.runs.run import run
 
 
@@ -184,3 +189,84 @@ def test_verify_without_data_uses_random_numbers(exported):
     assert found["equal_images"] == 100
     assert "test_accuracy" not in found
     assert np.isfinite(found["largest_difference"])
+
+
+# Right on every CPU
+
+
+def test_export_says_which_layers_pay_for_being_exact_everywhere(monkeypatch, capsys, finished):
+    asked = ("export", finished, "--format", "onnx", "--no-measure", "--out")
+    assert haq_command(monkeypatch, *asked, "any.onnx") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "conv1, linear: 8-bit weights with 8-bit activations are stored as uint8" in said
+    assert "twice as long where there is VNNI" in said
+    assert haq_command(monkeypatch, *asked, "vnni.onnx", "--cpu", "vnni") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "conv1, linear: right on CPUs with VNNI only" in said
+    assert "session.x64quantprecision" in said
+    files = {name: verifying.read(f"{name}.onnx") for name in ("any", "vnni")}
+    assert {name: metadata["cpu"] for name, (_, metadata) in files.items()} == {
+        "any": "any", "vnni": "vnni",
+    }  # fmt: skip
+    assert not saturating(files["any"][0])
+    assert [one.layer for one in saturating(files["vnni"][0])] == ["conv1", "linear"]
+
+
+@pytest.mark.parametrize("asked, message", [
+    (["--format", "onnx", "--cpu", "vnn"], "unknown cpu 'vnn'; did you mean 'vnni'"),
+    (["--format", "safetensors", "--cpu", "vnni"], "--cpu vnni is for --format onnx"),
+])  # fmt: skip
+def test_a_cpu_that_nobody_can_mean(monkeypatch, capsys, finished, asked, message):
+    assert haq_command(monkeypatch, "export", finished, *asked, "--out", "a.safetensors") == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_file_that_only_claims_to_be_right_everywhere_is_refused(finished):
+    haq.export_onnx(finished, "vnni.onnx", cpu="vnni")
+    file = onnx.load("vnni.onnx")
+    text = file.metadata_props[0].value
+    file.metadata_props[0].value = text.replace('"cpu": "vnni"', '"cpu": "any"')
+    onnx.save(file, "claims.onnx")
+    with pytest.raises(ModelError, match="said to be right on every CPU, but the sums of layer"):
+        verifying.verify("claims.onnx")
+
+
+@pytest.mark.skipif(exact_kernels(), reason="the 8-bit kernels are exact on this CPU")
+def test_verify_refuses_a_file_for_vnni_where_there_is_none_and_names_the_way_out(finished):
+    haq.export_onnx(finished, "vnni.onnx", cpu="vnni")
+    with pytest.raises(ModelError, match=r"largest difference .*, in conv1.*export the run again"):
+        verifying.verify("vnni.onnx", load("digits"))
+
+
+@pytest.mark.skipif(not exact_kernels(), reason="the 8-bit kernels saturate on this CPU")
+def test_a_file_for_vnni_is_right_where_there_is_vnni(finished):
+    haq.export_onnx(finished, "vnni.onnx", cpu="vnni")
+    assert verifying.verify("vnni.onnx")["vnni_only"] == ["conv1", "linear"]
+
+
+def test_a_comparison_that_fails_is_refused_whatever_the_operators():
+    wrong = Comparison(images=100, exact=False, equal=60, largest=0.25, wrong=("conv2",))
+    with pytest.raises(ModelError, match="for 40 of 100 images .*in conv2.; report it"):
+        verifying.check_comparison("a.onnx", wrong, [])
+    with pytest.raises(ModelError, match="session.x64quantprecision set to 1"):
+        verifying.check_comparison("a.onnx", wrong, ["conv2"])
+    few = Comparison(images=100, exact=True, equal=99, largest=1e-7, wrong=())
+    with pytest.raises(ModelError, match="for 1 of 100 images"):
+        verifying.check_comparison("a.onnx", few, [])
+    verifying.check_comparison("a.onnx", few._replace(exact=False), [])
+
+
+def test_a_file_that_does_not_answer_as_its_network_is_not_written(finished, tmp_path):
+    class Other(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = restored(finished).network
+
+        def forward(self, x):
+            return self.network(x).flip(1)
+
+    file = haq.export_onnx(finished, tmp_path / "right.onnx")
+    sample = torch.zeros(1, 1, 8, 8)
+    check_answers(file, restored(finished).network, sample, "any")
+    with pytest.raises(ModelError, match="ONNX Runtime does not answer as the network: the error"):
+        check_answers(file, Other(), sample, "any")

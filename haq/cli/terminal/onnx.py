@@ -38,8 +38,14 @@ def print_verified(file: Path, result: dict[str, Any]) -> None:
     screen.print(f"every layer runs as its bits claim: {kernels}")
     exact = f"{result['equal_images']} of {result['simulated_images']} images equal to the last bit"
     if not result["all_integer"]:
-        exact += f", largest difference {result['largest_difference']:.2g} (some layers are float)"
+        exact += (
+            f", largest difference {result['largest_difference']:.2g} behind float operators; "
+            "every layer is right on its own input"
+        )
     screen.print(f"integers worked out in numpy: {exact}")
+    if result["vnni_only"]:
+        layers = ", ".join(result["vnni_only"])
+        screen.print(f"right on CPUs with VNNI only, because of {layers}")
     if "test_accuracy" in result:
         promised = result["promised_test_accuracy"]
         text = "" if promised is None else f" (its run measured {promised:.2%})"
