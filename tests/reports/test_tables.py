@@ -42,7 +42,7 @@ def test_a_finished_run_gets_its_line_in_the_readme(tmp_path, monkeypatch):
     tables.main([])
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("# A\n") and text.endswith("B\n") and "old" not in text
-    assert f"| - | avg_weight_bits=6 | ddpg | {record['evaluations']} |" in text
+    assert f"| - | avg_weight_bits=6 | guided | {record['evaluations']} |" in text
 
 
 def test_an_unfinished_run_is_not_published(tmp_path, monkeypatch):
