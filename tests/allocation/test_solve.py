@@ -86,14 +86,23 @@ def test_nothing_is_cheaper_than_the_cheapest(table):
 C = ctypes.CDLL("ucrtbase" if sys.platform == "win32" else None)  # prints as HiGHS does
 
 
-def test_nothing_of_the_solver_reaches_the_standard_output(capfd):
-    C.puts(b"before")
-    with silent_stdout():
-        C.puts(b"HighsMipSolverData::transformNewIntegerFeasibleSolution tmpSolver.run();")
-        os.write(1, b"directly")
-    C.puts(b"after")
-    C.fflush(None)
-    assert capfd.readouterr().out.split() == ["before", "after"]
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # decides about C's own buffer too
+def test_nothing_of_the_solver_reaches_the_standard_output(unbuffered):
+    code = (
+        "import ctypes, os, sys\n"
+        "from haq.allocation.budgets.integer_program import silent_stdout\n"
+        "C = ctypes.CDLL('ucrtbase' if sys.platform == 'win32' else None)\n"
+        "C.puts(b'before')\n"
+        "with silent_stdout():\n"
+        "    C.puts(b'HighsMipSolverData::transformNewIntegerFeasibleSolution tmpSolver.run();')\n"
+        "    os.write(1, b'directly')\n"
+        "C.puts(b'after')\n"
+    )
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.split() == ["before", "after"]
 
 
 def test_the_standard_output_comes_back_after_an_error(capfd):
