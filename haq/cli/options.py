@@ -61,11 +61,11 @@ def threads_for(asked: int | None, data: str, workers: int = 1) -> int:
 
     Networks for the digits are so small that a second thread only waits for the first.
     """
-    from haq.runs.job import cores
+    from haq.runs.job import default_threads
 
     if asked is not None and asked < 1:
         raise HaqError(f"threads {asked}: give at least 1")
-    return asked or (1 if data == "digits" else max(1, cores() // workers))
+    return asked or (1 if data == "digits" else max(1, default_threads() // workers))
 
 
 def given(context: typer.Context) -> dict[str, Any]:

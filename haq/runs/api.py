@@ -24,9 +24,10 @@ from haq.runs.folder import find_folder, new_folder, read_job, read_json, read_t
 from haq.runs.handover import tried
 from haq.runs.job import Job, check_threads, parse_job
 from haq.runs.own import Own, OwnTask, own_task
+from haq.runs.pace import stage_weights
 from haq.runs.plan import Plan, plan
 from haq.runs.play import play
-from haq.runs.progress import OnProgress, Progress, silent
+from haq.runs.progress import OnProgress, Progress, silent, with_share
 from haq.runs.run import remove_unused, run
 
 
@@ -179,6 +180,7 @@ def _search(
     except BaseException:
         remove_unused(folder)
         raise
+    say = with_share(say, stage_weights(job, trained=True))
     if planned.notes:
         say(Progress("plan", 1, 1, "; ".join(planned.notes)))
     job = read_job(folder) if resume else job  # which has a number of episodes

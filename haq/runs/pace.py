@@ -10,8 +10,37 @@ from haq.runs.folder import write_job
 from haq.runs.job import Job
 from haq.runs.plan import Plan
 
+TYPICAL_EPISODES = 60
+
 SHORT_S = 30.0
 """Evaluations that take less are timed twice: the first one also prepares those after it."""
+
+
+def stage_weights(job: Job, trained: bool) -> dict[str, float]:
+    """Return about what each stage of a run takes, for an estimate of the time that is left.
+
+    The unit is a second of ResNet-20 on one core; only the ratios count.
+
+    Args:
+        job: Of the run.
+        trained: Whether its float network is read, not trained.
+    """
+    cheap, informed = job.evaluation == "cheap", find(job.agent).informed
+    episode = 6.0 if cheap else 15.0
+    images = job.train_images / 5000
+    epochs = job.last_epochs(tuned=not cheap or job.finalists > 0)
+    weights = {
+        "train": 0.0 if trained else 100.0,
+        "calibrate": 5.0,
+        "sensitivity": 7.0 if informed else 0.0,
+        "search": episode * (job.episodes or TYPICAL_EPISODES) + 15.0 * images * job.finalists,
+        "test float": 7.0,
+        "test episode": 0.0 if cheap else 7.0,
+        "round": 0.17 * job.last_steps,
+        "fine-tune": 100.0 * epochs,
+        "test": 3.0,
+    }
+    return {stage: weight for stage, weight in weights.items() if weight}
 
 
 def with_episodes(job: Job, folder: Path, planned: Plan, evaluation: Evaluation) -> Job:

@@ -11,9 +11,10 @@ from haq.runs.executors.ray import check_ray
 from haq.runs.float_network import check_float, example, float_network, fresh_model, read_float
 from haq.runs.handover import tried
 from haq.runs.job import Job, check_threads
+from haq.runs.pace import stage_weights
 from haq.runs.plan import Plan, check_names, images_of, plan
 from haq.runs.play import play
-from haq.runs.progress import OnProgress, Progress, silent
+from haq.runs.progress import OnProgress, Progress, silent, with_share
 
 
 def run(job: Job, folder: Path, on_progress: OnProgress = silent) -> dict[str, Any]:
@@ -31,9 +32,12 @@ def run(job: Job, folder: Path, on_progress: OnProgress = silent) -> dict[str, A
         HaqError: The job cannot be done; a folder in which nothing was begun is taken away again.
     """
     new = not (folder / "job.json").exists()
+    trained = job.weights is not None or (folder / "float.safetensors").exists()
     try:
         if new:
             check_threads(job)
+        check_names(job)
+        on_progress = with_share(on_progress, stage_weights(job, trained))
         start = prepare(job, folder, on_progress)
     except BaseException:
         if new:

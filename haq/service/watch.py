@@ -51,7 +51,7 @@ class Watch:
             while True:
                 message = process.message(self._settings.poll_s)
                 if message is not None and message.kind == "progress":
-                    stage, done, total, note = message.value
+                    stage, done, total, note, *_ = message.value
                     self._progress = store.Progress(stage, done, total, note, self._pace.episode_s)
                 elif message is not None:
                     return message

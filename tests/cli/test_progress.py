@@ -75,3 +75,15 @@ def test_an_end_that_is_told_twice_is_one_line():
 
 def test_a_stage_of_one_step_has_one_line():
     assert written("round", 1, 3.0) == ["round 1/1"]
+
+
+def test_the_time_left_for_the_whole_run_by_hand():
+    written, seconds = [], iter([0.0, 30.0, 60.0])
+    on_progress = lines(written.append, lambda: next(seconds))
+    for stage, done, share in (("calibrate", 1, 0.0), ("search", 1, 0.01), ("search", 2, 0.25)):
+        on_progress(Progress(stage, done, 4, share=share))
+    # A quarter took a minute.
+    assert written == [
+        "calibrate 1/4", "search 1/4",
+        "search 2/4, about 1 min 0 s left, the whole run: about 3 min 0 s left",
+    ]  # fmt: skip

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -12,7 +13,11 @@ from haq.quantization.calibration import calibrate
 from haq.quantization.fake_quant import quantize, uniform
 from haq.quantization.statistics import correct, statistics
 from haq.runs import samples
+from haq.runs.calibration import sensitivity_images
+from haq.runs.evaluation import labeled
 from haq.runs.evaluator import Evaluator, Recipe, agreement, corrected, fine_tune, policy_seed
+from haq.runs.job import parse_job
+from haq.runs.plan import images_of, plan
 from haq.runs.samples import Frozen, Part, freeze
 from haq.training.scoring import score
 
@@ -208,3 +213,37 @@ def test_agreement_without_classes_is_one_less_the_relative_error():
 class Halved(nn.Module):
     def forward(self, x):
         return x / 2
+
+
+class Unseen:
+    """A split that nobody may look into."""
+
+    labels = DATA.test.labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def batch(self, index, generator=None):
+        raise AssertionError("the test images were looked at")
+
+
+@pytest.mark.parametrize("agent", ["guided", "ilp", "ddpg"])
+def test_nothing_that_chooses_sees_a_test_image(tmp_path, agent):
+    torch.manual_seed(0)
+    data = replace(DATA, test=Unseen())
+    job = parse_job(agent=agent, budgets=["avg_weight_bits=4"], val_images=50, train_images=40)
+    planned = plan(job, build("digits_cnn"), images_of(data))
+    evaluation = labeled(job, tmp_path, planned, data, lambda _: None)
+    policy = {name: pairs[0] for name, pairs in planned.table.choices.items()}
+    assert 0 <= evaluation.score(evaluation.network(policy)).accuracy <= 1
+    assert (evaluation.sensitivity is None) == (agent == "ddpg")
+    with pytest.raises(AssertionError, match="the test images were looked at"):
+        evaluation.test(planned.graph.traced, "test")
+
+
+def test_sensitivities_are_measured_on_training_images_alone():
+    still = replace(DATA, train=replace(DATA.train, augment=None))
+    train, _ = still.train.batch(torch.arange(60))
+    seen = sensitivity_images(still, seed=0)
+    assert len(seen) == 60
+    assert all(bool((image == train).flatten(1).all(1).any()) for image in seen)

@@ -19,6 +19,9 @@ PLAN = "plan"
 LINE_EVERY_S = 30.0
 """A line is written at least this often while a stage goes on, if it goes on at all."""
 
+LEAST_SHARE = 0.02
+"""Of a run that must be behind it before what is left can be told."""
+
 SHARE, PAUSE_S = 0.1, 5.0
 """And for each such share of a stage, but not more often than this."""
 
@@ -53,6 +56,10 @@ def _bars() -> "Iterator[OnProgress]":
             if now.stage == PLAN:
                 bars.console.print(now.note, highlight=False)
                 return
+            if now.share is not None:
+                if "whole run" not in tasks:
+                    tasks["whole run"] = bars.add_task("whole run", total=100, note="")
+                bars.update(tasks["whole run"], completed=round(100 * now.share))
             if now.stage not in tasks:
                 tasks[now.stage] = bars.add_task(now.stage, total=now.total, note="")
             bars.update(tasks[now.stage], completed=now.done, total=now.total, note=now.note)
@@ -78,19 +85,21 @@ def lines(write: Callable[[str], None], clock: Callable[[], float]) -> "OnProgre
         clock: Seconds, from any moment on.
     """
     stages: dict[str, _Stage] = {}
+    whole = _Whole()
 
     def on_progress(now: "Progress") -> None:
         if now.stage == PLAN:
             write(now.note)
             return
         at_s = clock()
+        in_all = whole.left(now, at_s)
         stage = stages.get(now.stage)
         if stage is None or now.done < stage.written:  # a stage may come again
             stages[now.stage] = _Stage(at_s, now.done, now.done, at_s)
-            write(_line(now, None))
+            write(_line(now, None, in_all))
         elif _is_due(stage, now, at_s):
             stage.written, stage.written_s = now.done, at_s
-            write(_line(now, _left(stage, now, at_s)))
+            write(_line(now, _left(stage, now, at_s), in_all))
 
     return on_progress
 
@@ -110,8 +119,27 @@ def _left(stage: _Stage, now: "Progress", at_s: float) -> str:
     return f"about {duration(passed_s * (now.total - now.done) / (now.done - stage.first))} left"
 
 
-def _line(now: "Progress", left: str | None) -> str:
-    parts = [f"{now.stage} {now.done}/{now.total}", left, now.note]
+class _Whole:
+    """Since when a run goes on, and how much of it was behind it then."""
+
+    def __init__(self) -> None:
+        self._started: tuple[float, float] | None = None
+
+    def left(self, now: "Progress", at_s: float) -> str | None:
+        """Return about what the whole run still takes, None while nobody can tell."""
+        if now.share is None:
+            return None
+        if self._started is None:
+            self._started = at_s, now.share
+        since_s, first = self._started
+        if now.share - first < LEAST_SHARE or now.share >= 1:
+            return None
+        left_s = (at_s - since_s) * (1 - now.share) / (now.share - first)
+        return f"the whole run: about {duration(left_s)} left"
+
+
+def _line(now: "Progress", left: str | None, in_all: str | None) -> str:
+    parts = [f"{now.stage} {now.done}/{now.total}", left, in_all, now.note]
     return ", ".join(part for part in parts if part)
 
 
