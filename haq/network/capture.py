@@ -1,55 +1,184 @@
-"""From a model to the graph of one forward, and the shapes of its tensors."""
+"""From a model to the graph of one forward, which is compared with the model before it is used."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
 from haq.errors import ModelError
-from haq.network.operators import LAYERS, LayerModule, first_input
+from haq.network.lifting import lifted
+from haq.network.operators import LAYERS
+from haq.network.outputs import taken_apart
+from haq.network.program import export
 
 Sample = Tensor | tuple[Tensor, ...]
 
+_ROWS = 2
+"""Inputs that a forward is captured with; torch takes an axis of one for a constant."""
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in LAYERS or super().is_leaf_module(m, module_qualified_name)
+_TOLERANCE = 1e-3
+"""Of the largest value in the model's answer: how far the graph's may be from it."""
 
 
-def symbolic_graph(model: nn.Module) -> fx.GraphModule:
-    """Return the graph of a model's forward in evaluation mode."""
-    try:
-        with evaluating(model):
-            traced = fx.GraphModule(model, _Tracer().trace(model))
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+class Captured(NamedTuple):
+    """The graph of a model's forward.
+
+    Attributes:
+        model: What was captured: the model without wrappers, or a copy of it in float32.
+        traced: The graph, with modules for layers, BatchNorms and dropout.
+        shapes: Of every floating-point tensor, in order of execution, for ``rows`` inputs.
+        rows: How many inputs these were.
+        notes: What differs from the model, in whole sentences.
+    """
+
+    model: nn.Module
+    traced: fx.GraphModule
+    shapes: dict[fx.Node, torch.Size]
+    rows: int
+    notes: tuple[str, ...]
+
+
+def capture(model: nn.Module, sample: Sample) -> Captured:
+    """Return the graph of a model's forward in evaluation mode, which answers as the model does.
+
+    Args:
+        model: Left as it is.
+        sample: What one forward takes, with a leading batch axis, in the model's types.
+
+    Raises:
+        ModelError: The model fails on the sample, its forward cannot be captured, or the graph
+            answers differently.
+    """
+    model = unwrapped(model)
+    inputs = sample if isinstance(sample, tuple) else (sample,)
+    model, notes = _in_float32(model)
+    rows, batched = _rows(model, inputs, _ROWS)
+    with torch.no_grad(), evaluating(model), torch.random.fork_rng(devices=[]):
+        answer = _answer(model, rows, inputs)
+        program = export(model, rows, batched)
+        traced, more = lifted(model, program)
+        run = _Shapes(traced)
+        _check_same(model, answer, _seeded(run.run, rows))
+        if not any(value.is_meta for value in rows):
+            _check_other_inputs(model, traced, inputs)
+    return Captured(model, traced, run.shapes, _ROWS, (*notes, *more))
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module in the wrapper of ``torch.compile`` or ``DataParallel``, if it has one.
+
+    Raises:
+        ModelError: It was compiled by TorchScript, which leaves no module to quantize.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
-            f"the forward of {type(model).__name__} cannot be traced: {reason}; "
-            "it must not branch on the values it computes (torch.fx.symbolic_trace)"
+            "the model was compiled by torch.jit, which leaves nothing to quantize: give the "
+            "nn.Module that was scripted or traced"
+        )
+    inner = getattr(model, "_orig_mod", None)  # of torch.compile, whose type is dear to import
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner = model.module
+    return unwrapped(inner) if isinstance(inner, nn.Module) else model
+
+
+def _in_float32(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+    tensors = (*model.parameters(), *model.buffers())
+    types = {value.dtype for value in tensors if value.is_floating_point()} - {torch.float32}
+    if not types:
+        return model, ()
+    try:
+        model = copy.deepcopy(model).float()
+    except Exception as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied to bring it to float32 "
+            f"({_first_line(error)}): give it in float32, model.float()"
         ) from error
-    _follow_changes(traced)
-    return traced
+    named = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in types))
+    return model, (f"the network was brought from {named} to float32",)
 
 
-def _follow_changes(traced: fx.GraphModule) -> None:
-    """Let whoever reads a tensor after an operation in place read that operation's result."""
-    nodes = list(traced.graph.nodes)
-    for place, node in enumerate(nodes):
-        if _changes_input(node):
-            first_input(node).replace_all_uses_with(node, set(nodes[place + 1 :]).__contains__)
-    traced.recompile()
+def _rows(
+    model: nn.Module, inputs: tuple[Tensor, ...], count: int
+) -> tuple[tuple[Tensor, ...], tuple[bool, ...]]:
+    """Return inputs with so many rows, and which of them have a batch axis."""
+    batched = tuple(value.dim() > 0 and len(value) == len(inputs[0]) for value in inputs)
+    device = next((value.device for value in model.parameters()), torch.device("cpu"))
+    rows = []
+    for value, free in zip(inputs, batched, strict=True):
+        value = value.float() if value.is_floating_point() else value
+        # Indexing copies: inputs that are one tensor for the caller are two here.
+        chosen = value[torch.arange(count) % len(value)] if free else value.clone()
+        rows.append(chosen.to(device))
+    return tuple(rows), batched
 
 
-def _changes_input(node: fx.Node) -> bool:
-    if node.op == "call_module":
-        owner = node.graph.owning_module
-        assert owner is not None
-        return getattr(owner.get_submodule(str(node.target)), "inplace", False) is True
-    if node.op == "call_method":
-        return str(node.target).endswith("_")
-    return node.kwargs.get("inplace") is True
+def _answer(model: nn.Module, rows: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> object:
+    try:
+        return _seeded(model, rows)
+    except Exception as error:
+        shapes = ", ".join("x".join(map(str, value.shape)) for value in inputs)
+        raise ModelError(
+            f"the model does not run on a sample of {shapes}: {_first_line(error)}"
+        ) from error
+
+
+def _seeded(network: Any, rows: tuple[Tensor, ...]) -> object:
+    """Return an answer to copies of inputs, with the same random numbers each time."""
+    torch.manual_seed(0)
+    return network(*(value.clone() for value in rows))
+
+
+def _check_other_inputs(
+    model: nn.Module, traced: fx.GraphModule, inputs: tuple[Tensor, ...]
+) -> None:
+    """Compare graph and model on random inputs, or on the sample's, in a batch of another size."""
+    rows, _ = _rows(model, inputs, _ROWS + 1)
+    generator = torch.Generator().manual_seed(0)
+    random = tuple(
+        torch.randn(value.shape, generator=generator).to(value)
+        if value.is_floating_point()
+        else value
+        for value in rows
+    )
+    try:
+        answer = _seeded(model, random)
+    except Exception:  # such as indices that are floats
+        answer, random = _seeded(model, rows), rows
+    _check_same(model, answer, _seeded(traced, random))
+
+
+def _check_same(model: nn.Module, expected: object, answer: object) -> None:
+    (_, wanted), (_, given) = taken_apart(expected), taken_apart(answer)
+    if len(given) == len(wanted) and all(map(_is_close, given, wanted)):
+        return
+    raise ModelError(
+        f"the captured graph of {type(model).__name__} does not give the model's answers, so it "
+        "cannot be quantized: its forward depends on something that is neither in its inputs nor "
+        "in its parameters, or does not give the same answer each time"
+    )
+
+
+def _is_close(given: Tensor, wanted: Tensor) -> bool:
+    if given.shape != wanted.shape or given.dtype != wanted.dtype:
+        return False
+    if wanted.is_meta or wanted.numel() == 0:
+        return True
+    if not (wanted.is_floating_point() or wanted.is_complex()):
+        return torch.equal(given, wanted)
+    finite = wanted.isfinite()
+    if not torch.equal(given[~finite].nan_to_num(), wanted[~finite].nan_to_num()):
+        return False
+    difference = (given - wanted)[finite].abs()
+    return difference.numel() == 0 or bool(
+        difference.max() <= _TOLERANCE * wanted[finite].abs().max()
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 @contextmanager
@@ -85,8 +214,9 @@ def shapes_of(traced: fx.GraphModule, inputs: tuple[Tensor, ...]) -> dict[fx.Nod
             interpreter.run(*inputs)
     except Exception as error:
         shapes = ", ".join("x".join(map(str, value.shape)) for value in inputs)
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"the model does not run on a sample of {shapes}: {reason}") from error
+        raise ModelError(
+            f"the model does not run on a sample of {shapes}: {_first_line(error)}"
+        ) from error
     return interpreter.shapes
 
 
@@ -102,30 +232,3 @@ def layer_calls(traced: fx.GraphModule) -> dict[str, list[fx.Node]]:
     if not calls:
         raise ModelError("the model contains no Conv2d and no Linear that its forward calls")
     return calls
-
-
-def check_reached(
-    model: nn.Module, traced: fx.GraphModule, calls: dict[str, list[fx.Node]]
-) -> None:
-    """Refuse a model with a layer that the captured graph does not call."""
-    called = {str(node.target) for node in traced.graph.nodes if node.op == "call_module"}
-    for name, module in model.named_modules():
-        if not isinstance(module, LayerModule) or name in calls:
-            continue
-        owner = next((path for path in called if name.startswith(f"{path}.")), None)
-        if owner is not None and type(module) not in LAYERS:
-            continue  # such as the projection of an attention: a part of a module that stays float
-        if owner is not None:
-            kind = type(model.get_submodule(owner)).__name__
-            raise ModelError(
-                f"layer {name!r} cannot be quantized: {owner!r} is a {kind}, whose forward "
-                "cannot be traced; write it with plain modules"
-            )
-        if type(module) not in LAYERS:
-            raise ModelError(
-                f"layer {name!r} is a {type(module).__name__} with a forward of its own; "
-                "only plain Conv2d and Linear modules can be quantized"
-            )
-        raise ModelError(
-            f"layer {name!r} is never reached by the forward; remove it from the model or call it"
-        )

@@ -1,14 +1,14 @@
 """A captured model: its layers, and the tensors between them that are quantized."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from haq.network.capture import Sample, check_reached, layer_calls, shapes_of, symbolic_graph
+from haq.network.capture import Sample, capture, layer_calls, shapes_of
 from haq.network.layers import CallShape, Kind, Layer
 from haq.network.operators import (
     LayerModule,
@@ -31,10 +31,11 @@ class Graph:
         points: The tensors that are quantized.
         floats: Names of modules and parameters with weights that stay float and do not fold into
             a layer.
-        traced: The model's own modules under a graph of its forward in evaluation mode.
-        float_parameters: Name of each in ``floats`` to the number of its values that are stored as
-            float32, parameters and buffers together; what several share is counted with the first.
-        notes: What was changed in the captured copy of the model, in whole sentences.
+        traced: The forward in evaluation mode as operations on the model's own parameters; layers,
+            BatchNorms and dropout are PyTorch's modules under the names of their weights' owners.
+        float_parameters: Name of each in ``floats`` to the number of its values of 32 bits that are
+            stored, parameters and buffers together; what several share is counted once.
+        notes: What differs from the model, in whole sentences.
     """
 
     layers: tuple[Layer, ...]
@@ -49,33 +50,29 @@ def trace(model: nn.Module, sample: Sample) -> Graph:
     """Return the layers and quantized tensors of ``model``, from one forward of ``sample``.
 
     Args:
-        model: Left as it is. Its forward must not depend on the values it computes.
+        model: Left as it is. Its forward must not branch on the values it computes.
         sample: What one forward takes, with a leading batch axis; costs are per image.
 
     Returns:
         The graph; layers in order of execution, each once.
 
     Raises:
-        ModelError: The forward cannot be traced or fails on the sample, there is no layer to
-            quantize, or a layer is never reached.
+        ModelError: The model fails on the sample, its forward cannot be captured, the graph does
+            not give the model's answers, or there is no layer to quantize.
     """
-    inputs = sample if isinstance(sample, tuple) else (sample,)
-    traced = symbolic_graph(model)
+    captured = capture(model, sample)
+    traced, shapes = captured.traced, captured.shapes
     calls = layer_calls(traced)
-    check_reached(model, traced, calls)
-    shapes = shapes_of(traced, inputs)
-    images = len(inputs[0])
     signs = signs_of(traced)
     tensors = tensors_read(calls)
     first = _first_readers(calls, tensors)
     layers = tuple(
-        _layer(name, nodes, traced, shapes, signs, tensors, first[name], images)
+        _layer(name, nodes, traced, shapes, signs, tensors, first[name], captured.rows)
         for name, nodes in calls.items()
     )
     points = points_of(shapes, tensors, signs)
-    floats = _floats(model, traced, calls)
-    counts = _float_parameters(model, floats, calls)
-    return Graph(layers, points, floats, traced, counts)
+    counts = _float_parameters(traced, calls)
+    return Graph(layers, points, tuple(counts), traced, counts, captured.notes)
 
 
 def inventory(model: nn.Module, sample: Sample) -> tuple[Layer, ...]:
@@ -233,29 +230,30 @@ def handovers(graph: Graph, sample: Sample) -> tuple[Handover, ...]:
     return tuple(found.values())
 
 
-def _floats(
-    model: nn.Module, traced: fx.GraphModule, calls: dict[str, list[fx.Node]]
-) -> tuple[str, ...]:
+def _float_parameters(traced: fx.GraphModule, calls: Mapping[str, list[fx.Node]]) -> dict[str, int]:
+    """Return how many values each part stores that is neither a layer nor folds into one."""
     folding = {norm for nodes in calls.values() for norm in folding_norms(nodes)}
-    alone = {node.target for node in traced.graph.nodes if node not in folding}
-    inside = {*calls} | {norm.target for norm in folding} - alone
-    return tuple(
-        name or type(model).__name__
-        for name, module in model.named_modules()
-        if name not in inside and any(True for _ in module.parameters(recurse=False))
-    )
-
-
-def _float_parameters(
-    model: nn.Module, floats: tuple[str, ...], layers: Iterable[str]
-) -> dict[str, int]:
-    """Return how many values each part that stays float stores: a shared one with the first."""
-    counted = {id(value) for name in layers for value in model.get_submodule(name).parameters()}
-    counts = {}
-    for name in floats:
-        module = model if name == type(model).__name__ else model.get_submodule(name)
-        stored = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        own = {id(v): v.numel() for v in stored if v.is_floating_point() and id(v) not in counted}
-        counted |= own.keys()
-        counts[name] = sum(own.values())
+    counted = {id(value) for name in calls for value in traced.get_submodule(name).parameters()}
+    counts: dict[str, int] = {}
+    for node in traced.graph.nodes:
+        if node in folding or node.target in calls:
+            continue
+        for name, value in _stored(traced, node):
+            if id(value) not in counted:
+                counted.add(id(value))
+                words = -(-value.numel() * value.element_size() // 4)
+                counts[name] = counts.get(name, 0) + words
     return counts
+
+
+def _stored(traced: fx.GraphModule, node: fx.Node) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters and buffers that a node reads, with the name of what has them."""
+    target = str(node.target)
+    if node.op == "get_attr":
+        owner, _, leaf = target.rpartition(".")
+        yield owner or leaf, getattr(traced.get_submodule(owner), leaf)
+    elif node.op == "call_module":
+        module = traced.get_submodule(target)
+        for name, value in module.state_dict(keep_vars=True).items():
+            if name != "num_batches_tracked":
+                yield target, value

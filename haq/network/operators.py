@@ -1,4 +1,4 @@
-"""What the nodes of a captured graph compute, read off their spelling."""
+"""What the nodes of a captured graph compute, by the names that ATen gives operations."""
 
 import operator
 from collections.abc import Iterable
@@ -6,58 +6,64 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn import functional
 
 LayerModule = nn.Conv2d | nn.Linear
 
-LAYERS = (nn.Conv2d, nn.Linear)  # to the letter: a subclass may compute something else
+LAYERS = (nn.Conv2d, nn.Linear)
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
-RELUS = {nn.ReLU, nn.ReLU6, torch.relu, functional.relu, functional.relu6, "relu", "relu_"}
-
-_ADDS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+_DROPOUTS = {
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+}  # fmt: skip
 
 # Move or drop values without changing any: rounding commutes with them.
-SHAPES = {
-    nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Unflatten, torch.flatten, torch.reshape,
-    torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, functional.dropout, "flatten",
-    "view", "reshape", "permute", "transpose", "contiguous", "squeeze", "unsqueeze",
+SHAPES = _DROPOUTS | {
+    "detach", "flatten", "movedim", "permute", "reshape", "squeeze", "swapaxes", "t", "transpose",
+    "unflatten", "unsqueeze", "view",
 }  # fmt: skip
 
 # Give values that were there before, or zeros: what was on a grid with a zero stays on it.
 _SELECTIONS = SHAPES | {
-    operator.getitem, functional.pad, functional.max_pool2d, nn.MaxPool2d, nn.AdaptiveMaxPool2d,
-    nn.ZeroPad2d, torch.chunk, torch.split, "chunk", "split",
+    operator.getitem, "adaptive_max_pool2d", "chunk", "constant_pad_nd", "expand", "flip", "gather",
+    "index", "index_select", "max_pool2d", "max_pool2d_with_indices", "narrow", "pad",
+    "pixel_shuffle", "pixel_unshuffle", "repeat", "roll", "select", "slice", "split",
+    "split_with_sizes", "unbind", "upsample_nearest2d",
 }  # fmt: skip
 
 # Ask what a tensor is, not for its values.
-SIZES = {".shape", ".ndim", ".dtype", ".device", "size", "dim", "numel"}
+SIZES = {"sym_size", "sym_numel"}
 
-NON_NEGATIVE = RELUS | {
-    nn.Sigmoid, nn.Softmax, nn.Hardsigmoid, nn.Softplus, torch.sigmoid, torch.softmax, torch.abs,
-    torch.square, functional.sigmoid, functional.softmax, functional.hardsigmoid, "sigmoid",
-    "softmax", "abs", "square",
+NON_NEGATIVE = {
+    "abs", "exp", "hardsigmoid", "relu", "relu6", "sigmoid", "softmax", "softplus", "square",
 }  # fmt: skip
 
-SCALABLE = _ADDS | {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
+SCALABLE = {"add", "div", "mul"}
 
 # Non-negative where all their operands are.
 SIGN_KEEPING = SCALABLE | {
-    nn.AvgPool2d, nn.AdaptiveAvgPool2d, functional.avg_pool2d, functional.adaptive_avg_pool2d,
-    torch.cat, torch.mean, "mean", "sum",
+    "adaptive_avg_pool2d", "avg_pool2d", "cat", "max", "maximum", "mean", "stack", "sum",
+    "upsample_bilinear2d",
 }  # fmt: skip
 
 
 def kind_of(node: fx.Node) -> Any:
-    """Return what the tables above list: a module's type, a function, a method or ".attribute"."""
+    """Return what the tables above list: a module's type, or the name of an operation."""
     if node.op == "call_module":
         owner = node.graph.owning_module
         assert owner is not None
         return type(owner.get_submodule(str(node.target)))
-    if node.target is getattr:
-        return f".{node.args[1]}"
-    return node.target if node.op in ("call_function", "call_method") else node.op
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.name.rpartition("::")[2]
+    return node.target if node.op == "call_function" else node.op
+
+
+def is_relu(node: fx.Node) -> bool:
+    """Return whether a node is a ReLU, or one that is limited above, as ReLU6 is."""
+    kind = kind_of(node)
+    if kind in ("clamp", "clamp_min", "hardtanh"):
+        return bool(len(node.args) > 1 and node.args[1] == 0)
+    return kind in ("relu", "relu6")
 
 
 def is_layer(node: fx.Node) -> bool:
@@ -79,10 +85,11 @@ def tensor_of(node: fx.Node) -> fx.Node:
 
 def selects(node: fx.Node) -> bool:
     """Return whether all values of ``node`` are values of what it reads, or zero."""
-    if node.target is functional.pad:
-        value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)
-        return value in (None, 0)
-    return kind_of(node) in _SELECTIONS
+    kind = kind_of(node)
+    if kind in ("pad", "constant_pad_nd"):
+        filling = node.args[3 if kind == "pad" else 2 :]
+        return filling in ((), (None,), (0,))
+    return kind in _SELECTIONS
 
 
 def _users(node: fx.Node) -> list[fx.Node]:
@@ -129,7 +136,7 @@ def folded_norms(network: fx.GraphModule, layers: Iterable[str]) -> dict[str, st
 def is_sum(node: fx.Node) -> bool:
     """Return whether a node adds two tensors."""
     operands = (*node.args, *node.kwargs.values())
-    return kind_of(node) in _ADDS and sum(isinstance(value, fx.Node) for value in operands) == 2
+    return kind_of(node) == "add" and sum(isinstance(value, fx.Node) for value in operands) == 2
 
 
 def origin_of(node: fx.Node) -> fx.Node:

@@ -8,6 +8,7 @@ from haq.network.operators import (
     SIGN_KEEPING,
     SIZES,
     first_input,
+    is_relu,
     kind_of,
     selects,
 )
@@ -18,7 +19,7 @@ def signs_of(traced: fx.GraphModule) -> dict[fx.Node, bool]:
     signed: dict[fx.Node, bool] = {}
     for node in traced.graph.nodes:
         kind = kind_of(node)
-        if kind in NON_NEGATIVE or kind in SIZES:
+        if is_relu(node) or kind in NON_NEGATIVE or kind in SIZES:
             signed[node] = False
         elif selects(node):
             signed[node] = signed[first_input(node)]

@@ -17,11 +17,11 @@ from torch import fx, nn
 
 from haq.network.capture import layer_calls
 from haq.network.operators import (
-    RELUS,
     SHAPES,
     SIZES,
     first_input,
     is_layer,
+    is_relu,
     is_sum,
     kind_of,
     norm_behind,
@@ -62,7 +62,7 @@ def _leaves(node: fx.Node) -> fx.Node:
     if is_layer(node):
         node = norm_behind(node) or node
     user = only_user(node)
-    return user if user is not None and kind_of(user) in RELUS else node
+    return user if user is not None and is_relu(user) else node
 
 
 def points_of(
@@ -120,7 +120,8 @@ def _use(user: fx.Node, tensor: fx.Node, tensors: dict[fx.Node, fx.Node]) -> str
         user = behind
     if tensors.get(user) is tensor:
         return "layer"
-    return "none" if user.op == "output" or kind_of(user) in SIZES else "other"
+    ends = user.op == "output" or isinstance(user.target, type)  # or puts the output together
+    return "none" if ends or kind_of(user) in SIZES else "other"
 
 
 def insert(

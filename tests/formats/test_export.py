@@ -288,6 +288,17 @@ def exported(model, images, weight=8, act=8):
         return network, file, network(images).numpy(), logits(file, images)
 
 
+def test_a_layer_that_pads_by_reflection_reads_what_a_pad_gives():
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"), nn.Flatten(), nn.Linear(32, 2)
+    )
+    _, file, wanted, given = exported(model, torch.randn(4, 1, 4, 4))
+    assert [node.op_type for node in file.graph.node if node.op_type in ("Pad", "Conv")] == [
+        "Pad", "Conv"
+    ]  # fmt: skip
+    assert abs(wanted - given).max() < 1e-5 * abs(wanted).max()
+
+
 @pytest.mark.parametrize("gamma", [0.0, 1e-6, 1e-12, 1e-42])
 def test_channels_that_do_next_to_nothing_keep_their_bias(gamma):
     torch.manual_seed(0)

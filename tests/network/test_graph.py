@@ -1,11 +1,9 @@
-import operator
 from functools import cache
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.nn.utils.parametrizations import weight_norm
 
 from haq.errors import ModelError
 from haq.models import build, input_shape
@@ -15,10 +13,10 @@ from haq.network.sites import insert
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 
-SHAPE_ONLY = {nn.Flatten, nn.Dropout, nn.Identity, "view", "flatten"}
-SELECTION = SHAPE_ONLY | {nn.MaxPool2d, operator.getitem, functional.pad}
-ADDITION = {operator.add, operator.iadd, torch.add}
-RELU = {nn.ReLU, nn.ReLU6, functional.relu}
+SHAPE_ONLY = {nn.Dropout, "reshape", "flatten"}
+SELECTION = SHAPE_ONLY | {"max_pool2d", "slice", "pad"}
+ADDITION = {"add"}
+RELU = {"relu", "hardtanh"}
 
 
 class Net(nn.Module):
@@ -69,7 +67,9 @@ def marked(model, sample):
 def kind(node):
     if node.op == "call_module":
         return type(node.graph.owning_module.get_submodule(node.target))
-    return node.target if node.op in ("call_function", "call_method") else node.op
+    return (
+        node.target._schema.name.removeprefix("aten::") if node.op == "call_function" else node.op
+    )
 
 
 def mark_before(node, passing=SHAPE_ONLY):
@@ -240,7 +240,9 @@ def test_other_modules_with_weights_are_listed():
         bn=nn.BatchNorm1d(4),
         scale=nn.Parameter(torch.ones(())),
     )
-    assert trace(model, torch.zeros(1, 4, dtype=torch.int64)).floats == ("Net", "emb", "ln", "bn")
+    assert trace(model, torch.zeros(1, 4, dtype=torch.int64)).floats == (
+        "emb", "ln", "scale", "gn", "bn"
+    )  # fmt: skip
 
 
 def test_a_normalisation_is_listed_unless_it_folds_into_a_layer():
@@ -250,50 +252,22 @@ def test_a_normalisation_is_listed_unless_it_folds_into_a_layer():
     assert [trace(m, IMAGE).floats for m in (folds, before, branched)] == [(), ("bn",), ("bn",)]
 
 
-def test_an_attention_stays_float_and_is_listed():
+def test_the_projections_of_an_attention_are_layers():
     model = Net(
         lambda m, x: m.b(m.att(x, x, x)[0]),
         att=nn.MultiheadAttention(4, 2, batch_first=True),
         b=nn.Linear(4, 2),
     )
     graph = trace(model, torch.zeros(1, 5, 4))
-    assert [layer.name for layer in graph.layers] == ["b"]
-    assert graph.floats == ("att", "att.out_proj")
-
-
-def test_a_layer_that_is_never_reached_is_named():
-    with pytest.raises(ModelError, match="layer 'b' is never reached by the forward"):
-        trace(Net(lambda m, x: m.a(x), a=conv(), b=conv()), IMAGE)
-
-
-def test_a_layer_inside_a_module_that_cannot_be_traced_is_named():
-    model = Net(lambda m, x: m.a(m.enc(x)), a=nn.Linear(4, 2))
-    model.enc = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
-    with pytest.raises(
-        ModelError, match="layer 'enc.linear1' cannot be quantized: 'enc' is a Tran"
-    ):
-        trace(model, torch.zeros(1, 5, 4))
-
-
-def test_a_convolution_with_a_forward_of_its_own_is_refused():
-    class Doubled(nn.Conv2d):
-        def forward(self, x):
-            return 2 * super().forward(x)
-
-    model = Net(lambda m, x: m.b(m.a(x)), a=Doubled(3, 4, 3), b=conv(4))
-    with pytest.raises(ModelError, match="layer 'a' is a Doubled with a forward of its own"):
-        trace(model, IMAGE)
-
-
-def test_a_parametrized_weight_is_refused():
-    model = Net(lambda m, x: m.b(m.a(x)), a=weight_norm(conv()), b=conv(4))
-    with pytest.raises(ModelError, match="layer 'a' is a ParametrizedConv2d"):
-        trace(model, IMAGE)
+    assert [(layer.name, layer.weights, layer.macs) for layer in graph.layers] == [
+        ("att.in_proj", 48, 240), ("att.out_proj", 16, 80), ("b", 8, 40)
+    ]  # fmt: skip
+    assert graph.floats == ()
 
 
 def test_a_forward_that_branches_on_values_is_refused():
     model = Net(lambda m, x: m.a(x) if x.sum() > 0 else m.a(-x), a=conv())
-    with pytest.raises(ModelError, match="the forward of Net cannot be traced: .* control flow"):
+    with pytest.raises(ModelError, match="the forward of Net cannot be captured: it branches on"):
         trace(model, IMAGE)
 
 
@@ -466,7 +440,7 @@ def test_a_sum_in_place_is_a_sum():
         ("x", ("a", "c"), True),
         ("a", (), True),
         ("c", (), True),
-        ("add_", ("b",), True),
+        ("add", ("b",), True),
     ]
 
 
@@ -528,7 +502,7 @@ def test_sums_of_sizes_and_of_indices_are_not_quantized():
 
     model = Net(forward, emb=nn.Embedding(5, 4), fc=nn.Linear(12, 2))
     sample = torch.zeros(1, 3, dtype=torch.int64)
-    assert points_of(model, sample) == [("emb", ("fc",), True)]
+    assert points_of(model, sample) == [("embedding", ("fc",), True)]
 
 
 def test_the_pooled_stem_of_resnet18_is_kept_before_and_read_after_the_pool():
@@ -536,7 +510,7 @@ def test_the_pooled_stem_of_resnet18_is_kept_before_and_read_after_the_pool():
     assert points_of(model, sample)[:3] == [
         ("x", ("conv1",), True),
         ("relu", (), False),
-        ("maxpool", ("layer1.0.conv1",), False),
+        ("max_pool2d", ("layer1.0.conv1",), False),
     ]
 
 
@@ -648,4 +622,4 @@ def test_what_stays_float_is_counted_and_what_is_tied_once():
         scale=nn.Parameter(torch.ones(4)),
     )
     tokens = torch.zeros(1, 4, dtype=torch.int64)
-    assert trace(model, tokens).float_parameters == {"Net": 4, "emb": 20, "ln": 8}
+    assert trace(model, tokens).float_parameters == {"scale": 4, "emb": 20, "ln": 8}

@@ -99,7 +99,7 @@ def test_converted_biases_are_whole_numbers_of_what_one_product_is_worth(weight,
     network = trained_digits(weight, act)
     convert_to_integers(network)
     layer, norm = network.get_submodule("conv2"), network.get_submodule("bn2")
-    rounding = network.get_submodule("quantizers.relu1_read")
+    rounding = network.get_submodule("quantizers.relu_read")
     size = step(rounding.bits, rounding.clip, rounding.signed)
     folded = fold(layer, norm, InputGrid(size, rounding.top))
     unit = folded.scale.double() * size

@@ -1,0 +1,129 @@
+"""What a forward gives: one tensor, or tensors in tuples, lists, dicts and dataclasses."""
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor, fx
+
+from haq.errors import ModelError
+
+_PLAIN = (type(None), bool, int, float, str)
+
+
+class Place(NamedTuple):
+    """Stands in a structure for the tensor of that number."""
+
+    number: int
+
+
+class Container(NamedTuple):
+    """Stands for a tuple, list, dict or dataclass: its type, and its parts by key or place."""
+
+    kind: type
+    parts: dict[Any, Any]
+
+
+Structure = Any
+"""A ``Place``, a ``Container`` of structures, or a value that is no tensor."""
+
+
+def taken_apart(value: object) -> tuple[Structure, list[Tensor]]:
+    """Return what a forward gave as a structure and the tensors whose places it has.
+
+    Raises:
+        ModelError: There is something else in it than tensors and plain values.
+    """
+    tensors: list[Tensor] = []
+
+    def place(part: Any) -> Structure:
+        if isinstance(part, Tensor):
+            tensors.append(part)
+            return Place(len(tensors) - 1)
+        if type(part) in _PLAIN:
+            return part
+        return Container(type(part), {key: place(own) for key, own in _parts(part).items()})
+
+    return place(value), tensors
+
+
+def _parts(value: Any) -> dict[Any, Any]:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, tuple | list):
+        names = getattr(value, "_fields", range(len(value)))
+        return dict(zip(names, value, strict=True))
+    raise ModelError(
+        f"the forward gives a {type(value).__name__}; it must give tensors, alone or in tuples, "
+        "lists, dicts or dataclasses"
+    )
+
+
+def put_together(structure: Structure, nodes: list[fx.Node], graph: fx.Graph) -> Any:
+    """Return what the output node of ``graph`` takes, so that the graph gives the structure."""
+    if isinstance(structure, Place):
+        return nodes[structure.number]
+    if not isinstance(structure, Container):
+        return structure
+    kind = structure.kind
+    parts = {key: put_together(part, nodes, graph) for key, part in structure.parts.items()}
+    if kind is dict:
+        return parts
+    if kind in (tuple, list):
+        return kind(parts.values())
+    if is_dataclass(kind):
+        return graph.call_function(kind, (), parts)
+    if hasattr(kind, "_fields"):
+        return graph.call_function(kind, tuple(parts.values()))
+    return graph.call_function(kind, (parts if issubclass(kind, Mapping) else [*parts.values()],))
+
+
+class Output(NamedTuple):
+    """What a network gives.
+
+    Attributes:
+        kind: Name of its type, such as "Tensor" or "dict".
+        names: Of its parts, places where they have no names; empty where it is one tensor.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+
+
+def describe(traced: fx.GraphModule) -> Output:
+    """Return what the forward of a captured network gives."""
+    (value,) = traced.graph.output_node().args
+    if not isinstance(value, fx.Node):
+        kind = next(kind for kind in (tuple, list, dict) if isinstance(value, kind))
+        return Output(kind.__name__, _names(value))
+    if not isinstance(value.target, type):
+        return Output("Tensor", ())
+    fields = value.kwargs or getattr(value.target, "_fields", None) or value.args[0]
+    return Output(value.target.__name__, _names(fields))
+
+
+def _names(parts: Any) -> tuple[str, ...]:
+    named = isinstance(parts, Mapping) or all(isinstance(part, str) for part in parts)
+    return tuple(map(str, parts if named else range(len(parts))))
+
+
+def check_one_tensor(traced: fx.GraphModule, purpose: str) -> None:
+    """Refuse a network whose output is not one tensor, where one is needed.
+
+    Args:
+        traced: The captured network.
+        purpose: What needs it, such as "labels".
+
+    Raises:
+        ModelError: The message names the parts of the output.
+    """
+    output = describe(traced)
+    if output.kind != "Tensor":
+        names = f" ({', '.join(output.names)})" if output.names else ""
+        raise ModelError(
+            f"the network gives a {output.kind}{names}, and {purpose} needs one tensor of logits: "
+            "give evaluate=, a function that scores a network, or wrap the network so that it "
+            "returns the logits alone"
+        )
