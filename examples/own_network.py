@@ -18,7 +18,7 @@ from haq.reports.report import report_html
 
 
 def make() -> nn.Module:
-    """Return an untrained network: anything that torch.fx can trace will do."""
+    """Return an untrained network: anything that torch.export can capture will do."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
         nn.Conv2d(16, 32, 3, padding=1, stride=2), nn.BatchNorm2d(32), nn.ReLU(),

@@ -7,7 +7,7 @@ Parameter are the same here.
 """
 
 import inspect
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import suppress
 from itertools import count
 from typing import Any, NamedTuple
@@ -18,18 +18,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from haq.errors import ModelError
+from haq.network.modules import (
+    BUILDERS,
+    DROPOUT_MODULES,
+    DROPOUTS,
+    Constant,
+    parts_of,
+    plain_norm,
+)
 from haq.network.outputs import put_together
 from haq.network.program import Program
 
 aten = torch.ops.aten
-
-_DROPOUTS = {
-    aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default,
-    aten.feature_alpha_dropout.default,
-}  # fmt: skip
-_DROPOUT_MODULES = (
-    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
-)  # fmt: skip
 
 # Give what they read, in this graph in which nothing is written in place.
 _COPIES = {
@@ -47,20 +47,6 @@ _CHECKS = {
     "_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range",
     "sym_constrain_range_for_size",
 }  # fmt: skip
-
-
-class Constant(nn.Module):
-    """Gives a tensor that a forward makes of nothing; it is no part of the network's state."""
-
-    value: Tensor
-
-    def __init__(self, value: Tensor):
-        super().__init__()
-        self.register_buffer("value", value, persistent=False)
-
-    def forward(self) -> Tensor:
-        """Return the tensor."""
-        return self.value
 
 
 class _Weight(NamedTuple):
@@ -188,7 +174,7 @@ class _Builder:
     # What becomes a module.
 
     def _layer(self, node: fx.Node) -> fx.Node | None:
-        if node.target not in _LAYERS or node.args[0] not in self.values:
+        if node.target not in BUILDERS or node.args[0] not in self.values:
             return None
         arguments = (*node.args, None)
         weight, bias = (self.weights.get(each) for each in arguments[1:3])  # type: ignore[arg-type]
@@ -197,7 +183,7 @@ class _Builder:
         key = (str(node.target), weight.key, bias and bias.key, str(node.args[3:]))
         name = self._layer_name(node, weight, key)
         if name not in self.lifted:
-            module = _LAYERS[node.target](weight.value, *node.args[3:])
+            module = BUILDERS[node.target](weight.value, *node.args[3:])
             module.weight = self._own_weight(name, weight)
             module.bias = None if bias is None else self._parameter(bias)
             self._install(name, module, key)
@@ -269,18 +255,18 @@ class _Builder:
         if (
             not isinstance(own, _BatchNorm)
             or own is self.model
-            or _parts_of(own) != [*map(id, values)]
+            or parts_of(own) != [*map(id, values)]
         ):
             return None
         name = self.module_names[id(own)]
         if name not in self.lifted:
             axes = node.args[0].meta["val"].dim()  # type: ignore[union-attr]
-            self._install(name, _plain_norm(own, axes, float(eps)), id(own))  # type: ignore[arg-type]
+            self._install(name, plain_norm(own, axes, float(eps)), id(own))  # type: ignore[arg-type]
         self.used |= {i for weight in given if weight for i in weight.sources}
         return self.graph.call_module(name, (self._value(node.args[0]),))
 
     def _dropout(self, node: fx.Node) -> fx.Node | None:
-        if node.target not in _DROPOUTS or node.args[2]:
+        if node.target not in DROPOUTS or node.args[2]:
             return None
         own = _innermost(node, self.model, _DropoutNd)
         if own is None or own is self.model:
@@ -288,7 +274,7 @@ class _Builder:
             return value  # it is none in evaluation mode
         name = self.module_names[id(own)]
         if name not in self.lifted:
-            kind = next(kind for kind in _DROPOUT_MODULES if isinstance(own, kind))
+            kind = next(kind for kind in DROPOUT_MODULES if isinstance(own, kind))
             self._install(name, kind(float(node.args[1])), id(own))  # type: ignore[arg-type]
         return self.graph.call_module(name, (self._value(node.args[0]),))
 
@@ -362,50 +348,6 @@ def _register(holder: nn.Module, name: str, value: Tensor) -> None:
 
 def _copy(value: Tensor) -> nn.Parameter:
     return nn.Parameter(value.detach().clone(), requires_grad=value.requires_grad)
-
-
-def _convolution(
-    weight: Tensor,
-    stride: Any = (1, 1),
-    padding: Any = (0, 0),
-    dilation: Any = (1, 1),
-    groups: int = 1,
-) -> nn.Conv2d:
-    return nn.Conv2d(
-        weight.shape[1] * groups, weight.shape[0], (weight.shape[2], weight.shape[3]),
-        tuple(stride),
-        padding if isinstance(padding, str) else tuple(padding), tuple(dilation), groups,
-        bias=False, device="meta",
-    )  # fmt: skip
-
-
-def _linear(weight: Tensor) -> nn.Linear:
-    return nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-
-
-_LAYERS: Mapping[Any, Callable[..., nn.Conv2d | nn.Linear]] = {
-    aten.conv2d.default: _convolution,
-    aten.conv2d.padding: _convolution,
-    aten.linear.default: _linear,
-}
-
-
-def _plain_norm(own: _BatchNorm, axes: int, eps: float) -> nn.Module:
-    """Return PyTorch's plain BatchNorm with the parameters and statistics of another."""
-    kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[axes]
-    norm = kind(own.num_features, eps, own.momentum, False, own.running_mean is not None, "meta")
-    for name, value in own.named_buffers(recurse=False):
-        if name in norm._buffers:
-            norm._buffers[name] = value
-    norm.weight, norm.bias = own.weight, own.bias
-    norm.affine = own.weight is not None
-    if norm.affine and norm.bias is None:
-        norm.bias = nn.Parameter(torch.zeros_like(own.weight), requires_grad=False)
-    return norm
-
-
-def _parts_of(norm: _BatchNorm) -> list[int]:
-    return [id(part) for part in (norm.weight, norm.bias, norm.running_mean, norm.running_var)]
 
 
 def _innermost(node: fx.Node, model: nn.Module, kind: Any) -> nn.Module | None:
