@@ -7,9 +7,9 @@ Parameter are the same here.
 """
 
 import inspect
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import count
+from itertools import chain, count
 from typing import Any, NamedTuple
 
 import torch
@@ -57,12 +57,19 @@ class _Weight(NamedTuple):
         key: Equal where the same is computed from the same parameters.
         name: Of the parameter or buffer; empty for what is computed.
         sources: The parameters and buffers, by id, to their names.
+        turned: Whether it is a parameter with its axes exchanged.
     """
 
     value: Any
     key: Any
     name: str
     sources: Mapping[int, str]
+    turned: bool = False
+
+
+def _transposed(weight: _Weight) -> _Weight:
+    key = f"transposed({weight.key})"
+    return _Weight(weight.value.t(), key, "", weight.sources, turned=bool(weight.name))
 
 
 def lifted(model: nn.Module, program: Program) -> tuple[fx.GraphModule, tuple[str, ...]]:
@@ -174,21 +181,42 @@ class _Builder:
     # What becomes a module.
 
     def _layer(self, node: fx.Node) -> fx.Node | None:
-        if node.target not in BUILDERS or node.args[0] not in self.values:
+        product = self._product(node)
+        if product is None:
             return None
-        arguments = (*node.args, None)
-        weight, bias = (self.weights.get(each) for each in arguments[1:3])  # type: ignore[arg-type]
-        if weight is None or not weight.sources or (bias is None) != (arguments[2] is None):
-            return None
-        key = (str(node.target), weight.key, bias and bias.key, str(node.args[3:]))
+        values, weight, bias, rest = product
+        kind = node.target if node.target in BUILDERS else aten.linear.default
+        key = (str(kind), weight.key, bias and bias.key, str(rest))
         name = self._layer_name(node, weight, key)
         if name not in self.lifted:
-            module = BUILDERS[node.target](weight.value, *node.args[3:])
+            module = BUILDERS[kind](weight.value, *rest)
             module.weight = self._own_weight(name, weight)
             module.bias = None if bias is None else self._parameter(bias)
             self._install(name, module, key)
         self.used |= {*weight.sources, *(bias.sources if bias else ())}
-        return self.graph.call_module(name, (self._value(node.args[0]),))
+        return self.graph.call_module(name, (self._value(values),))
+
+    def _product(self, node: fx.Node) -> tuple[Any, _Weight, _Weight | None, Sequence[Any]] | None:
+        """Return what is multiplied where weights are: values, weight, bias and what follows."""
+        arguments: tuple[Any, ...] = (*node.args, None, None)
+        if node.target in BUILDERS:
+            values, right, added = arguments[:3]
+        elif node.target in (aten.matmul.default, aten.mm.default):
+            values, right, added = *arguments[:2], None
+        elif node.target is aten.addmm.default and not node.kwargs:
+            added, values, right = arguments[:3]
+        else:
+            return None
+        weight, bias = self.weights.get(right), self.weights.get(added)
+        if weight is None or not weight.sources or values not in self.values:
+            return None
+        if (bias is None) != (added is None):
+            return None
+        if node.target in BUILDERS:
+            return values, weight, bias, node.args[3:]
+        if weight.value.dim() != 2 or (bias and bias.value.dim() != 1):
+            return None
+        return values, _transposed(weight), bias, ()
 
     def _layer_name(self, node: fx.Node, weight: _Weight, key: Hashable) -> str:
         """Return the name of the module that a layer stands in, or that of its weight's owner."""
@@ -197,13 +225,11 @@ class _Builder:
         names = [name] if name else []
         parameter = weight.name or next(iter(weight.sources.values()))
         names.append(self._name_after(parameter))
-        number = 0
-        while True:
-            for name in names:
-                if self.lifted.get(name) == key or not self._is_taken(name):
-                    return name
-            number += 1
-            names = [f"{names[0].rstrip('0123456789').rstrip('_')}_{number}"]
+        numbered = (f"{names[0]}_{number}" for number in count(1))
+        return next(
+            name for name in chain(names, numbered)
+            if self.lifted.get(name) == key or not self._is_taken(name)
+        )  # fmt: skip
 
     def _name_after(self, parameter: str) -> str:
         """Return what a layer is called after its weight: a.weight a, in_proj_weight in_proj."""
@@ -211,7 +237,8 @@ class _Builder:
         if leaf == "weight" and owner:
             module = self.model.get_submodule(owner.removeprefix(self.prefix))
             return owner if not any(True for _ in module.children()) else parameter
-        return parameter.removesuffix("_weight")
+        short = parameter.removesuffix("_weight")
+        return parameter if short in self.module_names.values() else short
 
     def _is_taken(self, name: str) -> bool:
         return name in self.lifted or any(read.target == name for read in self.reads.values())
@@ -219,7 +246,8 @@ class _Builder:
     def _own_weight(self, name: str, weight: _Weight) -> nn.Parameter:
         """Return the weight of a new layer: the model's own, unless something else reads it."""
         if not weight.name:
-            self.computed.append(name)
+            if not weight.turned:
+                self.computed.append(name)
             return self._parameter(weight)
         other = self.owners.get(id(weight.value))
         read = self.reads.get(weight.key)

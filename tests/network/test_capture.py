@@ -149,6 +149,13 @@ NETWORKS = {
             w1=nn.Parameter(torch.randn(4, 3, 3, 3)), w1_bias=nn.Parameter(torch.randn(4)),
             w2=nn.Parameter(torch.randn(2, 4))),
         IMAGES, "w1 w2", ""),
+    "products with parameters": (
+        lambda: Net(lambda m, x: torch.addmm(m.b, (x @ m.w).relu().flatten(1), m.v),
+                    w=nn.Parameter(torch.randn(4, 3)), v=nn.Parameter(torch.randn(15, 2)),
+                    b=nn.Parameter(torch.randn(2))), (5, 4), "w v", ""),
+    "names that end in numbers": (
+        lambda: Net(lambda m, x: functional.conv2d(m.c1(x), m.c1.weight, stride=2),
+                    c1=conv(3, 3)), IMAGES, "c1 c1_1", ""),
     "a layer called by its parameters": (
         lambda: Net(lambda m, x: functional.linear(x, m.qkv.weight, m.qkv.bias),
                     qkv=nn.Linear(4, 12)), (5, 4), "qkv", ""),
