@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from haq.datasets import Data, from_splits, load
 from haq.errors import DataError, HaqError, ModelError
-from haq.network.capture import evaluating
+from haq.network.capture import evaluating, unwrapped
 from haq.runs.float_network import example
 from haq.runs.job import Job, parse_job
 from haq.runs.plan import images_of
@@ -81,14 +81,6 @@ def own_task(
     if not task.sample.is_floating_point():
         task.images["dtype"] = str(task.sample.dtype).removeprefix("torch.")
     return task
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the module in the wrapper of ``torch.compile`` or ``DataParallel``, if it has one."""
-    inner = getattr(model, "_orig_mod", None)
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        inner = model.module
-    return unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 
 def _labeled_task(

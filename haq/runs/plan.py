@@ -94,6 +94,7 @@ def plan(
     fit(dearest, table, budgets)  # says now, not after an hour, that nothing fits
     notes = (
         *notes,
+        *graph.notes,
         *_float_notes(model, graph),
         *_cost_notes(graph, target),
         *_pin_notes(pins, graph.layers, target),
