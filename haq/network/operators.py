@@ -76,9 +76,15 @@ def first_input(node: fx.Node) -> fx.Node:
     return node.all_input_nodes[0]
 
 
+def reshapes(node: fx.Node) -> bool:
+    """Return whether a node moves, drops or repeats values, or puts zeros around them."""
+    kind = kind_of(node)
+    return kind in SHAPES or (kind in ("pad", "constant_pad_nd") and selects(node))
+
+
 def tensor_of(node: fx.Node) -> fx.Node:
     """Return the node that computed the values ``node`` holds, before any change of shape."""
-    while kind_of(node) in SHAPES and only_user(node):
+    while reshapes(node) and only_user(node):
         node = first_input(node)
     return node
 
@@ -118,7 +124,7 @@ def folding_norms(nodes: list[fx.Node]) -> list[fx.Node]:
 
 def values_of(node: fx.Node) -> fx.Node:
     """Return the node that computed the values ``node`` holds, before all changes of shape."""
-    while kind_of(node) in SHAPES:
+    while reshapes(node):
         node = first_input(node)
     return node
 

@@ -17,7 +17,6 @@ from torch import fx, nn
 
 from haq.network.capture import layer_calls
 from haq.network.operators import (
-    SHAPES,
     SIZES,
     first_input,
     is_layer,
@@ -27,6 +26,7 @@ from haq.network.operators import (
     norm_behind,
     only_user,
     origin_of,
+    reshapes,
     tensor_of,
 )
 
@@ -116,7 +116,7 @@ def _joins(node: fx.Node, sources: dict[fx.Node, str]) -> Iterator[str]:
 
 def _use(user: fx.Node, tensor: fx.Node, tensors: dict[fx.Node, fx.Node]) -> str:
     """Return what reads ``tensor`` at ``user``, or behind it where ``user`` only changes shape."""
-    while user not in tensors and kind_of(user) in SHAPES and (behind := only_user(user)):
+    while user not in tensors and reshapes(user) and (behind := only_user(user)):
         user = behind
     if tensors.get(user) is tensor:
         return "layer"

@@ -108,15 +108,15 @@ def test_what_stays_float_is_that_of_the_network_at_hand(case):
 
 
 class Folding(nn.Module):
-    """A weight of a float operator that is computed from parameters alone."""
+    """A factor of a float operator that is computed from parameters alone."""
 
     def __init__(self):
         super().__init__()
         self.fc = nn.Linear(6, 4)
-        self.gain, self.direction = nn.Parameter(torch.ones(1)), nn.Parameter(torch.rand(6, 6))
+        self.gain, self.direction = nn.Parameter(torch.ones(1)), nn.Parameter(torch.rand(6))
 
     def forward(self, x):
-        return self.fc(torch.tanh(x @ (self.direction * self.gain / self.direction.norm())))
+        return self.fc(torch.tanh(x * (self.direction * self.gain / self.direction.norm())))
 
 
 def test_a_constant_that_another_network_has_otherwise_is_not_taken_for_its_own():

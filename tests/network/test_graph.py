@@ -490,6 +490,21 @@ def test_dropout_and_flatten_stand_behind_the_quantizer():
     assert [kind(user) for user in relu.users] == [Mark]
 
 
+@pytest.mark.parametrize("mode", ["constant", "reflect", "replicate"])
+def test_a_layer_reads_what_stands_before_its_padding(mode):
+    def forward(m, x):
+        return m.b(functional.pad(m.a(x).relu(), (1, 1, 1, 1), mode=mode))
+
+    model = Net(forward, a=conv(), b=nn.Conv2d(4, 4, 3))
+    assert points_of(model) == [("x", ("a",), True), ("relu", ("b",), False)]
+
+
+def test_padding_with_another_number_is_read_as_a_tensor_of_its_own():
+    model = Net(lambda m, x: m.b(functional.pad(m.a(x).relu(), (1, 1), value=1.0)), a=conv())
+    model.b = conv(4)
+    assert [tensor for tensor, *_ in points_of(model)] == ["x", "relu", "pad"]
+
+
 def test_asking_for_a_shape_is_not_reading():
     parts = {"a": conv(), "fc": nn.Linear(256, 2)}
     model = Net(lambda m, x: m.fc((y := m.a(x).relu()).view(y.size(0), y.shape[1] * 64)), **parts)
