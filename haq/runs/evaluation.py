@@ -58,7 +58,7 @@ class Evaluation(NamedTuple):
         scoring: What scores depend on, for other processes.
         images: (N, ...), on which the conversion to integers is checked.
         test: Of a network, on test images, under the name of a stage; None where there are none.
-        test_set: Which images these are, as ``haq.datasets.fingerprint`` says it.
+        test_set: Says which images these are, as ``haq.datasets.fingerprint``; reads some of them.
         tuned: From a policy to its network after the paper's one epoch, for the finalists of a
             search whose episodes do without; None where that is what episodes score.
         sensitivity: What each choice of each layer does, for the agents that want to know.
@@ -73,7 +73,7 @@ class Evaluation(NamedTuple):
     scoring: ScoringData
     images: Tensor
     test: Callable[[nn.Module, str], Score] | None = None
-    test_set: Mapping[str, Any] | None = None
+    test_set: Callable[[], Mapping[str, Any]] | None = None
     tuned: Callable[[Policy], fx.GraphModule] | None = None
     sensitivity: Mapping[str, NDArray[Any]] | None = None
     impatient: bool = False
@@ -110,7 +110,7 @@ def labeled(
         scoring=scoring,
         images=next(calibration_batches(data, CHECKED_ON, job.seed)),
         test=None if own else partial(_test, evaluator, data, on_progress),
-        test_set=None if own else fingerprint(data.test),
+        test_set=None if own else partial(fingerprint, data.test),
         tuned=scorer.tuned,
         sensitivity=_sensitivity(job, folder, planned, clips, images, on_progress),
         impatient=cheap,

@@ -36,7 +36,8 @@ def finish(search: Search) -> tuple[Trial, dict[str, Any]]:
     evaluation, floats = search.evaluation, search.planned.graph.traced
     top, model, tuned, summary = _chosen(search)
     if evaluation.test:
-        summary["test_set"] = evaluation.test_set
+        assert evaluation.test_set is not None
+        summary["test_set"] = evaluation.test_set()
         summary["float_test_accuracy"] = _float_test(search)
         if evaluation.tuned is None:
             summary["episode_test_accuracy"] = evaluation.test(model, "test episode").accuracy
