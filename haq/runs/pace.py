@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 from haq.agents import find
+from haq.allocation.budgets import most_bits
 from haq.errors import DivergedError
 from haq.runs.evaluation import Evaluation
 from haq.runs.folder import write_job
@@ -59,7 +60,7 @@ def with_episodes(job: Job, folder: Path, planned: Plan, evaluation: Evaluation)
 
 def _evaluation_seconds(planned: Plan, evaluation: Evaluation) -> float:
     """Return what the evaluation of the policy with the most bits takes."""
-    policy = {name: pairs[-1] for name, pairs in planned.table.choices.items()}
+    policy = most_bits(planned.table)
     seconds: list[float] = []
     while len(seconds) < 2 and sum(seconds) < SHORT_S:
         started = time.perf_counter()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from haq.agents import find
-from haq.allocation.budgets import Budget, fit, parse_budget
+from haq.allocation.budgets import Budget, fit, most_bits, parse_budget
 from haq.allocation.costs import (
     CostTable,
     Target,
@@ -90,8 +90,7 @@ def plan(
     floats = sum(graph.float_parameters.values())
     table = tabulate(graph.layers, choices, target, floats)
     budgets = tuple(parse_budget(text, graph.layers, target, floats) for text in job.budgets)
-    dearest = {name: pairs[-1] for name, pairs in table.choices.items()}
-    fit(dearest, table, budgets)  # says now, not after an hour, that nothing fits
+    fit(most_bits(table), table, budgets)  # says now, not after an hour, that nothing fits
     notes = (
         *notes,
         *graph.notes,

@@ -5,7 +5,7 @@ import pytest
 from cost_problems import keeps, policies, problems, tables
 from hypothesis import given, settings
 
-from haq.allocation.budgets import Budget, uniform_policy, uniform_within
+from haq.allocation.budgets import Budget, most_bits, uniform_policy, uniform_within
 from haq.allocation.costs import CostTable, permitted, tabulate
 from haq.allocation.policy import Bits
 from haq.network.layers import Layer
@@ -47,6 +47,22 @@ def test_where_a_width_is_not_offered_the_most_bits_below_it_are_taken():
     bits = [uniform_policy(offered, width)["a"] for width in range(2, 9)]
     # Activations first: 4 bits are the fewest, 8 are offered from 8 on; float is not uniform bits.
     assert bits == [Bits(4, 4)] * 6 + [Bits(4, 8)]
+
+
+def test_the_most_bits_are_those_that_all_readers_of_a_tensor_can_have():
+    dense, depthwise = (
+        tuple(Bits(w, a) for w in range(2, 9) for a in range(2, 9) if w + a <= most)
+        for most in (15, 16)
+    )
+    layers = Layer("dense", "conv", 4, 4, reads="x"), Layer("deep", "depthwise", 4, 4, reads="x")
+    choices = {"dense": dense, "deep": depthwise}  # as ONNX Runtime's kernels are exact
+    assert dense[-1].act != depthwise[-1].act
+    assert most_bits(tabulate(layers, choices)) == {"dense": Bits(7, 8), "deep": Bits(8, 8)}
+
+
+def test_the_most_bits_are_float_where_a_layer_may_stay_so():
+    choices = {"a": (Bits(4, 4), Bits(8, 8), Bits(32, 32))}
+    assert most_bits(tabulate([Layer("a", "conv", 1, 1)], choices)) == {"a": Bits(32, 32)}
 
 
 def test_the_best_is_the_widest_that_fits_also_where_fewer_bits_cost_more():

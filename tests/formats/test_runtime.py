@@ -53,6 +53,26 @@ def test_a_network_with_a_float_layer_is_left_to_floating_point(resnet):
     assert integer_answer(lowering, graph.traced) is None
 
 
+class Sinh(nn.Module):
+    """Computes something that ONNX has an operator for, but ONNX Runtime no kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.last(torch.sinh(self.first(x).double()).float())
+
+
+def test_a_network_that_onnx_runtime_does_not_load_is_left_to_floating_point():
+    torch.manual_seed(0)
+    inputs = torch.randn(16, 8)
+    graph = trace(Sinh().eval(), inputs[:1])
+    network = quantize(graph, uniform(graph, 8, 8), calibrate(graph, [inputs], "max"))
+    lowering = prepared(network, inputs[:1])
+    assert lowering is not None and integer_answer(lowering, network) is None
+
+
 def test_a_batch_norm_without_a_layer_of_its_own_has_the_statistics_of_its_network():
     torch.manual_seed(0)
     model = nn.Sequential(

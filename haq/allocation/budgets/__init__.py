@@ -4,8 +4,9 @@ from haq.allocation.budgets.enforce import fit
 from haq.allocation.budgets.integer_program import cheapest, solve
 from haq.allocation.budgets.limit import Budget
 from haq.allocation.budgets.parse import parse_budget
-from haq.allocation.budgets.uniform import uniform_policy, uniform_within
+from haq.allocation.budgets.uniform import most_bits, uniform_policy, uniform_within
 
 __all__ = [
-    "Budget", "cheapest", "fit", "parse_budget", "solve", "uniform_policy", "uniform_within",
+    "Budget", "cheapest", "fit", "most_bits", "parse_budget", "solve", "uniform_policy",
+    "uniform_within",
 ]  # fmt: skip

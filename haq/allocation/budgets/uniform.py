@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from haq.allocation.budgets.limit import Budget, all_within, spent
 from haq.allocation.costs import SEARCHED, CostTable, share_activations
-from haq.allocation.policy import Bits, readers
+from haq.allocation.policy import FLOAT, Bits, readers
 
 
 def uniform_policy(table: CostTable, width: int) -> dict[str, Bits]:
@@ -29,6 +29,11 @@ def uniform_policy(table: CostTable, width: int) -> dict[str, Bits]:
 
 def _nearest(offered: set[int], width: int) -> int:
     return max((bits for bits in offered if bits <= width), default=min(offered))
+
+
+def most_bits(table: CostTable) -> dict[str, Bits]:
+    """Return the policy of the most bits that every layer can have, float where it may stay so."""
+    return uniform_policy(table, FLOAT)
 
 
 def uniform_widths(table: CostTable) -> dict[int, dict[str, Bits]]:

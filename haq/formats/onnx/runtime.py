@@ -52,7 +52,8 @@ def integer_answer(exported: Template, network: nn.Module) -> Answer | None:
         network: Left as it is; ``convert_to_integers`` makes of a copy what is computed.
 
     Returns:
-        None where a layer is float, or the network cannot be lowered.
+        None where a layer is float, the network cannot be lowered, or ONNX Runtime does not load
+        its file.
     """
     if not isinstance(network, fx.GraphModule) or not _all_integer(network):
         return None
@@ -81,6 +82,9 @@ def opened(file: bytes, exact: bool = False) -> onnxruntime.InferenceSession:
     Args:
         file: A serialised model.
         exact: Whether to take only kernels that are exact on every CPU; they are slower.
+
+    Raises:
+        ModelError: ONNX Runtime does not load the model.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
@@ -88,7 +92,10 @@ def opened(file: bytes, exact: bool = False) -> onnxruntime.InferenceSession:
     options.log_severity_level = 3
     if exact:
         options.add_session_config_entry(EXACT_KERNELS, "1")
-    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common base of their own
+        raise ModelError(f"ONNX Runtime does not load the model: {error}") from error
 
 
 @cache
