@@ -217,16 +217,23 @@ def check_errors(before: float, after: float, explained: float) -> None:
 
 
 def _answers(network: nn.Module, inputs: tuple[Tensor, ...], batch: int) -> Tensor:
-    """Return all floats that a network gives, (N, values)."""
+    """Return all floats that a network gives for each input, (N, values)."""
     parts = []
     with torch.no_grad(), evaluating(network):
         for rows in zip(*(value.split(batch) for value in inputs), strict=True):
-            leaves = pytree.tree_leaves(network(*rows))
-            floats = [
-                leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()
-            ]
-            parts.append(torch.cat([leaf.reshape(len(rows[0]), -1) for leaf in floats], 1).double())
+            count, leaves = len(rows[0]), pytree.tree_leaves(network(*rows))
+            answers = [leaf for leaf in leaves if _is_answer(leaf, count)]
+            # Sequences may have the batch in their second axis.
+            values = [x.movedim(x.shape.index(count), 0).reshape(count, -1) for x in answers]
+            parts.append(torch.cat([torch.empty(count, 0), *values], 1).double())
     return torch.cat(parts)
+
+
+def _is_answer(leaf: object, count: int) -> bool:
+    """Return whether a part of an output has floats for each input: others do not tell an error."""
+    if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+        return False
+    return count in leaf.shape[:2]
 
 
 def _error(answers: Tensor, truth: Tensor) -> float:

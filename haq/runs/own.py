@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from haq.agents import find
 from haq.datasets import Data, from_splits, load
 from haq.errors import DataError, HaqError, ModelError
 from haq.network.capture import evaluating, unwrapped
@@ -71,9 +72,9 @@ def own_task(
         raise HaqError(f"{', '.join(named)}: only for a model given by its name; leave it out")
     if isinstance(data, Tensor):
         inputs, notes = _checked_inputs(data)
-        if evaluate is None:
-            _output(model, inputs[:1])
         job = _job(model, "inputs", evaluate, {"finalists": 0, **_given(fields)})
+        if evaluate is None or _compares_answers(job):
+            _output(model, inputs[:1])
         images: dict[str, Any] = {"shape": list(inputs.shape[1:])}
         task = OwnTask(job, model, None, inputs, inputs[:2], images, notes)
     else:
@@ -91,15 +92,27 @@ def _labeled_task(
     elif not isinstance(data, Data):
         data = from_splits(data, outputs=None if evaluate else partial(_outputs, model))
     sample = example(data)
-    if evaluate is None:
+    job = _job(model, data.name, evaluate, _given(fields))
+    if evaluate is None or _fine_tunes(job):
         outputs = _outputs(model, sample)
         if outputs < len(data.classes):
             raise ModelError(
                 f"{type(model).__name__} gives {outputs} numbers for one input; {data.name} has "
                 f"{len(data.classes)} classes, so it must give at least as many"
             )
-    job = _job(model, data.name, evaluate, _given(fields))
+    elif _compares_answers(job):
+        _output(model, sample)
     return OwnTask(job, model, data, None, sample, images_of(data), ())
+
+
+def _compares_answers(job: Job) -> bool:
+    """Return whether a job compares answers with the float network's, whatever scores them."""
+    return find(job.agent).informed or job.last_steps > 0
+
+
+def _fine_tunes(job: Job) -> bool:
+    """Return whether a job with labels trains on them, whatever scores the networks."""
+    return job.evaluation == "finetune" or job.finalists > 0 or job.last_epochs(tuned=False) > 0
 
 
 def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,18 +197,23 @@ def _output(model: nn.Module, sample: Tensor) -> Tensor:
         ModelError: It gives something else, or fails.
     """
     name = type(model).__name__
-    kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    inputs = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     try:
         with torch.no_grad(), evaluating(model):
-            output = model(sample.to(kind) if sample.is_floating_point() else sample)
+            output = model(sample.to(inputs) if sample.is_floating_point() else sample)
     except Exception as error:
         shape = "x".join(map(str, sample.shape))
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{name} does not run on an input of {shape}: {reason}") from error
-    if not isinstance(output, Tensor):
+    if not isinstance(output, Tensor) or not output.is_floating_point():
         parts = f" of {', '.join(map(repr, output))}" if isinstance(output, Mapping) else ""
-        raise ModelError(f"{name} gives a {type(output).__name__}{parts}, not a tensor: {_WAY_OUT}")
+        kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
+        raise ModelError(f"{name} gives a {kind}{parts}, not a tensor of floats: {_WAY_OUT}")
     return output
 
 
-_WAY_OUT = "give evaluate=, or wrap the network in a module that returns its logits alone"
+_WAY_OUT = (
+    "wrap the network in a module that returns its logits alone, or give inputs without labels, "
+    'evaluate= and an agent that does not look at the answers, such as agent="random" without '
+    "rounding_steps"
+)

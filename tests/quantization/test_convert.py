@@ -205,6 +205,29 @@ def test_converting_leaves_the_error_of_odd_networks_as_it_is(kind, bits, act):
     assert error.after <= 1.05 * error.before + 2e-3
 
 
+class Several(Tied):
+    """Answers with logits, in two layouts, and with values that no input has a share in."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        return {"logits": y, "by_class": y.t(), "classes": y.argmax(1), "heat": self.norm.weight[0]}
+
+
+class Classes(Tied):
+    """Answers with whole numbers alone."""
+
+    def forward(self, x):
+        return super().forward(x).argmax(1)
+
+
+@pytest.mark.parametrize("bits, act", [(4, 8), (3, 4)])
+def test_only_floats_for_each_input_tell_an_error(bits, act):
+    several, plain = (convert_and_check(*odd_network(kind, bits, act)) for kind in (Several, Tied))
+    assert several.before == pytest.approx(plain.before, rel=0.05) and plain.before > 0.01
+    assert several.after == pytest.approx(plain.after, rel=0.05)
+    assert convert_and_check(*odd_network(Classes, bits, act)) == (0, 0)
+
+
 @pytest.mark.parametrize(
     "before, after, explained", [(0.1, 0.106, 0.1), (0.1, 0.2, 0.2), (0, 0, 0)]
 )

@@ -1,10 +1,14 @@
 """What a network can be handed over as is known before the first episode."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 import haq
+from haq import hw_profiles
 from haq.errors import HaqError
 from haq.models import build
 from haq.runs.handover import tried
@@ -42,3 +46,28 @@ def test_a_network_that_can_be_exported_has_its_template_ready():
     planned = tried(plan(job, build("digits_mlp"), {"shape": [1, 8, 8]}))
     assert planned.template is not None
     assert not planned.notes
+
+
+class Branches(nn.Module):
+    """A depthwise and a dense convolution read the same tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3)
+        self.deep, self.dense = nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3)
+        self.last = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        return self.last(torch.relu(self.deep(x) + self.dense(x))).mean((2, 3))
+
+
+def test_layers_of_other_kinds_that_read_one_tensor_can_be_planned(tmp_path):
+    profile = json.loads(Path(hw_profiles.__file__).with_name("roofline-45nm.json").read_text())
+    pairs = [[8, 7], [7, 8], [4, 8], [4, 4]]
+    profile["bits"] = {"pairs": pairs, "kinds": {"depthwise": {"pairs": [*pairs, [8, 8]]}}}
+    file = tmp_path / "kinds.json"
+    file.write_text(json.dumps(profile))
+    job = parse_job(model="own", target=str(file), budgets=["latency=100%w4a8"])
+    table = plan(job, Branches(), {"shape": [3, 8, 8]}).table
+    assert table.choices["deep"][-1] == (8, 8) and table.choices["dense"][-1] == (8, 7)

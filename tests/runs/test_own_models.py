@@ -72,16 +72,40 @@ def test_the_version_is_that_of_the_package():
 @pytest.mark.parametrize(
     "wrap, said",
     [
-        (lambda y: {"logits": y}, "gives a dict of 'logits', not a tensor: give evaluate="),
-        (lambda y: (y, y), "gives a tuple, not a tensor: give evaluate="),
-        (Answer, "gives a Answer, not a tensor: give evaluate="),
+        (lambda y: {"logits": y}, "gives a dict of 'logits', not a tensor of floats: wrap"),
+        (lambda y: (y, y), "gives a tuple, not a tensor of floats: wrap"),
+        (Answer, "gives a Answer, not a tensor of floats: wrap"),
+        (lambda y: y.argmax(1), "gives a torch.int64, not a tensor of floats: wrap"),
     ],
 )
 @pytest.mark.parametrize("data", [splits(), torch.randn(40, 8)], ids=["labels", "inputs"])
-def test_outputs_that_are_not_one_tensor_are_refused_at_once(tmp_path, wrap, said, data):
+@pytest.mark.parametrize("evaluate", [None, lambda _: 0.5], ids=["", "evaluate"])
+@pytest.mark.parametrize("agent", ["guided", "ilp"])
+def test_outputs_that_are_not_one_tensor_are_refused_at_once(
+    tmp_path, wrap, said, data, evaluate, agent
+):
     with pytest.raises(ModelError, match=said):
-        search(Returning(wrap), data, out=tmp_path / "run", **QUICK)
+        search(Returning(wrap), data, evaluate=evaluate, agent=agent, out=tmp_path / "run", **QUICK)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda y: {"logits": y}, lambda y: (y, y.sum()), lambda y: y.argmax(1)]
+)
+def test_any_output_will_do_where_the_caller_scores_and_nothing_else_looks_at_it(tmp_path, wrap):
+    model = Returning(wrap)
+    run = search(model, torch.randn(70, 8), evaluate=lambda network: 0.25, agent="random",
+                 episodes=2, out=tmp_path / "run", **QUICK | {"rounding_steps": 0})  # fmt: skip
+    assert run.summary["final_val_accuracy"] == 0.25
+
+
+def test_scores_of_ones_own_do_not_need_as_many_outputs_as_classes(tmp_path):
+    run = search(mlp(classes=2), splits(labels=range(5)), evaluate=lambda network: 0.25, agent="ilp",
+                 finalists=0, out=tmp_path / "run", **QUICK)  # fmt: skip
+    assert run.summary["final_val_accuracy"] == 0.25
+    with pytest.raises(ModelError, match="gives 2 numbers for one input; data has 5 classes"):
+        search(mlp(classes=2), splits(labels=range(5)), evaluate=lambda network: 0.25,
+               out=tmp_path / "tuned", **QUICK)  # fmt: skip
 
 
 def test_labels_need_logits(tmp_path):
