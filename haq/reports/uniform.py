@@ -23,13 +23,13 @@ class Versus(NamedTuple):
 
 
 def versus_uniform(summary: Mapping[str, Any]) -> Versus | None:
-    """Return how a run stands against uniform bits; None where the run did not try them.
+    """Return how a run stands against uniform bits; None where no two episodes tell it.
 
     Both accuracies are of the same kind: after an epoch of fine-tuning where both had one, else
     as they were in their episodes.
     """
     reference = summary.get("best_uniform")
-    if not reference or "val_accuracy" not in reference:
+    if not reference or "val_accuracy" not in reference or _lowered(summary):
         return None
     tuned = {row["episode"]: row["tuned_val_accuracy"] for row in summary.get("finalists", [])}
     own, other = summary["best_episode"], reference["episode"]
@@ -40,6 +40,11 @@ def versus_uniform(summary: Mapping[str, Any]) -> Versus | None:
     )  # fmt: skip
 
 
+def _lowered(summary: Mapping[str, Any]) -> bool:
+    """Return whether the policy handed over is none of an episode, but one lowered afterwards."""
+    return bool(summary.get("measured_latency", {}).get("how") == "lowered")
+
+
 def uniform_sentence(summary: Mapping[str, Any]) -> str:
     """Return what is known of the run against uniform bits; empty where a run says nothing."""
     if "best_uniform" not in summary:
@@ -47,6 +52,11 @@ def uniform_sentence(summary: Mapping[str, Any]) -> str:
     reference = summary["best_uniform"]
     if reference is None:
         return "No uniform bits keep the budgets, so there are none to compare with."
+    if _lowered(summary):
+        return (
+            "The policy was lowered after the episodes until it measured within the budget, so it "
+            "is not compared with uniform bits."
+        )
     versus = versus_uniform(summary)
     if versus is None:
         return "Uniform bits were not tried in this run; haq sweep holds agents against them."

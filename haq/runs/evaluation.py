@@ -1,6 +1,6 @@
 """What a job's policies are scored by: labelled images, or inputs alone."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -154,7 +154,7 @@ def unlabeled(
         sensitivity=_sensitivity(
             job, folder, planned, clips, lambda: inputs[:IMAGES], on_progress
         ),
-        notes=_notes(plain),
+        notes=(*_notes(plain), *_notes_of_parts(learned, scored, own)) if cheap else (),
     )  # fmt: skip
 
 
@@ -190,6 +190,15 @@ def _sensitivity(
 def _notes(plain: Tensor | None) -> tuple[str, ...]:
     note = None if plain is None else note_of_few(len(plain))
     return () if note is None else (note,)
+
+
+def _notes_of_parts(learned: Tensor, scored: Tensor, own: Own | None) -> Iterator[str]:
+    """Yield a sentence where agreement is scored on what the network was corrected on."""
+    if own is None and learned is scored:
+        yield (
+            f"agreement is scored on the {len(scored)} inputs that the network is corrected on, so "
+            f"it is too high: {2 * FEW} or more inputs are divided between the two"
+        )
 
 
 def _test(

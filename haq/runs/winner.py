@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from haq.allocation.budgets import Budget, fit
 from haq.allocation.costs import CostTable, total
 from haq.allocation.policy import Policy
@@ -203,13 +201,12 @@ def measured_winner(
 
 def _candidates(folder: Path, planned: Plan) -> Subject:
     clips = load_clips(folder / "clips.safetensors")
-    sample = torch.zeros(1, *planned.images["shape"])
-    return Subject("candidates", planned.graph, clips, sample)
+    return Subject("candidates", planned.graph, clips, planned.sample[:1])
 
 
 def _trial_of(confirmed: Confirmed, ranked: Sequence[Trial], planned: Plan) -> Trial:
     for trial in ranked:
-        if trial.policy == confirmed.policy:
+        if trial.policy == confirmed.policy and not trial.stopped:
             return trial
     assert confirmed.score is not None
     return replace(

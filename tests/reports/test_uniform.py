@@ -58,6 +58,14 @@ def test_where_there_is_nothing_to_compare_with_it_is_said(reference, sentence):
     assert uniform_sentence(run).startswith(sentence)
 
 
+def test_a_policy_lowered_after_the_episodes_has_the_accuracy_of_none_of_them():
+    run = RUN | {"finalists": TUNED, "measured_latency": {"how": "lowered"}}
+    assert versus_uniform(run) is None
+    assert uniform_sentence(run).startswith("The policy was lowered after the episodes")
+    other = run | {"measured_latency": {"how": "next best"}}
+    assert versus_uniform(other) == (0.93, 0.94, True, False)
+
+
 def test_a_run_that_does_not_know_says_nothing():
     assert uniform_sentence({"best_episode": 0, "episode_val_accuracy": 0.5}) == ""
 

@@ -95,13 +95,14 @@ def test_outputs_that_are_not_one_tensor_are_refused_at_once(
 def test_any_output_will_do_where_the_caller_scores_and_nothing_else_looks_at_it(tmp_path, wrap):
     model = Returning(wrap)
     run = search(model, torch.randn(70, 8), evaluate=lambda network: 0.25, agent="random",
-                 episodes=2, out=tmp_path / "run", **QUICK | {"rounding_steps": 0})  # fmt: skip
+                 episodes=2, budgets=["avg_weight_bits=6"], threads=1,
+                 out=tmp_path / "run")  # fmt: skip
     assert run.summary["final_val_accuracy"] == 0.25
 
 
 def test_scores_of_ones_own_do_not_need_as_many_outputs_as_classes(tmp_path):
-    run = search(mlp(classes=2), splits(labels=range(5)), evaluate=lambda network: 0.25, agent="ilp",
-                 finalists=0, out=tmp_path / "run", **QUICK)  # fmt: skip
+    run = search(mlp(classes=2), splits(labels=range(5)), evaluate=lambda network: 0.25,
+                 agent="ilp", finalists=0, out=tmp_path / "run", **QUICK)  # fmt: skip
     assert run.summary["final_val_accuracy"] == 0.25
     with pytest.raises(ModelError, match="gives 2 numbers for one input; data has 5 classes"):
         search(mlp(classes=2), splits(labels=range(5)), evaluate=lambda network: 0.25,
@@ -152,6 +153,13 @@ def test_the_sample_is_the_first_of_the_callers_own_inputs():
 def test_inputs_that_cannot_be_used_are_named(data, said):
     with pytest.raises(DataError, match=said):
         own_task(mlp(), data, None, {})
+
+
+@pytest.mark.parametrize("count, said", [(63, True), (64, False)])
+def test_agreement_on_what_was_corrected_on_is_said_to_be_too_high(tmp_path, count, said):
+    run = search(mlp(), torch.randn(count, 8), agent="ilp", out=tmp_path / "run", **QUICK)
+    note = f"agreement is scored on the {count} inputs that the network is corrected on"
+    assert any(text.startswith(note) for text in run.summary["notes"]) == said
 
 
 def test_few_inputs_are_said_to_be_few():

@@ -1,4 +1,4 @@
-"""A search on a profile that haq profile measured: the clock has the last word."""
+"""A search on a profile that haq profile measured: its winner is measured too."""
 
 import json
 
