@@ -7,7 +7,7 @@ from haq.agents import find
 from haq.allocation.budgets import most_bits
 from haq.errors import DivergedError
 from haq.runs.evaluation import Evaluation
-from haq.runs.folder import write_job
+from haq.runs.folder import read_job, write_job
 from haq.runs.job import Job
 from haq.runs.plan import Plan
 
@@ -47,13 +47,16 @@ def stage_weights(job: Job, trained: bool) -> dict[str, float]:
 def with_episodes(job: Job, folder: Path, planned: Plan, evaluation: Evaluation) -> Job:
     """Return the job with a number of episodes that suits the time of one evaluation.
 
-    The number goes into ``job.json`` before the first episode, so that a resumed run plays as many.
+    The number goes into ``job.json`` before the first episode, and where it stands there it counts:
+    a resumed run plays as many, however long an evaluation takes now.
     """
     if job.episodes is not None:
         return job
-    seconds = _evaluation_seconds(planned, evaluation) / job.workers
-    episodes = find(job.agent).episodes_for(seconds, len(planned.table.layers))
-    job = job.model_copy(update={"episodes": episodes})
+    known = read_job(folder).episodes if (folder / "job.json").exists() else None
+    if known is None:
+        seconds = _evaluation_seconds(planned, evaluation) / job.workers
+        known = find(job.agent).episodes_for(seconds, len(planned.table.layers))
+    job = job.model_copy(update={"episodes": known})
     write_job(folder, job)
     return job
 

@@ -177,6 +177,20 @@ def test_ctrl_c_leaves_a_usable_run(tmp_path):
     assert run(read_job(tmp_path), tmp_path)["state"] == "finished"
 
 
+def test_a_run_that_goes_on_plays_as_many_episodes_as_it_began_with(tmp_path):
+    asked = {"budgets": ["avg_weight_bits=5"], "agent": "guided", "float_epochs": 1, "threads": 1,
+             "val_images": 60, "train_images": 64, "rounding_steps": 0, "finalists": 0,
+             "out": tmp_path / "run"}  # fmt: skip
+
+    def interrupt(where):
+        if where.stage == "search":
+            raise KeyboardInterrupt
+
+    haq.search("digits_mlp", "digits", episodes=3, on_progress=interrupt, **asked)
+    again = haq.search("digits_mlp", "digits", resume=True, **asked)  # alone it would play 12
+    assert again.summary["state"] == "finished" and len(again.trials) == 3
+
+
 def test_an_impossible_budget_leaves_nothing_behind(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
