@@ -124,16 +124,16 @@ def find(directory: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _shards(place: Path, part: str) -> list[Path]:
-    found = sorted(place.glob(f"{part}-*.parquet"))
-    if not found:
+    files = sorted(place.glob(f"{part}-*.parquet"))
+    if not files:
         raise DataError(f"cifar10: {place} has no {part}-*.parquet; copy it there")
-    total = re.search(r"-of-(\d+)", found[0].name)
-    if total and len(found) != int(total[1]):
+    total = re.search(r"-of-(\d+)", files[0].name)
+    if total and len(files) != int(total[1]):
         raise DataError(
-            f"cifar10: {place} has {len(found)} of {int(total[1])} {part}-*.parquet files; "
+            f"cifar10: {place} has {len(files)} of {int(total[1])} {part}-*.parquet files; "
             "copy all of one download there, and no others"
         )
-    return found
+    return files
 
 
 def _batches(place: Path, names: list[str]) -> list[Path]:

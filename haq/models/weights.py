@@ -163,14 +163,14 @@ def _any_starts(names: Mapping[str, Tensor], prefix: str) -> bool:
 def _check_names(file: Path, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
     missing = [name for name in own if name not in weights and not _is_count(name)]
     unexpected = [name for name in weights if name not in own]
-    told = [
+    differences = [
         f"{len(names)} {what} ({_first(names)})"
         for what, names in (("missing", missing), ("unexpected", unexpected))
         if names
     ]
-    if told:
+    if differences:
         raise ModelError(
-            f"{file} does not fit the model: keys {' and '.join(told)}; "
+            f"{file} does not fit the model: keys {' and '.join(differences)}; "
             "choose the architecture that wrote it"
         )
 

@@ -26,15 +26,15 @@ def clips_of_run(
     job: Job, folder: Path, graph: Graph, batches: Iterable[torch.Tensor], on_progress: OnProgress
 ) -> Clips:
     """Return the clips of a run: those in its folder, or new ones, which are put there."""
-    kept = folder / "clips.safetensors"
-    if kept.exists():
-        return load_clips(kept)
+    file = folder / "clips.safetensors"
+    if file.exists():
+        return load_clips(file)
 
     def on_tensor(done: int, count: int) -> None:
         on_progress(Progress("calibrate", done, count))
 
     clips = calibrate(graph, batches, job.clipping, job.per_channel, on_tensor)
-    save_clips(clips, kept)
+    save_clips(clips, file)
     return clips
 
 
@@ -42,15 +42,15 @@ def sensitivity_of_run(
     folder: Path, planned: Plan, clips: Clips, images: Tensor, on_progress: OnProgress
 ) -> Sensitivity:
     """Return the sensitivities of a run: those in its folder, or new ones, which are put there."""
-    kept = folder / "sensitivity.json"
-    if kept.exists():
-        return load_sensitivity(kept)
+    file = folder / "sensitivity.json"
+    if file.exists():
+        return load_sensitivity(file)
 
     def on_place(done: int, count: int) -> None:
         on_progress(Progress("sensitivity", done, count))
 
     known = sensitivity(planned.graph, clips, images, widths(planned.table.choices), on_place)
-    save_sensitivity(known, kept)
+    save_sensitivity(known, file)
     return known
 
 

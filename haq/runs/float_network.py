@@ -63,15 +63,15 @@ def float_network(
 
     They are in the run's folder afterwards, beside ``job.json``.
     """
-    kept = folder / "float.safetensors"
-    if kept.exists():
-        return load_weights(model, kept)
+    file = folder / "float.safetensors"
+    if file.exists():
+        return load_weights(model, file)
     check_float(job)
     write_job(folder, job)
     if not read_float(job, folder, model):
         epochs = 60 if job.float_epochs is None else job.float_epochs
         train_float(model, data, epochs, job.seed, folder / "float.part", on_progress)
-    save_weights(model, kept)
+    save_weights(model, file)
     (folder / "float.part").unlink(missing_ok=True)
 
 
@@ -84,8 +84,8 @@ def read_float(job: Job, folder: Path, model: nn.Module) -> bool:
     Raises:
         ModelError: They do not fit the model, or the file cannot be read.
     """
-    kept = folder / "float.safetensors"
-    file = kept if kept.exists() else job.weights
+    of_run = folder / "float.safetensors"
+    file = of_run if of_run.exists() else job.weights
     if file is not None:
         load_weights(model, file)
     return file is not None

@@ -108,10 +108,10 @@ def _moved(
     noise = np.diag((trusted * latencies) ** 2)
     left = latencies - changing - uses @ before
     after = before + covariance.T @ np.linalg.solve(covariance @ uses.T + noise, left)
-    found: dict[str, dict[Bits, float]] = {name: {} for name in rows}
+    fitted: dict[str, dict[Bits, float]] = {name: {} for name in rows}
     for (name, bits), latency in zip(cells, after, strict=True):
-        found[name][bits] = max(float(latency), 0.0)
-    return found
+        fitted[name][bits] = max(float(latency), 0.0)
+    return fitted
 
 
 def kernels_alone(rows: Rows, policy: Policy) -> float:

@@ -59,8 +59,8 @@ class Origins:
         self._stations |= dict.fromkeys((node.name, *node.output), station)
 
     def _latest(self, table: Mapping[str, str], tensors: Iterable[str]) -> str:
-        found = [table[tensor] for tensor in tensors if table.get(tensor)]
-        return max(found, key=self._orders.__getitem__, default="")
+        orders = [table[tensor] for tensor in tensors if table.get(tensor)]
+        return max(orders, key=self._orders.__getitem__, default="")
 
     def _owner(self, node: onnx.NodeProto, owners: Mapping[str, str]) -> str:
         before = self._latest(owners, node.input)

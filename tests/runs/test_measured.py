@@ -1,4 +1,4 @@
-"""The last word on latency: what is measured, and what becomes of a winner over its budget."""
+"""Latency: what is measured, and what becomes of a winner over its budget."""
 
 import numpy as np
 import pytest

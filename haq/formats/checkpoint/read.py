@@ -136,8 +136,8 @@ def _module(content: Content, model: nn.Module | str | None) -> tuple[nn.Module,
         )
     if math.prod(shape) > SAMPLE or min(shape, default=0) < 1:
         raise CheckpointError(f"inputs of {times(shape)} are not taken")
-    made = build(model, content.classes) if isinstance(model, str) else copy.deepcopy(model).cpu()
-    return made, torch.zeros(1, *shape)
+    module = build(model, content.classes) if isinstance(model, str) else copy.deepcopy(model).cpu()
+    return module, torch.zeros(1, *shape)
 
 
 def _check_layers(rows: Sequence[LayerRecord], graph: Graph) -> None:
