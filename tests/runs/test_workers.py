@@ -17,7 +17,7 @@ from torch import nn
 
 import haq
 from haq.allocation.policy import Bits
-from haq.allocation.trials import Score
+from haq.allocation.trials import Score, best
 from haq.datasets import load
 from haq.errors import HaqError, RunError
 from haq.models import build
@@ -60,9 +60,13 @@ def prepared(folder, job):
     return job, folder, planned, labeled(job, folder, planned, data, lambda _: None)
 
 
+def scorer_of(evaluation):
+    return Scorer(evaluation.network, evaluation.score, evaluation.tuned)
+
+
 def here(evaluation):
-    how = Scorer(evaluation.network, evaluation.score, evaluation.tuned)
-    return SerialExecutor(functools.partial(evaluate_request, how, evaluation.scoring.job.reward))
+    reward = evaluation.scoring.job.reward
+    return SerialExecutor(functools.partial(evaluate_request, scorer_of(evaluation), reward))
 
 
 @pytest.mark.parametrize(
@@ -81,6 +85,23 @@ def test_a_pool_finds_what_this_process_finds(tmp_path, asked):
         assert summaries["pool"].get(name) == summaries["alone"].get(name)
     weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in summaries]
     assert weights[0] == weights[1]
+
+
+def test_only_tries_are_stopped_early_never_the_answers_they_are_compared_with(tmp_path):
+    everything = prepared(tmp_path, small(**CHEAP | {"episodes": 6, "finalists": 0}))
+    asked = []
+
+    class Listening(SerialExecutor):
+        def submit(self, request):
+            asked.append(request.beat)
+            return super().submit(request)
+
+    evaluate = functools.partial(evaluate_request, scorer_of(everything[-1]), "accuracy")
+    play(*everything, executor=Listening(evaluate))
+    trials = read_trials(tmp_path)
+    evaluated = [trial.episode for trial in trials if not trial.cached]
+    assert evaluated[:2] == [0, 1] and len(evaluated) > 2
+    assert asked == [None, None, *(best(trials[:number]).accuracy for number in evaluated[2:])]
 
 
 # --- one duty for all who evaluate -----------------------------------------------------------
