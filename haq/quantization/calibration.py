@@ -64,12 +64,12 @@ def calibrate(
     Raises:
         ModelError: A weight or an activation is not a finite number; the message names it.
     """
+    check_weights(graph)
     signs = {point.tensor: point.signed for point in graph.points}
     finished = _counter(len(graph.layers) + len(signs), on_tensor)
     weights = {}
     for layer in graph.layers:
         weight = graph.traced.get_parameter(f"{layer.name}.weight").detach().float()
-        _check_finite(weight, f"layer {layer.name!r} has weights")
         weights[layer.name] = weight_clips(weight, BITS, method, per_channel)
         finished()
     acts, skews = {}, {}
@@ -84,6 +84,17 @@ def calibrate(
         acts[tensor] = {bits: torch.tensor(clip) for bits, clip in clips.items()}
         finished()
     return Clips(weights, acts, skews)
+
+
+def check_weights(graph: Graph) -> None:
+    """Say so if some layer of a graph cannot be quantized, whatever its inputs are.
+
+    Raises:
+        ModelError: A weight is not a finite number; the message names the layer.
+    """
+    for layer in graph.layers:
+        weight = graph.traced.get_parameter(f"{layer.name}.weight").detach()
+        _check_finite(weight, f"layer {layer.name!r} has weights")
 
 
 def _counter(total: int, on_tensor: Callable[[int, int], None] | None) -> Callable[[], None]:

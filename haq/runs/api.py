@@ -186,8 +186,21 @@ def _search(
     job = read_job(folder) if resume else job  # which has a number of episodes
     write_job(folder, job)
     _keep_float(task.model, folder / "float.safetensors")
-    play(job, folder, planned, own_evaluation(task, job, folder, planned, say, evaluate), say)
+    try:
+        evaluation = own_evaluation(task, job, folder, planned, say, evaluate)
+    except Exception:
+        if not resume:
+            _remove_prepared(folder)
+        raise
+    play(job, folder, planned, evaluation, say)
     return _run(folder, planned.graph)
+
+
+def _remove_prepared(folder: Path) -> None:
+    """Take away the folder of a search that came to no episode."""
+    for name in ("float.safetensors", "clips.safetensors", "sensitivity.json"):
+        (folder / name).unlink(missing_ok=True)
+    remove_unused(folder)
 
 
 def own_evaluation(

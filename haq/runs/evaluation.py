@@ -1,5 +1,6 @@
 """What a job's policies are scored by: labelled images, or inputs alone."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,8 @@ from haq.allocation.policy import Policy
 from haq.allocation.trials import Score
 from haq.datasets import Data, Split
 from haq.datasets.fingerprint import fingerprint
+from haq.errors import HaqError
+from haq.network.graph import Graph
 from haq.quantization.adaround import adaround
 from haq.quantization.calibration import Clips
 from haq.quantization.sensitivity import IMAGES, objective
@@ -29,7 +32,7 @@ from haq.runs.job import Job
 from haq.runs.plan import Plan
 from haq.runs.progress import OnProgress, Progress
 from haq.runs.samples import Frozen, Part, Shown
-from haq.runs.scoring import Scoring, ScoringData, scorer_for
+from haq.runs.scoring import Scorer, Scoring, ScoringData, scorer_for
 from haq.training.scoring import score, score_answers
 from haq.training.train import Step
 
@@ -105,7 +108,7 @@ def labeled(
     return Evaluation(
         network=scorer.network,
         score=scorer.score,
-        float_score=(scorer.score if own else evaluator.score)(graph.traced),
+        float_score=_own_float_score(scorer, graph) if own else evaluator.score(graph.traced),
         finish=partial(_finish_labeled, job, planned, data, on_progress),
         scoring=scoring,
         images=next(calibration_batches(data, CHECKED_ON, job.seed)),
@@ -147,7 +150,7 @@ def unlabeled(
     return Evaluation(
         network=scorer.network,
         score=scorer.score,
-        float_score=scorer.score(graph.traced),
+        float_score=_own_float_score(scorer, graph) if own else scorer.score(graph.traced),
         finish=partial(_finish_unlabeled, job, planned, learned, on_progress),
         scoring=scoring,
         images=inputs[:CHECKED_ON],
@@ -156,6 +159,17 @@ def unlabeled(
         ),
         notes=(*_notes(plain), *_notes_of_parts(learned, scored, own)) if cheap else (),
     )  # fmt: skip
+
+
+def _own_float_score(scorer: Scorer, graph: Graph) -> Score:
+    """Return the caller's own score of the float network, which no search can do without."""
+    score = scorer.score(graph.traced)
+    if not math.isfinite(score.accuracy):
+        raise HaqError(
+            f"evaluate= gives {score.accuracy} for the float network; it must give a finite "
+            "number, the higher the better"
+        )
+    return score
 
 
 def parted(inputs: Tensor) -> tuple[Tensor, Tensor]:

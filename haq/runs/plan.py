@@ -25,6 +25,7 @@ from haq.hw_profiles import ProfileTarget
 from haq.hw_profiles import load as load_target
 from haq.network.graph import Graph, trace
 from haq.network.layers import Layer
+from haq.quantization.calibration import check_weights
 from haq.quantization.clipping import CLIPPING
 from haq.runs.job import Job
 
@@ -84,6 +85,7 @@ def plan(
     check_names(job)
     sample = random_inputs(images) if sample is None else sample
     graph = trace(model, sample)
+    check_weights(graph)
     target = load_target(job.target, job.batch) if job.target else None
     pins = _pins(job, graph.layers, target)
     choices = _choices(job, graph.layers, target, pins)

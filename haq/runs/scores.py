@@ -28,4 +28,4 @@ def usable(score: Score | None, images: Mapping[str, Any], known: Sequence[Score
         return Score(0.0, max(math.log(classes), *losses))
     accuracies = [one.accuracy for one in known if math.isfinite(one.accuracy)]
     loss = max(losses) + 1 if losses else math.nan
-    return Score(min(0.0, *accuracies) - 1, loss, stopped=True)
+    return Score(min([0.0, *accuracies]) - 1, loss, stopped=True)

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from haq.allocation.policy import Policy
 from haq.allocation.trials import Score
+from haq.errors import HaqError
 from haq.network.capture import evaluating
 from haq.network.graph import Graph
 from haq.quantization.calibration import Clips
@@ -89,7 +90,11 @@ def _own_score(
     own: Callable[[nn.Module], float], model: nn.Module, beat: float | None = None
 ) -> Score:
     with torch.no_grad(), evaluating(model):
-        return Score(float(own(model)))
+        given = own(model)
+    try:
+        return Score(float(given))
+    except (TypeError, ValueError) as error:
+        raise HaqError(f"evaluate= gives {given!r}; it must give a number") from error
 
 
 def _quantized(graph: Graph, clips: Clips, policy: Policy) -> fx.GraphModule:

@@ -114,6 +114,52 @@ def test_labels_need_logits(tmp_path):
         search(Returning(lambda y: y.unsqueeze(2)), splits(), out=tmp_path / "run", **QUICK)
 
 
+# --- scores ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (float("nan"), "evaluate= gives nan for the float network; it must give a finite number"),
+        (float("-inf"), "evaluate= gives -inf for the float network"),
+        ("good", "evaluate= gives 'good'; it must give a number"),
+        (None, "evaluate= gives None; it must give a number"),
+    ],
+)
+@pytest.mark.parametrize("data", [splits(), torch.randn(40, 8)], ids=["labels", "inputs"])
+def test_scores_of_the_float_network_that_are_none_are_refused(tmp_path, data, given, said):
+    with pytest.raises(HaqError, match=said):
+        search(mlp(), data, evaluate=lambda _: given, agent="ilp", out=tmp_path / "run", **QUICK)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_policy_whose_score_is_no_number_never_wins(tmp_path):
+    values = iter([0.5, float("nan"), 0.25, float("nan"), 0.125])
+    run = search(mlp(), torch.randn(40, 8), evaluate=lambda _: next(values, 0.25), agent="random",
+                 episodes=4, budgets=["avg_weight_bits=6"], threads=1,
+                 out=tmp_path / "run")  # fmt: skip
+    assert run.trials[0].stopped and run.trials[2].accuracy < run.trials[0].accuracy < 0
+    assert run.summary["best_episode"] == 1 and run.trials[1].accuracy == 0.25
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+@pytest.mark.parametrize("data", [splits(), torch.randn(40, 8)], ids=["labels", "inputs"])
+def test_weights_that_are_no_numbers_are_named_at_once(tmp_path, data, broken):
+    model = mlp()
+    model[2].weight.data[0, 0] = broken
+    with pytest.raises(ModelError, match="layer '2' has weights that are not finite numbers"):
+        search(model, data, out=tmp_path / "run", **QUICK)
+    assert not (tmp_path / "run").exists()
+
+
+def test_activations_that_are_no_numbers_leave_nothing_behind(tmp_path):
+    model = mlp()
+    model[2].weight.data.fill_(1e38)
+    with pytest.raises(ModelError, match="has activations that are not finite numbers"):
+        search(model, torch.randn(40, 8), agent="ilp", out=tmp_path / "run", **QUICK)
+    assert not (tmp_path / "run").exists()
+
+
 # --- data ------------------------------------------------------------------------------------
 
 
