@@ -210,8 +210,8 @@ def _notes_of_parts(learned: Tensor, scored: Tensor, own: Own | None) -> Iterato
     """Yield a sentence where agreement is scored on what the network was corrected on."""
     if own is None and learned is scored:
         yield (
-            f"agreement is scored on the {len(scored)} inputs that the network is corrected on, so "
-            f"it is too high: {2 * FEW} or more inputs are divided between the two"
+            "agreement is scored on the same inputs that the network is corrected on "
+            f"({len(scored)}), so it is too high: {2 * FEW} or more are divided between the two"
         )
 
 

@@ -167,9 +167,9 @@ def _checked_inputs(inputs: Tensor) -> tuple[Tensor, tuple[str, ...]]:
         if len(broken):
             raise DataError(f"input {int(broken[0])} of data= holds NaN or infinity")
     if len(inputs) < FEW:
+        few = f"{len(inputs)} inputs are" if len(inputs) > 1 else "1 input is"
         notes.append(
-            f"{len(inputs)} inputs are few: clips and statistics taken from them are rough; give "
-            f"{FEW} or more"
+            f"{few} few: clips and statistics taken from them are rough; give {FEW} or more"
         )
     return inputs, tuple(notes)
 

@@ -204,13 +204,15 @@ def test_inputs_that_cannot_be_used_are_named(data, said):
 @pytest.mark.parametrize("count, said", [(63, True), (64, False)])
 def test_agreement_on_what_was_corrected_on_is_said_to_be_too_high(tmp_path, count, said):
     run = search(mlp(), torch.randn(count, 8), agent="ilp", out=tmp_path / "run", **QUICK)
-    note = f"agreement is scored on the {count} inputs that the network is corrected on"
+    note = f"agreement is scored on the same inputs that the network is corrected on ({count})"
     assert any(text.startswith(note) for text in run.summary["notes"]) == said
 
 
 def test_few_inputs_are_said_to_be_few():
     (note,) = own_task(mlp(), torch.randn(5, 8), None, {}).notes
     assert note.startswith("5 inputs are few: clips and statistics taken from them are rough")
+    (note,) = own_task(mlp(), torch.randn(1, 8), None, {}).notes
+    assert note.startswith("1 input is few: ")
 
 
 class Pair(nn.Module):
