@@ -91,8 +91,10 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
     """Find the bits of every layer under the budgets, fine-tune the network and return the run.
 
     Args:
-        model: A trained classifier or, with ``evaluate``, any network that takes one tensor; it is
-            left as it is. Or a name, as on the command line.
+        model: A trained classifier or, with ``evaluate``, any network that takes one tensor and
+            gives one of floats; it is left as it is. (Where no agent compares answers and nothing
+            is trained, as with ``agent="random"`` and inputs alone, it may give anything.) Or a
+            name, as on the command line.
         data: A data set by name, as ``haq.datasets.Data``, or as its three splits (train, val,
             test), each a pair of inputs (N, C, H, W) or (N, ...) and labels (N,). With ``evaluate``
             also just a tensor (N, ...) of inputs to calibrate on; then nothing is fine-tuned.
