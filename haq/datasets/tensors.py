@@ -106,7 +106,7 @@ class TensorSplit:
 
     Attributes:
         images: (N, C, H, W) or (N, ...): uint8, a floating dtype for what is normalised already, or
-            another integer dtype for tokens, which stay as they are.
+            another integer dtype for tokens, which become int64.
         labels: (N,) int64.
         mean: Per channel, in the unit of x / 255.
         std: Per channel, likewise.
@@ -166,7 +166,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
         std: Likewise.
     """
     if not images.is_floating_point() and images.dtype != torch.uint8:
-        return images
+        return images.long()
     scale = 1.0 if images.is_floating_point() else 255.0
     x = images.float() / scale  # a new tensor: what lies in memory is never written to
     if images.dim() != 4:

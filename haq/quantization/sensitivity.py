@@ -27,6 +27,7 @@ from haq.errors import ModelError, RunError
 from haq.files import write_text
 from haq.network.graph import Graph
 from haq.network.operators import LayerModule
+from haq.network.outputs import taken_apart
 from haq.network.sites import module_name
 from haq.quantization.calibration import Clips
 from haq.quantization.fake_quant import Rounding, quantize
@@ -94,14 +95,15 @@ def sensitivity(
     corrected after quantization (``statistics.correct``), so what that mends does not count.
 
     Args:
-        graph: The model's; its forward gives one tensor.
+        graph: The model's. Where its forward gives several tensors of floats, their divergences
+            are added up.
         clips: From ``calibrate`` on the same graph.
         images: What the model takes, (N, ...), at least 2; no labels are needed.
         asked: Which bits; 32, which is float, is 0 by definition.
         on_place: Called with (done, total) as tensors are finished.
 
     Raises:
-        ModelError: The network does not give one tensor of finite numbers.
+        ModelError: The network does not give tensors of finite floats.
     """
     model = _normalising(graph, clips)
     places = list(_places(graph, clips, model, asked))
@@ -111,12 +113,12 @@ def sensitivity(
     for number, part in enumerate(parts):
         recorder = _Recorder(model)
         with _quickly():
-            reference = _one(recorder.run(part))
+            reference = _tensors(recorder.run(part))
             for at, place in enumerate(places):
                 for bits in place.bits:
                     with place.round(bits):
-                        answer = _one(recorder.run_from(place.node, part))
-                    sums[at][bits] += len(part) / len(images) * float(divergence(answer, reference))
+                        answer = _tensors(recorder.run_from(place.node, part))
+                    sums[at][bits] += len(part) / len(images) * _distance(answer, reference)
                 if on_place:
                     on_place(number * len(places) + at + 1, len(parts) * len(places))
     tables: dict[Kind, dict[str, dict[int, float]]] = {"weights": {}, "activations": {}}
@@ -230,13 +232,18 @@ def _quickly() -> Iterator[None]:
         yield
 
 
-def _one(answer: object) -> Tensor:
-    if not isinstance(answer, Tensor):
-        what = type(answer).__name__
-        raise ModelError(f"sensitivities need a network that gives one tensor, not a {what}")
-    if not torch.isfinite(answer).all():
+def _tensors(answer: object) -> list[Tensor]:
+    """Return the tensors of floats in an answer, alone or in tuples, dicts and dataclasses."""
+    tensors = [tensor for tensor in taken_apart(answer)[1] if tensor.is_floating_point()]
+    if not tensors:
+        raise ModelError("sensitivities need a network that gives a tensor of floats")
+    if not all(torch.isfinite(tensor).all() for tensor in tensors):
         raise ModelError("the network gives values that are not finite numbers")
-    return answer
+    return tensors
+
+
+def _distance(answer: list[Tensor], reference: list[Tensor]) -> float:
+    return sum(float(divergence(*pair)) for pair in zip(answer, reference, strict=True))
 
 
 def objective(known: Sensitivity, table: CostTable) -> dict[str, NDArray[np.float64]]:

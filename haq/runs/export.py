@@ -19,6 +19,7 @@ from haq.formats.onnx.runtime import exact_kernels
 from haq.formats.onnx.saturation import EXACT_KERNELS, exact_but_slower, saturating
 from haq.formats.onnx.template import template
 from haq.formats.onnx.writer import Cpu
+from haq.network.inputs import random_inputs
 from haq.runs.api import Run
 from haq.runs.handover import check_kernels
 from haq.runs.restored import Restored, origin, restored
@@ -32,7 +33,7 @@ CPUS: tuple[Cpu, ...] = ("any", "vnni")
 """For which x86 CPUs a file can be written."""
 
 COMPARED = 16
-"""Random images on which a new file is compared with its PyTorch network."""
+"""Random inputs on which a new file is compared with its PyTorch network."""
 
 APART = 0.05
 """The largest error of a new file's median image, see ``haq.formats.onnx.comparison.error``."""
@@ -92,19 +93,14 @@ def export_onnx(
     finished = restored(run, model)
     network, policy = finished.network, finished.policy
     file = lower(
-        template(network, sample_of(finished)), network, _metadata(finished, cpu), cpu,
+        template(network, finished.sample), network, _metadata(finished, cpu), cpu,
         floats=[name for name, bits in policy.items() if FLOAT in bits],
     )  # fmt: skip
     check_kernels(file, policy)
-    check_answers(file, network, sample_of(finished), cpu)
+    check_answers(file, network, _compared(finished), cpu)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, file.SerializeToString())
     return file
-
-
-def sample_of(finished: Restored) -> Tensor:
-    """Return an input of a run's network."""
-    return torch.zeros(1, *finished.summary["images"]["shape"])
 
 
 def _metadata(finished: Restored, cpu: Cpu) -> dict[str, Any]:
@@ -116,8 +112,26 @@ def _metadata(finished: Restored, cpu: Cpu) -> dict[str, Any]:
     }
 
 
-def check_answers(file: onnx.ModelProto, network: nn.Module, sample: Tensor, cpu: Cpu) -> None:
+def _compared(finished: Restored) -> Tensor:
+    """Return random inputs, or zeros where the network takes no random ones, as floats for ids."""
+    images = finished.summary["images"]
+    inputs = random_inputs(images["shape"], COMPARED, images.get("tokens"))
+    try:
+        with torch.no_grad():
+            finished.network(inputs)
+    except Exception:  # whatever the network makes of them
+        return torch.zeros_like(inputs)
+    return inputs
+
+
+def check_answers(file: onnx.ModelProto, network: nn.Module, images: Tensor, cpu: Cpu) -> None:
     """Compare a few answers of a new file in ONNX Runtime with those of the PyTorch network.
+
+    Args:
+        file: The network's.
+        network: After ``haq.quantization.convert.convert_to_integers``.
+        images: (N, ...).
+        cpu: For which it was written.
 
     Raises:
         ModelError: They differ by more than rounding explains, or the file is said to be right on
@@ -129,13 +143,12 @@ def check_answers(file: onnx.ModelProto, network: nn.Module, sample: Tensor, cpu
             f"layer {unsafe[0].layer!r} would not be exact on CPUs without VNNI (codes of "
             f"{unsafe[0].top} and {unsafe[0].largest}); please report it with the model"
         )
-    images = torch.randn(COMPARED, *sample.shape[1:], generator=torch.Generator().manual_seed(0))
     apart = error(file, network, images, exact=cpu == "vnni" and not exact_kernels())
     if not apart <= APART:
         raise ModelError(
-            f"ONNX Runtime does not answer as the network: the error of the median of {COMPARED} "
-            f"images is {apart:.1%}, and rounding explains up to {APART:.0%}; nothing was written; "
-            "please report it with the model"
+            "ONNX Runtime does not answer as the network: the error of the median of "
+            f"{len(images)} images is {apart:.1%}, and rounding explains up to {APART:.0%}; "
+            "nothing was written; please report it with the model"
         )
 
 

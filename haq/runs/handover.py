@@ -34,7 +34,9 @@ def tried(planned: Plan) -> Plan:
     """
     notes, exported = [], None
     try:
-        checkpoint.check_savable(planned.graph, planned.sample.shape[1:])
+        checkpoint.check_savable(
+            planned.graph, planned.sample.shape[1:], planned.images.get("tokens")
+        )
     except HaqError as error:
         notes.append(f"the network will not be written as a checkpoint: {error}")
     try:

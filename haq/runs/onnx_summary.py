@@ -25,7 +25,7 @@ from haq.hw_profiles.measure.timing import Timing
 from haq.quantization.fake_quant import QuantConv2d, QuantLinear, Rounding
 from haq.runs import folder as folders
 from haq.runs.api import Run
-from haq.runs.export import FORMAT, sample_of
+from haq.runs.export import FORMAT
 from haq.runs.handover import SETUP, check_kernels
 from haq.runs.progress import OnProgress, Progress, silent
 from haq.runs.restored import Restored, restored
@@ -120,7 +120,7 @@ def _float_file(run: Run | str | os.PathLike[str], finished: Restored) -> onnx.M
             module.__class__ = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear  # type: ignore[assignment]
     network.load_state_dict(load_file(folder / "float.safetensors"), strict=False)
     assert isinstance(network, fx.GraphModule)
-    return lower(template(network, sample_of(finished)), network)
+    return lower(template(network, finished.sample), network)
 
 
 class _Images(CalibrationDataReader):  # type: ignore[misc]

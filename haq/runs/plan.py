@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from haq.agents import find
@@ -24,6 +23,7 @@ from haq.formats.onnx.template import Template
 from haq.hw_profiles import ProfileTarget
 from haq.hw_profiles import load as load_target
 from haq.network.graph import Graph, trace
+from haq.network.inputs import random_inputs
 from haq.network.layers import Layer
 from haq.quantization.calibration import check_weights
 from haq.quantization.clipping import CLIPPING
@@ -83,7 +83,7 @@ def plan(
         HaqError: The model cannot be traced, a name is unknown, or no policy meets the budgets.
     """
     check_names(job)
-    sample = random_inputs(images) if sample is None else sample
+    sample = random_inputs(images["shape"]) if sample is None else sample
     graph = trace(model, sample)
     check_weights(graph)
     target = load_target(job.target, job.batch) if job.target else None
@@ -101,14 +101,6 @@ def plan(
         *_pin_notes(pins, graph.layers, target),
     )
     return Plan(model, sample, graph, target, table, budgets, job.budgets, images, notes)
-
-
-def random_inputs(images: Mapping[str, Any], count: int = 1) -> Tensor:
-    """Return inputs of a shape, the same every time: random numbers, or tokens of zero."""
-    shape = (count, *images["shape"])
-    if "dtype" in images:
-        return torch.zeros(shape, dtype=getattr(torch, images["dtype"]))
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def _float_notes(model: nn.Module, graph: Graph) -> Iterator[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from haq.allocation.policy import Policy, read_policy
 from haq.errors import RunError
@@ -15,6 +15,7 @@ from haq.formats import checkpoint
 from haq.models import MODELS, build, input_shape
 from haq.models.weights import load_weights
 from haq.network.graph import trace
+from haq.network.inputs import blank_input
 from haq.quantization.calibration import load_clips
 from haq.quantization.fake_quant import quantize
 from haq.runs import folder as folders
@@ -31,6 +32,11 @@ class Restored(NamedTuple):
     summary: Mapping[str, Any]
     policy: Policy
     network: fx.GraphModule
+
+    @property
+    def sample(self) -> Tensor:
+        """An input of the network (1, ...)."""
+        return _sample(self.summary["images"])
 
 
 def restored(run: Run | str | os.PathLike[str], model: nn.Module | None = None) -> Restored:
@@ -58,10 +64,14 @@ def restored(run: Run | str | os.PathLike[str], model: nn.Module | None = None) 
         return Restored(job, summary, policy, run.model)
     with torch.random.fork_rng(devices=[]):  # the first weights of a model are drawn
         module = _named(folder, job, summary["images"]) if model is None else model
-    graph = trace(module, torch.zeros(1, *summary["images"]["shape"]))
+    graph = trace(module, _sample(summary["images"]))
     network = quantize(graph, policy, load_clips(folder / "clips.safetensors"))
     load_weights(network, folder / "weights.safetensors")
     return Restored(job, summary, policy, network)
+
+
+def _sample(images: Mapping[str, Any]) -> Tensor:
+    return blank_input(images["shape"], images.get("tokens"))
 
 
 def _named(folder: Path, job: Job, images: Mapping[str, Any]) -> nn.Module:
@@ -83,6 +93,7 @@ def origin(finished: Restored) -> checkpoint.Origin:
     return checkpoint.Origin(
         model=finished.job.model,
         shape=tuple(images["shape"]),
+        tokens=images.get("tokens"),
         classes=len(images["classes"]) if "classes" in images else None,
         width=finished.job.width,
         data=images.get("data"),

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 
@@ -17,6 +16,7 @@ from haq.formats.onnx.comparison import Comparison, compare
 from haq.formats.onnx.saturation import EXACT_KERNELS, saturating
 from haq.formats.onnx.values import Array
 from haq.hw_profiles.measure import onnx_runtime
+from haq.network.inputs import random_inputs
 from haq.runs.export import FORMAT
 from haq.runs.handover import SETUP, check_kernels
 from haq.runs.onnx_summary import batches
@@ -129,8 +129,8 @@ def _kernels(file: onnx.ModelProto, policy: Policy) -> dict[str, int]:
 def _some_images(data: Data | None, metadata: Mapping[str, Any]) -> Array:
     shape = tuple(metadata["shape"])
     if data is None:
-        generator = np.random.default_rng(0)
-        return generator.standard_normal((SIMULATED, *shape)).astype(np.float32)
+        inputs: Array = random_inputs(shape, SIMULATED, metadata.get("tokens")).numpy()
+        return inputs
     if tuple(data.shape) != shape:
         wanted, given = ("x".join(map(str, sizes)) for sizes in (shape, data.shape))
         raise DataError(f"the file takes images of {wanted}; {data.name} has {given}")

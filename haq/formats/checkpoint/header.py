@@ -4,7 +4,7 @@ import json
 import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -38,6 +38,8 @@ class Origin(BaseModel):
         model: A name in ``haq.models.MODELS``, "package.module:factory", or any other word for a
             module of the caller's own.
         shape: Of one input, without the batch.
+        tokens: How many values inputs of tokens (int64) may have at least, from 0 up; None where
+            inputs are floats.
         classes: Outputs; None where nobody knows.
         width: Width multiplier.
         data: Name of the data set; None where there was none.
@@ -53,6 +55,7 @@ class Origin(BaseModel):
 
     model: str
     shape: tuple[int, ...]
+    tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     classes: int | None = None
     width: float = 1.0
     data: str | None = None

@@ -28,6 +28,7 @@ from haq.formats.checkpoint.state import COUNT, along, merge_norms, shares
 from haq.formats.packing import packed_size, unpack
 from haq.models import MODELS, build, input_shape
 from haq.network.graph import Graph, trace
+from haq.network.inputs import blank_input
 from haq.quantization.calibration import Clips
 from haq.quantization.fake_quant import Rounding, quantize
 from haq.quantization.quantizer import BITS, levels, step
@@ -137,7 +138,7 @@ def _module(content: Content, model: nn.Module | str | None) -> tuple[nn.Module,
     if math.prod(shape) > SAMPLE or min(shape, default=0) < 1:
         raise CheckpointError(f"inputs of {times(shape)} are not taken")
     module = build(model, content.classes) if isinstance(model, str) else copy.deepcopy(model).cpu()
-    return module, torch.zeros(1, *shape)
+    return module, blank_input(shape, content.tokens)
 
 
 def _check_layers(rows: Sequence[LayerRecord], graph: Graph) -> None:

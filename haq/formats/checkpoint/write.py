@@ -31,6 +31,7 @@ from haq.formats.checkpoint.state import QUANTIZED, along, called, dtype, merge_
 from haq.formats.packing import pack
 from haq.formats.stand_in import stand_in
 from haq.network.graph import Graph
+from haq.network.inputs import random_inputs
 from haq.network.operators import LayerModule
 from haq.quantization.fake_quant import Rounding
 from haq.quantization.quantizer import codes, step
@@ -82,24 +83,26 @@ def encode(network: fx.GraphModule, policy: Policy, origin: Origin) -> tuple[Con
     )
     merged = merge_norms(copy.deepcopy(network))
     # Left out where there are none, as versions before them wrote it.
-    text = content.model_dump_json(exclude=None if content.skews else {"skews"})
+    absent = {name for name in ("skews", "tokens") if not getattr(content, name)}
+    text = content.model_dump_json(exclude=absent)
     data = serialize(_tensors(merged), {"haq": text})
-    _check_results(data, network, merged, origin.shape)
+    _check_results(data, network, merged, origin)
     return content, data
 
 
-def check_savable(graph: Graph, shape: Sequence[int]) -> None:
+def check_savable(graph: Graph, shape: Sequence[int], tokens: int | None = None) -> None:
     """Say so, before anything is searched, if the networks of a graph cannot be saved.
 
     Args:
         graph: Of the float network.
         shape: Of one input, without the batch.
+        tokens: As in ``Origin``.
 
     Raises:
         CheckpointError: As ``save``.
     """
     network, policy = stand_in(graph)
-    encode(network, policy, Origin(model="", shape=tuple(shape)))
+    encode(network, policy, Origin(model="", shape=tuple(shape), tokens=tokens))
 
 
 def _rows(network: fx.GraphModule, policy: Policy) -> Iterator[LayerRecord]:
@@ -161,20 +164,21 @@ def _stored(network: fx.GraphModule, tensor: str, key: str, value: Tensor) -> Te
 
 
 def _check_results(
-    data: bytes, network: fx.GraphModule, merged: fx.GraphModule, shape: Sequence[int]
+    data: bytes, network: fx.GraphModule, merged: fx.GraphModule, origin: Origin
 ) -> None:
     """Read the file again and see that it is the same network."""
     stream = io.BytesIO(data)
     content, spans = read_header(stream, len(data))
     twin = copy.deepcopy(merged)
     fill(twin, content.layout, read_tensors(stream, spans, twin))
-    images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    inputs = random_inputs(origin.shape, 2, origin.tokens)
+    images = inputs if origin.tokens else inputs.abs()  # floats may stand for indices
     with torch.no_grad():
         try:
             expected = network(images)
         except Exception as error:
             raise CheckpointError(
-                f"the network does not run on floats of {times(shape)}: {first_line(error)}"
+                f"the network does not run on inputs of {times(origin.shape)}: {first_line(error)}"
             ) from error
         try:
             torch.testing.assert_close(

@@ -8,11 +8,11 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from haq.formats.onnx.reference import Difference, simulate, simulate_from
 from haq.formats.onnx.runtime import opened
 from haq.formats.onnx.values import Array
+from haq.network.outputs import taken_apart
 
 BATCH = 25
 """Images worked out at once, codes of all tensors included."""
@@ -121,10 +121,19 @@ def error(file: onnx.ModelProto, network: nn.Module, images: Tensor, exact: bool
     """
     session = opened(file.SerializeToString(), exact)
     answers = session.run(None, {session.get_inputs()[0].name: images.numpy()})[0]
-    with torch.no_grad():
-        results = copy.deepcopy(network).double().eval()(images.double())
-    expected = pytree.tree_leaves(results)[0].reshape(len(images), -1).numpy()
+    results = _exactly(network, images)
+    expected = taken_apart(results)[1][0].double().reshape(len(images), -1).numpy()
     apart = np.linalg.norm(answers.reshape(expected.shape) - expected, axis=1)
     spread = np.linalg.norm(expected - expected.mean(0), axis=1).mean()
     # Networks that answer all images alike have no spread to compare with.
     return float(np.median(apart) / max(spread, 0.01 * np.linalg.norm(expected, axis=1).mean()))
+
+
+def _exactly(network: nn.Module, images: Tensor) -> object:
+    """Return a network's answers in float64, or in float32 where it holds constants of that."""
+    network = copy.deepcopy(network).eval()
+    with torch.no_grad():
+        try:
+            return network.double()(images.double() if images.is_floating_point() else images)
+        except RuntimeError:
+            return network.float()(images)

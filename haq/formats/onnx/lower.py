@@ -16,7 +16,7 @@ network has them, and a variant of the network costs milliseconds:
 """
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -73,16 +73,24 @@ def lower(
             tensor = numpy_helper.from_array(now.cpu().numpy(), tensor.name)
         file.constants[tensor.name] = tensor
     for node in template.model.graph.node:
-        if node.domain != DOMAIN:
-            lower_operator(file, node)
-        elif node.op_type == "round":
-            lower_rounding(file, node)
-        else:
-            lower_layer(file, node)
+        write = _MARKERS[node.op_type] if node.domain == DOMAIN else lower_operator
+        write(file, node)
     for value in template.model.graph.output:
         if file.now(value.name) != value.name:
             file.add("Identity", [file.now(value.name)], value.name)
     return _model(file, template.model, metadata or {})
+
+
+def _leave_out(file: Writer, node: onnx.NodeProto) -> None:
+    file.rename(node.output[0], file.now(node.input[0]))
+
+
+_MARKERS: Mapping[str, Callable[[Writer, onnx.NodeProto], None]] = {
+    "round": lower_rounding,
+    "layer": lower_layer,
+    "apart": _leave_out,
+}
+"""Kind of a marker in a template to the function that writes what it stands for."""
 
 
 def _model(file: Writer, source: onnx.ModelProto, metadata: Mapping[str, Any]) -> onnx.ModelProto:

@@ -13,6 +13,7 @@ import onnx
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq.errors import ModelError
 from haq.network.capture import Sample
@@ -32,7 +33,8 @@ class Template:
     """A network in ONNX, its layers and quantizers still markers.
 
     Attributes:
-        model: With nodes ``haq.layer`` and ``haq.round`` that name the network's modules.
+        model: With nodes ``haq.layer`` and ``haq.round`` that name the network's modules, and with
+            nodes ``haq.apart``, which do nothing, before the BatchNorms that are not folded.
         norms: Layer to the BatchNorm that folds into it.
         folded: Parameters and buffers of which torch made constants of other names; a network must
             have the same ones.
@@ -97,6 +99,7 @@ def template(network: fx.GraphModule, sample: Sample) -> Template:
     norms = norms_of(network)
     for norm in norms.values():
         _replace(marked, norm, nn.Identity())
+    _set_norms_apart(marked)
     values = (*marked.named_parameters(), *marked.named_buffers())
     own = {name: value for name, value in values if not name.startswith(prefixes)}
     _set_apart(own)
@@ -139,6 +142,30 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *options: Any, **more:
     query, key, value = (x[(None,) * missing] for x in (query, key, value))
     result = functional.scaled_dot_product_attention(query, key, value, *options, **more)
     return result[(0,) * missing]
+
+
+def _set_norms_apart(marked: fx.GraphModule) -> None:
+    """Put a marker before each BatchNorm that is left.
+
+    Behind a convolution that stays float torch would make one operator of the two, whose constants
+    bear the names of the convolution's own parameters.
+    """
+    for node in list(marked.graph.nodes):
+        if _is_norm(marked, node):
+            with marked.graph.inserting_before(node):
+                apart = marked.graph.call_function(_apart, (node.args[0],))
+            node.replace_input_with(node.args[0], apart)
+    marked.recompile()
+
+
+def _is_norm(network: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(network.get_submodule(str(node.target)), _BatchNorm)
+    return node.op == "call_function" and "batch_norm" in str(node.target)
+
+
+def _apart(x: Tensor) -> Tensor:
+    return _marker("apart", x, "", x.shape)
 
 
 def _exported(marked: nn.Module, inputs: Sequence[Tensor]) -> onnx.ModelProto:
