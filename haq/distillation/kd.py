@@ -1,5 +1,7 @@
 """Distillation: what the float network knows beyond the labels."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -54,6 +56,19 @@ def divergence(answer: Tensor, reference: Tensor, temperature: float = 1.0) -> T
     reference = wide(reference.detach())
     spread = (reference - reference.mean()).square().mean().clamp_min(1e-30)
     return (wide(answer) - reference).square().mean() / spread
+
+
+def total_divergence(
+    answers: Sequence[Tensor], references: Sequence[Tensor], temperature: float = 1.0
+) -> Tensor:
+    """Return the sum of the divergences of several answers, each from its reference.
+
+    >>> one, two = torch.zeros(1, 2), torch.ones(1)
+    >>> float(total_divergence([one, two], [one, two]))
+    0.0
+    """
+    pairs = zip(answers, references, strict=True)
+    return torch.stack([divergence(*pair, temperature) for pair in pairs]).sum()
 
 
 def wide(logits: Tensor) -> Tensor:

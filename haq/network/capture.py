@@ -60,6 +60,7 @@ def capture(model: nn.Module, sample: Sample) -> Captured:
         answer = _answer(model, rows, inputs)
         program = export(model, rows, batched)
         traced, more = lifted(model, program)
+        _copy_what_is_written_to(traced, rows)
         run = _Shapes(traced)
         _check_same(model, answer, _seeded(run.run, rows))
         if not any(value.is_meta for value in rows):
@@ -129,6 +130,24 @@ def _seeded(network: Any, rows: tuple[Tensor, ...]) -> object:
     """Return an answer to copies of inputs, with the same random numbers each time."""
     torch.manual_seed(0)
     return network(*(value.clone() for value in rows))
+
+
+def _copy_what_is_written_to(traced: fx.GraphModule, rows: tuple[Tensor, ...]) -> None:
+    """Let a forward that changes its inputs in place change copies of them."""
+    if any(value.is_meta for value in rows):
+        return
+    given = tuple(value.clone() for value in rows)
+    traced(*given)
+    places = [node for node in traced.graph.nodes if node.op == "placeholder"]
+    first = next(node for node in traced.graph.nodes if node.op != "placeholder")
+    for place, before, after in zip(places, rows, given, strict=True):
+        if not torch.equal(before, after):
+            with traced.graph.inserting_before(first):
+                copied = traced.graph.call_function(torch.clone, (place,))
+            place.replace_all_uses_with(
+                copied, delete_user_cb=lambda user, own=copied: user is not own
+            )
+    traced.recompile()
 
 
 def _check_other_inputs(

@@ -61,6 +61,18 @@ def _parts(value: Any) -> dict[Any, Any]:
     )
 
 
+def float_tensors(value: object) -> list[Tensor]:
+    """Return the tensors of floats in what a forward gave.
+
+    Raises:
+        ModelError: There are none.
+    """
+    tensors = [tensor for tensor in taken_apart(value)[1] if tensor.is_floating_point()]
+    if not tensors:
+        raise ModelError("the network gives no tensor of floats, so its answers cannot be compared")
+    return tensors
+
+
 def put_together(structure: Structure, nodes: list[fx.Node], graph: fx.Graph) -> Any:
     """Return what the output node of ``graph`` takes, so that the graph gives the structure."""
     if isinstance(structure, Place):

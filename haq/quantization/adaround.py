@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from haq.datasets import Split
-from haq.distillation.kd import divergence
+from haq.distillation.kd import total_divergence
 from haq.errors import DivergedError
 from haq.network.graph import Graph
+from haq.network.outputs import float_tensors
 from haq.quantization.fake_quant import QuantConv2d, QuantLinear
 from haq.quantization.quantizer import levels, step
 from haq.training.numerics import channels_last, has_bfloat16
-from haq.training.teacher import teacher_from
+from haq.training.scoring import answers
 from haq.training.train import Step
 
 TEMPERATURE = 4.0
@@ -64,13 +65,12 @@ def adaround(
     model.eval()
     places = [_parametrized(layer) for layer in layers]
     optimizer = torch.optim.Adam(places, lr, betas=(0.9, 0.99))
-    teacher = teacher_from(graph.traced)
     generator = torch.Generator().manual_seed(seed)
     for number, index in enumerate(_orders(len(split), batch, steps, generator)):
         images = channels_last(split.batch(index, generator)[0])
         for group in optimizer.param_groups:
             group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * number / steps))
-        loss = _step(model, optimizer, images, teacher(index, images))
+        loss = _step(model, optimizer, images, answers(graph.traced, images))
         with torch.no_grad():
             for place in places:
                 place.clamp_(*_INSIDE)
@@ -87,13 +87,13 @@ def _parametrized(layer: QuantConv2d | QuantLinear) -> nn.Parameter:
 
 
 def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, truth: Tensor
+    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, truth: list[Tensor]
 ) -> float:
     """Take one step towards the float network's answers, and return the loss before it."""
     with torch.autocast("cpu", torch.bfloat16, has_bfloat16()):
-        answer = model(images)
+        answer = float_tensors(model(images))
     optimizer.zero_grad()
-    loss = divergence(answer.float(), truth, TEMPERATURE)
+    loss = total_divergence(answer, truth, TEMPERATURE)
     if not math.isfinite(loss.item()):
         raise DivergedError(f"learning the rounding diverged: the loss is {loss.item()}")
     loss.backward()

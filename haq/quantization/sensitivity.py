@@ -22,12 +22,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq.allocation.costs import CostTable
 from haq.allocation.policy import FLOAT, Bits, readers
-from haq.distillation.kd import divergence
+from haq.distillation.kd import total_divergence
 from haq.errors import ModelError, RunError
 from haq.files import write_text
 from haq.network.graph import Graph
 from haq.network.operators import LayerModule
-from haq.network.outputs import taken_apart
+from haq.network.outputs import float_tensors
 from haq.network.sites import module_name
 from haq.quantization.calibration import Clips
 from haq.quantization.fake_quant import Rounding, quantize
@@ -118,7 +118,8 @@ def sensitivity(
                 for bits in place.bits:
                     with place.round(bits):
                         answer = _tensors(recorder.run_from(place.node, part))
-                    sums[at][bits] += len(part) / len(images) * _distance(answer, reference)
+                    distance = float(total_divergence(answer, reference))
+                    sums[at][bits] += len(part) / len(images) * distance
                 if on_place:
                     on_place(number * len(places) + at + 1, len(parts) * len(places))
     tables: dict[Kind, dict[str, dict[int, float]]] = {"weights": {}, "activations": {}}
@@ -233,17 +234,10 @@ def _quickly() -> Iterator[None]:
 
 
 def _tensors(answer: object) -> list[Tensor]:
-    """Return the tensors of floats in an answer, alone or in tuples, dicts and dataclasses."""
-    tensors = [tensor for tensor in taken_apart(answer)[1] if tensor.is_floating_point()]
-    if not tensors:
-        raise ModelError("sensitivities need a network that gives a tensor of floats")
+    tensors = float_tensors(answer)
     if not all(torch.isfinite(tensor).all() for tensor in tensors):
         raise ModelError("the network gives values that are not finite numbers")
     return tensors
-
-
-def _distance(answer: list[Tensor], reference: list[Tensor]) -> float:
-    return sum(float(divergence(*pair)) for pair in zip(answer, reference, strict=True))
 
 
 def objective(known: Sensitivity, table: CostTable) -> dict[str, NDArray[np.float64]]:

@@ -15,6 +15,7 @@ from haq.agents import find
 from haq.datasets import Data, from_splits, load
 from haq.errors import DataError, HaqError, ModelError
 from haq.network.capture import evaluating, unwrapped
+from haq.network.outputs import taken_apart
 from haq.runs.float_network import example
 from haq.runs.job import Job, parse_job
 from haq.runs.plan import images_of
@@ -73,14 +74,16 @@ def own_task(
     if isinstance(data, Tensor):
         inputs, notes = _checked_inputs(data)
         job = _job(model, "inputs", evaluate, {"finalists": 0, **_given(fields)})
-        if evaluate is None or _compares_answers(job):
+        if evaluate is None:
             _output(model, inputs[:1])
+        elif _compares_answers(job):
+            _check_comparable(model, inputs[:1])
         images: dict[str, Any] = {"shape": list(inputs.shape[1:])}
         task = OwnTask(job, model, None, inputs, inputs[:2], images, notes)
     else:
         task = _labeled_task(model, data, evaluate, fields)
     if not task.sample.is_floating_point():
-        task.images["dtype"] = str(task.sample.dtype).removeprefix("torch.")
+        task.images["tokens"] = max(int(task.sample.max()), 0) + 1
     return task
 
 
@@ -101,7 +104,7 @@ def _labeled_task(
                 f"{len(data.classes)} classes, so it must give at least as many"
             )
     elif _compares_answers(job):
-        _output(model, sample)
+        _check_comparable(model, sample)
     return OwnTask(job, model, data, None, sample, images_of(data), ())
 
 
@@ -159,7 +162,9 @@ def _checked_inputs(inputs: Tensor) -> tuple[Tensor, tuple[str, ...]]:
     notes = []
     if inputs.dtype == torch.uint8:
         raise DataError("data= is a uint8 tensor; give the inputs as the network takes them")
-    if inputs.is_floating_point():
+    if not inputs.is_floating_point():
+        inputs = inputs.long()
+    else:
         if inputs.dtype != torch.float32:
             notes.append(f"the inputs were brought from {inputs.dtype} to torch.float32")
         inputs = inputs.detach().float()
@@ -196,24 +201,48 @@ def _output(model: nn.Module, sample: Tensor) -> Tensor:
     Raises:
         ModelError: It gives something else, or fails.
     """
-    name = type(model).__name__
-    inputs = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    try:
-        with torch.no_grad(), evaluating(model):
-            output = model(sample.to(inputs) if sample.is_floating_point() else sample)
-    except Exception as error:
-        shape = "x".join(map(str, sample.shape))
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{name} does not run on an input of {shape}: {reason}") from error
+    output = _answer(model, sample)
     if not isinstance(output, Tensor) or not output.is_floating_point():
-        parts = f" of {', '.join(map(repr, output))}" if isinstance(output, Mapping) else ""
-        kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
-        raise ModelError(f"{name} gives a {kind}{parts}, not a tensor of floats: {_WAY_OUT}")
+        raise ModelError(f"{_what_it_gives(model, output)}, not a tensor of floats: {_WAY_OUT}")
     return output
 
 
+def _check_comparable(model: nn.Module, sample: Tensor) -> None:
+    """Refuse a network whose answers cannot be compared with those of the float network.
+
+    Raises:
+        ModelError: There is no tensor of floats among them, or it fails.
+    """
+    output = _answer(model, sample)
+    if not any(tensor.is_floating_point() for tensor in taken_apart(output)[1]):
+        raise ModelError(f"{_what_it_gives(model, output)} and no tensor of floats: {_WAY_AROUND}")
+
+
+def _answer(model: nn.Module, sample: Tensor) -> object:
+    kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    try:
+        with torch.no_grad(), evaluating(model):
+            return model(sample.to(kind) if sample.is_floating_point() else sample)
+    except Exception as error:
+        shape = "x".join(map(str, sample.shape))
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"{type(model).__name__} does not run on an input of {shape}: {reason}"
+        ) from error
+
+
+def _what_it_gives(model: nn.Module, output: object) -> str:
+    kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
+    parts = f" of {', '.join(map(repr, output))}" if isinstance(output, Mapping) else ""
+    return f"{type(model).__name__} gives a {kind}{parts}"
+
+
 _WAY_OUT = (
-    "wrap the network in a module that returns its logits alone, or give inputs without labels, "
-    'evaluate= and an agent that does not look at the answers, such as agent="random" without '
-    "rounding_steps"
+    "wrap the network in a module that returns its logits alone, or give evaluate= and, with "
+    'labels, evaluation="cheap" and finalists=0'
+)
+
+_WAY_AROUND = (
+    "wrap the network in a module that returns its logits, or take an agent that does not compare "
+    'answers, such as agent="random", with rounding_steps=0'
 )

@@ -13,6 +13,7 @@ from haq.datasets import Split
 from haq.distillation.kd import divergence
 from haq.errors import DivergedError
 from haq.network.capture import evaluating
+from haq.network.outputs import float_tensors
 from haq.training.numerics import channels_last, has_bfloat16
 
 
@@ -26,6 +27,15 @@ def logits(model: nn.Module, images: Tensor, quick: bool = False) -> Tensor:
     with evaluating(model), quickly:
         output: Tensor = model(channels_last(images))
     return output.float()
+
+
+@torch.inference_mode()
+def answers(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """Return the tensors of floats that a network gives, quickly and in evaluation mode."""
+    quickly = torch.autocast("cpu", dtype=torch.bfloat16, enabled=has_bfloat16())
+    with evaluating(model), quickly:
+        output = model(channels_last(images))
+    return [tensor.float() for tensor in float_tensors(output)]
 
 
 def score(

@@ -128,6 +128,21 @@ class Depthwise(nn.Module):
         return self.last(functional.max_pool2d(x, 2).mean((2, 3)))
 
 
+class Upsampled(nn.Module):
+    """Convolutions that stay float, with BatchNorms behind them."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.up, self.norm = nn.ConvTranspose2d(8, 8, 2, 2), nn.BatchNorm2d(8)
+        self.rows, self.norm_of_rows = nn.Conv1d(8, 8, 3, bias=False), nn.BatchNorm1d(8)
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = functional.relu(self.norm(self.up(functional.relu(self.stem(x)))))
+        return self.last(functional.relu(self.norm_of_rows(self.rows(x.mean(3)))).mean(2))
+
+
 NETWORKS = {
     "segmenter": Segmenter,
     "heads": Heads,
@@ -138,6 +153,7 @@ NETWORKS = {
     "attention": Attention,
     "tied": Tied,
     "depthwise": Depthwise,
+    "upsampled": Upsampled,
 }
 
 

@@ -744,7 +744,7 @@ def test_weights_in_two_layouts_come_back_exactly_or_are_not_kept(tmp_path):
 
 def test_an_input_that_the_network_does_not_take(tmp_path):
     network, policy, origin = named("digits_mlp")
-    with pytest.raises(CheckpointError, match="the network does not run on floats of 1x9x9"):
+    with pytest.raises(CheckpointError, match="the network does not run on inputs of 1x9x9"):
         other = origin.model_copy(update={"shape": (1, 9, 9)})
         save(tmp_path / "it.safetensors", network, policy, other)
 

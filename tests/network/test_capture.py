@@ -519,3 +519,23 @@ def test_where_one_tensor_is_needed_other_outputs_are_named():
     with pytest.raises(ModelError, match=r"gives a dict \(logits, features\), and accuracy needs"):
         check_one_tensor(traced, "accuracy")
     check_one_tensor(trace(model.a, torch.zeros(1, *IMAGES)).traced, "accuracy")
+
+
+def test_a_forward_that_changes_its_input_leaves_the_callers_data():
+    class Halving(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x):
+            x[:, :2].mul_(0.5)
+            return self.fc(x)
+
+    torch.manual_seed(0)
+    model, inputs = Halving().eval(), torch.randn(5, 4)
+    before = inputs.clone()
+    graph = trace(model, inputs)
+    with torch.no_grad():
+        answer = graph.traced(inputs)
+        assert torch.equal(inputs, before)
+        torch.testing.assert_close(answer, model(before.clone()))

@@ -153,10 +153,34 @@ class Twice(nn.Module):
         return self.fc(x), x
 
 
-def test_a_network_with_two_outputs_is_refused():
-    graph, clips, images, _ = made(Twice(), (4,))
-    with pytest.raises(ModelError, match="gives one tensor, not a tuple"):
-        sensitivity(graph, clips, images, {"weights": {"fc": (2, 3)}, "activations": {}})
+class Answering(Twice):
+    def __init__(self, wrap):
+        super().__init__()
+        self.wrap = wrap
+
+    def forward(self, x):
+        return self.wrap(self.fc(x))
+
+
+def of_two_and_three_bits(model):
+    torch.manual_seed(1)
+    nn.init.normal_(model.fc.weight), nn.init.zeros_(model.fc.bias)
+    graph, clips, images, _ = made(model, (4,))
+    asked = {"weights": {"fc": (2, 3)}, "activations": {}}
+    return sensitivity(graph, clips, images, asked).weights["fc"]
+
+
+def test_the_divergences_of_several_outputs_are_added_up():
+    alone = of_two_and_three_bits(Answering(lambda y: y))
+    assert 0 < alone[3] < alone[2]
+    assert of_two_and_three_bits(Twice()) == alone  # the second one is the input itself
+    both = of_two_and_three_bits(Answering(lambda y: {"ids": y.argmax(1), "a": y, "b": (y, None)}))
+    assert both == pytest.approx({bits: 2 * value for bits, value in alone.items()})
+
+
+def test_answers_that_hold_no_floats_are_refused():
+    with pytest.raises(ModelError, match="the network gives no tensor of floats"):
+        of_two_and_three_bits(Answering(lambda y: y.argmax(1)))
 
 
 def test_values_that_are_no_numbers_are_refused():

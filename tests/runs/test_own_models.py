@@ -10,11 +10,14 @@ from torch import nn
 import haq
 from haq.datasets import load
 from haq.errors import DataError, HaqError, ModelError
+from haq.hw_profiles.measure import onnx_runtime
+from haq.hw_profiles.measure.onnx_runtime import Setup
 from haq.models import build
 from haq.runs.api import search
 from haq.runs.job import Job
 from haq.runs.own import own_task
 from haq.runs.progress import Progress
+from haq.runs.verify import verify
 
 QUICK = {"budgets": ["avg_weight_bits=6"], "rounding_steps": 2, "threads": 1}
 
@@ -79,14 +82,38 @@ def test_the_version_is_that_of_the_package():
     ],
 )
 @pytest.mark.parametrize("data", [splits(), torch.randn(40, 8)], ids=["labels", "inputs"])
-@pytest.mark.parametrize("evaluate", [None, lambda _: 0.5], ids=["", "evaluate"])
 @pytest.mark.parametrize("agent", ["guided", "ilp"])
-def test_outputs_that_are_not_one_tensor_are_refused_at_once(
-    tmp_path, wrap, said, data, evaluate, agent
-):
+def test_outputs_that_are_not_one_tensor_are_refused_at_once(tmp_path, wrap, said, data, agent):
     with pytest.raises(ModelError, match=said):
-        search(Returning(wrap), data, evaluate=evaluate, agent=agent, out=tmp_path / "run", **QUICK)
+        search(Returning(wrap), data, agent=agent, out=tmp_path / "run", **QUICK)
     assert not (tmp_path / "run").exists()
+
+
+def test_fine_tuning_needs_logits_whatever_scores_them(tmp_path):
+    with pytest.raises(ModelError, match='with labels, evaluation="cheap" and finalists=0'):
+        search(Returning(lambda y: {"logits": y}), splits(), evaluate=lambda _: 0.5,
+               out=tmp_path / "run", **QUICK)  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+def test_answers_without_floats_cannot_be_compared(tmp_path):
+    with pytest.raises(ModelError, match=r"gives a torch.int64 and no tensor of floats: wrap"):
+        search(Returning(lambda y: y.argmax(1)), torch.randn(40, 8), evaluate=lambda _: 0.5,
+               agent="ilp", out=tmp_path / "run", **QUICK)  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda y: {"ids": y.argmax(1), "logits": y}, lambda y: (y, y.sum(1)), Answer]
+)
+@pytest.mark.parametrize("data", [splits(), torch.randn(70, 8)], ids=["labels", "inputs"])
+@pytest.mark.parametrize("agent, more", [("ilp", {}), ("guided", {"finalists": 0, "episodes": 3})])
+def test_outputs_of_any_structure_will_do_where_the_caller_scores(
+    tmp_path, wrap, data, agent, more
+):
+    run = search(Returning(wrap), data, evaluate=lambda _: 0.25, agent=agent, out=tmp_path / "run",
+                 **QUICK | {"rounding_steps": 2} | more)  # fmt: skip
+    assert run.summary["final_val_accuracy"] == 0.25
 
 
 @pytest.mark.parametrize(
@@ -331,3 +358,70 @@ def test_make_env_knows_names_and_refuses_what_search_refuses():
         haq.make_env("digits_mlp", "digit", "avg_weight_bits=6")
     with pytest.raises(HaqError, match="cannot read budget"):
         haq.make_env(build("digits_mlp"), load("digits"), "avg_weight_bits")
+
+
+class Words(nn.Module):
+    """Scores 16 tokens of 50 kinds."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.mix, self.last = nn.Embedding(50, 8), nn.Linear(8, 32), nn.Linear(32, 4)
+
+    def forward(self, tokens):
+        return self.last(torch.relu(self.mix(self.embed(tokens))).mean(1))
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32])
+def test_a_network_of_tokens_goes_the_whole_way(tmp_path, kind):
+    tokens = torch.randint(50, (70, 16), generator=torch.Generator().manual_seed(0)).to(kind)
+    model = Words().eval()
+    run = search(model, tokens, agent="ilp", out=tmp_path / "run",
+                 **QUICK | {"budgets": ["avg_weight_bits=24"]})  # fmt: skip
+    with torch.no_grad():
+        answer = run.model(tokens)
+    for place, source in enumerate((run, run.folder)):
+        haq.export_checkpoint(source, tmp_path / f"{place}.safetensors", model=model)
+        network = haq.load(tmp_path / f"{place}.safetensors", model=Words())
+        assert torch.equal(network(tokens), answer)
+        file = haq.export_onnx(source, tmp_path / f"{place}.onnx", model=model)
+        result = verify(tmp_path / f"{place}.onnx")
+        assert result["equal_images"] == result["simulated_images"] == 100
+    session = onnx_runtime.session(file.SerializeToString(), Setup())
+    answers = onnx_runtime.answers(session, tokens.long().numpy())
+    assert torch.allclose(torch.from_numpy(answers), answer, atol=0.02 * float(answer.std()))
+
+
+def test_floats_that_stand_for_indices_go_the_whole_way(tmp_path):
+    class Cast(Words):
+        def forward(self, x):
+            return super().forward(x.long())
+
+    inputs = torch.randint(50, (70, 16), generator=torch.Generator().manual_seed(0)).float()
+    model = Cast().eval()
+    run = search(model, inputs, agent="ilp", out=tmp_path / "run",
+                 **QUICK | {"budgets": ["avg_weight_bits=24"]})  # fmt: skip
+    haq.export_onnx(run.folder, tmp_path / "it.onnx", model=model)
+    haq.export_checkpoint(run.folder, tmp_path / "it.safetensors", model=model)
+    with torch.no_grad():
+        network = haq.load(tmp_path / "it.safetensors", model=model)
+        assert torch.equal(network(inputs), run.model(inputs))
+
+
+def test_a_network_that_computes_in_float32_alone_is_compared_in_it(tmp_path):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.mix = nn.Linear(6, 16), nn.Linear(16, 16)
+            self.cell = nn.GRU(16, 8, batch_first=True)
+            self.last = nn.Linear(8, 4)
+
+        def forward(self, x):
+            x = self.mix(torch.relu(self.first(x)))
+            return self.last(self.cell(x)[0][:, -1])
+
+    torch.manual_seed(0)
+    run = search(Recurrent().eval(), torch.randn(70, 3, 6), agent="ilp", out=tmp_path / "run",
+                 **QUICK | {"budgets": ["avg_weight_bits=31"]})  # fmt: skip
+    haq.export_onnx(run, tmp_path / "it.onnx")
+    assert verify(tmp_path / "it.onnx")["equal_images"] == 100
