@@ -377,7 +377,7 @@ def test_a_network_of_tokens_goes_the_whole_way(tmp_path, kind):
     tokens = torch.randint(50, (70, 16), generator=torch.Generator().manual_seed(0)).to(kind)
     model = Words().eval()
     run = search(model, tokens, agent="ilp", out=tmp_path / "run",
-                 **QUICK | {"budgets": ["avg_weight_bits=24"]})  # fmt: skip
+                 **QUICK | {"budgets": ["avg_weight_bits=24"], "pins": {}})  # fmt: skip
     with torch.no_grad():
         answer = run.model(tokens)
     for place, source in enumerate((run, run.folder)):
@@ -400,7 +400,7 @@ def test_floats_that_stand_for_indices_go_the_whole_way(tmp_path):
     inputs = torch.randint(50, (70, 16), generator=torch.Generator().manual_seed(0)).float()
     model = Cast().eval()
     run = search(model, inputs, agent="ilp", out=tmp_path / "run",
-                 **QUICK | {"budgets": ["avg_weight_bits=24"]})  # fmt: skip
+                 **QUICK | {"budgets": ["avg_weight_bits=24"], "pins": {}})  # fmt: skip
     haq.export_onnx(run.folder, tmp_path / "it.onnx", model=model)
     haq.export_checkpoint(run.folder, tmp_path / "it.safetensors", model=model)
     with torch.no_grad():
