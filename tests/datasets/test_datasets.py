@@ -625,7 +625,7 @@ def test_inputs_need_not_be_images(shape, dtype):
     batch, labels = data.train.batch(torch.tensor([2, 0]))
     assert (data.shape, data.mean, data.std) == (shape, (), ())
     tokens = not dtype.is_floating_point
-    assert batch.dtype == (dtype if tokens else torch.float32)
+    assert batch.dtype == (torch.int64 if tokens else torch.float32)
     assert torch.equal(batch.double(), inputs[[2, 0]].double())
     assert labels.tolist() == [1, 0]
 
