@@ -3,13 +3,13 @@
 python results/benchmarks/agents.py --weights W.safetensors --data cifar10:DIR
 
 Writes a row to results/reference/agents.json as each search ends, and leaves out those that stand
-there, so that it can be stopped and started again. Each search has a process to itself. Episodes
-correct statistics and validate on 2500 images; the three best (and the first one of ilp and guided)
-get an epoch of 5000 training images with the float network as a teacher, and the best of those on
-validation images is the one that is tested. What is best is the least divergence from the float
-network ("agreement"), the reward of all agents but ddpg: that follows the paper and looks at the
-accuracy. Test accuracies are those of the file in ONNX Runtime. CPU and wall seconds leave out the
-tests and the reading of the data.
+there for this version of haq, so that it can be stopped and started again. Each search has a
+process to itself. Episodes correct statistics and validate on 2500 images; the three best (and
+the known answers that an agent begins with) get an epoch of 5000 training images with the float
+network as a teacher, and the most accurate of those on validation images is the one that is
+tested. The episodes' reward is the divergence from the float network ("agreement") but for ddpg,
+which follows the paper and looks at the accuracy. Test accuracies are those of the file in ONNX
+Runtime. CPU and wall seconds leave out the tests and the reading of the data.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import json
 import multiprocessing
 import resource
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from haq.datasets import load
 from haq.formats.onnx.runtime import integer_answer, prepared
 from haq.models.weights import load_weights
 from haq.reports.reference.publish import REFERENCE, script_provenance
-from haq.runs import folder as results
+from haq.runs import folder as runs
 from haq.runs.evaluation import labeled
 from haq.runs.float_network import fresh_model
 from haq.runs.job import parse_job
@@ -76,13 +77,13 @@ def clocks():
 
 def once(tuned):
     """Fine-tune each policy once, and hand out copies."""
-    made = {}
+    networks = {}
 
     def network(policy):
         key = tuple(sorted(policy.items()))
-        if key not in made:
-            made[key] = tuned(policy)
-        return copy.deepcopy(made[key])
+        if key not in networks:
+            networks[key] = tuned(policy)
+        return copy.deepcopy(networks[key])
 
     return network
 
@@ -105,8 +106,8 @@ def search(key):
     name = "-".join(str(value) for value in key.values() if value is not None)
     folder = asked.folder / "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
     folder.mkdir(parents=True, exist_ok=True)
-    results.write_job(folder, job)
-    begun = results.read_trials(folder)
+    runs.write_job(folder, job)
+    begun = runs.read_trials(folder)
 
     started = clocks()
     planned = plan(job, model, images_of(data))
@@ -116,11 +117,10 @@ def search(key):
     summary = play(job, folder, planned, evaluation)
     cpu, wall = spent(started)
 
-    trials = results.read_trials(folder)
-    score_key = {"accuracy": lambda row: row["tuned_val_accuracy"]}.get(
-        job.reward, lambda row: -row["tuned_val_loss"]
+    trials = runs.read_trials(folder)
+    tuned = max(
+        summary["finalists"], key=lambda row: (row["tuned_val_accuracy"], -row["tuned_val_loss"])
     )
-    tuned = max(summary["finalists"], key=score_key)
     lowering = prepared(evaluation.network(trials[0].policy), data.test.batch(torch.arange(2))[0])
 
     def tested(network):
@@ -148,7 +148,7 @@ def search(key):
         **script_provenance(),
     }  # fmt: skip
     record = {"what": __doc__.splitlines()[0], "rows": [*rows(), row]}
-    results.write_json(place, record)
+    runs.write_json(place, record)
     shown = ("budget", "target", "agent", "seed", "first", "best", "chosen_val_accuracy",
              "test_accuracy", "untuned_test_accuracy", "cpu_seconds")  # fmt: skip
     print({name: row[name] for name in shown}, flush=True)
@@ -167,7 +167,8 @@ for seed, budget, agent in itertools.product(asked.seeds, asked.budgets, asked.a
         "budget": budget, "act_bits": None if asked.target else asked.act_bits, "agent": agent,
         "reward": REWARD.get(agent, "agreement"), "seed": seed, "episodes": asked.episodes,
     }  # fmt: skip
-    if not any(key.items() <= row.items() for row in rows()):
+    mine = [row for row in rows() if row["versions"]["haq"] == version("haq")]
+    if not any(key.items() <= row.items() for row in mine):
         process = processes.Process(target=search, args=[key])
         process.start()
         process.join()
