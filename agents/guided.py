@@ -1,7 +1,8 @@
 """Guided DDPG: what the agent learns is where the sensitivities are wrong.
 
-The first episode is the policy of ``ilp``, the second the best uniform policy within the budgets,
-so the answer is measured against both. Every further policy is the best by corrected
+The first episode is the policy of ``ilp``, the next two are those of ``uniform``: the best uniform
+width within the budgets, and the next one lowered to fit. So the answer is measured against all of
+them. Every further policy is the best by corrected
 sensitivities, found exactly, so it fills the budgets. Two learners correct. A linear model of all
 episodes so far says by what factor the sensitivity of each decision counts (``believed``): forty
 rewards suffice for that. Around it the actor of DDPG moves, from its observation (the paper's ten
@@ -24,7 +25,7 @@ from haq.agents.ddpg import (
     truncated_normal,
 )
 from haq.agents.ilp import RETRIES, Key, key, of_the_weights, optimum, predicted
-from haq.allocation.budgets import uniform_within
+from haq.agents.uniform import EPISODES, candidates
 from haq.allocation.policy import Bits
 from haq.envs.quantization import QuantizationEnv
 
@@ -72,7 +73,7 @@ class Guided(Agent):
     """
 
     informed = True
-    references = 2
+    references = 1 + EPISODES
 
     def __init__(self, env: gym.Env[Array, Array], episodes: int, seed: int) -> None:
         super().__init__(env, episodes, seed)
@@ -80,21 +81,20 @@ class Guided(Agent):
         self.learning = np.random.default_rng([seed, 1])
         with secluded(self.learning):
             self.learner = Learner(self.env, REMEMBERED_EPISODES * self.env.n_steps, STILL)
+        self.uniform = list(candidates(self.env).values())[:EPISODES]
         self.met: set[Key] = set()
         self.parts: list[Array] = []
         self.rewards: list[float] = []
 
     def propose(self, number: int) -> Proposal:
-        """Return the optimum, then the best uniform policy, then what corrected ones lead to.
+        """Return the optimum, then uniform policies, then what corrected sensitivities lead to.
 
         Raises:
             BudgetError: No policy keeps the budgets.
         """
         sigma = exploration(number, self.episodes)
-        if number == 1:
-            uniform = uniform_within(self.env.table, self.env.budgets)
-            if uniform is not None and key(uniform) not in self.met:
-                return self._proposal(uniform, 0.0)
+        if 1 <= number <= len(self.uniform) and key(self.uniform[number - 1]) not in self.met:
+            return self._proposal(self.uniform[number - 1], 0.0)
         known = np.array(self.parts[: len(self.rewards)]).reshape(-1, self.env.n_steps)
         belief = believed(known, np.array(self.rewards))
         for attempt in range(RETRIES):
@@ -122,8 +122,8 @@ class Guided(Agent):
     def learn(self, number: int, proposal: Proposal, reward: float) -> None:
         """Take the reward into the belief and, after the warm-up, update both networks.
 
-        From the uniform policy nothing is learned: it is no correction, and so far from the
-        optimum that it would outweigh all others in the belief.
+        From the uniform policies nothing is learned: they are no corrections, and so far from the
+        optimum that they would outweigh all others in the belief.
         """
         if proposal.steps:
             self.rewards.append(reward)

@@ -129,8 +129,8 @@ def _why(model: str, error: Exception) -> str:
         )
     if "specialized it to be a constant" in text:
         return start + (
-            "it works for one number of inputs at a time alone; take the number from x.shape[0], "
-            "and not from len(x), which is a constant for torch.export"
+            "it works for one number of inputs at a time alone, as where a constant has a row for "
+            "each input, or where the number comes from len(x) instead of x.shape[0]"
         )
     return f"{start}{text.splitlines()[0]} (torch.export)"
 

@@ -8,7 +8,7 @@ from toys import played, toy, weight_closeness
 from haq.agents import play
 from haq.agents.guided import FARTHEST, WARM_UP, Guided, believed, exploration, imagine, shares
 from haq.agents.ilp import optimum
-from haq.allocation.budgets import uniform_within
+from haq.allocation.budgets import fit, uniform_policy, uniform_within
 from haq.allocation.policy import Policy
 from haq.allocation.trials import Score
 
@@ -16,15 +16,16 @@ from haq.allocation.trials import Score
 
 
 @pytest.mark.parametrize("window", [1, 4])
-def test_it_begins_at_the_optimum_and_at_the_best_uniform_policy(window: int) -> None:
+def test_it_begins_at_the_optimum_and_at_the_uniform_policies(window: int) -> None:
     env = toy(budgets=["avg_weight_bits=4.5"])
-    first, second, *others = played("guided", env, 12, window=window)
+    first, second, third, *others = played("guided", env, 12, window=window)
     assert first.info["policy"] == optimum(env, np.ones(env.n_steps))
     assert second.info["policy"] == uniform_within(env.table, env.budgets)
     assert {bits.weight for bits in second.info["policy"].values()} == {4}
-    policies = [tuple(e.info["policy"].items()) for e in (first, second, *others)]
-    assert policies.count(policies[1]) == 1
-    assert Guided.references == 2
+    assert third.info["policy"] == fit(uniform_policy(env.table, 5), env.table, env.budgets)
+    policies = [tuple(e.info["policy"].items()) for e in (first, second, third, *others)]
+    assert [policies.count(policy) for policy in policies[1:3]] == [1, 1]
+    assert Guided.references == 3
 
 
 def test_a_uniform_policy_that_was_the_optimum_is_not_played_twice() -> None:
@@ -34,13 +35,13 @@ def test_a_uniform_policy_that_was_the_optimum_is_not_played_twice() -> None:
     assert second.notes["sigma"] > 0
 
 
-def test_the_uniform_policy_teaches_nothing() -> None:
+def test_the_uniform_policies_teach_nothing() -> None:
     env = toy(weight_closeness, budgets=["avg_weight_bits=4.5"])
-    agent = Guided(env, 4, 0)
-    first, _, third, _ = play(agent, env, 4)
-    assert agent.rewards == [first.reward, third.reward]  # the last one's is of no use any more
+    agent = Guided(env, 5, 0)
+    first, _, _, fourth, _ = play(agent, env, 5)
+    assert agent.rewards == [first.reward, fourth.reward]  # the last one's is of no use any more
     assert [part.tolist() for part in agent.parts[:2]] == [
-        shares(env, episode.info["policy"]).tolist() for episode in (first, third)
+        shares(env, episode.info["policy"]).tolist() for episode in (first, fourth)
     ]
     assert agent.learner.replay_buffer.size() == 2 * env.n_steps
 

@@ -455,8 +455,10 @@ def test_guided_begins_with_the_policy_of_ilp_and_gives_the_best_their_epoch(led
 def test_the_policy_handed_over_is_never_worse_than_that_of_ilp_or_the_best_uniform_one(led):
     folder, summary = led
     trials, rows = read_trials(folder), summary["finalists"]
-    # One finalist was asked for: these two take part beside it, with and without their epoch.
-    assert {0, 1, best(trials).episode} == {row["episode"] for row in rows}
+    # One finalist was asked for: the known answers take part beside it, with and without an epoch.
+    finalists = [trials[row["episode"]].policy for row in rows]
+    assert all(trial.policy in finalists for trial in (*trials[:3], best(trials)))
+    assert len(finalists) <= 4
     assert summary["best_uniform"]["episode"] == 1
     reached = {
         row["episode"]: max(trials[row["episode"]].accuracy, row["tuned_val_accuracy"])
