@@ -74,11 +74,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
     Raises:
         ModelError: It was compiled by TorchScript, which leaves no module to quantize.
     """
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ModelError(
-            "the model was compiled by torch.jit, which leaves nothing to quantize: give the "
-            "nn.Module that was scripted or traced"
-        )
+    for name, part in model.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise ModelError(
+                f"{name or 'the model'} was compiled by torch.jit, which leaves nothing to "
+                "quantize: give the nn.Module that was scripted or traced"
+            )
     inner = getattr(model, "_orig_mod", None)  # of torch.compile, whose type is dear to import
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         inner = model.module

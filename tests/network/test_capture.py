@@ -442,6 +442,8 @@ def test_a_scripted_network_is_refused():
     scripted = torch.jit.trace(nn.Conv2d(3, 4, 3).eval(), torch.zeros(1, *IMAGES))
     with pytest.raises(ModelError, match="compiled by torch.jit, .*: give the nn.Module"):
         trace(scripted, torch.zeros(1, *IMAGES))
+    with pytest.raises(ModelError, match="^1 was compiled by torch.jit, .*: give the nn.Module"):
+        trace(nn.Sequential(nn.Conv2d(3, 3, 1), scripted), torch.zeros(1, *IMAGES))
 
 
 def refuses_small(m, x):
