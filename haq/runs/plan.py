@@ -18,7 +18,7 @@ from haq.allocation.costs import (
 )
 from haq.allocation.policy import FLOAT, Bits
 from haq.datasets import Data, Outline
-from haq.errors import look_up
+from haq.errors import BudgetError, look_up
 from haq.formats.onnx.template import Template
 from haq.hw_profiles import ProfileTarget
 from haq.hw_profiles import load as load_target
@@ -92,7 +92,7 @@ def plan(
     floats = sum(graph.float_parameters.values())
     table = tabulate(graph.layers, choices, target, floats)
     budgets = tuple(parse_budget(text, graph.layers, target, floats) for text in job.budgets)
-    fit(most_bits(table), table, budgets)  # says now, not after an hour, that nothing fits
+    _check_budgets(job, graph.layers, target, floats, table, budgets, pins)
     notes = (
         *notes,
         *graph.notes,
@@ -101,6 +101,37 @@ def plan(
         *_pin_notes(pins, graph.layers, target),
     )
     return Plan(model, sample, graph, target, table, budgets, job.budgets, images, notes)
+
+
+def _check_budgets(
+    job: Job,
+    layers: Sequence[Layer],
+    target: Target | None,
+    floats: int,
+    table: CostTable,
+    budgets: Sequence[Budget],
+    pins: Mapping[str, int | Bits],
+) -> None:
+    """Say now, not after an hour, that no policy keeps the budgets; name pins that are to blame.
+
+    Raises:
+        BudgetError: No policy keeps them.
+    """
+    try:
+        fit(most_bits(table), table, budgets)
+    except BudgetError as error:
+        free = permitted(layers, target, job.weight_bits, job.fixed_act_bits)
+        unpinned = tabulate(layers, free, target, floats)
+        try:
+            fit(most_bits(unpinned), unpinned, budgets)
+        except BudgetError:
+            raise error from None
+        names = ", ".join(f"{name}={bits}" for name, bits in pins.items())
+        whose = "pinned" if job.pins is not None else "pinned unless asked otherwise"
+        raise BudgetError(
+            f"{error}; without pins some policy would keep it ({whose}: {names}): --pin none "
+            "lets the search choose these bits too"
+        ) from error
 
 
 def _float_notes(model: nn.Module, graph: Graph) -> Iterator[str]:
