@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from haq.errors import ModelError
-from haq.network.lifting import lifted
+from haq.network.lifting.lift import lifted
 from haq.network.operators import LAYERS
 from haq.network.outputs import taken_apart
 from haq.network.program import export

@@ -1,0 +1,98 @@
+"""The network that a program describes, written operation by operation."""
+
+from collections.abc import Callable, Iterator
+
+from torch import fx, nn
+
+from haq.errors import ModelError
+from haq.network.lifting.draft import Draft
+from haq.network.lifting.names import input_names
+from haq.network.lifting.nodes import changes_nothing, name_of
+from haq.network.lifting.norms import dropout, norm
+from haq.network.lifting.products import layer
+from haq.network.lifting.weights import computed, of_state
+from haq.network.outputs import put_together
+from haq.network.program import Program
+
+_CHECKS = {
+    "_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range",
+    "sym_constrain_range_for_size",
+}  # fmt: skip
+
+# Each writes the call of a module, or gives None where an operation is not of its kind.
+_MODULES: tuple[Callable[[Draft, fx.Node], fx.Node | None], ...] = (layer, norm, dropout)
+
+
+def lifted(model: nn.Module, program: Program) -> tuple[fx.GraphModule, tuple[str, ...]]:
+    """Return the network that a program describes, in evaluation mode, and what is to be said.
+
+    Its parameters and buffers are the model's own, but for weights that are computed from others
+    or read in several places, which are copies.
+
+    Args:
+        model: What the program was exported from.
+        program: From ``haq.network.program.export``.
+    """
+    draft, inputs = Draft(model, program), input_names(model)
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            _placeholder(draft, node, inputs)
+        elif node.op == "output":
+            tensors = [draft.value(result) for result in node.args[0]]
+            draft.graph.output(put_together(program.structure, tensors, draft.graph))
+        else:
+            _operation(draft, node)
+    whole = fx.GraphModule(draft.modules.root, draft.graph, type(model).__name__)
+    whole.graph.eliminate_dead_code()
+    traced = fx.GraphModule(whole, whole.graph, type(model).__name__)  # without what is not called
+    return traced.eval(), tuple(_notes(draft))
+
+
+def _placeholder(draft: Draft, node: fx.Node, inputs: Iterator[str]) -> None:
+    if node.name in draft.state:
+        tensor = draft.state[node.name]
+        draft.weights[node] = of_state(tensor, draft.names.tensors.get(id(tensor), ""))
+    else:
+        draft.values[node] = draft.graph.placeholder(next(inputs))
+
+
+def _operation(draft: Draft, node: fx.Node) -> None:
+    if node.op == "get_attr":
+        raise ModelError(
+            f"the forward of {type(draft.model).__name__} cannot be captured: it has a branch "
+            "or a loop (torch.cond and its like) within its graph; choose with torch.where"
+        )
+    if name_of(node) in _CHECKS:
+        return
+    weight = computed(node, draft.weights)
+    if weight is not None:
+        draft.weights[node] = weight  # written where something else than a layer reads it
+        return
+    calls = (module(draft, node) for module in _MODULES)
+    call = next((call for call in calls if call is not None), None)
+    if call is None and changes_nothing(node):
+        call = draft.value(node.args[0])
+    draft.values[node] = call or draft.write(node)
+
+
+def _notes(draft: Draft) -> Iterator[str]:
+    """Yield what was changed, in whole sentences."""
+    if draft.computed:
+        yield (
+            f"the weights of {_listed(draft.computed)} are computed from other parameters, as "
+            "weight normalisation and pruning do; the network has them as they are now"
+        )
+    for first, second in draft.tied:
+        yield f"{second} shares its weight with {first}; each has a copy of its own"
+    missed = [
+        name or type(draft.model).__name__ for name, module in draft.model.named_modules()
+        if (own := [*module.parameters(recurse=False)])
+        and draft.used.isdisjoint(map(id, own))
+    ]  # fmt: skip
+    if missed:
+        yield f"the forward never reaches {_listed(missed)}, left out"
+
+
+def _listed(names: list[str], shown: int = 3) -> str:
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,54 @@
+"""What the nodes of a program are: their names, where they stand, whether they change anything."""
+
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+aten = torch.ops.aten
+
+# Give what they read, in this graph in which nothing is written in place.
+_COPIES = {
+    aten.contiguous.default, aten.clone.default, aten.alias.default, aten.lift_fresh_copy.default,
+    aten.lift_fresh.default,
+}  # fmt: skip
+
+_END = 2**63 - 1
+
+
+def name_of(node: fx.Node) -> str:
+    """Return what a node's operation is called, without its namespace and overload."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.name.rpartition("::")[2]
+    return getattr(node.target, "__name__", "value")
+
+
+def is_random(node: fx.Node) -> bool:
+    """Return whether an operation draws random numbers."""
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def changes_nothing(node: fx.Node) -> bool:
+    """Return whether a node gives what it reads: a copy, all of it, or a type that it has."""
+    if node.target in _COPIES:
+        return True
+    if node.target is aten.slice.Tensor:
+        return node.args[2:3] in ((), (0,), (None,)) and node.args[3:] in ((), (_END,), (None,))
+    if name_of(node) in ("to", "_to_copy", "type_as"):
+        before, after = (each.meta["val"] for each in (node.all_input_nodes[0], node))
+        return bool((before.dtype, before.device) == (after.dtype, after.device))
+    return False
+
+
+def innermost(node: fx.Node, model: nn.Module, kind: Any) -> nn.Module | None:
+    """Return the innermost module of a kind in whose forward an operation stands."""
+    stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    for path in reversed(stack):
+        name = path.partition("@")[0].removeprefix("model").removeprefix(".")
+        module: Any = None
+        with suppress(AttributeError):  # of what is no module, such as a guess by torch
+            module = model.get_submodule(name)
+        if isinstance(module, nn.Module) and isinstance(module, kind):
+            return module
+    return None

@@ -1,0 +1,125 @@
+"""Products with a weight, however they are spelled, become layers."""
+
+from collections.abc import Hashable, Sequence
+from itertools import chain, count
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx, nn
+
+from haq.network.lifting.draft import Draft
+from haq.network.lifting.modules import BUILDERS
+from haq.network.lifting.nodes import innermost
+from haq.network.lifting.weights import Weight, copied, parameter, transposed
+
+aten = torch.ops.aten
+
+
+class _Product(NamedTuple):
+    """What a layer computes.
+
+    Attributes:
+        kind: The operation that builds the layer, a key of ``BUILDERS``.
+        values: What is multiplied with the weight.
+        weight: With the outputs along the first axis.
+        bias: None where nothing is added.
+        rest: What follows the bias: stride, padding, dilation and groups.
+    """
+
+    kind: Any
+    values: fx.Node
+    weight: Weight
+    bias: Weight | None
+    rest: Sequence[Any]
+
+    @property
+    def key(self) -> Hashable:
+        """Equal where the same is computed."""
+        return (str(self.kind), self.weight.key, self.bias and self.bias.key, str(self.rest))
+
+
+def layer(draft: Draft, node: fx.Node) -> fx.Node | None:
+    """Write the call of a layer, and None where an operation is no product with a weight."""
+    product = _product(draft, node)
+    if product is None:
+        return None
+    weight, bias = product.weight, product.bias
+    name = _layer_name(draft, node, product)
+    if name not in draft.modules.keys:
+        module = BUILDERS[product.kind](weight.value, *product.rest)
+        module.weight = _own_weight(draft, name, weight)
+        module.bias = None if bias is None else parameter(bias, draft.state)
+        draft.modules.install(name, module, product.key)
+    draft.used |= {*weight.sources, *(bias.sources if bias else ())}
+    return draft.call(name, product.values)
+
+
+def _product(draft: Draft, node: fx.Node) -> _Product | None:
+    operands = _operands(node)
+    if operands is None:
+        return None
+    values, right, added = operands
+    weight, bias = draft.weights.get(right), draft.weights.get(added)
+    if weight is None or not weight.sources or values not in draft.values:
+        return None
+    if (bias is None) != (added is None):
+        return None
+    if node.target in BUILDERS:
+        return _Product(node.target, values, weight, bias, node.args[3:])
+    if weight.value.dim() != 2 or (bias and bias.value.dim() != 1):
+        return None
+    return _Product(aten.linear.default, values, transposed(weight), bias, ())
+
+
+def _operands(node: fx.Node) -> tuple[Any, Any, Any] | None:
+    """Return what is multiplied, with what, and what is added."""
+    arguments: tuple[Any, ...] = (*node.args, None, None)
+    if node.target in BUILDERS:
+        values, right, added = arguments[:3]
+    elif node.target in (aten.matmul.default, aten.mm.default):
+        values, right, added = *arguments[:2], None
+    elif node.target is aten.addmm.default and not node.kwargs:
+        added, values, right = arguments[:3]
+    else:
+        return None
+    return values, right, added
+
+
+def _layer_name(draft: Draft, node: fx.Node, product: _Product) -> str:
+    """Return the name of the module that a layer stands in, or that of its weight's owner."""
+    own = innermost(node, draft.model, nn.Conv2d | nn.Linear)
+    name = draft.names.modules[id(own)] if own is not None and own is not draft.model else ""
+    names = [name] if name else []
+    source = product.weight.name or next(iter(product.weight.sources.values()))
+    names.append(draft.names.after(source))
+    numbered = (f"{names[0]}_{number}" for number in count(1))
+    return next(
+        name for name in chain(names, numbered)
+        if draft.modules.keys.get(name) == product.key or not _is_taken(draft, name)
+    )  # fmt: skip
+
+
+def _is_taken(draft: Draft, name: str) -> bool:
+    return name in draft.modules.keys or any(r.target == name for r in draft.reads.values())
+
+
+def _own_weight(draft: Draft, name: str, weight: Weight) -> nn.Parameter:
+    """Return the weight of a new layer: the model's own, unless something else reads it."""
+    if not weight.name:
+        if not weight.turned:
+            draft.computed.append(name)
+        return parameter(weight, draft.state)
+    other = _other_reader(draft, name, weight)
+    if other is not None:
+        draft.tied.append((other, name))
+        return copied(weight.value)
+    draft.owners[id(weight.value)] = name
+    return parameter(weight, draft.state)
+
+
+def _other_reader(draft: Draft, name: str, weight: Weight) -> str | None:
+    owner = draft.owners.get(id(weight.value))
+    read = draft.reads.get(weight.key)
+    if owner is None and read is not None and read.target != f"{name}.weight":
+        return str(read.target).rpartition(".")[0] or str(read.target)
+    return owner
