@@ -160,6 +160,11 @@ def test_cancel_with_the_keyboard_then_compare(browser, server):
     wait_for(lambda: text(browser, "#state") == "cancelled")
     assert every(browser, "form[action$='/retry']")
 
+    begin(browser, server, title="to compare with", episodes="2", agent="random")
+    one(browser, "button.main").click()
+    wait_for(lambda: "/runs/" in browser.current_url)
+    wait_for(lambda: text(browser, "#state") == "finished")
+
     visit(browser, server, "/")
     assert every(browser, "svg.spark polyline")
     for box in every(browser, "[name=run]")[:2]:
