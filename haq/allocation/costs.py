@@ -203,8 +203,9 @@ def _pinned(layer: Layer, bits: int) -> Bits:
 def nearest_pin(layer: Layer, bits: int, target: Target | None) -> Bits | None:
     """Return the pair that a pin stands for, or the nearest one below it that the target offers.
 
-    Nearest is with the fewest bits less in sum; of equal ones the cheapest in the target's first
-    quantity, then the one with the most activation bits. The network's input keeps its 8 bits.
+    Nearest is with the fewest bits less in sum, then with the most activation bits: what a layer is
+    pinned to does not hang on which of two measured costs came out lower. The network's input
+    keeps its 8 bits.
 
     Args:
         layer: The one that is pinned.
@@ -224,8 +225,7 @@ def nearest_pin(layer: Layer, bits: int, target: Target | None) -> Bits | None:
         return pinned
     if not below:
         return None
-    first = next(iter(target.units))
-    return min(below, key=lambda pair: (-sum(pair), target.cost(layer, pair)[first], -pair.act))
+    return max(below, key=lambda pair: (sum(pair), pair.act))
 
 
 def _listed(choices: Sequence[Bits]) -> str:

@@ -37,7 +37,7 @@ def searched(folder, target, budgets, on_progress=silent, **fields):
 
 def test_the_winner_is_measured_and_stands_beside_its_prediction_and_the_budget(measured, tmp_path):
     shown = []
-    summary = searched(tmp_path / "run", measured, ["latency=1000%w7a8"], shown.append)
+    summary = searched(tmp_path / "run", measured, ["latency=100000%w7a8"], shown.append)
     note = "layer 'fc1' is pinned to w7a8: here does not offer w8a8"
     assert summary["notes"][0] == note
     assert [now.note for now in shown if now.stage == "plan"] == ["; ".join(summary["notes"])]
@@ -53,7 +53,7 @@ def test_a_profile_of_another_machine_is_searched_on_but_not_measured(measured, 
     other["runtime"]["options"]["cpu"] = "Abacus 3000"
     there = tmp_path / "there.json"
     there.write_text(json.dumps(other))
-    summary = searched(tmp_path / "run", there, ["latency=1000%w7a8"])
+    summary = searched(tmp_path / "run", there, ["latency=100000%w7a8"])
     assert "measured with cpu 'Abacus 3000'" in summary["measured_latency"]["missing"]
 
 
