@@ -1,6 +1,7 @@
 """The models that can be asked for by name; any other is a ``package.module:factory``.
 
-A new model is a function and a line in ``MODELS``.
+A new model is a function and a line in ``MODELS``. Names with a prefix, such as
+"torchvision:resnet50", are those of other libraries: see ``haq.models.sources``.
 """
 
 import importlib
@@ -19,6 +20,7 @@ from haq.models.mobilenet import mobilenet_v1, mobilenet_v2
 from haq.models.resnet import resnet18, resnet50
 from haq.models.resnet_cifar import resnet_cifar
 from haq.models.small import digits_cnn, digits_mlp
+from haq.models.sources import Wanted, about, named
 
 CLASSES = range(2, 100_001)
 """How many classes a model may tell apart."""
@@ -88,18 +90,25 @@ MODELS = {
 
 
 def build(
-    name: str, classes: int | None = None, width: float = 1.0, size: int | None = None
+    name: str,
+    classes: int | None = None,
+    width: float = 1.0,
+    size: int | None = None,
+    metric: str | None = None,
 ) -> nn.Module:
     """Return a freshly initialised model; its weights come from torch's current random state.
 
     Args:
-        name: One of ``MODELS``, or "package.module:factory", a function that returns an
+        name: One of ``MODELS``, or a name with a prefix of ``haq.models.sources.SOURCES``, whose
+            weights may come with it, or "package.module:factory", a function that returns an
             ``nn.Module``; it is imported with the current folder on the path and called without
             arguments, or with ``classes=`` where it has such a parameter and ``classes`` is given.
         classes: Outputs of the model; the model's own default where it is None.
         width: Multiplies the channels of the MobileNets, from 0.1 to 4.
         size: Height and width of the images in pixels; the model's own default where it is None.
             A factory does not see it.
+        metric: Name of what it will be scored by, which decides where a folder does not say what
+            it is for.
 
     Raises:
         HaqError: No model has this name.
@@ -112,14 +121,19 @@ def build(
         )
     if ":" in name:
         _check_width(name, width, has_width=False)
-        return _from_factory(name, classes)
+        other = named(name)
+        if other is None:
+            return _from_factory(name, classes)
+        return other.source.build(other.rest, Wanted(classes, size, metric))
     spec = look_up(MODELS, "model", name)
     _check_width(name, width, spec.has_width)
     return spec.make(spec.classes if classes is None else classes, width, _size(name, size))
 
 
-def input_shape(name: str, size: int | None = None) -> tuple[int, int, int] | None:
-    """Return channels, height and width of the images a model takes; None for a factory.
+def input_shape(name: str, size: int | None = None) -> tuple[int, ...] | None:
+    """Return channels, height and width of the images a model takes; None where nobody knows.
+
+    That is the case for a factory, and for networks that take something else than images.
 
     Args:
         name: As for ``build``.
@@ -133,7 +147,9 @@ def input_shape(name: str, size: int | None = None) -> tuple[int, int, int] | No
     (3, 32, 32)
     """
     if ":" in name:
-        return None
+        card = about(name)
+        shape = card.shape if card else None
+        return shape if shape is None or size is None else (*shape[:-2], size, size)
     pixels = _size(name, size)
     return look_up(MODELS, "model", name).channels, pixels, pixels
 
