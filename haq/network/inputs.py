@@ -1,9 +1,90 @@
-"""Inputs to try a network on, where no data are at hand."""
+"""What one forward takes: a tensor, or several with a common batch axis.
 
-from collections.abc import Sequence
+Whoever handles ``Inputs`` chooses rows (``inputs[index]``, ``len``, ``split``, ``chunk``) alike for
+both, and gives them to a network by ``call``. Random inputs are for where no data are at hand.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Several tensors that one forward takes, each with the batch axis first.
+
+    Attributes:
+        tensors: In the order of the forward's parameters, or in any order where they have names.
+        names: Of the forward's parameters, one for each tensor; empty where they are given in order.
+    """
+
+    tensors: tuple[Tensor, ...]
+    names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def __getitem__(self, rows: Any) -> "Batch":
+        return self.map(lambda tensor: tensor[rows])
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return the batch with every tensor changed."""
+        return Batch(tuple(map(change, self.tensors)), self.names)
+
+    def split(self, rows: int) -> list["Batch"]:
+        """Return parts of so many rows, the last one of what is left; as of a tensor."""
+        parts = zip(*(tensor.split(rows) for tensor in self.tensors), strict=True)
+        return [Batch(tensors, self.names) for tensors in parts]
+
+    def chunk(self, count: int) -> list["Batch"]:
+        """Return about so many parts; as of a tensor."""
+        return self.split(-(-len(self) // count))
+
+    def get(self, name: str) -> Tensor | None:
+        """Return the tensor of a name; None where there is none."""
+        return dict(zip(self.names, self.tensors, strict=False)).get(name)
+
+
+Inputs = Tensor | Batch
+
+
+def as_inputs(value: Tensor | Batch | Sequence[Tensor] | Mapping[str, Tensor]) -> Inputs:
+    """Return what a caller gives for one forward as inputs: a dict has the names of parameters.
+
+    >>> as_inputs({"ids": torch.zeros(2, 3), "mask": torch.ones(2, 3)}).names
+    ('ids', 'mask')
+    """
+    if isinstance(value, Tensor | Batch):
+        return value
+    if isinstance(value, Mapping):
+        return Batch(tuple(value.values()), tuple(map(str, value)))
+    return Batch(tuple(value))
+
+
+def call(network: Callable[..., Any], inputs: Inputs) -> Any:
+    """Return what a network, or the graph captured from it, gives for inputs."""
+    if isinstance(inputs, Tensor):
+        return network(inputs)
+    if inputs.names:
+        return network(**dict(zip(inputs.names, inputs.tensors, strict=True)))
+    return network(*inputs.tensors)
+
+
+def tensors_of(inputs: Inputs) -> tuple[Tensor, ...]:
+    """Return the tensors of inputs: one, or several."""
+    return (inputs,) if isinstance(inputs, Tensor) else inputs.tensors
+
+
+def joined(parts: Sequence[Inputs]) -> Inputs:
+    """Return inputs of all rows of the parts, which are alike; as ``torch.cat`` of tensors."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat([part for part in parts if isinstance(part, Tensor)])
+    columns = zip(*(tensors_of(part) for part in parts), strict=True)
+    return Batch(tuple(torch.cat(column) for column in columns), first.names)
 
 
 def random_inputs(shape: Sequence[int], count: int = 1, tokens: int | None = None) -> Tensor:
