@@ -18,7 +18,7 @@ class Batch:
 
     Attributes:
         tensors: In the order of the forward's parameters, or in any order where they have names.
-        names: Of the forward's parameters, one for each tensor; empty where they are given in order.
+        names: Of the forward's parameters, one a tensor; empty where they are given in order.
     """
 
     tensors: tuple[Tensor, ...]
