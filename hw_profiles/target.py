@@ -66,11 +66,14 @@ class ProfileTarget:
     def choices(self, layer: Layer) -> tuple[Bits, ...]:
         """Return every pair of bits that has a cost, by weights, then by activations.
 
-        Those the profile declares or, where it declares none, those its table answers.
+        Those the profile declares or, where it declares none, those its table answers. A layer with
+        bits of weights alone, such as an embedding, may have those of any pair.
 
         Raises:
             TargetError: The profile says nothing of such a layer.
         """
+        if layer.weights_alone:
+            return tuple(Bits(weight, FLOAT) for weight in sorted({w for w, _ in self.pairs}))
         if layer not in self._offered:
             self._offered[layer] = self._choices(layer)
         return self._offered[layer]
@@ -125,6 +128,8 @@ class ProfileTarget:
                 f"{self.name} cannot run layer {layer.name!r} at {bits}; "
                 f"it can at {listed(self.choices(layer))}"
             )
+        if layer.weights_alone:  # looked up or computed in float, beside the hardware
+            return {name: CostAnswer(0.0, "model", "modelled") for name in self.profile.quantities}
         costs = total([self._costs(part, bits) for part in self._table.parts(layer)])
         return {name: self._answer(layer, name, costs) for name in self.profile.quantities}
 

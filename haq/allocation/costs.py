@@ -118,7 +118,9 @@ def permitted(
 
     Layers that read the same tensor end with the same activation widths. So a pin sets the
     activations of all of them, also where ``act_bits`` says otherwise. The network's input always
-    has 8 bits, whatever a pin or ``act_bits`` says, but for a layer that stays float.
+    has 8 bits, whatever a pin or ``act_bits`` says, but for a layer that stays float. A layer with
+    bits of weights alone, such as an embedding, has 32 bits of activations, and of weights those of
+    the target's pairs.
 
     A layer may stay float, (32, 32), where the target offers that, ``weight_bits`` reaches up to 8
     and ``act_bits`` is not given; one that the target offers nothing else for always does.
@@ -141,7 +143,8 @@ def permitted(
     for layer in layers:
         pinned = any(name in pins for name in together[layer.name])
         floats = act_bits is None and weight_bits[1] == SEARCHED[-1]
-        act = EDGE_BITS if layer.reads_input else None if pinned else act_bits
+        anyhow = pinned or layer.weights_alone
+        act = EDGE_BITS if layer.reads_input else None if anyhow else act_bits
         pin = pins.get(layer.name)
         allowed[layer.name] = _narrowed(layer, target, weight_bits, act, pin, floats)
     return share_activations(layers, allowed)
@@ -192,11 +195,18 @@ def _narrowed(
 
 
 def _offered(layer: Layer, target: Target | None) -> list[Bits]:
+    if layer.weights_alone:
+        widths = set(SEARCHED)
+        if target is not None:
+            widths = {bits.weight for bits in target.choices(layer)} & {*widths, FLOAT}
+        return [Bits(weight, FLOAT) for weight in sorted(widths)]
     every = [Bits(weight, act) for weight in SEARCHED for act in SEARCHED]
     return every if target is None else sorted(set(target.choices(layer)) & {*every, _FLOATS})
 
 
 def _pinned(layer: Layer, bits: int) -> Bits:
+    if layer.weights_alone:
+        return Bits(bits, FLOAT)
     return Bits(bits, EDGE_BITS if layer.reads_input else bits)
 
 
@@ -260,14 +270,14 @@ def share_activations(
 def size_bytes(layer: Layer, weight_bits: int) -> int:
     """Return the bytes of a layer's packed codes, scales and biases.
 
-    That is ceil(weights * bits / 8), a float32 scale for each output channel and float32 biases; at
-    32 bits the weights as they are, without scales.
+    That is ceil(weights * bits / 8), a float32 scale for each output channel, or for each row of an
+    embedding, and float32 biases; at 32 bits the weights as they are, without scales.
 
     >>> size_bytes(Layer("fc", "linear", c_in=3, c_out=5, weights=15, biases=5), weight_bits=3)
     46
     """
     codes = math.ceil(layer.weights * weight_bits / 8)
-    scales = 0 if weight_bits == FLOAT else 4 * layer.c_out
+    scales = 0 if weight_bits == FLOAT else 4 * layer.scales
     return codes + scales + 4 * layer.biases
 
 
@@ -323,7 +333,12 @@ def _costs(layer: Layer, bits: Bits, weights: int, target: Target | None) -> dic
         "avg_weight_bits": bits.weight * layer.weights / max(weights, 1),
         "bops": float(layer.macs * bits.weight * bits.act),
     }
-    return {**own, **(target.cost(layer, bits) if target else {})}
+    return {**own, **(_on_target(layer, bits, target) if target else {})}
+
+
+def _on_target(layer: Layer, bits: Bits, target: Target) -> Mapping[str, float]:
+    """Return the target's costs of a layer; none for what is looked up or computed in float."""
+    return dict.fromkeys(target.units, 0.0) if layer.weights_alone else target.cost(layer, bits)
 
 
 def total(table: CostTable, policy: Policy, quantity: str) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from haq.errors import ModelError
 from haq.network.lifting.lift import lifted
-from haq.network.operators import LAYERS
+from haq.network.modules import LAYERS, PRODUCTS
 from haq.network.outputs import taken_apart
 from haq.network.program import export
 
@@ -240,6 +240,14 @@ def shapes_of(traced: fx.GraphModule, inputs: tuple[Tensor, ...]) -> dict[fx.Nod
     return interpreter.shapes
 
 
+def product_calls(traced: fx.GraphModule) -> dict[str, list[fx.Node]]:
+    """Return the calls of every layer that multiplies, in order of execution."""
+    return {
+        name: nodes for name, nodes in layer_calls(traced).items()
+        if type(traced.get_submodule(name)) in PRODUCTS
+    }  # fmt: skip
+
+
 def layer_calls(traced: fx.GraphModule) -> dict[str, list[fx.Node]]:
     """Return the calls of every layer, in order of execution."""
     calls: dict[str, list[fx.Node]] = {}
@@ -250,5 +258,5 @@ def layer_calls(traced: fx.GraphModule) -> dict[str, list[fx.Node]]:
             if type(module) in LAYERS:
                 calls.setdefault(names[id(module)], []).append(node)
     if not calls:
-        raise ModelError("the model contains no Conv2d and no Linear that its forward calls")
+        raise ModelError("the model contains no layer with weights that its forward calls")
     return calls

@@ -8,13 +8,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from haq.network.capture import Sample, capture, layer_calls, shapes_of
+from haq.network.capture import Sample, capture, layer_calls, product_calls, shapes_of
 from haq.network.layers import CallShape, Kind, Layer
-from haq.network.operators import (
+from haq.network.modules import (
+    LOOKUPS,
     LayerModule,
+    bias_of,
+    inputs_of,
+    outputs_of,
+)
+from haq.network.operators import (
     first_input,
     folding_norms,
-    is_layer,
+    is_product,
     origin_of,
     tensor_of,
 )
@@ -27,7 +33,7 @@ class Graph:
     """What a forward of a model consists of.
 
     Attributes:
-        layers: Every Conv2d and Linear in order of execution.
+        layers: Every layer in order of execution.
         points: The tensors that are quantized.
         floats: Names of modules and parameters with weights that stay float and do not fold into
             a layer.
@@ -64,19 +70,30 @@ def trace(model: nn.Module, sample: Sample) -> Graph:
     traced, shapes = captured.traced, captured.shapes
     calls = layer_calls(traced)
     signs = signs_of(traced)
-    tensors = tensors_read(calls)
-    first = _first_readers(calls, tensors)
-    layers = tuple(
-        _layer(name, nodes, traced, shapes, signs, tensors, first[name], captured.rows)
-        for name, nodes in calls.items()
-    )
+    products = product_calls(traced)
+    tensors = tensors_read(products)
+    first = _first_readers(products, tensors)
+    layers = []
+    for name, nodes in calls.items():
+        module = traced.get_submodule(name)
+        assert isinstance(module, LayerModule)
+        layer = _layer(name, module, nodes, shapes, captured.rows)
+        if name in products:
+            read = [tensors[node] for node in nodes]
+            layer = replace(
+                layer,
+                signed=any(signs[tensor] for tensor in read),
+                reads=first[name],
+                reads_input=any(origin_of(tensor).op == "placeholder" for tensor in read),
+            )
+        layers.append(layer)
     points = points_of(shapes, tensors, signs)
     counts = _float_parameters(traced, calls)
-    return Graph(layers, points, tuple(counts), traced, counts, captured.notes)
+    return Graph(tuple(layers), points, tuple(counts), traced, counts, captured.notes)
 
 
 def inventory(model: nn.Module, sample: Sample) -> tuple[Layer, ...]:
-    """Return every Conv2d and Linear of ``model`` in order of execution; see ``trace``."""
+    """Return every layer of ``model`` in order of execution; see ``trace``."""
     return trace(model, sample).layers
 
 
@@ -101,39 +118,32 @@ def _first_readers(
 
 def _layer(
     name: str,
+    module: LayerModule,
     nodes: list[fx.Node],
-    traced: fx.GraphModule,
     shapes: dict[fx.Node, torch.Size],
-    signs: dict[fx.Node, bool],
-    tensors: dict[fx.Node, fx.Node],
-    reads: str,
     images: int,
 ) -> Layer:
-    module = traced.get_submodule(name)
-    assert isinstance(module, LayerModule)
-    sources = [tensors[node] for node in nodes]
     sizes = [_sizes(module, node, shapes, images) for node in nodes]
+    with_bias = bias_of(module) is not None or folding_norms(nodes)
     layer = Layer(
         name=name,
         kind=_layer_kind(module),
-        c_in=module.weight.shape[1],
-        c_out=module.weight.shape[0],
+        c_in=inputs_of(module),
+        c_out=outputs_of(module),
         in_size=sizes[0].in_size,
         out_size=sizes[0].out_size,
         weights=module.weight.numel(),
-        biases=module.weight.shape[0] if module.bias is not None or folding_norms(nodes) else 0,
+        biases=outputs_of(module) if with_bias else 0,
         macs=sum(size.macs for size in sizes),
         calls=len(nodes),
-        signed=any(signs[source] for source in sources),
-        reads=reads,
-        reads_input=any(origin_of(source).op == "placeholder" for source in sources),
+        signed=True,
+        reads=name,
         shapes=_differing(sizes),
     )
-    if isinstance(module, nn.Linear):
+    if not isinstance(module, nn.Conv2d):
         return layer
     return replace(
         layer,
-        c_in=module.in_channels,
         kernel=_pair(module.kernel_size),
         stride=_pair(module.stride),
         padding=_padding(module),
@@ -145,8 +155,8 @@ def _sizes(
     module: LayerModule, node: fx.Node, shapes: dict[fx.Node, torch.Size], images: int
 ) -> CallShape:
     positions = _positions(module, shapes[node], images)
-    macs = module.weight.numel() * positions
-    if isinstance(module, nn.Linear):
+    macs = 0 if isinstance(module, LOOKUPS) else module.weight.numel() * positions
+    if not isinstance(module, nn.Conv2d):
         return CallShape((positions, 1), (positions, 1), macs, 1)
     before, after = _pair(shapes[first_input(node)][-2:]), _pair(shapes[node][-2:])
     return CallShape(before, after, macs, 1)
@@ -174,6 +184,8 @@ def _padding(module: nn.Conv2d) -> tuple[int, int]:
 
 
 def _layer_kind(module: LayerModule) -> Kind:
+    if isinstance(module, LOOKUPS):
+        return "embedding"
     if isinstance(module, nn.Linear):
         return "linear"
     if module.groups > 1:
@@ -184,7 +196,7 @@ def _layer_kind(module: LayerModule) -> Kind:
 
 def _positions(module: LayerModule, shape: torch.Size, images: int) -> int:
     # Not a product of axes: windows of an image can stand in the batch axis.
-    return shape.numel() // (module.weight.shape[0] * images)
+    return max(1, shape.numel() // (outputs_of(module) * images))
 
 
 class Handover(NamedTuple):
@@ -218,13 +230,13 @@ def handovers(graph: Graph, sample: Sample) -> tuple[Handover, ...]:
     found: dict[tuple[fx.Node, str], Handover] = {}
     for node in shapes:
         operands = [operand for operand in node.all_input_nodes if operand in shapes]
-        if is_layer(node):
+        if is_product(node):
             operands = [tensor_of(operand) for operand in operands]
         elif len(operands) < 2:
             continue
         for operand in operands:
             producer, consumer = sources[operand], sources[node]
-            key = operand, "" if is_layer(node) else consumer
+            key = operand, "" if is_product(node) else consumer
             if producer and producer != consumer and key not in found:
                 found[key] = Handover(producer, consumer, shapes[operand].numel() // images)
     return tuple(found.values())

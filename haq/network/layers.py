@@ -4,13 +4,17 @@ Everything downstream (costs, env, policy, export) speaks of layers by the name 
 ``model.named_modules()`` gives them, never by position.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 EDGE_BITS = 8
 """Bits of the network's input, of residual operands and sums, and of what is pooled."""
 
-Kind = Literal["conv", "depthwise", "grouped", "pointwise", "linear"]
+Kind = Literal["conv", "depthwise", "grouped", "pointwise", "linear", "embedding"]
+
+WEIGHTS_ALONE: tuple[Kind, ...] = ("embedding",)
+"""Kinds of layers that have bits of weights alone: what they read is not rounded."""
 
 
 class CallShape(NamedTuple):
@@ -31,13 +35,14 @@ class CallShape(NamedTuple):
 
 @dataclass(frozen=True)
 class Layer:
-    """One Conv2d or Linear of a model, seen with one sample.
+    """One layer of a model, seen with one sample.
 
     Attributes:
         name: As in ``model.named_modules()``.
         kind: "pointwise" is a 1x1 convolution with one group, "depthwise" has as many groups as
             input and output channels (more than one), "grouped" any other number of groups > 1.
-        c_in: Input channels, or input features of a linear layer.
+            "embedding" is a table whose rows are looked up: it multiplies nothing.
+        c_in: Input channels, or input features of a linear layer, or rows of an embedding.
         c_out: Output channels, or output features.
         kernel: Height and width; (1, 1) for a linear layer, as for stride; padding is then (0, 0).
         stride: Down and across.
@@ -77,6 +82,16 @@ class Layer:
     reads_input: bool = False
     shapes: tuple[CallShape, ...] = ()
 
+    @property
+    def scales(self) -> int:
+        """Number of scales of its weights: one per output, of an embedding one per row."""
+        return self.c_in if self.kind == "embedding" else self.c_out
+
+    @property
+    def weights_alone(self) -> bool:
+        """Whether it has bits of weights alone: its activations have 32 bits, float."""
+        return self.kind in WEIGHTS_ALONE
+
     def by_size(self) -> "tuple[Layer, ...]":
         """Return the layer once for each size it is called with: costs are sums over these.
 
@@ -94,3 +109,13 @@ class Layer:
             )
             for shape in self.shapes
         )  # fmt: skip
+
+
+def edges(layers: Sequence[Layer]) -> tuple[str, ...]:
+    """Return the names of the first and the last layer that multiply; none where none does.
+
+    >>> edges([Layer("words", "embedding", 9, 4), Layer("fc", "linear", 4, 2)])
+    ('fc', 'fc')
+    """
+    names = [layer.name for layer in layers if not layer.weights_alone]
+    return (names[0], names[-1]) if names else ()

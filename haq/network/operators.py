@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-LayerModule = nn.Conv2d | nn.Linear
-
-LAYERS = (nn.Conv2d, nn.Linear)
+from haq.network.modules import LOOKUPS, PRODUCTS
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -66,9 +64,14 @@ def is_relu(node: fx.Node) -> bool:
     return kind in ("relu", "relu6")
 
 
-def is_layer(node: fx.Node) -> bool:
-    """Return whether a node calls a layer."""
-    return kind_of(node) in LAYERS
+def is_product(node: fx.Node) -> bool:
+    """Return whether a node calls a layer that multiplies what it reads with its weights."""
+    return kind_of(node) in PRODUCTS
+
+
+def is_lookup(node: fx.Node) -> bool:
+    """Return whether a node reads rows of a table: of an embedding, or of a layer's weights."""
+    return kind_of(node) in (*LOOKUPS, "embedding")
 
 
 def first_input(node: fx.Node) -> fx.Node:

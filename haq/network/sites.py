@@ -7,6 +7,8 @@ inputs of the layers that are rounded:
 - What leaves a layer (after its BatchNorm and ReLU) or an addition and is read by anything that is
   not a layer (the other side of an addition, a pooling) has 8 bits there.
 - Both operands of an addition have 8 bits; the network's input has 8 bits, its output none.
+- Rows of embeddings, and sums of them, stay float where no layer reads them: their codes are those
+  of the weights.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -15,11 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from haq.network.capture import layer_calls
+from haq.network.capture import product_calls
 from haq.network.operators import (
     SIZES,
     first_input,
-    is_layer,
+    is_lookup,
+    is_product,
     is_relu,
     is_sum,
     kind_of,
@@ -59,7 +62,7 @@ def tensors_read(calls: dict[str, list[fx.Node]]) -> dict[fx.Node, fx.Node]:
 
 def _leaves(node: fx.Node) -> fx.Node:
     """Return what leaves a layer or an addition: its value after BatchNorm and ReLU."""
-    if is_layer(node):
+    if is_product(node):
         node = norm_behind(node) or node
     user = only_user(node)
     return user if user is not None and is_relu(user) else node
@@ -72,9 +75,10 @@ def points_of(
     readers: dict[fx.Node, list[str]] = {}
     for node, tensor in tensors.items():
         readers.setdefault(tensor, []).append(str(node.target))
-    ends = {_leaves(node) for node in shapes if is_layer(node) or is_sum(node)}
+    sums = [node for node in _computed(shapes) if is_sum(node)]
+    ends = {_leaves(node) for node in (*filter(is_product, shapes), *sums)}
     rounded = {end for end in ends if any(_use(u, end, tensors) == "other" for u in end.users)}
-    for node in filter(is_sum, shapes):
+    for node in sums:
         rounded |= {operand for operand in node.all_input_nodes if origin_of(operand) not in ends}
     sources = sources_of(shapes)
     points: list[Point] = []
@@ -89,12 +93,24 @@ def points_of(
     return tuple(points)
 
 
+def _computed(shapes: Iterable[fx.Node]) -> list[fx.Node]:
+    """Return the tensors in which there is more than rows of tables and parameters."""
+    nodes = list(shapes)
+    plain: set[fx.Node] = set()
+    for node in nodes:
+        floats = [operand for operand in node.all_input_nodes if operand in shapes]
+        constant = not node.all_input_nodes and node.op != "placeholder"
+        if constant or is_lookup(node) or (floats and plain.issuperset(floats)):
+            plain.add(node)
+    return [node for node in nodes if node not in plain]
+
+
 def sources_of(shapes: Iterable[fx.Node]) -> dict[fx.Node, str]:
     """Return for every tensor, in order of execution, the layer that was the last to add to it."""
     places: dict[str, int] = {}
     sources: dict[fx.Node, str] = {}
     for node in shapes:
-        if is_layer(node):
+        if is_product(node):
             places.setdefault(str(node.target), len(places))
             sources[node] = str(node.target)
             continue
@@ -106,7 +122,7 @@ def sources_of(shapes: Iterable[fx.Node]) -> dict[fx.Node, str]:
 def _joins(node: fx.Node, sources: dict[fx.Node, str]) -> Iterator[str]:
     """Yield the source of everything in which the values of ``node`` meet those of others."""
     for user in node.users:
-        if user not in sources or is_layer(user):
+        if user not in sources or is_product(user):
             continue
         if len(user.all_input_nodes) > 1:
             yield sources[user]
@@ -133,7 +149,7 @@ def insert(
     else reads, the layers' own module included.
     """
     nodes = {node.name: node for node in traced.graph.nodes}
-    tensors = tensors_read(layer_calls(traced))
+    tensors = tensors_read(product_calls(traced))
     for point in points:
         tensor = nodes[point.tensor]
         source = next(

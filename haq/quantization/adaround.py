@@ -11,8 +11,9 @@ from haq.datasets import Split
 from haq.distillation.kd import total_divergence
 from haq.errors import DivergedError
 from haq.network.graph import Graph
+from haq.network.modules import along_weight
 from haq.network.outputs import float_tensors
-from haq.quantization.fake_quant import QuantConv2d, QuantLinear
+from haq.quantization.fake_quant import QuantEmbedding, Quantized
 from haq.quantization.quantizer import levels, step
 from haq.training.numerics import channels_last, has_bfloat16
 from haq.training.scoring import answers
@@ -44,7 +45,7 @@ def adaround(
     so the statistics must have been brought up to date by ``correct`` before.
 
     Args:
-        model: From ``quantize``; nothing happens to layers that are float.
+        model: From ``quantize``; nothing happens to layers that are float, nor to embeddings.
         graph: The float network's.
         split: Images, a thousand are enough; augmented anew each time, labels do not count.
         steps: Of Adam, each on one batch.
@@ -59,7 +60,10 @@ def adaround(
     Source: after Nagel et al., "Up or down? Adaptive rounding for post-training quantization",
     arXiv:2004.10568; there layer by layer.
     """
-    layers = [part for part in model.modules() if isinstance(part, QuantConv2d | QuantLinear)]
+    layers = [
+        part for part in model.modules()
+        if isinstance(part, Quantized) and not isinstance(part, QuantEmbedding)
+    ]  # fmt: skip
     if steps == 0 or not layers:
         return
     model.eval()
@@ -80,7 +84,7 @@ def adaround(
         parametrize.remove_parametrizations(layer, "weight")
 
 
-def _parametrized(layer: QuantConv2d | QuantLinear) -> nn.Parameter:
+def _parametrized(layer: Quantized) -> nn.Parameter:
     """Let a layer's weights be what lies between their levels, and return where they lie."""
     parametrize.register_parametrization(layer, "weight", _Between(layer))
     return layer.get_parameter("parametrizations.weight.original")
@@ -107,10 +111,10 @@ _INSIDE = (1e-3, 1 - 1e-3)  # of the gap: on the clip itself a rounding error co
 class _Between(nn.Module):
     """From where each weight stands between its two levels to the weight."""
 
-    def __init__(self, layer: QuantConv2d | QuantLinear):
+    def __init__(self, layer: Quantized):
         super().__init__()
-        shape = (-1, *(1,) * (layer.weight.dim() - 1))
-        self.size: Tensor = step(layer.weight_bits, layer.weight_clip, signed=True).view(shape)
+        sizes = step(layer.weight_bits, layer.weight_clip, signed=True)
+        self.size: Tensor = along_weight(sizes, layer.weight)
         low, high = levels(layer.weight_bits, signed=True)
         self.below = (layer.weight.detach() / self.size).floor().clamp(low, high - 1)
 

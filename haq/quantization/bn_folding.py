@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from haq.network.operators import LayerModule, folded_norms
-from haq.quantization.fake_quant import QuantConv2d, QuantLinear
+from haq.network.modules import Product
+from haq.network.operators import folded_norms
+from haq.quantization.fake_quant import Quantized
 from haq.quantization.quantizer import codes, step
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
@@ -26,7 +27,7 @@ def norms_of(network: fx.GraphModule) -> dict[str, str]:
     modules = {name: network.get_submodule(name) for name in names}
     # By module, which may be called under several names.
     calls = Counter(id(modules[name]) for name in names)
-    layers = [name for name, module in modules.items() if isinstance(module, LayerModule)]
+    layers = [name for name, module in modules.items() if isinstance(module, Product)]
     return {
         layer: norm for layer, norm in folded_norms(network, layers).items()
         if calls[id(modules[layer])] == calls[id(modules[norm])]
@@ -63,23 +64,23 @@ def fold_norms(network: fx.GraphModule) -> None:
     """
     for name, norm_name in norms_of(network).items():
         layer, norm = network.get_submodule(name), network.get_submodule(norm_name)
-        assert isinstance(layer, LayerModule) and isinstance(norm, Norm)
-        if not (isinstance(layer, QuantConv2d | QuantLinear) and _has_one_scale(layer)):
+        assert isinstance(layer, Product) and isinstance(norm, Norm)
+        if not (isinstance(layer, Quantized) and _has_one_scale(layer)):
             with torch.no_grad():
                 _fold(layer, norm)
 
 
-def _has_one_scale(layer: QuantConv2d | QuantLinear) -> bool:
+def _has_one_scale(layer: Quantized) -> bool:
     return len(layer.weight_clip) < len(layer.weight)
 
 
-def _fold(layer: LayerModule, norm: Norm) -> None:
+def _fold(layer: Product, norm: Norm) -> None:
     multiplier, offset = affine(norm)
     if layer.bias is not None:
         offset = offset + multiplier * layer.bias
         layer.bias.zero_()
     column = (-1, *(1,) * (layer.weight.dim() - 1))  # (out, 1, ...)
-    if isinstance(layer, QuantConv2d | QuantLinear):
+    if isinstance(layer, Quantized):
         bits, clip = layer.weight_bits, layer.weight_clip
         signed = codes(layer.weight, bits, clip.view(column)) * multiplier.sign().view(column)
         folded = clip * multiplier.abs()

@@ -16,9 +16,10 @@ from torch.utils import _pytree as pytree
 from haq.allocation.policy import FLOAT
 from haq.errors import ConversionError
 from haq.network.capture import Sample, evaluating
-from haq.network.operators import LayerModule, values_of
+from haq.network.modules import LayerModule, Product
+from haq.network.operators import values_of
 from haq.quantization.bn_folding import Norm, affine, fold_norms, norms_of
-from haq.quantization.fake_quant import QuantConv2d, QuantLinear, Rounding
+from haq.quantization.fake_quant import Quantized, Rounding
 from haq.quantization.quantizer import codes, levels, step
 
 LARGEST_CODE = 127
@@ -85,11 +86,11 @@ class Conversion(NamedTuple):
 
 
 def layers(network: fx.GraphModule) -> list[str]:
-    """Return the names of the convolutions and linear layers that a quantized network calls."""
+    """Return the names of the layers that a quantized network calls."""
     called = {str(node.target) for node in network.graph.nodes if node.op == "call_module"}
     return [
         name for name, module in network.named_modules()
-        if name in called and type(module) in (nn.Conv2d, nn.Linear, QuantConv2d, QuantLinear)
+        if name in called and isinstance(module, LayerModule)
     ]  # fmt: skip
 
 
@@ -113,7 +114,7 @@ def rescale_to_kernel_range(bits: int, top: int) -> int:
     return max(1, room // levels(bits, signed=True)[1])
 
 
-def fold(layer: LayerModule, norm: Norm | None, grid: InputGrid | None = None) -> Folded:
+def fold(layer: Product, norm: Norm | None, grid: InputGrid | None = None) -> Folded:
     """Return a layer with the BatchNorm behind it as one, its codes in the range of 8-bit kernels.
 
     A channel whose codes are all zero has a scale with which its bias is exact to some 20 binary
@@ -128,7 +129,7 @@ def fold(layer: LayerModule, norm: Norm | None, grid: InputGrid | None = None) -
     weight = layer.weight.detach()
     column = (-1, *(1,) * (weight.dim() - 1))
     multiplier, bias = _affine(layer, norm)
-    if not isinstance(layer, QuantConv2d | QuantLinear):
+    if not isinstance(layer, Quantized):
         return Folded((weight.double() * multiplier.view(column)).float(), None, bias)
     bits, clip = layer.weight_bits, layer.weight_clip.view(column)
     code = codes(weight, bits, clip) * multiplier.sign().to(torch.int8).view(column)
@@ -154,7 +155,7 @@ def _scale_of_bias(bias: Tensor, unit: Tensor) -> Tensor:
     return torch.where(bias == 0, 1.0, scale)
 
 
-def _affine(layer: LayerModule, norm: Norm | None) -> tuple[Tensor, Tensor | None]:
+def _affine(layer: Product, norm: Norm | None) -> tuple[Tensor, Tensor | None]:
     """Return what the products of a channel are multiplied by, and what is added: float64."""
     bias = None if layer.bias is None else layer.bias.detach().double()
     if norm is None:
@@ -247,7 +248,7 @@ def round_biases(network: fx.GraphModule) -> None:
     for name, grid in _input_grids(network).items():
         layer = network.get_submodule(name)
         norm = network.get_submodule(norms[name]) if name in norms else None
-        assert isinstance(layer, QuantConv2d | QuantLinear)
+        assert isinstance(layer, Product) and isinstance(layer, Quantized)
         assert norm is None or isinstance(norm, Norm)
         folded = fold(layer, norm, grid)
         if folded.bias is not None:
@@ -264,7 +265,7 @@ def _input_grids(network: fx.GraphModule) -> dict[str, InputGrid]:
     for node in network.graph.nodes:
         if node.op != "call_module":
             continue
-        if isinstance(network.get_submodule(str(node.target)), QuantConv2d | QuantLinear):
+        if isinstance(network.get_submodule(str(node.target)), Quantized):
             source = values_of(node.all_input_nodes[0])
             module = source.op == "call_module" and network.get_submodule(str(source.target))
             if isinstance(module, Rounding) and module.bits != FLOAT:
@@ -274,7 +275,7 @@ def _input_grids(network: fx.GraphModule) -> dict[str, InputGrid]:
     return {name: InputGrid(torch.tensor(size), top) for name, (size, top) in one.items()}
 
 
-def _move_bias(layer: LayerModule, norm: Norm | None, difference: Tensor) -> None:
+def _move_bias(layer: Product, norm: Norm | None, difference: Tensor) -> None:
     with torch.no_grad():
         if norm is None:
             assert layer.bias is not None

@@ -5,7 +5,7 @@ it can be fine-tuned, and rounding them is the last step of every forward.
 """
 
 import copy
-from collections.abc import Set
+from collections.abc import Mapping, Set
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,8 +13,9 @@ from torch import Tensor, fx, nn
 from haq.allocation.policy import FLOAT, Bits, Policy, check_policy, readers
 from haq.errors import PolicyError
 from haq.network.graph import Graph
-from haq.network.layers import EDGE_BITS
-from haq.network.operators import LayerModule
+from haq.network.layers import EDGE_BITS, edges
+from haq.network.modules import along_weight, plain
+from haq.network.operators import is_lookup
 from haq.network.sites import Point, insert
 from haq.quantization.calibration import Clips
 from haq.quantization.quantizer import BITS, levels, step
@@ -75,32 +76,77 @@ class Rounding(nn.Module):
         return f"bits={self.bits}, {clip}, signed={self.signed}, skew={self.skew}"
 
 
-class QuantConv2d(nn.Conv2d):
-    """A Conv2d whose weights are rounded in every forward."""
+class Quantized(nn.Module):
+    """A layer whose weights are rounded in every forward.
 
+    Attributes:
+        weight: Float underneath.
+        weight_bits: 2 to 8.
+        weight_clip: (scales,), or (1,) where the layer has one for all.
+    """
+
+    weight: nn.Parameter
     weight_bits: int
     weight_clip: Tensor
+
+    def rounded_weight(self) -> Tensor:
+        """Return the weights on their grid."""
+        return rounded(self.weight, self.weight_bits, along_weight(self.weight_clip, self.weight))
+
+
+class QuantConv2d(Quantized, nn.Conv2d):  # type: ignore[misc]
+    """A Conv2d whose weights are rounded in every forward."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of (N, c_in, H, W) with the rounded weights."""
-        output: Tensor = self._conv_forward(input, _weights(self), self.bias)
+        output: Tensor = self._conv_forward(input, self.rounded_weight(), self.bias)
         return output
 
 
-class QuantLinear(nn.Linear):
+class QuantLinear(Quantized, nn.Linear):  # type: ignore[misc]
     """A Linear whose weights are rounded in every forward."""
-
-    weight_bits: int
-    weight_clip: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the product of (N, ..., c_in) with the rounded weights."""
-        return nn.functional.linear(input, _weights(self), self.bias)
+        return nn.functional.linear(input, self.rounded_weight(), self.bias)
 
 
-def _weights(layer: QuantConv2d | QuantLinear) -> Tensor:
-    clip = layer.weight_clip.view(-1, *(1,) * (layer.weight.dim() - 1))  # (out or 1, 1, ...)
-    return rounded(layer.weight, layer.weight_bits, clip)
+class QuantEmbedding(Quantized, nn.Embedding):  # type: ignore[misc]
+    """An Embedding whose rows are rounded where they are read."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the rounded rows (..., features) of integers (...)."""
+        return _rounded_rows(self.weight, self.weight_clip, self.weight_bits, input)
+
+
+class Rows(nn.Module):
+    """Reads rows of another layer's weights, rounded as that layer rounds them."""
+
+    def __init__(self, layer: str, bits: int):
+        super().__init__()
+        self.layer, self.bits = layer, bits
+
+    def forward(self, weight: Tensor, clip: Tensor, rows: Tensor) -> Tensor:
+        """Return the rounded rows (..., features) of integers (...)."""
+        return _rounded_rows(weight, clip, self.bits, rows)
+
+
+def _rounded_rows(weight: Tensor, clip: Tensor, bits: int, rows: Tensor) -> Tensor:
+    clips = clip[rows][..., None] if len(clip) > 1 else clip  # (..., 1)
+    return rounded(nn.functional.embedding(rows, weight), bits, clips)
+
+
+QUANTIZED: Mapping[type[nn.Module], type[Quantized]] = {
+    nn.Conv2d: QuantConv2d,
+    nn.Linear: QuantLinear,
+    nn.Embedding: QuantEmbedding,
+}
+"""Kind of a layer to the same with rounded weights."""
+
+
+def set_plain(module: nn.Module) -> None:
+    """Let a layer round its weights no more, in place."""
+    module.__class__ = plain(module)
 
 
 def quantize(graph: Graph, policy: Policy, clips: Clips) -> fx.GraphModule:
@@ -132,7 +178,22 @@ def quantize(graph: Graph, policy: Policy, clips: Clips) -> fx.GraphModule:
         bits = policy[layer.name].weight
         if bits != FLOAT:
             _round_weights(model.get_submodule(layer.name), bits, clips.weights[layer.name][bits])
+            _round_rows(model, layer.name, bits)
+    model.recompile()
     return model.eval()
+
+
+def _round_rows(model: fx.GraphModule, layer: str, bits: int) -> None:
+    """Let whatever looks up rows of a layer's weights read rounded ones."""
+    for node in model.graph.find_nodes(op="get_attr", target=f"{layer}.weight"):
+        for lookup in [user for user in node.users if is_lookup(user)]:
+            name = f"quantizers.{lookup.name}"
+            model.add_submodule(name, Rows(layer, bits))
+            with model.graph.inserting_before(lookup):
+                clip = model.graph.create_node("get_attr", f"{layer}.weight_clip")
+                rows = model.graph.call_module(name, (node, clip, lookup.args[1]))
+            lookup.replace_all_uses_with(rows)
+            model.graph.erase_node(lookup)
 
 
 def _separate(model: nn.Module) -> None:
@@ -162,8 +223,7 @@ def _check_grids(policy: Policy) -> None:
 
 
 def _round_weights(module: nn.Module, bits: int, clip: Tensor) -> None:
-    assert isinstance(module, LayerModule)
-    module.__class__ = QuantConv2d if isinstance(module, nn.Conv2d) else QuantLinear
+    module.__class__ = QUANTIZED[type(module)]
     module.weight_bits = bits  # type: ignore[assignment]
     module.register_buffer("weight_clip", clip.clone())
 
@@ -195,8 +255,10 @@ def uniform(graph: Graph, weight: int, act: int, edge: int = EDGE_BITS) -> dict[
         edge: Bits of both in the first and the last layer, and of the activations of any layer
             that reads the same tensor.
     """
-    ends = {graph.layers[0].name, graph.layers[-1].name}
+    ends = set(edges(graph.layers))
+    alone = {layer.name for layer in graph.layers if layer.weights_alone}
     return {
-        name: Bits(edge if name in ends else weight, act if ends.isdisjoint(group) else edge)
+        name: Bits(weight, FLOAT) if name in alone
+        else Bits(edge if name in ends else weight, act if ends.isdisjoint(group) else edge)
         for name, group in readers(graph.layers).items()
-    }
+    }  # fmt: skip

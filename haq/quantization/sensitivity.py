@@ -26,7 +26,7 @@ from haq.distillation.kd import total_divergence
 from haq.errors import ModelError, RunError
 from haq.files import write_text
 from haq.network.graph import Graph
-from haq.network.operators import LayerModule
+from haq.network.modules import LayerModule, along_weight
 from haq.network.outputs import float_tensors
 from haq.network.sites import module_name
 from haq.quantization.calibration import Clips
@@ -164,10 +164,12 @@ def _places(graph: Graph, clips: Clips, model: fx.GraphModule, asked: Widths) ->
 
 
 def _call(model: fx.GraphModule, name: str) -> fx.Node:
-    """Return the first call of a module, under whichever of its names."""
+    """Return the first call of a module, under whichever of its names, or read of its weight."""
     module = model.get_submodule(name)
     node: fx.Node
     for node in model.graph.nodes:
+        if node.op == "get_attr" and node.target == f"{name}.weight":
+            return node
         if node.op == "call_module" and model.get_submodule(str(node.target)) is module:
             return node
     raise ValueError(f"the graph never calls {name!r}")
@@ -177,8 +179,7 @@ def _call(model: fx.GraphModule, name: str) -> fx.Node:
 def _weights(module: nn.Module, clips: Mapping[int, Tensor], bits: int) -> Iterator[None]:
     assert isinstance(module, LayerModule)
     before = module.weight.data
-    clip = clips[bits].view(-1, *(1,) * (before.dim() - 1))  # (out or 1, 1, ...)
-    module.weight.data = rounded(before, bits, clip)
+    module.weight.data = rounded(before, bits, along_weight(clips[bits], before))
     try:
         yield
     finally:

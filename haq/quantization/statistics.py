@@ -15,10 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq.network.capture import evaluating
 from haq.network.graph import Graph
-from haq.network.operators import LayerModule
+from haq.network.modules import Product, along_weight
 from haq.network.sites import Point, insert
 from haq.quantization.calibration import Clips
-from haq.quantization.fake_quant import QuantConv2d, QuantLinear
+from haq.quantization.fake_quant import Quantized
 from haq.quantization.interpreter import PartialRun
 from haq.quantization.quantizer import levels
 from haq.training.numerics import has_bfloat16
@@ -131,8 +131,9 @@ def correct(model: fx.GraphModule, graph: Graph, floats: Statistics, images: Ten
                 assert isinstance(origin, _BatchNorm)
                 _correct_norm(module, origin, floats[site.node], seen)
             else:
-                assert isinstance(module, LayerModule)
-                walk.change(site, *_correct_layer(module, floats[site.node], seen))
+                assert isinstance(module, Product)
+                alone = not _is_shared(model, site.module)
+                walk.change(site, *_correct_layer(module, floats[site.node], seen, alone))
 
 
 @contextmanager
@@ -158,7 +159,7 @@ def _sites(traced: fx.GraphModule) -> list[_Site]:
         norm = isinstance(module, _BatchNorm) and module.running_mean is not None
         followed = any(isinstance(modules.get(user), _BatchNorm) for user in node.users)
         if several.count(id(module)) == 1:
-            if norm or (isinstance(module, LayerModule) and not followed):
+            if norm or (isinstance(module, Product) and not followed):
                 sites.append(_Site(node.name, str(node.target), norm))
     return sites
 
@@ -243,12 +244,19 @@ def _correct_norm(norm: _BatchNorm, origin: _BatchNorm, floats: Moments, seen: M
     norm.running_var = ratio * (origin.running_var + norm.eps) - norm.eps
 
 
-def _correct_layer(module: LayerModule, floats: Moments, seen: Moments) -> tuple[Tensor, Tensor]:
+def _is_shared(model: fx.GraphModule, layer: str) -> bool:
+    """Return whether something else reads a layer's weights too."""
+    return bool(model.graph.find_nodes(op="get_attr", target=f"{layer}.weight", sort=False))
+
+
+def _correct_layer(
+    module: Product, floats: Moments, seen: Moments, alone: bool
+) -> tuple[Tensor, Tensor]:
     """Correct a layer, and return by what its results are multiplied and what is added."""
     scale = torch.ones_like(seen.var)  # (channels,)
-    if isinstance(module, QuantConv2d | QuantLinear) and module.weight_clip.numel() > 1:
+    if alone and isinstance(module, Quantized) and module.weight_clip.numel() > 1:
         scale = _ratio(floats.var, seen.var) ** (seen.trust / 2)
-        module.weight.mul_(scale.view(-1, *(1,) * (module.weight.dim() - 1)))
+        module.weight.mul_(along_weight(scale, module.weight))
         module.weight_clip = module.weight_clip * scale
     if module.bias is None:
         return scale, torch.zeros_like(scale)

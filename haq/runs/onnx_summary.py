@@ -22,7 +22,7 @@ from haq.formats.onnx.template import template
 from haq.formats.onnx.values import Array
 from haq.hw_profiles.measure import onnx_runtime, timing
 from haq.hw_profiles.measure.timing import Timing
-from haq.quantization.fake_quant import QuantConv2d, QuantLinear, Rounding
+from haq.quantization.fake_quant import Quantized, Rounding, set_plain
 from haq.runs import folder as folders
 from haq.runs.api import Run
 from haq.runs.export import FORMAT
@@ -116,8 +116,8 @@ def _float_file(run: Run | str | os.PathLike[str], finished: Restored) -> onnx.M
     for module in network.modules():
         if isinstance(module, Rounding):
             module.bits = FLOAT
-        elif isinstance(module, QuantConv2d | QuantLinear):
-            module.__class__ = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear  # type: ignore[assignment]
+        elif isinstance(module, Quantized):
+            set_plain(module)
     network.load_state_dict(load_file(folder / "float.safetensors"), strict=False)
     assert isinstance(network, fx.GraphModule)
     return lower(template(network, finished.sample), network)

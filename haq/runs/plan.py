@@ -24,7 +24,7 @@ from haq.hw_profiles import ProfileTarget
 from haq.hw_profiles import load as load_target
 from haq.network.graph import Graph, trace
 from haq.network.inputs import random_inputs
-from haq.network.layers import Layer
+from haq.network.layers import Layer, edges
 from haq.quantization.calibration import check_weights
 from haq.quantization.clipping import CLIPPING
 from haq.runs.job import Job
@@ -140,15 +140,28 @@ def _float_notes(model: nn.Module, graph: Graph) -> Iterator[str]:
     if count:
         every = sum(layer.weights for layer in graph.layers) + count
         names = sorted(graph.float_parameters, key=lambda name: -graph.float_parameters[name])
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        shown = _shown(names)
         yield f"{count / every:.1%} of the weights stay float32 and count as such: {shown}"
+
+
+def _shown(names: Sequence[str], most: int = 3) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _cost_notes(graph: Graph, target: Target | None) -> Iterator[str]:
     """Yield a sentence if a target's costs leave out what stays float, and something does."""
+    if target is None:
+        return
+    costs = " and ".join(target.units)
     if graph.floats and isinstance(target, ProfileTarget) and not target.counts_floats:
-        costs = " and ".join(target.units)
         yield f"{costs} of {target.name} are without what stays float: it has no costs there"
+    alone = [layer.name for layer in graph.layers if layer.weights_alone]
+    if alone:
+        yield (
+            f"{costs} of {target.name} are without {_shown(alone)}: what is looked up multiplies "
+            "nothing, and counts in size alone"
+        )
 
 
 def _pins(job: Job, layers: Sequence[Layer], target: Target | None) -> dict[str, int | Bits]:
@@ -159,7 +172,8 @@ def _pins(job: Job, layers: Sequence[Layer], target: Target | None) -> dict[str,
     kernels that saturate at 8.
     """
     if job.pins is None:
-        nearest = {layer.name: nearest_pin(layer, 8, target) for layer in (layers[0], layers[-1])}
+        ends = edges(layers)
+        nearest = {x.name: nearest_pin(x, 8, target) for x in layers if x.name in ends}
         return {name: pair for name, pair in nearest.items() if pair}
     pins: dict[str, int | Bits] = dict(job.pins)
     for layer in layers:

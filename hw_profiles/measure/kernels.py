@@ -17,6 +17,7 @@ INTEGER = {"QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulIntege
 """Operators of the optimised graph that multiply integers."""
 
 _FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
+_LOOKUP = "Gather"
 _SUFFIX = re.compile(r"(_token_\d+|_nchwc|_out0|/duplicated)+$")  # what ONNX Runtime adds to names
 
 
@@ -26,7 +27,8 @@ class Origins:
     Attributes:
         layers: Node to the layer to which its time belongs; nodes before the first layer belong to
             that one.
-        kernels: Layer to the operators that multiply its weights; one, unless it is called twice.
+        kernels: Layer to the operators that multiply its weights or look them up; one, unless it
+            is called twice.
 
     Raises:
         TargetError: A kernel cannot be traced back to the exported graph.
@@ -36,8 +38,11 @@ class Origins:
         self._known = {name: place for place, name in enumerate(layers)}
         self._stations: dict[str, str] = {}  # node or tensor to the product whose result it is
         self._orders: dict[str, int] = {}
+        lookups = set()
         for node in exported.node:
             self._read(node)
+            if node.op_type == _LOOKUP and node.name.partition("/")[0] in self._known:
+                lookups.add(node.name.partition("/")[0])
         self.layers: dict[str, str] = {}
         self.kernels: dict[str, list[str]] = {name: [] for name in layers}
         owners: dict[str, str] = {}
@@ -45,6 +50,8 @@ class Origins:
             owner = self._owner(node, owners)
             owners |= dict.fromkeys(filter(None, node.output), owner)
             self.layers[node.name] = owner or layers[0]
+        for name in lookups:  # one of constant rows is carried out when the file is loaded
+            self.kernels[name] = self.kernels[name] or [_LOOKUP]
 
     def _read(self, node: onnx.NodeProto) -> None:
         layer = node.name.partition("/")[0]
@@ -64,6 +71,10 @@ class Origins:
 
     def _owner(self, node: onnx.NodeProto, owners: Mapping[str, str]) -> str:
         before = self._latest(owners, node.input)
+        if node.op_type == _LOOKUP and node.name.partition("/")[0] in self._known:
+            layer = str(node.name.partition("/")[0])
+            self.kernels[layer].append(node.op_type)
+            return layer
         if node.op_type not in INTEGER | _FLOAT:
             return before
         station = self._station(node)
@@ -91,7 +102,7 @@ class Origins:
 def misplaced(kernels: Mapping[str, Sequence[str]], policy: Policy) -> Iterator[tuple[str, str]]:
     """Yield the layers that do not run as the policy says, each with the operators that run it."""
     for name, operators in kernels.items():
-        right = _FLOAT if FLOAT in policy[name] else INTEGER
+        right = {*_FLOAT, _LOOKUP} if FLOAT in policy[name] else INTEGER
         if not operators or not right.issuperset(operators):
             yield name, " and ".join(operators) or "no kernel of its own"
 

@@ -24,11 +24,12 @@ from haq.formats.checkpoint.header import (
     reason,
     times,
 )
-from haq.formats.checkpoint.state import COUNT, along, merge_norms, shares
+from haq.formats.checkpoint.state import COUNT, merge_norms, shares
 from haq.formats.packing import packed_size, unpack
 from haq.models import MODELS, build, input_shape
 from haq.network.graph import Graph, trace
 from haq.network.inputs import blank_input
+from haq.network.modules import along_weight
 from haq.quantization.calibration import Clips
 from haq.quantization.fake_quant import Rounding, quantize
 from haq.quantization.quantizer import BITS, levels, step
@@ -152,13 +153,13 @@ def _check_layers(rows: Sequence[LayerRecord], graph: Graph) -> None:
         raise CheckpointError(f"it has a layer {extra[0]!r}, and the model has not")
     if given != known:
         raise CheckpointError("its layers are not in the model's order")
-    for row in rows:
+    for row, layer in zip(rows, graph.layers, strict=True):
         shape = tuple(graph.traced.get_parameter(f"{row.name}.weight").shape)
         if row.shape != shape:
             raise CheckpointError(
                 f"layer {row.name!r} is {times(row.shape)} in it and {times(shape)} in the model"
             )
-        if row.scales not in ((0,) if row.weight_bits == FLOAT else (1, shape[0])):
+        if row.scales not in ((0,) if row.weight_bits == FLOAT else (1, layer.scales)):
             raise CheckpointError(
                 f"layer {row.name!r} with {row.weight_bits}-bit weights cannot have "
                 f"{row.scales} scales"
@@ -223,7 +224,7 @@ def fill(
             weight = unpack(data.numpy().tobytes(), bits, shape.numel()).view(shape).float()
         except ValueError as error:
             raise CheckpointError(f"codes of layer {name!r}: {error}") from error
-        state[key] = weight * along(scales, weight)
+        state[key] = weight * along_weight(scales, weight)
     network.load_state_dict(state, assign=True)
     if layout == "channels_last":
         network.to(memory_format=torch.channels_last)

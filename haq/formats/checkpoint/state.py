@@ -1,15 +1,13 @@
 """Which values of a network's state lie in which tensor of its checkpoint."""
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from haq.allocation.policy import FLOAT
 from haq.formats.checkpoint.header import KINDS
-from haq.network.operators import LayerModule
+from haq.network.modules import LayerModule
 from haq.quantization.bn_folding import Norm, affine, norms_of
-from haq.quantization.fake_quant import QuantConv2d, QuantLinear, Rounding
-
-QUANTIZED = (QuantConv2d, QuantLinear)
+from haq.quantization.fake_quant import Quantized, Rounding
 
 COUNT = "num_batches_tracked"
 
@@ -52,7 +50,7 @@ def shares(network: fx.GraphModule) -> dict[str, list[str]]:
         if isinstance(module, Rounding):
             shares["act_scales"] += [f"{name}.clip"] if module.bits != FLOAT else []
             state.pop(f"{name}.clip")
-        elif isinstance(module, QUANTIZED):
+        elif isinstance(module, Quantized):
             shares["codes"].append(f"{name}.weight")
             shares["scales"].append(f"{name}.weight_clip")
         elif _is_merged(module):
@@ -81,8 +79,3 @@ def _is_merged(module: nn.Module) -> bool:
 def dtype(tensor: str) -> torch.dtype:
     """Return the type of the values of a file's tensor."""
     return torch.uint8 if KINDS[tensor] == "U8" else torch.float32
-
-
-def along(scales: Tensor, weight: Tensor) -> Tensor:
-    """Return scales in a shape that broadcasts against the weights they belong to."""
-    return scales.view(-1, *(1,) * (weight.dim() - 1))  # (out or 1, 1, ...)

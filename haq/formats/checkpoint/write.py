@@ -27,13 +27,13 @@ from haq.formats.checkpoint.header import (
     times,
 )
 from haq.formats.checkpoint.read import fill, read_tensors
-from haq.formats.checkpoint.state import QUANTIZED, along, called, dtype, merge_norms, shares, skews
+from haq.formats.checkpoint.state import called, dtype, merge_norms, shares, skews
 from haq.formats.packing import pack
 from haq.formats.stand_in import stand_in
 from haq.network.graph import Graph
 from haq.network.inputs import random_inputs
-from haq.network.operators import LayerModule
-from haq.quantization.fake_quant import Rounding
+from haq.network.modules import LayerModule, along_weight
+from haq.quantization.fake_quant import Quantized, Rounding
 from haq.quantization.quantizer import codes, step
 
 
@@ -109,7 +109,7 @@ def _rows(network: fx.GraphModule, policy: Policy) -> Iterator[LayerRecord]:
     for name, module in called(network).items():
         if isinstance(module, LayerModule) and name in policy:
             bits, scales = FLOAT, 0
-            if isinstance(module, QUANTIZED):
+            if isinstance(module, Quantized):
                 bits, scales = module.weight_bits, module.weight_clip.numel()
             if policy[name].weight != bits:
                 raise ValueError(f"layer {name!r} has {bits} bits, not {policy[name].weight}")
@@ -154,10 +154,10 @@ def _stored(network: fx.GraphModule, tensor: str, key: str, value: Tensor) -> Te
     if tensor == "act_scales":
         assert isinstance(module, Rounding)
         return module.step.flatten()
-    if isinstance(module, QUANTIZED) and tensor == "codes":
-        whole = codes(value, module.weight_bits, along(module.weight_clip, value))
+    if isinstance(module, Quantized) and tensor == "codes":
+        whole = codes(value, module.weight_bits, along_weight(module.weight_clip, value))
         return torch.frombuffer(bytearray(pack(whole, module.weight_bits)), dtype=torch.uint8)
-    if isinstance(module, QUANTIZED) and tensor == "scales":
+    if isinstance(module, Quantized) and tensor == "scales":
         return step(module.weight_bits, value, signed=True).flatten()
     flat = value.contiguous().flatten()
     return flat.view(torch.uint8) if tensor == "others" else flat

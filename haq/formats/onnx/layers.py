@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 import torch
@@ -11,10 +10,11 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from haq.formats.onnx.operators import is_cut, moves
+from haq.formats.onnx.rows import lower_embedding
 from haq.formats.onnx.saturation import can_saturate
 from haq.formats.onnx.template import DOMAIN
-from haq.formats.onnx.writer import Array, Grid, Writer, name_of, shape_of
-from haq.network.operators import LayerModule
+from haq.formats.onnx.writer import Array, Codes, Grid, Writer, name_of, narrow_codes, shape_of
+from haq.network.modules import Product
 from haq.quantization.bn_folding import Norm
 from haq.quantization.convert import Folded, InputGrid, fold
 
@@ -26,8 +26,11 @@ def lower_layer(file: Writer, node: onnx.NodeProto) -> None:
     """Write the layer that a marker stands for, with the BatchNorm behind it."""
     name, output = name_of(node), node.output[0]
     module = file.network.get_submodule(name)
+    if isinstance(module, nn.Embedding):
+        lower_embedding(file, node, module)
+        return
     norm = file.network.get_submodule(file.norms[name]) if name in file.norms else None
-    assert isinstance(module, LayerModule) and (norm is None or isinstance(norm, Norm))
+    assert isinstance(module, Product) and (norm is None or isinstance(norm, Norm))
     # A module that is called twice has two nodes; the first bears its name.
     label = f"{name}/{output}" if name in file.written else name
     file.written.add(name)
@@ -47,7 +50,7 @@ def lower_layer(file: Writer, node: onnx.NodeProto) -> None:
         _add_conv_integer(file, module, grid, output, label, folded)
 
 
-def _padded(file: Writer, module: LayerModule, tensor: str, label: str) -> str:
+def _padded(file: Writer, module: Product, tensor: str, label: str) -> str:
     """Write the padding of a convolution as a node, if it is not zeros."""
     if not isinstance(module, nn.Conv2d) or module.padding_mode == "zeros":
         return tensor
@@ -62,7 +65,7 @@ def _padded(file: Writer, module: LayerModule, tensor: str, label: str) -> str:
     return file.dequantized(grid._replace(code=code), f"{label}.padded")
 
 
-def _is_depthwise(module: LayerModule) -> bool:
+def _is_depthwise(module: Product) -> bool:
     return (
         isinstance(module, nn.Conv2d)
         and module.groups > 1
@@ -108,7 +111,7 @@ def _operands(
     if folded.scale is None:
         weight = file.constant(f"{label}.weight_values", folded.weight.numpy())
     else:
-        code, zero = _weight_codes(file, label, folded, grid, depthwise)
+        code, zero = _written_codes(file, label, folded, grid, depthwise)
         zeros = np.full(len(folded.weight), zero)
         weight = file.add(
             "DequantizeLinear",
@@ -123,7 +126,12 @@ def _operands(
     return [tensor, weight, *bias]
 
 
-_STORED = {2: ml_dtypes.int2, 4: ml_dtypes.int4}
+def _written_codes(
+    file: Writer, label: str, folded: Folded, grid: Grid | None, depthwise: bool
+) -> tuple[str, np.int8 | np.uint8]:
+    code, zero = _weight_codes(file, label, folded, grid, depthwise)
+    file.codes[label] = Codes(code, zero, _scales(folded))
+    return code, zero
 
 
 def _weight_codes(
@@ -131,16 +139,13 @@ def _weight_codes(
 ) -> tuple[str, np.int8 | np.uint8]:
     """Return the tensor of a layer's codes, packed if they are few, and the code of zero."""
     values: Array = folded.weight.numpy()
-    narrow = values // np.int8(folded.factor)
     largest = int(np.abs(values.astype(np.int16)).max(initial=0))
-    for bits, kind in _STORED.items():
-        if np.abs(narrow).max(initial=0) < 2 ** (bits - 1):
-            # ONNX Runtime carries this out when it loads the file; a DequantizeLinear of 4 bits it
-            # would carry out in every run, and then compute in float.
-            packed = file.constant(f"{label}.weight_codes", narrow.astype(kind))
-            wide = file.add("Cast", [packed], f"{label}.weight_int8", to=TensorProto.INT8)
-            factor = file.constant(f"factor_{folded.factor}", np.array(folded.factor, np.int8))
-            return file.add("Mul", [wide, factor], f"{label}.weight_rescaled"), np.int8(0)
+    wide = narrow_codes(file, label, values // np.int8(folded.factor))
+    if wide is not None:
+        factor = file.constant(f"factor_{folded.factor}", np.array(folded.factor, np.int8))
+        code = f"{label}.weight_rescaled"
+        file.first.append(helper.make_node("Mul", [wide, factor], [code], code))
+        return code, np.int8(0)
     if grid and file.cpu == "any" and can_saturate(grid.top, largest, depthwise):
         shifted = (values.astype(np.int16) + MIDDLE).astype(np.uint8)
         return file.constant(f"{label}.weight_codes", shifted), np.uint8(MIDDLE)
@@ -185,7 +190,7 @@ def _add_conv_integer(
 ) -> None:
     """Write a convolution whose result stays float: ONNX Runtime fuses Conv only between codes."""
     # Its kernel is the same for depthwise convolutions, so they are no exception.
-    code, zero = _weight_codes(file, label, folded, grid, depthwise=False)
+    code, zero = _written_codes(file, label, folded, grid, depthwise=False)
     zeros = [
         file.constant(f"{label}.{which}_zero_point", np.array(value))
         for which, value in (("input", np.uint8(grid.zero)), ("weight", zero))

@@ -28,6 +28,7 @@ from torch import fx
 from haq.errors import ModelError
 from haq.formats.onnx.layers import lower_layer
 from haq.formats.onnx.operators import lower_operator, lower_rounding
+from haq.formats.onnx.rows import lower_shared_rows, write_shared_rows
 from haq.formats.onnx.template import DOMAIN, OPSET, Template
 from haq.formats.onnx.writer import Cpu, Writer
 
@@ -75,6 +76,7 @@ def lower(
     for node in template.model.graph.node:
         write = _MARKERS[node.op_type] if node.domain == DOMAIN else lower_operator
         write(file, node)
+    write_shared_rows(file)
     for value in template.model.graph.output:
         if file.now(value.name) != value.name:
             file.add("Identity", [file.now(value.name)], value.name)
@@ -88,16 +90,17 @@ def _leave_out(file: Writer, node: onnx.NodeProto) -> None:
 _MARKERS: Mapping[str, Callable[[Writer, onnx.NodeProto], None]] = {
     "round": lower_rounding,
     "layer": lower_layer,
+    "rows": lower_shared_rows,
     "apart": _leave_out,
 }
 """Kind of a marker in a template to the function that writes what it stands for."""
 
 
 def _model(file: Writer, source: onnx.ModelProto, metadata: Mapping[str, Any]) -> onnx.ModelProto:
-    used = {tensor for node in file.nodes for tensor in node.input}
+    used = {tensor for node in (*file.first, *file.nodes) for tensor in node.input}
     constants = [tensor for name, tensor in file.constants.items() if name in used]
     graph = helper.make_graph(
-        file.nodes, "network", _plain_values(source.graph.input),
+        [*file.first, *file.nodes], "network", _plain_values(source.graph.input),
         _plain_values(source.graph.output), constants,
     )  # fmt: skip
     packed = any(tensor.data_type == TensorProto.INT2 for tensor in constants)

@@ -81,7 +81,8 @@ def simulate_from(
     values: dict[str, Value] = {
         tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer
     }
-    values[model.graph.input[0].name] = images.astype(Single)
+    given_images = images.astype(Single) if images.dtype.kind == "f" else images
+    values[model.graph.input[0].name] = given_images
     loose: set[str] = set()  # tensors whose last digits are a matter of the order of sums
     differences = []
     for node in model.graph.node:

@@ -19,7 +19,7 @@ from haq.formats.onnx.lower import lower
 from haq.formats.onnx.saturation import EXACT_KERNELS
 from haq.formats.onnx.template import Template, template
 from haq.quantization.convert import convert_to_integers, layers
-from haq.quantization.fake_quant import QuantConv2d, QuantLinear
+from haq.quantization.fake_quant import Quantized
 
 Answer = Callable[[Tensor], Tensor]
 """From inputs (N, ...) to the first output (N, ...), float32."""
@@ -73,7 +73,7 @@ def integer_answer(exported: Template, network: nn.Module) -> Answer | None:
 
 def _all_integer(network: fx.GraphModule) -> bool:
     parts = [network.get_submodule(name) for name in layers(network)]
-    return all(isinstance(part, QuantConv2d | QuantLinear) for part in parts)
+    return all(isinstance(part, Quantized) for part in parts)
 
 
 def opened(file: bytes, exact: bool = False) -> onnxruntime.InferenceSession:

@@ -19,7 +19,7 @@ from haq.errors import ModelError
 from haq.network.capture import Sample
 from haq.quantization.bn_folding import norms_of
 from haq.quantization.convert import layers
-from haq.quantization.fake_quant import Rounding
+from haq.quantization.fake_quant import Rounding, Rows, set_plain
 
 OPSET = 21
 """ONNX opset of the files: the first with INT4."""
@@ -33,8 +33,9 @@ class Template:
     """A network in ONNX, its layers and quantizers still markers.
 
     Attributes:
-        model: With nodes ``haq.layer`` and ``haq.round`` that name the network's modules, and with
-            nodes ``haq.apart``, which do nothing, before the BatchNorms that are not folded.
+        model: With nodes ``haq.layer`` and ``haq.round`` that name the network's modules, with
+            ``haq.rows`` where rows of the weights of the layer they name are looked up, and with
+            ``haq.apart``, which do nothing, before the BatchNorms that are not folded.
         norms: Layer to the BatchNorm that folds into it.
         folded: Parameters and buffers of which torch made constants of other names; a network must
             have the same ones.
@@ -62,14 +63,27 @@ class _Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a marker in the place of the module."""
-        return _marker("layer", x, self.name, self.module(x).shape)
+        result = self.module(x)
+        return _marker("layer", x, self.name, result.shape, result.dtype)
 
 
-def _marker(kind: str, x: Tensor, name: str, shape: torch.Size) -> Tensor:
+class _Rows(nn.Module):
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+
+    def forward(self, weight: Tensor, clip: Tensor, rows: Tensor) -> Tensor:
+        """Return a marker in the place of rows of another layer's weights."""
+        return _marker("rows", rows, self.name, (*rows.shape, weight.shape[1]), weight.dtype)
+
+
+def _marker(
+    kind: str, x: Tensor, name: str, shape: Sequence[Any], dtype: torch.dtype | None = None
+) -> Tensor:
     known = [size if type(size) is int else -1 for size in shape]
     result: Tensor = torch.onnx.ops.symbolic(
         f"{DOMAIN}::{kind}", (x,), {"name": name, "shape": known},
-        dtype=x.dtype, shape=shape, version=1,
+        dtype=dtype or x.dtype, shape=tuple(shape), version=1,
     )  # fmt: skip
     return result
 
@@ -93,8 +107,13 @@ def template(network: fx.GraphModule, sample: Sample) -> Template:
     for name, module in network.named_modules():
         if isinstance(module, Rounding):
             _replace(marked, name, _Round(name))
+        elif isinstance(module, Rows):
+            _replace(marked, name, _Rows(module.layer))
     for name in names:
-        _replace(marked, name, _Layer(name, _plain(marked.get_submodule(name))))
+        module = marked.get_submodule(name)
+        set_plain(module)  # only its shapes count
+        _replace(marked, name, _Layer(name, module))
+    _keep_shared_weights(marked)
     _give_attention_four_axes(marked)
     norms = norms_of(network)
     for norm in norms.values():
@@ -118,10 +137,13 @@ def _set_apart(values: Mapping[str, Tensor]) -> None:
                 value.mul_(1 + place * 2.0**-20).add_(place * 1e-30)
 
 
-def _plain(module: nn.Module) -> nn.Module:
-    """Let a copy of a layer be exported without its rounding: only its shapes count."""
-    module.__class__ = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
-    return module
+def _keep_shared_weights(marked: fx.GraphModule) -> None:
+    """Let what reads the weight of a layer read it in the module that stands for the layer."""
+    for node in marked.graph.find_nodes(op="get_attr"):
+        owner, _, leaf = str(node.target).rpartition(".")
+        if isinstance(marked.get_submodule(owner), _Layer):
+            node.target = f"{owner}.module.{leaf}"
+    marked.recompile()
 
 
 def _replace(network: nn.Module, name: str, module: nn.Module) -> None:

@@ -3,10 +3,11 @@
 from collections.abc import Collection, Sequence
 from typing import Any, Literal, NamedTuple
 
+import ml_dtypes
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import fx
 
 from haq.allocation.policy import FLOAT
@@ -37,6 +38,20 @@ class Grid(NamedTuple):
     label: str = ""
 
 
+class Codes(NamedTuple):
+    """The weights of a layer that is written.
+
+    Attributes:
+        tensor: Of codes, int8 or uint8.
+        zero: The code of zero.
+        scale: What a code is worth (scales,).
+    """
+
+    tensor: str
+    zero: np.int8 | np.uint8
+    scale: Array
+
+
 class Writer:
     """A file in the making.
 
@@ -45,6 +60,7 @@ class Writer:
         cpu: For which CPUs the file is.
         floats: Names of layers that compute in float whatever they read.
         nodes: So far.
+        first: Nodes that go before all others.
         constants: By name.
         grids: Of the tensors that a DequantizeLinear gives.
     """
@@ -58,6 +74,9 @@ class Writer:
         self.constants: dict[str, onnx.TensorProto] = {}
         self.grids: dict[str, Grid] = {}
         self.written: set[str] = set()  # names of layers that have a node
+        self.first: list[onnx.NodeProto] = []  # of constants alone: carried out at loading
+        self.codes: dict[str, Codes] = {}  # of layers that are written
+        self.shared_rows: list[tuple[int, onnx.NodeProto]] = []  # see haq.formats.onnx.rows
         self._renamed: dict[str, str] = {}  # a tensor of the template to the one that holds it now
         graph = template.model.graph
         self._outputs = {value.name for value in graph.output}
@@ -146,6 +165,24 @@ class Writer:
         self.add("DequantizeLinear", [grid.code, f"{grid.label}.scale", zero], output)
         self.grids[output] = grid
         return output
+
+
+_STORED = {2: ml_dtypes.int2, 4: ml_dtypes.int4}
+
+
+def narrow_codes(file: Writer, label: str, codes: Array) -> str | None:
+    """Write the packed codes of a layer if they are few, and return them widened to int8.
+
+    ONNX Runtime widens them when it loads the file; a DequantizeLinear of 4 bits it would carry out
+    in every run, and then compute in float.
+    """
+    for bits, kind in _STORED.items():
+        if np.abs(codes).max(initial=0) < 2 ** (bits - 1):
+            packed = file.constant(f"{label}.weight_codes", codes.astype(kind))
+            wide = f"{label}.weight_int8"
+            file.first.append(helper.make_node("Cast", [packed], [wide], wide, to=TensorProto.INT8))
+            return wide
+    return None
 
 
 def name_of(node: onnx.NodeProto) -> str:

@@ -33,6 +33,7 @@ class Draft:
         used: The parameters and buffers, by id, that the graph depends on.
         computed: The layers whose weights are computed from other parameters.
         tied: Two names that shared a parameter, of which the second has a copy.
+        shared: Table whose rows are looked up to the layer that multiplies with its weight.
     """
 
     def __init__(self, model: nn.Module, program: Program):
@@ -46,7 +47,12 @@ class Draft:
         self.used: set[int] = set()
         self.computed: list[str] = []
         self.tied: list[tuple[str, str]] = []
+        self.shared: dict[str, str] = {}
         self._passing = _passing(model)
+
+    def module(self, name: str) -> nn.Module:
+        """Return a module that is written already."""
+        return self.modules.root.get_submodule(name)
 
     def value(self, node: Any) -> Any:
         """Return the node that holds the value of a node of the program."""

@@ -9,7 +9,7 @@ from haq.network.lifting.draft import Draft
 from haq.network.lifting.names import input_names
 from haq.network.lifting.nodes import changes_nothing, name_of
 from haq.network.lifting.norms import dropout, norm
-from haq.network.lifting.products import layer
+from haq.network.lifting.products import is_table, layer
 from haq.network.lifting.weights import computed, of_state
 from haq.network.outputs import put_together
 from haq.network.program import Program
@@ -64,7 +64,7 @@ def _operation(draft: Draft, node: fx.Node) -> None:
         )
     if name_of(node) in _CHECKS:
         return
-    weight = computed(node, draft.weights)
+    weight = None if is_table(node) else computed(node, draft.weights)
     if weight is not None:
         draft.weights[node] = weight  # written where something else than a layer reads it
         return
@@ -84,6 +84,9 @@ def _notes(draft: Draft) -> Iterator[str]:
         )
     for first, second in draft.tied:
         yield f"{second} shares its weight with {first}; each has a copy of its own"
+    for table, name in sorted(draft.shared.items()):
+        if table != name:
+            yield f"{table} and {name} share one weight: its bits are those of layer {name}"
     missed = [
         name or type(draft.model).__name__ for name, module in draft.model.named_modules()
         if (own := [*module.parameters(recurse=False)])

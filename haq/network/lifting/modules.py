@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from haq.network.modules import LayerModule
+
 aten = torch.ops.aten
 
 DROPOUTS = {
@@ -52,11 +54,16 @@ def _linear(weight: Tensor) -> nn.Linear:
     return nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
 
 
+def _embedding(weight: Tensor) -> nn.Embedding:
+    return nn.Embedding(weight.shape[0], weight.shape[1], device="meta")
+
+
 # From the weight and what follows the bias to a layer without parameters.
-BUILDERS: Mapping[Any, Callable[..., nn.Conv2d | nn.Linear]] = {
+BUILDERS: Mapping[Any, Callable[..., LayerModule]] = {
     aten.conv2d.default: _convolution,
     aten.conv2d.padding: _convolution,
     aten.linear.default: _linear,
+    aten.embedding.default: _embedding,
 }
 
 

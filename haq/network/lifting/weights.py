@@ -1,12 +1,12 @@
 """What can be the weight of a layer: parameters, and what is computed from them alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
-from haq.network.lifting.nodes import is_random
+from haq.network.lifting.nodes import is_random, name_of
 
 
 class Weight(NamedTuple):
@@ -17,14 +17,14 @@ class Weight(NamedTuple):
         key: Equal where the same is computed from the same parameters.
         name: Of the parameter or buffer; empty for what is computed.
         sources: The parameters and buffers, by id, to their names.
-        turned: Whether it is a parameter with its axes exchanged.
+        original: The parameter, where this is one with its axes exchanged.
     """
 
     value: Any
     key: Any
     name: str
     sources: Mapping[int, str]
-    turned: bool = False
+    original: "Weight | None" = None
 
 
 def of_state(tensor: Tensor, name: str) -> Weight:
@@ -34,8 +34,11 @@ def of_state(tensor: Tensor, name: str) -> Weight:
 
 def transposed(weight: Weight) -> Weight:
     """Return a matrix with its axes exchanged."""
+    if weight.original is not None:
+        return weight.original
     key = f"transposed({weight.key})"
-    return Weight(weight.value.t(), key, "", weight.sources, turned=bool(weight.name))
+    original = weight if weight.name else None
+    return Weight(weight.value.t(), key, "", weight.sources, original)
 
 
 def computed(node: fx.Node, weights: Mapping[fx.Node, Weight]) -> Weight | None:
@@ -49,9 +52,23 @@ def computed(node: fx.Node, weights: Mapping[fx.Node, Weight]) -> Weight | None:
     args, kwargs = fx.map_arg(arguments, lambda n: weights[n].value)
     keys = fx.map_arg(arguments, lambda n: weights[n].key)
     sources = {i: name for operand in operands for i, name in weights[operand].sources.items()}
+    if _exchanges_axes(node, operands):
+        return transposed(weights[operands[0]])
     with torch.no_grad():
         value = node.target(*args, **kwargs)  # type: ignore[operator]
     return Weight(value, f"{node.target}{keys}", "", sources)
+
+
+def _exchanges_axes(node: fx.Node, operands: Sequence[fx.Node]) -> bool:
+    """Return whether a node exchanges the two axes of a matrix."""
+    name = name_of(node)
+    if name not in ("t", "transpose", "permute", "numpy_T") or len(operands) > 1:
+        return False
+    if operands[0].meta["val"].dim() != 2:
+        return False
+    axes = node.args[1] if name == "permute" else node.args[1:]
+    places = [axis % 2 for axis in axes]  # type: ignore[union-attr,operator]
+    return not places or places == [1, 0] or (name == "transpose" and places == [0, 1])
 
 
 def parameter(weight: Weight, state: Mapping[str, Tensor]) -> nn.Parameter:

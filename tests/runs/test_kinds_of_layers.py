@@ -1,0 +1,127 @@
+"""Every kind of layer goes the whole way: search, checkpoint, ONNX file."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import haq
+from haq.hw_profiles.measure import onnx_runtime
+from haq.hw_profiles.measure.onnx_runtime import Setup
+from haq.network.graph import trace
+from haq.runs.api import search
+from haq.runs.verify import verify
+
+
+class Net(nn.Module):
+    """A network written in one line: its forward, then its modules."""
+
+    def __init__(self, body, **parts):
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self.body = body
+
+    def forward(self, x):
+        return self.body(self, x)
+
+
+def tied(body, bias=False):
+    net = Net(body, words=nn.Embedding(40, 16), mix=nn.Linear(16, 16),
+              head=nn.Linear(16, 40, bias=bias))  # fmt: skip
+    net.head.weight = net.words.weight
+    return net
+
+
+def with_table(body):
+    net = Net(body, mix=nn.Linear(16, 16), head=nn.Linear(16, 8))
+    net.table = nn.Parameter(torch.randn(40, 16))
+    return net
+
+
+def with_places():
+    def body(net, x):
+        places = net.places[:, : x.shape[1]]
+        return net.head(torch.relu(net.mix(net.words(x) + net.place(places))).mean(1))
+
+    net = Net(body, words=nn.Embedding(40, 16, padding_idx=0), place=nn.Embedding(12, 16),
+              mix=nn.Linear(16, 32), head=nn.Linear(32, 8))  # fmt: skip
+    net.register_buffer("places", torch.arange(12)[None])
+    return net
+
+
+def tokens(count):
+    return torch.randint(40, (count, 12), generator=torch.Generator().manual_seed(0))
+
+
+class Case(NamedTuple):
+    """A network of some kind.
+
+    Attributes:
+        build: Makes it, with random weights.
+        inputs: From a count to inputs (count, ...).
+        kinds: Of its layers, in order of execution.
+    """
+
+    build: Callable
+    inputs: Callable
+    kinds: tuple
+
+
+CASES = {
+    "embedding and positions": Case(
+        with_places, tokens, ("embedding", "embedding", "linear", "linear")
+    ),
+    "functional embedding": Case(
+        lambda: with_table(
+            lambda net, x: net.head(torch.relu(net.mix(functional.embedding(x, net.table))).mean(1))
+        ),
+        tokens,
+        ("embedding", "linear", "linear"),
+    ),
+    "tied head": Case(
+        lambda: tied(lambda net, x: net.head(torch.relu(net.mix(net.words(x))).mean(1))),
+        tokens,
+        ("linear", "linear"),
+    ),
+    "tied head with a bias, after a product with the transposed table": Case(
+        lambda: tied(
+            lambda net, x: (
+                net.head(torch.relu(net.mix(net.words(x))).mean(1))
+                + torch.relu(net.words(x)).mean(1) @ net.words.weight.T
+            ),
+            bias=True,
+        ),
+        tokens,
+        ("linear", "linear", "linear"),
+    ),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    torch.manual_seed(0)
+    return CASES[request.param]
+
+
+def test_a_kind_of_layer_goes_the_whole_way(case, tmp_path):
+    model, inputs = case.build().eval(), case.inputs(40)
+    run = search(
+        model, inputs, agent="ilp", budgets=["avg_weight_bits=5"], pins={}, rounding_steps=2,
+        threads=1, out=tmp_path / "run",
+    )  # fmt: skip
+    assert tuple(layer.kind for layer in trace(model, inputs[:2]).layers) == case.kinds
+    with torch.no_grad():
+        answer = run.model(inputs)
+    haq.export_checkpoint(run, tmp_path / "net.safetensors", model=model)
+    restored = haq.load(tmp_path / "net.safetensors", model=case.build())
+    assert torch.equal(restored(inputs), answer)
+    file = haq.export_onnx(run.folder, tmp_path / "net.onnx", model=model)
+    result = verify(tmp_path / "net.onnx")
+    assert result["equal_images"] == result["simulated_images"] or not result["all_integer"]
+    session = onnx_runtime.session(file.SerializeToString(), Setup())
+    answers = onnx_runtime.answers(session, inputs.numpy())
+    assert torch.allclose(torch.from_numpy(answers), answer, atol=0.02 * float(answer.std()))
