@@ -27,7 +27,7 @@ def check_used(given: Mapping[str, Any], job: "Job") -> None:
             f"--batch {job.batch} is of a target, and there is none: name one with --target, or "
             "leave it out"
         )
-    if job.paper and given.get("distill"):
+    if job.paper and given.get("distill", "none") != "none":
         raise HaqError("--paper learns from labels alone; leave --distill out")
     unused = [flag(name) for name in OF_TRAINING if name in given]
     if unused and not fine_tunes(job):

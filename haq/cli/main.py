@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from haq.cli.compare import compare_command
 from haq.cli.cost import cost_command
+from haq.cli.distill import distill_command
 from haq.cli.export import export_command
 from haq.cli.inspect import inspect_command
 from haq.cli.profile import profile_command
@@ -33,6 +34,7 @@ PANELS: Mapping[str, Mapping[str, Callable[..., None]]] = {
     },
     "Networks and files": {
         "train": train_command,
+        "distill": distill_command,
         "export": export_command,
         "verify": verify_command,
     },

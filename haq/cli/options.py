@@ -49,6 +49,11 @@ Threads = Annotated[
     option(RUN, "CPU threads of each process.", metavar="N",
            show_default="all cores, shared by the workers; 1 for digits"),
 ]  # fmt: skip
+Distill = Annotated[
+    str | None,
+    option(TRAINING, "Losses against the teacher with their weights, such as kd:0.9+hint:1, or "
+           "none for labels alone.", metavar="LOSSES", show_default="kd:0.9; none with --paper"),
+]  # fmt: skip
 Target = Annotated[
     str,
     option(HARDWARE, "Name that haq targets lists, or FILE.json, or table:FILE.csv.",

@@ -16,6 +16,7 @@ from haq.cli.options import (
     SEARCH,
     TRAINING,
     Data,
+    Distill,
     Model,
     Seed,
     Size,
@@ -124,9 +125,7 @@ def search_command(  # noqa: PLR0913 - one argument an option
     lr: Annotated[
         float, option(TRAINING, "Highest learning rate of fine-tuning.", metavar="RATE")
     ] = 0.005,
-    distill: Annotated[
-        bool, option(TRAINING, "Learn from the float network's answers as well.")
-    ] = True,
+    distill: Distill = None,
     final_epochs: Annotated[
         int | None,
         option(TRAINING, "Epochs of fine-tuning for the policy chosen.", metavar="N",

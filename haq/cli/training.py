@@ -17,6 +17,18 @@ from haq.runs.progress import OnProgress
 from haq.training.scoring import score
 
 
+def check_out(out: Path) -> None:
+    """Refuse a file that weights cannot be written to.
+
+    Raises:
+        ModelError: It has another suffix, or there is no such folder.
+    """
+    if out.suffix != ".safetensors":
+        raise ModelError(f"out {out}: the weights are written as safetensors; name it so")
+    if not out.parent.is_dir():
+        raise ModelError(f"out {out}: there is no folder {out.parent}")
+
+
 def run_training(
     job: Job, out: Path, epochs: int, lr: float, on_progress: OnProgress
 ) -> dict[str, Any]:
@@ -30,10 +42,7 @@ def run_training(
     Raises:
         HaqError: A name is unknown, the images do not fit the model, or ``out`` cannot be written.
     """
-    if out.suffix != ".safetensors":
-        raise ModelError(f"out {out}: the weights are written as safetensors; name it so")
-    if not out.parent.is_dir():
-        raise ModelError(f"out {out}: there is no folder {out.parent}")
+    check_out(out)
     torch.set_num_threads(job.threads or torch.get_num_threads())
     about = outline(job.data, job.size)
     if about is not None:  # says now that the network does not suit the images

@@ -30,8 +30,9 @@ def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
 def _maps(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     student, teacher = wide(student), wide(teacher.detach())
     if student.dim() == 4 and student.shape[2:] != teacher.shape[2:]:
-        size = [min(pair) for pair in zip(student.shape[2:], teacher.shape[2:], strict=True)]
-        student, teacher = (functional.adaptive_avg_pool2d(x, size) for x in (student, teacher))
+        height, width = map(min, zip(student.shape[2:], teacher.shape[2:], strict=True))
+        student = functional.adaptive_avg_pool2d(student, (height, width))
+        teacher = functional.adaptive_avg_pool2d(teacher, (height, width))
     return _map(student), _map(teacher)
 
 

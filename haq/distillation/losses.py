@@ -24,24 +24,22 @@ class Loss(NamedTuple):
         compared: "logits" (N, classes); the features of each of the "taps" (N, C, ...), over which
             the loss is summed; those of the "last tap"; the "embedding" (N, D), which is the last
             tap's mean over positions; or the "input gradient" (N, ...).
-        weight: In the papers, beside labels with a weight of 1.
         maps: Whether the features must have positions: (N, C, H, W) or (N, C, T).
         same_shape: Whether the features must have one shape, so that others need a regressor.
     """
 
     function: Callable[..., Tensor]
     compared: Compared
-    weight: float
     maps: bool = False
     same_shape: bool = False
 
 
 LOSSES: Mapping[str, Loss] = {
-    "kd": Loss(distillation_loss, "logits", 0.9),
-    "hint": Loss(hint_loss, "taps", 1.0, same_shape=True),
-    "attention": Loss(attention_loss, "taps", 1000.0, maps=True),
-    "gradient": Loss(input_gradient_loss, "input gradient", 1.0),
-    "similarity": Loss(similarity_loss, "last tap", 3000.0),
-    "distance": Loss(distance_loss, "embedding", 25.0),
-    "angle": Loss(angle_loss, "embedding", 50.0),
+    "kd": Loss(distillation_loss, "logits"),
+    "hint": Loss(hint_loss, "taps", same_shape=True),
+    "attention": Loss(attention_loss, "taps", maps=True),
+    "gradient": Loss(input_gradient_loss, "input gradient"),
+    "similarity": Loss(similarity_loss, "last tap"),
+    "distance": Loss(distance_loss, "embedding"),
+    "angle": Loss(angle_loss, "embedding"),
 }

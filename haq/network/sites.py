@@ -60,7 +60,7 @@ def tensors_read(calls: dict[str, list[fx.Node]]) -> dict[fx.Node, fx.Node]:
     return {node: tensor_of(first_input(node)) for nodes in calls.values() for node in nodes}
 
 
-def _leaves(node: fx.Node) -> fx.Node:
+def leaves(node: fx.Node) -> fx.Node:
     """Return what leaves a layer or an addition: its value after BatchNorm and ReLU."""
     if is_product(node):
         node = norm_behind(node) or node
@@ -76,7 +76,7 @@ def points_of(
     for node, tensor in tensors.items():
         readers.setdefault(tensor, []).append(str(node.target))
     sums = [node for node in _computed(shapes) if is_sum(node)]
-    ends = {_leaves(node) for node in (*filter(is_product, shapes), *sums)}
+    ends = {leaves(node) for node in (*filter(is_product, shapes), *sums)}
     rounded = {end for end in ends if any(_use(u, end, tensors) == "other" for u in end.users)}
     for node in sums:
         rounded |= {operand for operand in node.all_input_nodes if origin_of(operand) not in ends}

@@ -77,7 +77,7 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
     train_images: int = 5000,
     val_images: int = 2500,
     lr: float | None = None,
-    distill: bool = True,
+    distill: bool | str | Mapping[str, Any] = True,
     final_epochs: int | None = None,
     rounding_steps: int | None = None,
     threads: int | None = None,
@@ -129,9 +129,12 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
         train_images: Training inputs of an episode's epoch.
         val_images: Validation inputs that score an episode.
         lr: Highest learning rate of fine-tuning. None: the default of ``haq search``.
-        distill: Learn from the float network's answers as well.
+        distill: How to learn from the float network: losses with their weights, such as
+            {"kd": 0.9, "hint": 1} or "kd:0.9+hint:1", and what ``haq.distillation.settings``
+            describes beside them. True: {"kd": 0.9}; False: labels alone.
         final_epochs: Epochs of fine-tuning for the policy chosen. None: 1 where its network was
-            fine-tuned already (30 for "digits"), else 0.
+            fine-tuned already (30 for "digits"), else 0. Inputs alone are learned from without
+            labels.
         rounding_steps: Steps in which the policy chosen learns its rounding (AdaRound). None: 300
             for the cheap evaluation, else 0.
         threads: CPU threads of a process. None: torch's own, shared by workers.

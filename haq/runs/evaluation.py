@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from haq.allocation.policy import Policy
 from haq.allocation.trials import Score
 from haq.datasets import Data, Split
 from haq.datasets.fingerprint import fingerprint
+from haq.distillation.settings import Weight, distillation_of
 from haq.errors import HaqError
 from haq.network.graph import Graph
 from haq.quantization.adaround import adaround
@@ -124,7 +126,8 @@ def labeled(
 def recipe_of(job: Job) -> Recipe:
     """Return how a job fine-tunes and scores."""
     agreement = job.reward == "agreement"
-    return Recipe(job.train_images, job.val_images, job.lr, job.distill, agreement=agreement)
+    distill = distillation_of(job.distill) if job.distill else None
+    return Recipe(job.train_images, job.val_images, job.lr, distill, agreement=agreement)
 
 
 def unlabeled(
@@ -234,7 +237,7 @@ def _finish_labeled(
     fine_tune(
         model,
         planned.graph,
-        data,
+        data.train,
         epochs=job.last_epochs(tuned),
         recipe=recipe_of(job),
         seed=job.seed,
@@ -248,6 +251,21 @@ def _finish_unlabeled(
     chosen = inputs[:ROUNDED_ON]
     split = Frozen(chosen, torch.zeros(len(chosen), dtype=torch.int64))
     _round(job, planned, split, on_progress, model)
+    if job.final_epochs:
+        fine_tune(
+            model,
+            planned.graph,
+            split,
+            epochs=job.final_epochs,
+            recipe=_without_labels(recipe_of(job)),
+            seed=job.seed,
+            on_step=partial(_report, on_progress, "distill"),
+        )
+
+
+def _without_labels(recipe: Recipe) -> Recipe:
+    assert recipe.distill is not None  # see haq.runs.own
+    return replace(recipe, distill=replace(recipe.distill, labels=Weight(0, 0)))
 
 
 def _round(
@@ -258,4 +276,4 @@ def _round(
 
 
 def _report(on_progress: OnProgress, stage: str, step: Step) -> None:
-    on_progress(Progress(stage, step.done, step.total, f"loss {step.loss:.3f}"))
+    on_progress(Progress(stage, step.done, step.total, str(step)))

@@ -52,7 +52,7 @@ def write_figures(folder: Path, on_progress: OnProgress) -> None:
     if "uniform.json" in missing:
         network = quantize(graph, uniform(graph, 8, 8), clips).eval()
         # The validation images of the run's own episodes; nothing is tuned on the training images.
-        recipe = Recipe(train_images=2, val_images=job.val_images, distill=False)
+        recipe = Recipe(train_images=2, val_images=job.val_images, distill=None)
         accuracy = {
             "val_accuracy": Evaluator(graph, clips, data, recipe, job.seed).score(network).accuracy,
             "test_accuracy": score(network, data.test).accuracy,

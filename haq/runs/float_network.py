@@ -116,6 +116,6 @@ def train_float(
     """Train a float network in place; ``keep`` as in ``training.train.train``."""
 
     def on_step(step: Step) -> None:
-        on_progress(Progress("train", step.done, step.total, f"loss {step.loss:.3f}"))
+        on_progress(Progress("train", step.done, step.total, str(step)))
 
     train(model, data.train, epochs=epochs, lr=lr, seed=seed, on_step=on_step, keep=keep)

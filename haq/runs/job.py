@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from haq.distillation.settings import DEFAULT, read_distillation
 from haq.errors import HaqError
 
 Width = Annotated[int, Field(ge=2, le=8)]
@@ -57,7 +58,7 @@ class Job(BaseModel):
     train_images: Annotated[int, Field(ge=2)] = 5000
     val_images: Annotated[int, Field(ge=1)] = 2500
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.005
-    distill: bool = True
+    distill: dict[str, Any] = dict(DEFAULT)
     final_epochs: Annotated[int, Field(ge=0)] | None = None
     rounding_steps: Annotated[int, Field(ge=0)] | None = None
     float_epochs: Annotated[int, Field(ge=0)] | None = None
@@ -122,7 +123,7 @@ _RULES = {
     "float_epochs": "give a whole number of epochs, 0 or more",
     "threads": "give a whole number of threads, 1 or more",
     "workers": "give a whole number of processes, 1 or more",
-} | dict.fromkeys(("paper", "per_channel", "distill"), "give true or false")
+} | dict.fromkeys(("paper", "per_channel"), "give true or false")
 
 
 def option(field: str) -> str:
@@ -144,6 +145,8 @@ def parse_job(**fields: object) -> Job:
         JobError: A field is unknown or out of range, or some do not go together.
     """
     given = {name: value for name, value in fields.items() if value is not None}
+    if "distill" in given:
+        given["distill"] = _distillation(given["distill"])
     given.setdefault("agent", "ddpg" if given.get("paper") else "guided")
     suits = dict(BY_AGENT.get(str(given["agent"]), {}))
     if given.get("evaluation") == "finetune":
@@ -156,7 +159,16 @@ def parse_job(**fields: object) -> Job:
     threads = job.threads
     if threads is None and (job.workers > 1 or job.ray is not None):
         threads = max(1, default_threads() // job.workers)
-    return job.model_copy(update={"distill": job.distill and not job.paper, "threads": threads})
+    return job.model_copy(update={"distill": {} if job.paper else job.distill, "threads": threads})
+
+
+def _distillation(asked: object) -> dict[str, Any]:
+    if not isinstance(asked, bool | str | Mapping):
+        raise JobError("distill", f"--distill {asked!r}: give text such as kd:0.9+hint:1, or none")
+    try:
+        return read_distillation(asked)
+    except HaqError as error:
+        raise JobError("distill", str(error)) from error
 
 
 def _job_error(error: Mapping[str, Any]) -> JobError:

@@ -127,12 +127,33 @@ def _job(model: nn.Module, data: str, evaluate: Own | None, fields: Mapping[str,
     job = parse_job(model=type(model).__name__, data=data, **{**scored, **fields})
     if evaluate and job.reward != "accuracy":
         raise HaqError(f"reward {job.reward}: evaluate= gives one number; leave the reward out")
+    if data == "inputs" and job.final_epochs:
+        _check_label_free(job)
     if data == "inputs" and evaluate is None and job.evaluation != "cheap":
         raise DataError(
             "inputs alone have no labels: give evaluate=, or the three splits, or take an agent or "
             'an evaluation that needs none, such as agent="ilp"'
         )
     return job
+
+
+def _check_label_free(job: Job) -> None:
+    """Refuse to fine-tune on inputs alone what needs their labels.
+
+    Raises:
+        DataError: The job does.
+    """
+    if not job.distill:
+        raise DataError(
+            f"final_epochs {job.final_epochs}: inputs alone have no labels to learn from; leave "
+            "distill as it is, or final_epochs out"
+        )
+    given = ("labels", "gradient", "self_study", "co_study")
+    needs = [name for name in given if job.distill.get(name) not in (None, 0, [0, 0])]
+    if needs:
+        raise DataError(
+            f"distill {needs[0]}: it needs labels, and inputs alone have none; leave it out"
+        )
 
 
 def _check_forward(model: nn.Module) -> None:

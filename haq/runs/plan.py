@@ -18,6 +18,7 @@ from haq.allocation.costs import (
 )
 from haq.allocation.policy import FLOAT, Bits
 from haq.datasets import Data, Outline
+from haq.distillation.settings import DEFAULT, distillation_of
 from haq.errors import BudgetError, look_up
 from haq.formats.onnx.template import Template
 from haq.hw_profiles import ProfileTarget
@@ -28,6 +29,7 @@ from haq.network.layers import Layer, edges
 from haq.quantization.calibration import check_weights
 from haq.quantization.clipping import CLIPPING
 from haq.runs.job import Job
+from haq.training.distilling import check_distilling
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def plan(
     sample = random_inputs(images["shape"]) if sample is None else sample
     graph = trace(model, sample)
     check_weights(graph)
+    _check_teaching(job, graph, sample)
     target = load_target(job.target, job.batch) if job.target else None
     pins = _pins(job, graph.layers, target)
     choices = _choices(job, graph.layers, target, pins)
@@ -101,6 +104,20 @@ def plan(
         *_pin_notes(pins, graph.layers, target),
     )
     return Plan(model, sample, graph, target, table, budgets, job.budgets, images, notes)
+
+
+def _check_teaching(job: Job, graph: Graph, sample: Tensor) -> None:
+    """Say now that the network cannot be taught as asked for: taps, files of a route, epochs.
+
+    Raises:
+        HaqError: It cannot.
+    """
+    if not job.distill or job.distill == DEFAULT:
+        return
+    settings = distillation_of(job.distill)
+    epochs = {1} if job.evaluation == "finetune" or job.finalists else set()
+    for count in epochs | {job.last_epochs(job.evaluation == "finetune")} - {0}:
+        check_distilling(settings, graph.traced, sample, count)
 
 
 def _check_budgets(

@@ -19,6 +19,7 @@ class State(NamedTuple):
 
     Attributes:
         model: Its parameters and buffers.
+        extra: What is trained beside it, such as regressors.
         optimizer: SGD with momentum.
         schedule: Of the learning rate.
         generator: Of order and augmentation.
@@ -26,6 +27,7 @@ class State(NamedTuple):
     """
 
     model: nn.Module
+    extra: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: LambdaLR
     generator: torch.Generator
@@ -35,6 +37,7 @@ class State(NamedTuple):
 def write_state(state: State, path: Path, epochs: int) -> None:
     """Write the state after some epochs, atomically."""
     tensors = {f"model/{name}": value for name, value in state.model.state_dict().items()}
+    tensors |= {f"extra/{name}": value for name, value in state.extra.state_dict().items()}
     for number, values in state.optimizer.state_dict()["state"].items():
         tensors[f"momentum/{number}"] = values["momentum_buffer"]
     tensors["generator"] = state.generator.get_state()
@@ -62,6 +65,7 @@ def read_state(state: State, path: Path) -> int:
     if metadata.get("asked") != state.settings:
         raise HaqError(f"{path} was left by another training; take it away to start anew")
     state.model.load_state_dict(_below(tensors, "model/"))
+    state.extra.load_state_dict(_below(tensors, "extra/"))
     momenta = {
         int(number): {"momentum_buffer": value}
         for number, value in _below(tensors, "momentum/").items()

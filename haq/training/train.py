@@ -6,9 +6,10 @@ natively, in float32 elsewhere.
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,11 +17,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from haq.datasets import Split
-from haq.distillation.hard_and_soft import hard_and_soft_loss
 from haq.errors import DivergedError
 from haq.training.interrupted import State, read_state, write_state
-from haq.training.numerics import channels_last, has_bfloat16
-from haq.training.teacher import Teacher
+from haq.training.numerics import channels_last
+from haq.training.objective import Batch, Minimized, Moment, Objective, labels_alone
 
 Decay = Literal["all", "weights"]
 """What weight decay is of: all parameters, or the weights of layers alone: no BatchNorm, no bias
@@ -28,11 +28,24 @@ and no step of a quantizer."""
 
 
 class Step(NamedTuple):
-    """Where a training run stands, for a progress bar."""
+    """Where a training run stands, for a progress bar.
+
+    Attributes:
+        done: Steps.
+        total: All of them.
+        loss: Before the last step.
+        terms: What it is the sum of, by name.
+    """
 
     done: int
     total: int
     loss: float
+    terms: Mapping[str, float] = MappingProxyType({})
+
+    def __str__(self) -> str:
+        """Return the loss, and its terms where it has several."""
+        parts = ", ".join(f"{name} {value:.3f}" for name, value in self.terms.items())
+        return f"loss {self.loss:.3f}" + (f" ({parts})" if len(self.terms) > 1 else "")
 
 
 def train(  # noqa: PLR0913 - all but two by keyword
@@ -45,9 +58,7 @@ def train(  # noqa: PLR0913 - all but two by keyword
     weight_decay: float = 5e-4,
     decay: Decay = "all",
     batch: int = 128,
-    teacher: Teacher | None = None,
-    temperature: float = 4.0,
-    label_share: float = 0.1,
+    objective: Objective = labels_alone,
     on_step: Callable[[Step], None] | None = None,
     keep: Path | None = None,
 ) -> None:
@@ -65,9 +76,7 @@ def train(  # noqa: PLR0913 - all but two by keyword
         weight_decay: Of the parameters that ``decay`` names.
         decay: "all" for a float network, "weights" for a quantized one.
         batch: Images a step.
-        teacher: Logits to learn from as well; see ``hard_and_soft_loss``, as for the next two.
-        temperature: Of the softened distributions.
-        label_share: Of the cross-entropy with the labels in the loss, where there is a teacher.
+        objective: What is minimized; see ``haq.training.distilling`` for a teacher.
         on_step: Called after every step.
         keep: A file that holds the state after every epoch, from which the same training goes on
             to the same weights after an interruption; for the caller to take away at the end.
@@ -83,23 +92,31 @@ def train(  # noqa: PLR0913 - all but two by keyword
     if total == 0:
         return
     model.train().to(memory_format=torch.channels_last)
-    loss = partial(hard_and_soft_loss, temperature=temperature, label_share=label_share)
-    settings = [epochs, lr, seed, weight_decay, decay, batch, temperature, label_share]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        state = _begin(model, total, lr, seed, _groups(model, weight_decay, decay),
-                       json.dumps([*settings, *_sizes(model, split)]))  # fmt: skip
+        minimized = objective(model, partial(_first, split), epochs)
+        minimized.extra.train()
+        settings = [epochs, lr, seed, weight_decay, decay, batch, minimized.settings]
+        groups = _groups(nn.ModuleList([model, minimized.extra]), weight_decay, decay)
+        asked = json.dumps([*settings, *_sizes(model, split)])
+        state = _begin(model, minimized.extra, total, lr, seed, groups, asked)
         done = read_state(state, keep) if keep else 0
         for epoch in range(done, epochs):
             order = torch.randperm(len(split), generator=state.generator)
             for number, place in enumerate(batches, epoch * len(batches) + 1):
-                value = _step(state, split, order[place], teacher, loss)
+                moment = Moment(number - 1, total, epoch, epochs)
+                step = _step(state, split, order[place], minimized, moment)
                 if on_step:
-                    on_step(Step(number, total, value))
+                    on_step(step)
             if keep:
                 write_state(state, keep, epoch + 1)
     _check_weights(model)
     model.eval()
+
+
+def _first(split: Split) -> Tensor:
+    """Return the first images of a split, not augmented."""
+    return split.batch(torch.arange(min(2, len(split))))[0]
 
 
 def _batches(images: int, batch: int) -> list[slice]:
@@ -129,11 +146,17 @@ def _sizes(model: nn.Module, split: Split) -> tuple[list[int], list[list[int]]]:
 
 
 def _begin(
-    model: nn.Module, total: int, lr: float, seed: int, groups: list[dict[str, Any]], settings: str
+    model: nn.Module,
+    extra: nn.Module,
+    total: int,
+    lr: float,
+    seed: int,
+    groups: list[dict[str, Any]],
+    settings: str,
 ) -> State:
     optimizer = torch.optim.SGD(groups, lr, momentum=0.9, nesterov=True)
     generator = torch.Generator().manual_seed(seed)
-    return State(model, optimizer, _one_cycle(optimizer, total), generator, settings)
+    return State(model, extra, optimizer, _one_cycle(optimizer, total), generator, settings)
 
 
 def _one_cycle(optimizer: torch.optim.Optimizer, total: int) -> LambdaLR:
@@ -145,25 +168,20 @@ def _one_cycle(optimizer: torch.optim.Optimizer, total: int) -> LambdaLR:
     return LambdaLR(optimizer, share)
 
 
-Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""From logits, labels and the teacher's logits to a scalar."""
-
-
-def _step(state: State, split: Split, index: Tensor, teacher: Teacher | None, loss: Loss) -> float:
+def _step(state: State, split: Split, index: Tensor, minimized: Minimized, moment: Moment) -> Step:
     """Take one step on the images at ``index`` and return the loss before it."""
     images, labels = split.batch(index, state.generator)
-    images = channels_last(images)
     state.optimizer.zero_grad()
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=has_bfloat16()):
-        logits = state.model(images)
-    difference = loss(logits, labels, teacher(index, images) if teacher else None)
+    terms = minimized.terms(Batch(index, channels_last(images), labels), moment)
+    difference = torch.stack([*terms.values()]).sum()
     value = float(difference.detach())
     if not math.isfinite(value):
         raise DivergedError(f"training diverged: the loss is {value}; lower the learning rate")
     difference.backward()
     state.optimizer.step()
     state.schedule.step()
-    return value
+    shown = {name: float(term.detach()) for name, term in terms.items()}
+    return Step(moment.done + 1, moment.total, value, shown)
 
 
 def _check_weights(model: nn.Module) -> None:

@@ -32,7 +32,7 @@ def haq(monkeypatch, *arguments):
         (["--batch", "8"], "--batch 8 is of a target, and there is none"),
         (["--agent", "ilp", "--lr", "0.1"], "--lr is of fine-tuning, and nothing is fine-tuned"),
         (["--agent", "ilp", "--train-images", "64"], "--train-images is of fine-tuning"),
-        (["--agent", "ilp", "--no-distill"], "--distill is of fine-tuning"),
+        (["--agent", "ilp", "--distill", "none"], "--distill is of fine-tuning"),
         (["--evaluation", "finetune", "--rounding-steps", "9"], "--rounding-steps 9: the rounding"),
         (["--pin", "conv1=32"], "--pin conv1=32: a pin is 2 to 8 bits; leave the layer out"),
         (["--pin", "conv1=1"], "--pin conv1=1: a pin is 2 to 8 bits"),
@@ -81,8 +81,8 @@ def test_other_commands_refuse_what_would_change_nothing(monkeypatch, capsys, tm
 
 
 def test_the_paper_learns_from_labels_alone(monkeypatch, capsys):
-    check_used({"paper": True, "distill": False}, parse_job(paper=True, distill=False))
-    assert haq(monkeypatch, "search", "--paper", "--distill") == 2
+    check_used({"paper": True, "distill": "none"}, parse_job(paper=True, distill="none"))
+    assert haq(monkeypatch, "search", "--paper", "--distill", "kd:0.9") == 2
     assert "leave --distill out" in capsys.readouterr().err
 
 

@@ -3,12 +3,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from haq.distillation.hard_and_soft import hard_and_soft_loss
 from haq.distillation.kd import distillation_loss
 
 STUDENT = torch.tensor([[1, 2, 3], [1, 0, -1]], dtype=torch.float64)
 TEACHER = torch.tensor([[3, 1, 0], [0, 0, 2]], dtype=torch.float64)
-LABELS = torch.tensor([2, 0])
 
 
 def exactly(value):
@@ -49,19 +47,8 @@ def test_the_gradient_by_hand():
 
 def test_no_gradient_reaches_the_teacher():
     student, teacher = STUDENT.clone().requires_grad_(), TEACHER.clone().requires_grad_()
-    hard_and_soft_loss(student, LABELS, teacher).backward()
+    distillation_loss(student, teacher).backward()
     assert teacher.grad is None and student.grad is not None
-
-
-def test_hard_and_soft_by_hand():
-    assert hard_and_soft_loss(STUDENT, LABELS, None).item() == exactly(0.407605964444)
-    assert hard_and_soft_loss(STUDENT, LABELS, TEACHER).item() == exactly(1.696761029693)
-    for label_share, expected in ((1, 0.407605964444), (0, 1.840000481387)):
-        loss = hard_and_soft_loss(STUDENT, LABELS, TEACHER, label_share=label_share)
-        assert loss.item() == exactly(expected)
-    # A half of each, at a temperature of 1: (0.407605964444 + 1.553818180926) / 2.
-    loss = hard_and_soft_loss(STUDENT, LABELS, TEACHER, label_share=0.5, temperature=1)
-    assert loss.item() == exactly(0.980712072685)
 
 
 def test_half_precision_logits_are_widened_first():

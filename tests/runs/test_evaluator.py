@@ -94,7 +94,7 @@ def test_every_evaluation_starts_from_the_float_weights():
 
 def test_the_float_network_teaches_unless_it_is_told_not_to():
     (policy, *_) = policies()
-    alone = evaluator(train_images=40, val_images=50, batch=16, distill=False)
+    alone = evaluator(train_images=40, val_images=50, batch=16, distill=None)
     assert alone.teacher is None
     assert not same(alone.tuned(policy), evaluator().tuned(policy))
 
@@ -167,7 +167,7 @@ def test_the_last_epochs_see_all_training_images():
     networks, steps = [], []
     for _ in range(2):
         network = quantize(graph, policy, clips)
-        fine_tune(network, graph, DATA, epochs=2, recipe=RECIPE, seed=0, on_step=steps.append)
+        fine_tune(network, graph, DATA.train, epochs=2, recipe=RECIPE, seed=0, on_step=steps.append)
         networks.append(network)
     assert [step.total for step in steps] == [8] * 16  # 60 images in batches of 16, twice
     assert same(*networks)

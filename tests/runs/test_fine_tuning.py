@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from haq.datasets.tensors import Data, TensorSplit, shift
+from haq.distillation.settings import distillation_of, read_distillation
 from haq.errors import DivergedError
 from haq.models import build
 from haq.network.graph import trace
@@ -14,7 +15,8 @@ from haq.quantization.calibration import calibrate
 from haq.quantization.fake_quant import quantize, uniform
 from haq.runs.calibration import sensitivity_images
 from haq.runs.evaluator import Evaluator, Recipe, agreement, fine_tune, policy_seed
-from haq.training.teacher import teacher_from
+from haq.training.distilling import distilling
+from haq.training.objective import labels_alone
 from haq.training.train import train
 
 RECIPE = Recipe(train_images=40, val_images=50, batch=16)
@@ -64,13 +66,17 @@ def difference(one, other):
     return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
 
+def taught(asked="kd:0.9"):
+    settings = distillation_of(read_distillation(asked))
+    return distilling(captured()[0].traced, settings)
+
+
 def trained_by_hand(images, recipe, **changes):
     graph, clips, policy = captured()
     model = quantize(graph, policy, clips)
     settings = {
         "epochs": 1, "lr": recipe.lr, "seed": policy_seed(0, policy), "decay": "weights",
-        "weight_decay": 1e-4, "batch": 16, "teacher": teacher_from(graph.traced),
-        "temperature": 4.0, "label_share": 0.1,
+        "weight_decay": 1e-4, "batch": 16, "objective": taught(),
     }  # fmt: skip
     train(model, images, **settings | changes)
     return model
@@ -86,10 +92,12 @@ def test_an_episode_trains_on_augmented_images():
 
 
 CHANGES = [
-    {"weight_decay": 0.1}, {"decay": "all"}, {"teacher": None}, {"temperature": 1.0},
-    {"label_share": 0.5}, {"lr": 0.01},
+    {"weight_decay": 0.1}, {"decay": "all"}, {"lr": 0.01},
+    {"asked": None}, {"asked": "kd:0.9+temperature:1"}, {"asked": "kd:0.5"},
 ]  # fmt: skip
-every_change = pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
+every_change = pytest.mark.parametrize(
+    "change", CHANGES, ids=lambda change: "-".join(map(str, next(iter(change.items()))))
+)
 
 
 def test_an_episode_is_the_recipe_and_nothing_else():
@@ -103,16 +111,19 @@ def test_every_part_of_the_recipe_tells_in_the_weights_of_an_episode(change):
     one = evaluator(replace(RECIPE, lr=0.05))
     model = one.tuned(captured()[2])
     assert difference(model, trained_by_hand(one.images, one.recipe)) < 1e-6
+    if "asked" in change:
+        asked = change["asked"]
+        change = {"objective": taught(asked) if asked else labels_alone}
     assert difference(model, trained_by_hand(one.images, one.recipe, **change)) > 1e-6
 
 
 def test_the_last_epochs_are_taught_by_the_float_network():
     graph, clips, policy = captured()
     model = quantize(graph, policy, clips)
-    fine_tune(model, graph, DATA, epochs=2, recipe=RECIPE, seed=3)
+    fine_tune(model, graph, DATA.train, epochs=2, recipe=RECIPE, seed=3)
     alike = trained_by_hand(DATA.train, RECIPE, epochs=2, seed=3)
     assert difference(model, alike) < 1e-6
-    untaught = trained_by_hand(DATA.train, RECIPE, epochs=2, seed=3, teacher=None)
+    untaught = trained_by_hand(DATA.train, RECIPE, epochs=2, seed=3, objective=labels_alone)
     assert difference(model, untaught) > 1e-4
 
 

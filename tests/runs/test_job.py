@@ -14,7 +14,7 @@ def test_the_default_is_guided_and_paper_alone_means_ddpg():
     assert (parse_job().agent, Job().agent) == ("guided", "guided")
     paper = parse_job(paper=True)
     assert (paper.agent, paper.evaluation, paper.finalists, paper.distill) == (
-        "ddpg", "finetune", 0, False,
+        "ddpg", "finetune", 0, {},
     )  # fmt: skip
 
 

@@ -425,3 +425,32 @@ def test_a_network_that_computes_in_float32_alone_is_compared_in_it(tmp_path):
                  **QUICK | {"budgets": ["avg_weight_bits=31"]})  # fmt: skip
     haq.export_onnx(run, tmp_path / "it.onnx")
     assert verify(tmp_path / "it.onnx")["equal_images"] == 100
+
+
+def test_inputs_alone_are_learned_from_without_labels(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model, inputs = mlp(), torch.randn(80, 8)
+    plain, taught = (
+        haq.search(model, inputs, agent="ilp", rounding_steps=0, pins={}, out=name, **more).model
+        for name, more in (("plain", {}), ("taught", {"final_epochs": 2, "lr": 0.05}))
+    )
+    weights = zip(plain.parameters(), taught.parameters(), strict=True)
+    assert not all(torch.equal(*pair) for pair in weights)
+
+
+@pytest.mark.parametrize(
+    "distill, said",
+    [
+        (False, "inputs alone have no labels to learn from"),
+        ({"kd": 1, "labels": 0.5}, "distill labels: it needs labels, and inputs alone have none"),
+        ({"gradient": 1}, "distill gradient: it needs labels"),
+        ({"kd": 0.9, "self_study": 0.5}, "distill self_study: it needs labels"),
+        ({"hint": 1, "taps": ["7"]}, "unknown tap '7'"),
+    ],
+)
+def test_inputs_alone_cannot_be_learned_from_with_labels(tmp_path, monkeypatch, distill, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(HaqError, match=said):
+        haq.search(mlp(), torch.randn(40, 8), agent="ilp", final_epochs=1, distill=distill)
+    assert not [*tmp_path.rglob("*.json")]

@@ -6,8 +6,10 @@ from torch import nn
 
 from haq.datasets import load
 from haq.datasets.tensors import TensorSplit
+from haq.distillation.settings import distillation_of, read_distillation
 from haq.errors import DivergedError, HaqError
 from haq.models import build
+from haq.training.distilling import distilling
 from haq.training.scoring import logits, score
 from haq.training.teacher import teacher_from
 from haq.training.train import _one_cycle, train
@@ -30,6 +32,11 @@ def network(name="digits_cnn"):
 def trained(model, split=None, **options):
     train(model, split or images(), **QUICK | options)
     return model
+
+
+def teaching(answers, asked="kd:0.9"):
+    settings = distillation_of(read_distillation(asked))
+    return distilling(nn.Module(), settings, answers=answers)
 
 
 def same(one, other):
@@ -168,7 +175,9 @@ def test_a_rate_that_is_no_number_is_refused(lr):
 def test_a_loss_that_is_no_number_says_so():
     model = network("digits_mlp")
     with pytest.raises(DivergedError, match="the loss is nan"):
-        trained(model, teacher=lambda index, images: torch.full((len(index), 10), math.nan))
+        trained(
+            model, objective=teaching(lambda index, images: torch.full((len(index), 10), math.nan))
+        )
 
 
 class Line(nn.Module):
@@ -211,7 +220,7 @@ def test_weight_decay_spares_biases_on_request(decay, bias):
     # A teacher that agrees, and no labels: there is no gradient but that of the decay.
     train(
         model, split, epochs=1, lr=0.1, seed=0, weight_decay=0.5, decay=decay, batch=2,
-        teacher=lambda index, images: model(images).detach(), label_share=0.0,
+        objective=teaching(lambda index, images: model(images).detach(), "kd:1"),
     )  # fmt: skip
     assert model.weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.5 * 1.9))
     assert model.bias.item() == pytest.approx(bias)
@@ -273,7 +282,10 @@ def test_logits_are_those_of_evaluation_mode():
 
 def test_the_teacher_is_left_bit_for_bit_and_its_answers_are_used():
     teacher = network().train()
-    alone, taught = trained(network()), trained(network(), teacher=teacher_from(teacher))
+    alone, taught = (
+        trained(network()),
+        trained(network(), objective=teaching(teacher_from(teacher))),
+    )
     assert same(teacher, network())
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert not same(alone, taught)
@@ -286,7 +298,7 @@ def test_a_teacher_is_given_indices_and_the_images_that_stand_there():
         given.append(torch.equal(pictures, split.images[index]))
         return torch.zeros(len(index), 10)
 
-    trained(network(), split, teacher=teacher)
+    trained(network(), split, objective=teaching(teacher))
     assert given == [True, True, True]
 
 

@@ -43,12 +43,16 @@ def changes_nothing(node: fx.Node) -> bool:
 
 def innermost(node: fx.Node, model: nn.Module, kind: Any) -> nn.Module | None:
     """Return the innermost module of a kind in whose forward an operation stands."""
-    stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
-    for path in reversed(stack):
-        name = path.partition("@")[0].removeprefix("model").removeprefix(".")
+    for name in reversed(modules_around(node)):
         module: Any = None
         with suppress(AttributeError):  # of what is no module, such as a guess by torch
             module = model.get_submodule(name)
         if isinstance(module, nn.Module) and isinstance(module, kind):
             return module
     return None
+
+
+def modules_around(node: fx.Node) -> list[str]:
+    """Return the names of the modules in whose forward an operation stands, the outermost first."""
+    stack = (node.meta.get("nn_module_stack") or {}).values()
+    return [path.partition("@")[0].removeprefix("model").removeprefix(".") for path, _ in stack]
