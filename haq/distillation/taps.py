@@ -8,7 +8,7 @@ from torch import fx
 
 from haq.errors import HaqError, look_up
 from haq.network.capture import Sample, shapes_of
-from haq.network.operators import is_layer, is_sum
+from haq.network.operators import is_product, is_sum
 from haq.network.sites import leaves, module_name
 
 
@@ -81,7 +81,7 @@ def _by_resolution(shapes: Mapping[fx.Node, torch.Size]) -> dict[str, fx.Node]:
     """
     found: dict[str, fx.Node] = {}
     for node in shapes:
-        if is_layer(node) or is_sum(node):
+        if is_product(node) or is_sum(node):
             end = leaves(node)
             size = "x".join(map(str, positions(shapes[end])))
             if size and end in shapes:
@@ -90,7 +90,7 @@ def _by_resolution(shapes: Mapping[fx.Node, torch.Size]) -> dict[str, fx.Node]:
     found = {size: end for size, end in found.items() if size != "1x1"} or found
     if found:
         return found
-    last = [node for node in shapes if is_layer(node)][-1]
+    last = [node for node in shapes if is_product(node)][-1]
     return {"last": last.all_input_nodes[0]}
 
 
