@@ -7,43 +7,32 @@ What comes before the rounded tensor is computed once for all bits, and only the
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor, fx
 
 from haq.allocation.costs import CostTable
 from haq.allocation.policy import FLOAT, Bits, readers
 from haq.distillation.kd import total_divergence
-from haq.errors import ModelError, RunError
+from haq.errors import RunError
 from haq.files import write_text
 from haq.network.graph import Graph
-from haq.network.modules import LayerModule, along_weight
-from haq.network.outputs import float_tensors
-from haq.network.sites import module_name
 from haq.quantization.calibration import Clips
-from haq.quantization.fake_quant import Rounding, quantize
 from haq.quantization.interpreter import CopyingInterpreter
-from haq.quantization.quantizer import quantize as rounded
-from haq.training.numerics import channels_last, has_bfloat16
+from haq.quantization.places import Kind, Widths, float_answers, normalising, places_of, quickly
+from haq.training.numerics import channels_last
 
 IMAGES = 256
 """Images to measure on; more hardly change the policy."""
 
 REMEMBERED = 2**28
 """Values (of 4 bytes) of activations in memory at once; more go in several parts."""
-
-Kind = Literal["weights", "activations"]
-Widths = Mapping[Kind, Mapping[str, Sequence[int]]]
-"""Which bits to measure: of weights and of activations, layer to bits."""
 
 
 @dataclass(frozen=True)
@@ -105,19 +94,19 @@ def sensitivity(
     Raises:
         ModelError: The network does not give tensors of finite floats.
     """
-    model = _normalising(graph, clips)
-    places = list(_places(graph, clips, model, asked))
+    model = normalising(graph, clips)
+    places = places_of(graph, clips, model, asked)
     images = channels_last(images)
     parts = torch.chunk(images, _parts(model, images))
     sums = [dict.fromkeys(place.bits, 0.0) for place in places]
     for number, part in enumerate(parts):
         recorder = _Recorder(model)
-        with _quickly():
-            reference = _tensors(recorder.run(part))
+        with quickly():
+            reference = float_answers(recorder.run(part))
             for at, place in enumerate(places):
                 for bits in place.bits:
                     with place.round(bits):
-                        answer = _tensors(recorder.run_from(place.node, part))
+                        answer = float_answers(recorder.run_from(place.nodes[0], part))
                     distance = float(total_divergence(answer, reference))
                     sums[at][bits] += len(part) / len(images) * distance
                 if on_place:
@@ -126,74 +115,6 @@ def sensitivity(
     for place, values in zip(places, sums, strict=True):
         tables[place.kind] |= dict.fromkeys(place.layers, values)
     return Sensitivity("kl", len(images), tables["weights"], tables["activations"])
-
-
-def _normalising(graph: Graph, clips: Clips) -> fx.GraphModule:
-    """Return the float network, its BatchNorms with the statistics of what they are given."""
-    model = quantize(graph, {layer.name: Bits(FLOAT, FLOAT) for layer in graph.layers}, clips)
-    for module in model.modules():
-        module.train(isinstance(module, _BatchNorm))
-    return model
-
-
-class _Place(NamedTuple):
-    """A tensor that can be rounded alone."""
-
-    kind: Kind
-    layers: tuple[str, ...]
-    bits: tuple[int, ...]
-    node: fx.Node  # the first one that computes something else then
-    round: Callable[[int], AbstractContextManager[None]]
-
-
-def _places(graph: Graph, clips: Clips, model: fx.GraphModule, asked: Widths) -> Iterator[_Place]:
-    for layer in graph.layers:
-        bits = tuple(b for b in asked["weights"].get(layer.name, ()) if b != FLOAT)
-        if bits:
-            call = partial(_weights, model.get_submodule(layer.name), clips.weights[layer.name])
-            yield _Place("weights", (layer.name,), bits, _call(model, layer.name), call)
-    for point in graph.points:
-        wanted = {bits for name in point.layers for bits in asked["activations"].get(name, ())}
-        bits = tuple(sorted(wanted - {FLOAT}))
-        if bits:
-            name = module_name(point.tensor, point.layers)
-            module = model.get_submodule(name)
-            assert isinstance(module, Rounding)
-            call = partial(_activations, module, clips, point.tensor)
-            yield _Place("activations", point.layers, bits, _call(model, name), call)
-
-
-def _call(model: fx.GraphModule, name: str) -> fx.Node:
-    """Return the first call of a module, under whichever of its names, or read of its weight."""
-    module = model.get_submodule(name)
-    node: fx.Node
-    for node in model.graph.nodes:
-        if node.op == "get_attr" and node.target == f"{name}.weight":
-            return node
-        if node.op == "call_module" and model.get_submodule(str(node.target)) is module:
-            return node
-    raise ValueError(f"the graph never calls {name!r}")
-
-
-@contextmanager
-def _weights(module: nn.Module, clips: Mapping[int, Tensor], bits: int) -> Iterator[None]:
-    assert isinstance(module, LayerModule)
-    before = module.weight.data
-    module.weight.data = rounded(before, bits, along_weight(clips[bits], before))
-    try:
-        yield
-    finally:
-        module.weight.data = before
-
-
-@contextmanager
-def _activations(module: Rounding, clips: Clips, tensor: str, bits: int) -> Iterator[None]:
-    module.bits, module.clip = bits, clips.acts[tensor][bits]
-    module.skew = clips.skew(tensor, bits)
-    try:
-        yield
-    finally:
-        module.bits = FLOAT
 
 
 class _Recorder(CopyingInterpreter):
@@ -218,27 +139,12 @@ class _Recorder(CopyingInterpreter):
 def _parts(model: fx.GraphModule, images: Tensor) -> int:
     """Return into how many parts to split the images so that memory holds all values."""
     recorder = _Recorder(model)
-    with _quickly():
+    with quickly():
         recorder.run(images[:2])
     values = (
         sum(value.numel() for value in recorder.values.values() if isinstance(value, Tensor)) / 2
     )
     return max(1, min(round(values * len(images) / REMEMBERED), len(images) // 2))
-
-
-@contextmanager
-def _quickly() -> Iterator[None]:
-    # Without the cache of autocast, which would go on with weights that were changed since.
-    quick = has_bfloat16()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, quick, cache_enabled=False):
-        yield
-
-
-def _tensors(answer: object) -> list[Tensor]:
-    tensors = float_tensors(answer)
-    if not all(torch.isfinite(tensor).all() for tensor in tensors):
-        raise ModelError("the network gives values that are not finite numbers")
-    return tensors
 
 
 def objective(known: Sensitivity, table: CostTable) -> dict[str, NDArray[np.float64]]:

@@ -9,7 +9,8 @@ from haq.models.weights import load_weights
 from haq.network.graph import Graph
 from haq.quantization.calibration import load_clips
 from haq.quantization.fake_quant import quantize, uniform
-from haq.quantization.sensitivity import Widths, save_sensitivity, sensitivity
+from haq.quantization.places import Widths
+from haq.quantization.sensitivity import save_sensitivity, sensitivity
 from haq.runs.calibration import sensitivity_images
 from haq.runs.evaluator import Evaluator, Recipe
 from haq.runs.float_network import fresh_model

@@ -60,7 +60,7 @@ def kl(answer, reference):
 
 
 def test_every_value_is_that_of_a_whole_forward(monkeypatch):
-    monkeypatch.setattr("haq.quantization.sensitivity.has_bfloat16", lambda: False)
+    monkeypatch.setattr("haq.quantization.places.has_bfloat16", lambda: False)
     graph, clips, images, table = made()
     found = sensitivity(graph, clips, images, widths(table.choices))
     floats = {layer.name: Bits(FLOAT, FLOAT) for layer in graph.layers}
@@ -74,7 +74,7 @@ def test_every_value_is_that_of_a_whole_forward(monkeypatch):
 
 
 def test_the_activations_are_rounded_where_layers_read_them(monkeypatch):
-    monkeypatch.setattr("haq.quantization.sensitivity.has_bfloat16", lambda: False)
+    monkeypatch.setattr("haq.quantization.places.has_bfloat16", lambda: False)
     graph, clips, images, table = made()
     found = sensitivity(graph, clips, images, widths(table.choices)).activations
     assert found.keys() == {"left", "right", "head"}  # the input always has 8 bits
@@ -88,7 +88,7 @@ def test_the_activations_are_rounded_where_layers_read_them(monkeypatch):
 
 
 def test_images_in_several_parts_give_the_same(monkeypatch):
-    monkeypatch.setattr("haq.quantization.sensitivity.has_bfloat16", lambda: False)
+    monkeypatch.setattr("haq.quantization.places.has_bfloat16", lambda: False)
     graph, clips, images, table = made()
     whole = sensitivity(graph, clips, images, widths(table.choices))
     monkeypatch.setattr("haq.quantization.sensitivity.REMEMBERED", 12_000)
@@ -133,7 +133,7 @@ def test_only_what_is_asked_for_is_measured_and_float_is_nothing():
 
 
 def test_a_network_that_gives_no_logits_is_measured_by_its_squared_error(monkeypatch):
-    monkeypatch.setattr("haq.quantization.sensitivity.has_bfloat16", lambda: False)
+    monkeypatch.setattr("haq.quantization.places.has_bfloat16", lambda: False)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
     graph, clips, images, _ = made(model)
     found = sensitivity(graph, clips, images, {"weights": {"2": (2, 3)}, "activations": {}})

@@ -1,0 +1,131 @@
+"""The tensors of a float network that can be rounded alone, and how."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from haq.allocation.policy import FLOAT, Bits
+from haq.errors import ModelError
+from haq.network.graph import Graph
+from haq.network.operators import LayerModule
+from haq.network.outputs import float_tensors
+from haq.network.sites import module_name
+from haq.quantization.calibration import Clips
+from haq.quantization.fake_quant import Rounding, quantize
+from haq.quantization.quantizer import quantize as rounded
+from haq.training.numerics import has_bfloat16
+
+Kind = Literal["weights", "activations"]
+Widths = Mapping[Kind, Mapping[str, Sequence[int]]]
+"""Which bits to measure: of weights and of activations, layer to bits."""
+
+
+def normalising(graph: Graph, clips: Clips) -> fx.GraphModule:
+    """Return the float network, its BatchNorms with the statistics of what they are given."""
+    model = quantize(graph, {layer.name: Bits(FLOAT, FLOAT) for layer in graph.layers}, clips)
+    for module in model.modules():
+        module.train(isinstance(module, _BatchNorm))
+    return model
+
+
+class Place(NamedTuple):
+    """A tensor that can be rounded alone: the weights of a layer, or what layers read.
+
+    Attributes:
+        kind: Which of the two.
+        layers: The layer, or all that read the tensor.
+        bits: Which ones are asked for.
+        nodes: The calls that compute something else then, in order of execution.
+        round: From bits to a context in which the tensor is rounded.
+    """
+
+    kind: Kind
+    layers: tuple[str, ...]
+    bits: tuple[int, ...]
+    nodes: tuple[fx.Node, ...]
+    round: Callable[[int], AbstractContextManager[None]]
+
+
+def places_of(graph: Graph, clips: Clips, model: fx.GraphModule, asked: Widths) -> list[Place]:
+    """Return the tensors that can be rounded alone, those of weights first.
+
+    Args:
+        graph: Whose tensors.
+        clips: Of the graph, at the bits that are asked for.
+        model: From ``normalising`` on the graph; the places are its own.
+        asked: Which bits.
+    """
+    calls, places = _calls(model), []
+    for layer in graph.layers:
+        bits = tuple(b for b in asked["weights"].get(layer.name, ()) if b != FLOAT)
+        if bits:
+            module = model.get_submodule(layer.name)
+            rounding = partial(_weights, module, clips.weights[layer.name])
+            places.append(Place("weights", (layer.name,), bits, tuple(calls[module]), rounding))
+    for point in graph.points:
+        wanted = {bits for name in point.layers for bits in asked["activations"].get(name, ())}
+        bits = tuple(sorted(wanted - {FLOAT}))
+        if bits:
+            module = model.get_submodule(module_name(point.tensor, point.layers))
+            assert isinstance(module, Rounding)
+            rounding = partial(_activations, module, clips, point.tensor)
+            places.append(Place("activations", point.layers, bits, tuple(calls[module]), rounding))
+    return places
+
+
+def _calls(model: fx.GraphModule) -> dict[nn.Module, list[fx.Node]]:
+    """Return the calls of every module, under whichever of its names, in order of execution."""
+    modules, calls = dict(model.named_modules(remove_duplicate=False)), dict[Any, list[fx.Node]]()
+    for node in model.graph.nodes:
+        if node.op == "call_module":
+            calls.setdefault(modules[str(node.target)], []).append(node)
+    return calls
+
+
+@contextmanager
+def _weights(module: nn.Module, clips: Mapping[int, Tensor], bits: int) -> Iterator[None]:
+    assert isinstance(module, LayerModule)
+    before = module.weight.data
+    clip = clips[bits].view(-1, *(1,) * (before.dim() - 1))  # (out or 1, 1, ...)
+    module.weight.data = rounded(before, bits, clip)
+    try:
+        yield
+    finally:
+        module.weight.data = before
+
+
+@contextmanager
+def _activations(module: Rounding, clips: Clips, tensor: str, bits: int) -> Iterator[None]:
+    module.bits, module.clip = bits, clips.acts[tensor][bits]
+    module.skew = clips.skew(tensor, bits)
+    try:
+        yield
+    finally:
+        module.bits = FLOAT
+
+
+@contextmanager
+def quickly(gradients: bool = False) -> Iterator[None]:
+    """Compute in bfloat16 where the CPU has it, without gradients unless they are asked for."""
+    # Without the cache of autocast, which would go on with weights that were changed since.
+    quick = has_bfloat16()
+    precision = torch.autocast("cpu", torch.bfloat16, quick, cache_enabled=False)
+    with torch.set_grad_enabled(gradients), precision:
+        yield
+
+
+def float_answers(answer: object) -> list[Tensor]:
+    """Return the tensors of floats in what a network gives.
+
+    Raises:
+        ModelError: There are none, or some of their values are not finite.
+    """
+    tensors = float_tensors(answer)
+    if not all(torch.isfinite(tensor).all() for tensor in tensors):
+        raise ModelError("the network gives values that are not finite numbers")
+    return tensors
