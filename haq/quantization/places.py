@@ -1,7 +1,7 @@
 """The tensors of a float network that can be rounded alone, and how."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from haq.allocation.policy import FLOAT, Bits
+from haq.allocation.policy import FLOAT, Bits, Policy
 from haq.errors import ModelError
 from haq.network.graph import Graph
 from haq.network.operators import LayerModule
@@ -65,7 +65,8 @@ def places_of(graph: Graph, clips: Clips, model: fx.GraphModule, asked: Widths) 
         bits = tuple(b for b in asked["weights"].get(layer.name, ()) if b != FLOAT)
         if bits:
             module = model.get_submodule(layer.name)
-            rounding = partial(_weights, module, clips.weights[layer.name])
+            floats = model.get_parameter(f"{layer.name}.weight").data
+            rounding = partial(_weights, module, floats, clips.weights[layer.name])
             places.append(Place("weights", (layer.name,), bits, tuple(calls[module]), rounding))
     for point in graph.points:
         wanted = {bits for name in point.layers for bits in asked["activations"].get(name, ())}
@@ -88,11 +89,26 @@ def _calls(model: fx.GraphModule) -> dict[nn.Module, list[fx.Node]]:
 
 
 @contextmanager
-def _weights(module: nn.Module, clips: Mapping[int, Tensor], bits: int) -> Iterator[None]:
+def rounded_at(places: Sequence[Place], policy: Policy | None) -> Iterator[None]:
+    """Round every place to the bits that a policy has there; without a policy none."""
+    with ExitStack() as stack:
+        for place in places if policy else ():
+            assert policy is not None
+            bits = policy[place.layers[0]]
+            width = bits.weight if place.kind == "weights" else bits.act
+            if width != FLOAT:
+                stack.enter_context(place.round(width))
+        yield
+
+
+@contextmanager
+def _weights(
+    module: nn.Module, floats: Tensor, clips: Mapping[int, Tensor], bits: int
+) -> Iterator[None]:
     assert isinstance(module, LayerModule)
     before = module.weight.data
-    clip = clips[bits].view(-1, *(1,) * (before.dim() - 1))  # (out or 1, 1, ...)
-    module.weight.data = rounded(before, bits, clip)
+    clip = clips[bits].view(-1, *(1,) * (floats.dim() - 1))  # (out or 1, 1, ...)
+    module.weight.data = rounded(floats, bits, clip)
     try:
         yield
     finally:
@@ -101,12 +117,13 @@ def _weights(module: nn.Module, clips: Mapping[int, Tensor], bits: int) -> Itera
 
 @contextmanager
 def _activations(module: Rounding, clips: Clips, tensor: str, bits: int) -> Iterator[None]:
+    before = module.bits, module.clip, module.skew
     module.bits, module.clip = bits, clips.acts[tensor][bits]
     module.skew = clips.skew(tensor, bits)
     try:
         yield
     finally:
-        module.bits = FLOAT
+        module.bits, module.clip, module.skew = before
 
 
 @contextmanager

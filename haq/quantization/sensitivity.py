@@ -97,7 +97,7 @@ def sensitivity(
     model = normalising(graph, clips)
     places = places_of(graph, clips, model, asked)
     images = channels_last(images)
-    parts = torch.chunk(images, _parts(model, images))
+    parts = torch.chunk(images, parts_of(model, images, REMEMBERED))
     sums = [dict.fromkeys(place.bits, 0.0) for place in places]
     for number, part in enumerate(parts):
         recorder = _Recorder(model)
@@ -136,7 +136,7 @@ class _Recorder(CopyingInterpreter):
         return self.run(images, initial_env=before)
 
 
-def _parts(model: fx.GraphModule, images: Tensor) -> int:
+def parts_of(model: fx.GraphModule, images: Tensor, remembered: int) -> int:
     """Return into how many parts to split the images so that memory holds all values."""
     recorder = _Recorder(model)
     with quickly():
@@ -144,7 +144,7 @@ def _parts(model: fx.GraphModule, images: Tensor) -> int:
     values = (
         sum(value.numel() for value in recorder.values.values() if isinstance(value, Tensor)) / 2
     )
-    return max(1, min(round(values * len(images) / REMEMBERED), len(images) // 2))
+    return max(1, min(round(values * len(images) / remembered), len(images) // 2))
 
 
 def objective(known: Sensitivity, table: CostTable) -> dict[str, NDArray[np.float64]]:

@@ -190,10 +190,11 @@ def _seen(run: PartialRun, values: Mapping[fx.Node, Any], site: _Site) -> tuple[
     node = run.nodes[run.place[site.node]]
     if site.norm:
         return values[node.all_input_nodes[0]], 1
-    return values[node], _axis(run.module.get_submodule(site.module))
+    return values[node], channel_axis(run.module.get_submodule(site.module))
 
 
-def _axis(module: nn.Module) -> int:
+def channel_axis(module: nn.Module) -> int:
+    """Return which axis of what a layer gives counts its channels."""
     return -1 if isinstance(module, nn.Linear) else 1
 
 
@@ -231,7 +232,7 @@ class _Walk:
         for values in self.parts:
             if node in values:
                 shape = [1] * values[node].dim()
-                shape[_axis(self.run.module.get_submodule(site.module))] = -1
+                shape[channel_axis(self.run.module.get_submodule(site.module))] = -1
                 values[node] = values[node] * scale.view(shape) + shift.view(shape)
 
 
@@ -300,3 +301,24 @@ def moments(values: Tensor, axis: int) -> Moments:
     rows = values.movedim(axis, -1).flatten(0, -2).float()  # (values, channels)
     mean = rows.mean(0)
     return Moments(mean, (rows - mean).square_().mean(0))
+
+
+def restored(
+    values: Tensor, like: Tensor, axis: int, trust: float, mean: bool = True, variance: bool = True
+) -> Tensor:
+    """Return values that have each channel's mean and variance from others, in float32.
+
+    Args:
+        values: What a rounded layer gives.
+        like: What the layer itself gives, of the same shape.
+        axis: Of the channels.
+        trust: From 0 to 1: which share of the differences is corrected.
+        mean: Whether the mean is.
+        variance: Whether the variance is, where rounding explains the difference.
+    """
+    shape = [1] * values.dim()
+    shape[axis] = -1
+    now, then = moments(values, axis), moments(like, axis)
+    scale = _ratio(then.var, now.var) ** (trust / 2) if variance else torch.ones_like(now.var)
+    shift = torch.lerp(now.mean, then.mean, trust) - scale * now.mean if mean else 0 * now.mean
+    return values.float() * scale.view(shape) + shift.view(shape)
