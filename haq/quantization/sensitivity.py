@@ -41,7 +41,8 @@ class Sensitivity:
 
     Attributes:
         measure: "kl": the divergence of the class distribution from the float network's, in nats
-            an image; see ``haq.distillation.kd.divergence``.
+            an image; see ``haq.distillation.kd.divergence``. "kl, second order": about that, as
+            ``haq.quantization.second_order`` works it out.
         images: On how many images.
         weights: Layer to bits to the measure where only the layer's weights are rounded.
         activations: Layer to bits to the measure where only the tensor is rounded that the layer

@@ -9,12 +9,12 @@ from torch import Tensor
 from haq.datasets import Data
 from haq.network.graph import Graph
 from haq.quantization.calibration import Clips, calibrate, load_clips, save_clips
+from haq.quantization.second_order import second_order
 from haq.quantization.sensitivity import (
     IMAGES,
     Sensitivity,
     load_sensitivity,
     save_sensitivity,
-    sensitivity,
     widths,
 )
 from haq.runs.job import Job
@@ -49,7 +49,7 @@ def sensitivity_of_run(
     def on_place(done: int, count: int) -> None:
         on_progress(Progress("sensitivity", done, count))
 
-    known = sensitivity(planned.graph, clips, images, widths(planned.table.choices), on_place)
+    known = second_order(planned.graph, clips, images, widths(planned.table.choices), on_place)
     save_sensitivity(known, file)
     return known
 

@@ -10,7 +10,8 @@ from haq.network.graph import Graph
 from haq.quantization.calibration import load_clips
 from haq.quantization.fake_quant import quantize, uniform
 from haq.quantization.places import Widths
-from haq.quantization.sensitivity import save_sensitivity, sensitivity
+from haq.quantization.second_order import second_order
+from haq.quantization.sensitivity import save_sensitivity
 from haq.runs.calibration import sensitivity_images
 from haq.runs.evaluator import Evaluator, Recipe
 from haq.runs.float_network import fresh_model
@@ -48,7 +49,7 @@ def write_figures(folder: Path, on_progress: OnProgress) -> None:
         def on_place(done: int, count: int) -> None:
             on_progress(Progress("sensitivity", done, count))
 
-        known = sensitivity(graph, clips, images, _every_width(graph), on_place)
+        known = second_order(graph, clips, images, _every_width(graph), on_place)
         save_sensitivity(known, folder / "sensitivity.json")
     if "uniform.json" in missing:
         network = quantize(graph, uniform(graph, 8, 8), clips).eval()

@@ -406,7 +406,7 @@ def test_ilp_answers_with_one_policy_and_no_training(answered):
     assert summary["budgets"][0]["achieved"] <= 12_000
     kept = json.loads((folder / "sensitivity.json").read_text())
     assert kept.keys() == {"measure", "images", "weights", "activations"}
-    assert (kept["measure"], kept["images"]) == ("kl", 256)
+    assert (kept["measure"], kept["images"]) == ("kl, second order", 256)
     free = [row["name"] for row in summary["layers"][1:-1]]
     assert list(kept["weights"]) == free  # the first and the last layer are pinned
     assert all(list(row) == ["2", "3", "4", "5", "6", "7", "8"] for row in kept["weights"].values())

@@ -97,9 +97,12 @@ def _heat(
     }  # fmt: skip
 
 
+_NAMES = {"kl": "KL divergence", "kl, second order": "KL divergence to second order"}
+
+
 def measure_name(known: Sensitivity) -> str:
     """Return what the numbers of a sensitivity are, for people."""
-    return "KL divergence" if known.measure == "kl" else known.measure
+    return _NAMES.get(known.measure, known.measure)
 
 
 def _sentence(known: Sensitivity) -> str:
