@@ -24,7 +24,7 @@ from torch import Tensor, fx
 from haq.allocation.policy import Policy
 from haq.distillation.kd import total_divergence
 from haq.network.graph import Graph
-from haq.network.operators import LayerModule
+from haq.network.modules import LayerModule
 from haq.quantization.calibration import Clips
 from haq.quantization.interpreter import CopyingInterpreter
 from haq.quantization.places import (
@@ -163,7 +163,7 @@ class _Way(CopyingInterpreter):
         return sums
 
     def _weight(self, place: Place) -> Tensor:
-        module = self.submodules[str(place.nodes[0].target)]
+        module = self.module.get_submodule(place.layers[0])
         assert isinstance(module, LayerModule)
         return module.weight
 

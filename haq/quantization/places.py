@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from haq.allocation.policy import FLOAT, Bits, Policy
 from haq.errors import ModelError
 from haq.network.graph import Graph
-from haq.network.operators import LayerModule
+from haq.network.modules import LayerModule, along_weight
 from haq.network.outputs import float_tensors
 from haq.network.sites import module_name
 from haq.quantization.calibration import Clips
@@ -67,7 +67,9 @@ def places_of(graph: Graph, clips: Clips, model: fx.GraphModule, asked: Widths) 
             module = model.get_submodule(layer.name)
             floats = model.get_parameter(f"{layer.name}.weight").data
             rounding = partial(_weights, module, floats, clips.weights[layer.name])
-            places.append(Place("weights", (layer.name,), bits, tuple(calls[module]), rounding))
+            nodes = {*calls.get(module, ()), *_reads(model, layer.name)}
+            ordered = tuple(node for node in model.graph.nodes if node in nodes)
+            places.append(Place("weights", (layer.name,), bits, ordered, rounding))
     for point in graph.points:
         wanted = {bits for name in point.layers for bits in asked["activations"].get(name, ())}
         bits = tuple(sorted(wanted - {FLOAT}))
@@ -77,6 +79,12 @@ def places_of(graph: Graph, clips: Clips, model: fx.GraphModule, asked: Widths) 
             rounding = partial(_activations, module, clips, point.tensor)
             places.append(Place("activations", point.layers, bits, tuple(calls[module]), rounding))
     return places
+
+
+def _reads(model: fx.GraphModule, layer: str) -> set[fx.Node]:
+    """Return what else reads the weights of a layer than its own calls: lookups in a tied table."""
+    reads = model.graph.find_nodes(op="get_attr", target=f"{layer}.weight", sort=False)
+    return {user for node in reads for user in node.users}
 
 
 def _calls(model: fx.GraphModule) -> dict[nn.Module, list[fx.Node]]:
@@ -107,8 +115,7 @@ def _weights(
 ) -> Iterator[None]:
     assert isinstance(module, LayerModule)
     before = module.weight.data
-    clip = clips[bits].view(-1, *(1,) * (floats.dim() - 1))  # (out or 1, 1, ...)
-    module.weight.data = rounded(floats, bits, clip)
+    module.weight.data = rounded(floats, bits, along_weight(clips[bits], floats))
     try:
         yield
     finally:

@@ -26,7 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from haq.allocation.policy import Policy
 from haq.distillation.kd import total_divergence
 from haq.network.graph import Graph
-from haq.network.operators import LayerModule
+from haq.network.modules import Product
 from haq.quantization.calibration import Clips
 from haq.quantization.interpreter import CopyingInterpreter
 from haq.quantization.places import (
@@ -188,7 +188,7 @@ class _Tape(CopyingInterpreter):
         """Return what a call gives now, on the inputs that it had."""
         args, kwargs = self.inputs[node]
         args, kwargs = fx.node.map_aggregate((args, kwargs), _detached)
-        result: Tensor = self.submodules[str(node.target)](*args, **kwargs)
+        result: Tensor = getattr(self, node.op)(node.target, args, kwargs)
         return result
 
 
@@ -220,7 +220,7 @@ def _changes(tape: _Tape, place: Place, clips: Clips, images: int) -> Changes:
         for bits in place.bits:
             with quickly(), place.round(bits):
                 after = tape.again(node).float()
-            if place.kind == "weights" and len(place.nodes) == 1:
+            if place.kind == "weights" and len(place.nodes) == 1 and node.op == "call_module":
                 per_channel = clips.weights[place.layers[0]][bits].numel() > 1
                 after = _corrected(tape, node, after, before, per_channel)
             rows.append(_by_image(after - before, images))
@@ -262,7 +262,8 @@ def _corrected(
     A BatchNorm takes up mean and variance, a bias the mean, scales of channels the variance.
     """
     module = tape.submodules[str(node.target)]
-    assert isinstance(module, LayerModule)
+    if not isinstance(module, Product):
+        return after
     if any(isinstance(tape.submodules.get(str(user.target)), _BatchNorm) for user in node.users):
         return restored(after, before, 1, trust=1.0)
     axis = channel_axis(module)
