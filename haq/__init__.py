@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from haq.formats.checkpoint import load
+    from haq.formats.update.difference import diff
+    from haq.formats.update.pack import pack, unpack
     from haq.runs.api import Run, search
     from haq.runs.export import export_checkpoint, export_onnx
     from haq.runs.frames import load_run
@@ -22,22 +24,28 @@ if TYPE_CHECKING:
 __all__ = [
     "Run",
     "__version__",
+    "diff",
     "export_checkpoint",
     "export_onnx",
     "load",
     "load_run",
     "make_env",
+    "pack",
     "search",
+    "unpack",
 ]
 
 _MODULES = {
     "Run": "haq.runs.api",
+    "diff": "haq.formats.update.difference",
     "export_checkpoint": "haq.runs.export",
     "export_onnx": "haq.runs.export",
     "load": "haq.formats.checkpoint",
     "load_run": "haq.runs.frames",
     "make_env": "haq.runs.make_env",
+    "pack": "haq.formats.update.pack",
     "search": "haq.runs.api",
+    "unpack": "haq.formats.update.pack",
 }
 
 

@@ -48,6 +48,10 @@ class RunError(HaqError):
     """A run's folder that is missing, damaged or belongs to another job."""
 
 
+class UpdateError(HaqError):
+    """A packet between networks that cannot be made, or is not what it should be."""
+
+
 class TargetError(HaqError):
     """A target that does not exist or cannot give the cost asked for."""
 

@@ -1,0 +1,327 @@
+"""A safetensors file as a packet sees it: its header as it stands, tensors, and layers of codes.
+
+Any safetensors file can be packed. In a checkpoint of HAQ the tensor "codes" is taken apart into
+the layers' codes; everything else is bytes of tensors.
+"""
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from haq.errors import UpdateError
+
+ITEM_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "I16": 2, "U16": 2,
+    "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
+"""The types of safetensors that can be packed, and the bytes of a value."""
+
+HEADER = 2**24
+"""The longest header that is read, in bytes."""
+
+MOST_BYTES = 2**33
+"""The largest network that is read or decoded, in bytes: what a packet says is not believed."""
+
+CHECKPOINT = "haq-checkpoint/"
+
+
+class Tensor(NamedTuple):
+    """A tensor of a file: its type, shape, and little-endian bytes (n,), uint8."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: NDArray[np.uint8]
+
+
+class Layer(NamedTuple):
+    """A layer whose codes lie in the tensor "codes" of a checkpoint.
+
+    Attributes:
+        name: Of the layer.
+        shape: Of its weights.
+        bits: Of its codes.
+        begin: Where its packed codes begin in "codes", in bytes.
+        scales: Where its scales begin and end in "scales", in values.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    bits: int
+    begin: int
+    scales: tuple[int, int]
+
+    @property
+    def values(self) -> int:
+        """How many codes there are."""
+        return math.prod(self.shape)
+
+    @property
+    def end(self) -> int:
+        """Where its packed codes end."""
+        return self.begin - (-self.values * self.bits // 8)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A file taken apart.
+
+    Attributes:
+        header: The text between its length and the data, as bytes.
+        tensors: In the order in which their data lies in the file.
+    """
+
+    header: bytes
+    tensors: Mapping[str, Tensor]
+
+    @cached_property
+    def outline(self) -> "Outline":
+        """What the header says."""
+        return outline(self.header)
+
+    @cached_property
+    def layers(self) -> Mapping[str, Layer]:
+        """The layers with codes, by name; none where this is not a checkpoint of HAQ."""
+        return self.outline.layers
+
+    @cached_property
+    def id(self) -> str:
+        """The SHA-256 of words and then all data by name, as 64 hexadecimal digits.
+
+        Neither the order of the tensors in the file nor the spelling of its header counts.
+        """
+        digest = hashlib.sha256(self.outline.words)
+        for name in sorted(self.tensors):
+            digest.update(self.tensors[name].data.tobytes())
+        return digest.hexdigest()
+
+    def codes(self, name: str) -> NDArray[np.int8]:
+        """Return the codes of a layer, in its shape."""
+        layer = self.layers[name]
+        data = self.tensors["codes"].data[layer.begin : layer.end]
+        return unpacked(data, layer.bits, layer.values, name).reshape(layer.shape)
+
+    def steps(self, name: str) -> NDArray[np.float32]:
+        """Return the step of every code of a layer, in its shape."""
+        layer = self.layers[name]
+        scales = floats(self.tensors["scales"].data)[slice(*layer.scales)]
+        return np.repeat(scales, layer.values // len(scales)).reshape(layer.shape)
+
+    def values(self, name: str) -> NDArray[np.float32] | None:
+        """Return the weights of a layer as float32, from its codes or from a float tensor.
+
+        None where the network has none under this name.
+        """
+        if name in self.layers:
+            return self.codes(name).astype(np.float32) * self.steps(name)
+        for known in (f"{name}.weight", name):
+            tensor = self.tensors.get(known)
+            if tensor is not None and tensor.dtype == "F32":
+                return floats(tensor.data).reshape(tensor.shape)
+        return None
+
+    def file(self) -> bytes:
+        """Return the bytes of the file."""
+        data = (tensor.data.tobytes() for tensor in self.tensors.values())
+        return b"".join([struct.pack("<Q", len(self.header)), self.header, *data])
+
+
+class Outline(NamedTuple):
+    """What a header says, without the data.
+
+    Attributes:
+        tensors: Name to type, shape, and how many bytes; in the order of the data.
+        metadata: Key to text.
+        layers: As ``Network.layers``.
+    """
+
+    tensors: Mapping[str, tuple[str, tuple[int, ...], int]]
+    metadata: Mapping[str, str]
+    layers: Mapping[str, Layer]
+
+    @property
+    def words(self) -> bytes:
+        """Metadata, types and shapes as JSON, sorted by name: whatever the header looks like."""
+        tensors = {name: [dtype, shape] for name, (dtype, shape, _) in self.tensors.items()}
+        fields = {"metadata": dict(self.metadata), "tensors": tensors}
+        return json.dumps(fields, sort_keys=True).encode()
+
+    @property
+    def bytes(self) -> int:
+        """Of all tensors."""
+        return sum(size for _, _, size in self.tensors.values())
+
+
+def read(path: Path) -> Network:
+    """Return the network in a safetensors file.
+
+    Raises:
+        UpdateError: The file is missing, damaged, or of a kind that cannot be packed.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UpdateError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
+    try:
+        return parse(data)
+    except UpdateError as error:
+        raise UpdateError(f"{path}: {error}") from None
+
+
+def parse(data: bytes) -> Network:
+    """Return the network in the bytes of a safetensors file.
+
+    Raises:
+        UpdateError: As ``read``.
+    """
+    if len(data) < 8:
+        raise UpdateError(f"not a safetensors file: it has {len(data)} bytes")
+    (length,) = struct.unpack("<Q", data[:8])
+    if length > min(HEADER, len(data) - 8):
+        raise UpdateError(
+            f"not a safetensors file: its header is said to have {length} bytes, and "
+            f"{len(data) - 8} are there; give a file that ends in .safetensors"
+        )
+    header = data[8 : 8 + length]
+    known = outline(header)
+    if known.bytes != len(data) - 8 - length:
+        raise UpdateError(
+            f"its tensors need {known.bytes} bytes, and {len(data) - 8 - length} are there"
+        )
+    tensors, at = {}, 8 + length
+    for name, (dtype, shape, size) in known.tensors.items():
+        tensors[name] = Tensor(dtype, shape, np.frombuffer(data, np.uint8, size, at))
+        at += size
+    return Network(header, tensors)
+
+
+def outline(header: bytes) -> Outline:
+    """Return what the header of a safetensors file says.
+
+    Raises:
+        UpdateError: It is not one, or has types or layers that cannot be packed.
+    """
+    try:
+        fields = json.loads(header.decode(), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise UpdateError(f"its header is not JSON ({str(error)[:80]})") from None
+    if not isinstance(fields, dict):
+        raise UpdateError("its header is not a JSON object")
+    metadata = fields.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise UpdateError("its metadata are not texts")
+    tensors = _tensors(fields)
+    return Outline(tensors, metadata, _layers(tensors, metadata))
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise UpdateError("a name stands twice in its header")
+    return dict(pairs)
+
+
+def _tensors(fields: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...], int]]:
+    rows = []
+    for name, entry in fields.items():
+        wrong = UpdateError(f"tensor {name[:80]!r} has no type, shape and place")
+        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+            raise wrong
+        dtype, shape, place = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not _whole(shape) or not _whole(place) or len(place) != 2:
+            raise wrong
+        if dtype not in ITEM_BYTES:
+            raise UpdateError(
+                f"tensor {name[:80]!r} is {str(dtype)[:20]!r}; only {', '.join(ITEM_BYTES)} are "
+                "packed"
+            )
+        rows.append((place[0], place[1], name, dtype, tuple(shape)))
+    tensors, at = {}, 0
+    for begin, end, name, dtype, shape in sorted(rows):
+        size = math.prod(shape) * ITEM_BYTES[dtype]
+        if begin != at or end != at + size or end > MOST_BYTES:
+            raise UpdateError(
+                f"tensor {name[:80]!r} takes bytes {begin} to {end}; with its shape and behind the "
+                f"one before it, it must be {at} to {at + size}, and at most {MOST_BYTES}"
+            )
+        tensors[name] = (dtype, shape, size)
+        at = end
+    return tensors
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
+
+
+def _layers(
+    tensors: Mapping[str, tuple[str, tuple[int, ...], int]], metadata: Mapping[str, str]
+) -> dict[str, Layer]:
+    try:
+        fields = json.loads(metadata.get("haq", "{}"))
+        if not str(fields.get("format")).startswith(CHECKPOINT):
+            return {}
+        rows = [
+            (str(name), tuple(map(int, shape)), int(bits), int(scales))
+            for name, shape, bits, _, scales, *_ in fields["layers"]
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise UpdateError(
+            'its metadata "haq" is not that of a checkpoint; export it anew'
+        ) from None
+    layers: dict[str, Layer] = {}
+    begin = first = 0
+    for name, shape, bits, scales in rows:
+        if bits <= 8:
+            _check_layer(name, shape, bits, scales, layers)
+            layers[name] = Layer(name, shape, bits, begin, (first, first + scales))
+            begin, first = layers[name].end, first + scales
+    for tensor, dtype, size in (("codes", "U8", begin), ("scales", "F32", 4 * first)):
+        if tensors.get(tensor, ("", (), 0))[::2] != (dtype, size):
+            raise UpdateError(f"its layers need {size} bytes of {dtype} in {tensor!r}")
+    return layers
+
+
+def _check_layer(
+    name: str, shape: Sequence[int], bits: int, scales: int, known: Mapping[str, Layer]
+) -> None:
+    count = math.prod(shape)
+    if name in known or min(shape, default=0) < 1 or not 2 <= bits or count > MOST_BYTES:
+        raise UpdateError(f"layer {name[:80]!r} stands twice, or is none of 2 to 8 bits")
+    if scales < 1 or count % scales:
+        raise UpdateError(f"layer {name[:80]!r} has {scales} scales for {count} weights")
+
+
+def floats(data: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return the float32 numbers in little-endian bytes."""
+    return np.frombuffer(data.tobytes(), "<f4").astype(np.float32)
+
+
+def unpacked(data: NDArray[np.uint8], bits: int, count: int, name: str) -> NDArray[np.int8]:
+    """Return codes (count,) that were packed without a gap, the first in the lowest bits.
+
+    Raises:
+        UpdateError: The last byte is not filled up with zeros, or a code is the most negative one,
+            which no checkpoint has.
+    """
+    stream = np.unpackbits(data, bitorder="little")
+    digits = stream[: count * bits].reshape(count, bits)
+    sign = np.repeat(digits[:, -1:], 8 - bits, axis=1)
+    codes = np.packbits(np.concatenate([digits, sign], 1), axis=1, bitorder="little")[:, 0]
+    values = codes.view(np.int8)
+    if stream[count * bits :].any() or (count and int(values.min()) < 1 - 2 ** (bits - 1)):
+        raise UpdateError(f"layer {name!r} has codes that are none of {bits} bits")
+    return values
+
+
+def packed(codes: NDArray[np.integer], bits: int) -> NDArray[np.uint8]:
+    """Return codes (n,) packed without a gap: ``unpacked`` backwards."""
+    column = codes.astype(np.int8).view(np.uint8)[:, None]
+    digits = np.unpackbits(column, axis=1, count=bits, bitorder="little")
+    return np.packbits(digits, bitorder="little")

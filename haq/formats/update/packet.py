@@ -1,0 +1,236 @@
+"""Packets in memory: from networks to bytes, and from bytes to the one network that was meant."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from haq.errors import UpdateError
+from haq.formats.update import manifest as manifests
+from haq.formats.update.manifest import Manifest, Member, Section, deflated
+from haq.formats.update.network import Network, Outline, Tensor, packed
+from haq.formats.update.plan import Coded, plan
+from haq.formats.update.sections import Reader, Steps, cut, encode
+from haq.formats.update.units import Unit, units
+
+FREE_BYTES = 2**26
+"""So large may a network be whatever its packet's size."""
+
+EXPANSION = 1024
+"""Beyond that, so many times its packet, and four times its base."""
+
+Fetch = Callable[[int, int], bytes]
+"""Gives the bytes of a packet from one place up to another."""
+
+
+class Sent(NamedTuple):
+    """A network to be sent.
+
+    Attributes:
+        name: In the packet.
+        network: As it is; for a lossy packet, before rounding.
+        base: What the receiver has, or another one of the packet; None for none.
+    """
+
+    name: str
+    network: Network
+    base: Network | None = None
+
+
+def write(sent: Sequence[Sent], bits: int | None = None) -> bytes:
+    """Return the packet of some networks; what it gives back has been compared with them.
+
+    Args:
+        sent: A member that is another one's base stands before it.
+        bits: As for ``plan``.
+
+    Raises:
+        UpdateError: A network cannot be packed.
+    """
+    if bits is not None and not 2 <= bits <= 8:
+        raise UpdateError(f"{bits} bits: give 2 to 8, or none for an exact packet")
+    chosen = plan([(one.network, one.base) for one in sent], bits)
+    coded = [[(part, encode(part, chosen.sets)) for part in cut(m)] for m in chosen.members]
+    members = [_member(*pair) for pair in zip(sent, coded, strict=True)]
+    manifest = Manifest(members, chosen.sets, chosen.coefficients)
+    for place, (one, sections) in enumerate(zip(sent, coded, strict=True)):
+        data = [section for _, section in sections]
+        result = decoded(manifest, members[place], one.base, data, check=False)
+        if bits is None and result.id != one.network.id:
+            raise UpdateError(f"{one.name!r} would not come out as it is; please report it")
+        members[place] = Member(**{**vars(members[place]), "id": result.id})
+    body = b"".join(data for sections in coded for _, data in sections)
+    packet = manifests.written(manifest) + body
+    _check_size(sum(one.network.outline.bytes for one in sent), len(packet), None)
+    return packet
+
+
+def rounded(network: Network, bits: int) -> Network:
+    """Return what a lossy packet of a network alone gives back."""
+    return read(write([Sent("network", network)], bits))
+
+
+def _member(one: Sent, coded: Sequence[tuple[Sequence[Coded], bytes]]) -> Member:
+    every = [unit for part, _ in coded for unit in part]
+    outline = one.base.outline if one.base else None
+    return Member(
+        one.name, one.network.id, one.base.id if one.base else None,
+        deflated(one.network.header, outline), len(one.network.header),
+        "".join(unit.mode for unit in every),
+        {at: unit.lossy for at, unit in enumerate(every) if unit.lossy},
+        [Section(len(data), len(part), hashlib.sha256(data).digest()) for part, data in coded],
+    )  # fmt: skip
+
+
+def read(packet: bytes, base: Network | None = None, only: str | None = None) -> Network:
+    """Return a network of a packet.
+
+    Args:
+        packet: All of it.
+        base: What is held.
+        only: The name of a member; needed where there are several.
+
+    Raises:
+        UpdateError: The packet is damaged, is for another base, or has no such member.
+    """
+    manifest = manifests.read(packet)
+    if len(packet) != manifest.size:
+        raise UpdateError(
+            f"the packet should have {manifest.size} bytes, and has {len(packet)}: it was "
+            f"{'cut short' if len(packet) < manifest.size else 'added to'}"
+        )
+    return member(manifest, lambda begin, end: packet[begin:end], base, only)
+
+
+def member(
+    manifest: Manifest, fetch: Fetch, base: Network | None = None, only: str | None = None
+) -> Network:
+    """Return a member of a packet, of which only its own bytes and its base's are fetched.
+
+    Raises:
+        UpdateError: As ``read``.
+    """
+    one = find(manifest, only)
+    inside = next((m for m in manifest.members if m.id == one.base and m is not one), None)
+    if inside is not None and inside.base is not None and inside.base != (base.id if base else ""):
+        raise UpdateError(f"{one.name!r} needs {inside.name!r}, which needs another network")
+    held = member(manifest, fetch, base, inside.name) if inside is not None else base
+    check_base(one, held)
+    data = []
+    for section, place in zip(one.sections, manifest.places()[one.name], strict=True):
+        part = fetch(*place)
+        if hashlib.sha256(part).digest() != section.digest:
+            raise UpdateError(f"bytes {place[0]} to {place[1]} are damaged: their SHA-256 is wrong")
+        data.append(part)
+    return decoded(manifest, one, held if one.base else None, data)
+
+
+def find(manifest: Manifest, only: str | None) -> Member:
+    """Return a member by its name, or the only one.
+
+    Raises:
+        UpdateError: There is no such member, or there are several and none is named.
+    """
+    names = [member.name for member in manifest.members]
+    if only is None and len(names) > 1:
+        raise UpdateError(f"the packet holds {', '.join(names)}: say which one, with --only NAME")
+    if only is not None and only not in names:
+        raise UpdateError(f"the packet has no {only!r}, only {', '.join(names)}")
+    return manifest.members[names.index(only) if only is not None else 0]
+
+
+def check_base(one: Member, held: Network | None) -> None:
+    """See that what is held is what a member is predicted from.
+
+    Raises:
+        UpdateError: It is another network, or none.
+    """
+    if one.base is None:
+        return
+    if held is None:
+        raise UpdateError(
+            f"{one.name!r} is a difference to network {one.base[:12]}: give that one, with --base"
+        )
+    if held.id != one.base:
+        raise UpdateError(
+            f"{one.name!r} is a difference to network {one.base[:12]}, and the base given is "
+            f"{held.id[:12]}"
+        )
+
+
+def decoded(
+    manifest: Manifest,
+    one: Member,
+    base: Network | None,
+    sections: Sequence[bytes],
+    check: bool = True,
+) -> Network:
+    """Return the network in the sections of a member.
+
+    Args:
+        manifest: Of the packet.
+        one: The member.
+        base: What it is predicted from.
+        sections: Their bytes, their digests checked.
+        check: Whether the network must have the member's id.
+
+    Raises:
+        UpdateError: The sections are damaged, or give another network.
+    """
+    try:
+        network = _decoded(manifest, one, base, sections)
+    except (ValueError, IndexError, KeyError, OverflowError, AssertionError, MemoryError) as error:
+        raise UpdateError(
+            f"{one.name!r} is malformed ({type(error).__name__}: {str(error)[:80]})"
+        ) from error
+    if check and network.id != one.id:
+        raise UpdateError(
+            f"what came out is network {network.id[:12]}, and {one.name!r} is {one.id[:12]}: "
+            "nothing was written"
+        )
+    return network
+
+
+def _decoded(
+    manifest: Manifest, one: Member, base: Network | None, sections: Sequence[bytes]
+) -> Network:
+    outline = one.outline(base.outline if base else None)
+    _check_size(outline.bytes, sum(map(len, sections)), base)
+    steps, reader = Steps(outline.layers), Reader(manifest, base)
+    rows = [
+        (unit, mode, one.lossy.get(at))
+        for at, (unit, mode) in enumerate(zip(units(outline), one.modes, strict=True))
+    ]
+    values: dict[Unit, NDArray[np.generic]] = {}
+    at = 0
+    for section, data in zip(one.sections, sections, strict=True):
+        values |= reader.decode(data, rows[at : at + section.units], steps)
+        at += section.units
+    return _network(one.text(base.outline if base else None), outline, values)
+
+
+def _check_size(size: int, packet: int, base: Network | None) -> None:
+    most = FREE_BYTES + EXPANSION * packet + 4 * (base.outline.bytes if base else 0)
+    if size > most:
+        raise UpdateError(
+            f"a packet of {packet} bytes is said to hold a network of {size}, and {most} at most "
+            "are taken from it"
+        )
+
+
+def _network(
+    header: bytes, outline: Outline, values: Mapping[Unit, NDArray[np.generic]]
+) -> Network:
+    found = {(unit.name, unit.bits > 0): data for unit, data in values.items()}
+    tensors = {}
+    for name, (dtype, shape, size) in outline.tensors.items():
+        if name == "codes" and outline.layers:
+            parts = [packed(found[layer.name, True].astype(np.int8), layer.bits)
+                     for layer in outline.layers.values()]  # fmt: skip
+            data = np.concatenate(parts) if parts else np.zeros(0, np.uint8)
+        else:
+            data = found[name, False].view(np.uint8) if size else np.zeros(0, np.uint8)
+        tensors[name] = Tensor(dtype, shape, data)
+    return Network(header, tensors)
