@@ -61,6 +61,17 @@ def search_command(  # noqa: PLR0913 - one argument an option
         option(HARDWARE, "Limit such as avg_weight_bits=3, size=90kB or latency=50%w8a8. "
                "May be repeated.", metavar="LIMIT", show_default="avg_weight_bits=3"),
     ] = None,
+    max_drop: Annotated[
+        float | None,
+        option(HARDWARE, "Percentage points of accuracy that may be lost, for the least cost: "
+               "verified with 95 % confidence.", metavar="POINTS",
+               show_default="none: see --budget"),
+    ] = None,
+    minimise: Annotated[
+        str | None,
+        option(HARDWARE, "What is to cost the least with --max-drop.", metavar="QUANTITY",
+               show_default="latency with a target, else size"),
+    ] = None,
     weight_bits: Annotated[
         str, option(BITS, "Range of the weights' bits.", metavar="LOW..HIGH")
     ] = "2..8",
@@ -182,6 +193,8 @@ def search_command(  # noqa: PLR0913 - one argument an option
     print_run(folder, summary)
     if summary["state"] == "interrupted":
         _stop(folder)
+    if not summary.get("accuracy_target", {}).get("met", True):
+        raise typer.Exit(1)
 
 
 def _stop(folder: Path) -> NoReturn:

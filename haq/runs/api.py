@@ -17,6 +17,7 @@ from haq.models.weights import load_weights, save_weights
 from haq.network.graph import Graph
 from haq.quantization.calibration import load_clips
 from haq.quantization.fake_quant import quantize
+from haq.runs.accuracy_target import check_resolution
 from haq.runs.evaluation import Evaluation, labeled, unlabeled
 from haq.runs.executors.base import check_sendable
 from haq.runs.executors.ray import check_ray
@@ -58,7 +59,9 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
     out: str | Path | None = None,
     resume: bool = False,
     on_progress: OnProgress | None = None,
-    budgets: Sequence[str] = ("avg_weight_bits=3",),
+    budgets: Sequence[str] | None = None,
+    max_drop: float | None = None,
+    minimise: str | None = None,
     target: str | None = None,
     batch: int | None = None,
     weight_bits: tuple[int, int] = (2, 8),
@@ -106,7 +109,10 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
         resume: Go on with the run in ``out``, which must have been asked for in the same words.
         on_progress: Called with a ``haq.runs.progress.Progress``.
         budgets: Limits that every policy keeps: "avg_weight_bits=3", "size=90kB",
-            "latency=50%w8a8", ….
+            "latency=50%w8a8", …. None: "avg_weight_bits=3"; with ``max_drop`` what 8 bits cost.
+        max_drop: Percentage points of accuracy that may be lost: the search is for the least cost
+            then, and the drop is verified on validation images with 95 % confidence.
+        minimise: What is to cost the least then. None: "latency" with a target, else "size".
         target: The hardware that costs are counted for: a name that ``haq targets`` lists, a
             profile's file, or "table:FILE.csv". None: size and operations only.
         batch: Inputs that the target computes at once; None: the target's own.
@@ -154,8 +160,8 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
     """
     given = locals()
     fields = {name: given[name] for name in Job.model_fields if name not in ("model", "data")}
-    if paper and agent == "guided":
-        fields["agent"] = None  # paper alone means ddpg
+    if agent == "guided" and (paper or max_drop is not None):
+        fields["agent"] = None  # paper alone means ddpg, an accuracy target ilp
     say = on_progress or silent
     if isinstance(model, str):
         if not isinstance(data, str) or evaluate is not None:
@@ -173,6 +179,13 @@ def _search(
 ) -> Run:
     job = task.job
     check_ray(job)
+    if job.max_drop is not None:
+        if task.data is None or evaluate is not None:
+            raise HaqError(
+                f"max_drop={job.max_drop:g} counts labelled images: give data as three splits, and "
+                "no evaluate="
+            )
+        check_resolution(job, len(task.data.val))
     if not resume:
         check_threads(job)
     if job.threads:

@@ -31,6 +31,7 @@ from haq.runs.calibration import (
 )
 from haq.runs.evaluator import CORRECTED_ON, Evaluator, Recipe, fine_tune
 from haq.runs.job import Job
+from haq.runs.pairs import Pairs
 from haq.runs.plan import Plan
 from haq.runs.progress import OnProgress, Progress
 from haq.runs.samples import Frozen, Part, Shown
@@ -68,6 +69,7 @@ class Evaluation(NamedTuple):
             search whose episodes do without; None where that is what episodes score.
         sensitivity: What each choice of each layer does, for the agents that want to know.
         impatient: Whether hopeless evaluations are stopped early.
+        pairs: Networks beside the float network, for an accuracy target; None for other searches.
         notes: Sentences for the user about what is not as good as it could be.
     """
 
@@ -82,6 +84,7 @@ class Evaluation(NamedTuple):
     tuned: Callable[[Policy], fx.GraphModule] | None = None
     sensitivity: Mapping[str, NDArray[Any]] | None = None
     impatient: bool = False
+    pairs: Pairs | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -102,7 +105,9 @@ def labeled(
     graph, cheap = planned.graph, job.evaluation == "cheap"
     batches = calibration_batches(data, job.calibration_images, job.seed)
     clips = clips_of_run(job, folder, graph, batches, on_progress)
-    evaluator = Evaluator(graph, clips, data, recipe_of(job), job.seed, planned.template)
+    # What verifies an accuracy target, policies are not chosen by.
+    scored = data if job.max_drop is None else replace(data, val=data.train)
+    evaluator = Evaluator(graph, clips, scored, recipe_of(job), job.seed, planned.template)
     plain = torch.cat(list(calibration_batches(data, CORRECTED_ON, job.seed))) if cheap else None
     scoring = ScoringData(job, clips, plain, evaluator, own=own)
     scorer = scorer_for(graph, scoring)
@@ -119,7 +124,8 @@ def labeled(
         tuned=scorer.tuned,
         sensitivity=_sensitivity(job, folder, planned, clips, images, on_progress),
         impatient=cheap,
-        notes=_notes(plain),
+        pairs=None if job.max_drop is None else Pairs(evaluator, data.val),
+        notes=(*_notes(plain), *_notes_of_target(job, evaluator, data)),
     )
 
 
@@ -207,6 +213,14 @@ def _sensitivity(
 def _notes(plain: Tensor | None) -> tuple[str, ...]:
     note = None if plain is None else note_of_few(len(plain))
     return () if note is None else (note,)
+
+
+def _notes_of_target(job: Job, evaluator: Evaluator, data: Data) -> Iterator[str]:
+    if job.max_drop is not None:
+        yield (
+            f"policies are tried on {len(evaluator.validation)} training images; all "
+            f"{len(data.val)} validation images verify the one handed over"
+        )
 
 
 def _notes_of_parts(learned: Tensor, scored: Tensor, own: Own | None) -> Iterator[str]:

@@ -14,6 +14,7 @@ from haq.allocation.trials import Score, Trial, best, rank
 from haq.models.weights import packed
 from haq.quantization.convert import convert_and_check
 from haq.quantization.fake_quant import quantize
+from haq.runs.accuracy_target import reach
 from haq.runs.evaluation import Evaluation
 from haq.runs.executors import Request
 from haq.runs.folder import read_json, write_json
@@ -33,21 +34,33 @@ def finish(search: Search) -> tuple[Trial, dict[str, Any]]:
         The trial, and what the summary says of all this.
     """
     started = time.perf_counter()
-    evaluation, floats = search.evaluation, search.planned.graph.traced
-    top, model, tuned, summary = _chosen(search)
+    evaluation = search.evaluation
+    summary: dict[str, Any] = {}
     if evaluation.test:
         assert evaluation.test_set is not None
         summary["test_set"] = evaluation.test_set()
         summary["float_test_accuracy"] = _float_test(search)
-        if evaluation.tuned is None:
-            summary["episode_test_accuracy"] = evaluation.test(model, "test episode").accuracy
-    evaluation.finish(model, tuned)
-    convert_and_check(model, floats, evaluation.images)
-    summary["final_val_accuracy"] = evaluation.score(model).accuracy
+    if search.job.max_drop is None:
+        top, model, more = _finished(search)
+    else:
+        top, model, more = reach(search)
+    summary |= more
     if evaluation.test:
         summary["final_test_accuracy"] = evaluation.test(model, "test").accuracy
     save_network(search.folder, top.policy, packed(model))
     return top, summary | {"finish_seconds": round(time.perf_counter() - started, 1)}
+
+
+def _finished(search: Search) -> tuple[Trial, fx.GraphModule, dict[str, Any]]:
+    """Return the trial that was chosen, its finished network and its summary."""
+    evaluation = search.evaluation
+    top, model, tuned, summary = _chosen(search)
+    if evaluation.test and evaluation.tuned is None:
+        summary["episode_test_accuracy"] = evaluation.test(model, "test episode").accuracy
+    evaluation.finish(model, tuned)
+    convert_and_check(model, search.planned.graph.traced, evaluation.images)
+    summary["final_val_accuracy"] = evaluation.score(model).accuracy
+    return top, model, summary
 
 
 def _float_test(search: Search) -> float:

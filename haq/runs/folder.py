@@ -56,8 +56,9 @@ def _place(name: str | Path) -> Path:
 
 
 def _title(job: Job) -> str:
-    budgets = "-".join(job.budgets)
-    parts = [job.model, job.data.partition(":")[0], job.target or "", budgets, job.agent]
+    drop = [] if job.max_drop is None else [f"drop{job.max_drop:g}"]
+    goals = [*drop, *job.budgets, job.agent]
+    parts = [job.model, job.data.partition(":")[0], job.target or "", *goals]
     text = "-".join(part for part in parts if part)
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in text.replace("%", "p"))
 

@@ -42,6 +42,8 @@ class Job(BaseModel):
     target: str | None = None
     batch: Annotated[int, Field(ge=1)] | None = None
     budgets: tuple[str, ...] = ("avg_weight_bits=3",)
+    max_drop: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
+    minimise: str | None = None
     agent: str = "guided"
     paper: bool = False
     episodes: Annotated[int, Field(ge=1)] | None = None
@@ -91,6 +93,9 @@ class Job(BaseModel):
 
 _OF_ACTIVATIONS = ("latency", "energy", "bops")
 
+ACCURACY_TARGET_EPISODES = 8
+"""Policies that a search for an accuracy target tries before it verifies one."""
+
 BY_AGENT: Mapping[str, Mapping[str, object]] = {
     "ilp": {"episodes": 1, "evaluation": "cheap"},
     "guided": {"evaluation": "cheap", "finalists": 3, "reward": "agreement"},
@@ -104,6 +109,8 @@ _RULES = {
     "size": "the height and width of an image are a whole number of pixels, 1 or more",
     "weights": "give the path of a file, such as resnet20.safetensors",
     "batch": "a target computes a whole number of images at once, 1 or more",
+    "max_drop": "the accuracy may drop by a number of percentage points above 0, such as 1.0",
+    "minimise": "give what is to cost the least, such as size or latency",
     "budgets": "a budget is text such as avg_weight_bits=3 or latency=50%w8a8",
     "episodes": "a search plays a whole number of episodes, 1 or more",
     "evaluation": "give finetune (one epoch for each policy) or cheap (no training)",
@@ -147,7 +154,9 @@ def parse_job(**fields: object) -> Job:
     given = {name: value for name, value in fields.items() if value is not None}
     if "distill" in given:
         given["distill"] = _distillation(given["distill"])
-    given.setdefault("agent", "ddpg" if given.get("paper") else "guided")
+    given.setdefault("agent", _agent(given))
+    if given.get("max_drop") is not None:
+        _without_budgets(given)
     suits = dict(BY_AGENT.get(str(given["agent"]), {}))
     if given.get("evaluation") == "finetune":
         suits.pop("finalists", None)
@@ -160,6 +169,19 @@ def parse_job(**fields: object) -> Job:
     if threads is None and (job.workers > 1 or job.ray is not None):
         threads = max(1, default_threads() // job.workers)
     return job.model_copy(update={"distill": {} if job.paper else job.distill, "threads": threads})
+
+
+def _agent(given: Mapping[str, object]) -> str:
+    if given.get("max_drop") is not None:
+        return "ilp"
+    return "ddpg" if given.get("paper") else "guided"
+
+
+def _without_budgets(given: dict[str, object]) -> None:
+    """Fill in what is to cost the least, and a budget that 8 bits everywhere keep."""
+    given.setdefault("minimise", "latency" if given.get("target") else "size")
+    given.setdefault("budgets", (f"{given['minimise']}=100%w8a8",))
+    given.setdefault("episodes", ACCURACY_TARGET_EPISODES)
 
 
 def _distillation(asked: object) -> dict[str, Any]:
@@ -199,6 +221,7 @@ def _check_together(job: Job) -> None:
         raise JobError(
             "budgets", "a search needs a budget, such as avg_weight_bits=3 or latency=50%w8a8"
         )
+    _check_accuracy_target(job)
     if job.weights is not None and job.float_epochs is not None:
         raise JobError(
             "weights",
@@ -217,6 +240,34 @@ def _check_together(job: Job) -> None:
             "finalists",
             f"--finalists {job.finalists}: every episode is fine-tuned already; leave it out, or "
             "give --evaluation cheap",
+        )
+
+
+def _check_accuracy_target(job: Job) -> None:
+    if job.max_drop is None:
+        if job.minimise is not None:
+            raise JobError(
+                "minimise",
+                f"--minimise {job.minimise} is for --max-drop, the accuracy that may be lost for "
+                "it; give that as well, or a budget instead",
+            )
+        return
+    if job.agent != "ilp":
+        raise JobError(
+            "agent",
+            f"--max-drop {job.max_drop:g} is solved by ilp, not {job.agent}; leave --agent out",
+        )
+    if job.evaluation != "cheap" or job.finalists:
+        raise JobError(
+            "max_drop",
+            f"--max-drop {job.max_drop:g} tries policies without fine-tuning; leave --evaluation "
+            "and --finalists out (--final-epochs fine-tunes the one handed over)",
+        )
+    if job.workers > 1 or job.ray is not None:
+        raise JobError(
+            "workers",
+            f"--max-drop {job.max_drop:g} tries one policy after the other; leave --workers and "
+            "--ray out",
         )
 
 

@@ -94,6 +94,8 @@ def plan(
     choices = _choices(job, graph.layers, target, pins)
     floats = sum(graph.float_parameters.values())
     table = tabulate(graph.layers, choices, target, floats)
+    if job.minimise is not None:
+        look_up(table.rows, "quantity", job.minimise)
     budgets = tuple(parse_budget(text, graph.layers, target, floats) for text in job.budgets)
     _check_budgets(job, graph.layers, target, floats, table, budgets, pins)
     notes = (

@@ -7,6 +7,7 @@ from typing import Any
 from haq.allocation.trials import best
 from haq.errors import RunError
 from haq.hw_profiles import Explained
+from haq.runs.accuracy_target import tried
 from haq.runs.episodes import episodes
 from haq.runs.evaluation import Evaluation
 from haq.runs.executors import Executor, executor_for
@@ -47,7 +48,7 @@ def play(
     try:
         with closing(executor or _executor(planned, evaluation)) as executor:
             search = Search(job, folder, planned, evaluation, executor, trials, on_progress)
-            for _ in episodes(search):
+            for _ in tried(search) if job.max_drop is not None else episodes(search):
                 write_summary(folder, "running", planned, evaluation, trials, best(trials), {})
             top, more = finish(search)
         return write_summary(folder, "finished", planned, evaluation, trials, top, more)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from haq.datasets import Data, Outline, load, outline
+from haq.runs.accuracy_target import check_resolution
 from haq.runs.evaluation import labeled
 from haq.runs.executors.ray import check_ray
 from haq.runs.float_network import check_float, example, float_network, fresh_model, read_float
@@ -81,6 +82,7 @@ def prepare(job: Job, folder: Path, on_progress: OnProgress) -> Start:
     if planned.notes:
         on_progress(Progress("plan", 1, 1, "; ".join(planned.notes)))
     data = about if isinstance(about, Data) else load(job.data, seed=job.seed, size=job.size)
+    check_resolution(job, len(data.val))
     float_network(job, folder, model, data, on_progress)
     return Start(planned, data)
 

@@ -12,7 +12,7 @@ from cost_problems import array, keeps, policies, problems, tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from haq.allocation.budgets import Budget, cheapest, fit, solve
+from haq.allocation.budgets import Budget, cheapest, fit, least_cost, solve
 from haq.allocation.budgets.integer_program import silent_stdout
 from haq.allocation.costs import CostTable, Edge, permitted, reference, tabulate, total
 from haq.allocation.policy import Bits
@@ -70,6 +70,25 @@ def test_solve_finds_what_enumeration_finds(problem, data):
         return
     assert policy in able
     assert value(policy) == pytest.approx(min(map(value, able)), rel=1e-6, abs=1e-6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(problems(), st.data(), st.floats(0.5, 2000))
+def test_the_least_cost_within_a_damage_is_what_enumeration_finds(problem, data, most):
+    table, budgets = problem
+    damage = {name: array(data.draw, len(some)) for name, some in table.choices.items()}
+
+    def hurts(policy):
+        return sum(damage[name][table.positions[name][bits]] for name, bits in policy.items())
+
+    able = [p for p in policies(table) if keeps(table, p, budgets) and hurts(p) <= most]
+    policy = least_cost("latency", damage, most, table, budgets)
+    if not able:
+        assert policy is None or hurts(policy) == pytest.approx(most, rel=1e-6)
+        return
+    assert keeps(table, policy, budgets) and hurts(policy) <= most * (1 + 1e-9)
+    least = min(total(table, p, "latency") for p in able)
+    assert total(table, policy, "latency") == pytest.approx(least, rel=1e-6, abs=1e-6)
 
 
 @settings(max_examples=100, deadline=None)

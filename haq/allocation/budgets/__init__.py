@@ -1,12 +1,12 @@
 """Budgets: reading them, making a policy keep them, and the best policy within them."""
 
 from haq.allocation.budgets.enforce import fit
-from haq.allocation.budgets.integer_program import cheapest, solve
+from haq.allocation.budgets.integer_program import cheapest, least_cost, solve
 from haq.allocation.budgets.limit import Budget
 from haq.allocation.budgets.parse import parse_budget
 from haq.allocation.budgets.uniform import most_bits, uniform_policy, uniform_within
 
 __all__ = [
-    "Budget", "cheapest", "fit", "most_bits", "parse_budget", "solve", "uniform_policy",
-    "uniform_within",
+    "Budget", "cheapest", "fit", "least_cost", "most_bits", "parse_budget", "solve",
+    "uniform_policy", "uniform_within",
 ]  # fmt: skip

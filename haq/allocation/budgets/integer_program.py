@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from threading import Lock
 from typing import NamedTuple
 
@@ -55,6 +56,40 @@ def solve(
         look_up(table.rows, "quantity", budget.quantity)
     links = _links(table, [budget.quantity for budget in budgets])
     return _minimum(table, _vector(table, objective, links, None), links, budgets)
+
+
+_DAMAGE = "damage"
+
+
+def least_cost(
+    quantity: str,
+    damage: Mapping[str, NDArray[np.float64]],
+    most: float,
+    table: CostTable,
+    budgets: Sequence[Budget],
+) -> dict[str, Bits] | None:
+    """Return the cheapest policy whose choices add up to a damage of ``most`` at most.
+
+    Args:
+        quantity: What it is to cost the least of.
+        damage: Layer to that of each of its choices, in the table's order; not negative.
+        most: Positive.
+        table: What the choices cost.
+        budgets: All are kept as well.
+
+    Returns:
+        None where no policy keeps all that.
+
+    Raises:
+        HaqError: The table has no such quantity, or the solver gave up.
+    """
+    rows = look_up(table.rows, "quantity", quantity)
+    limits = [*budgets, Budget(_DAMAGE, most)]
+    known = replace(
+        table, rows={**table.rows, _DAMAGE: damage}, units={**table.units, _DAMAGE: "nats"}
+    )
+    links = _links(known, [quantity, *(budget.quantity for budget in budgets)])
+    return _minimum(known, _vector(known, rows, links, quantity), links, limits)
 
 
 class _Link(NamedTuple):

@@ -35,7 +35,25 @@ def print_run(folder: Path, summary: dict[str, Any]) -> None:
         screen.print(f"  {_origin(summary, budget['quantity'])}")
     _print_measured(screen, summary.get("measured_latency"))
     _print_accuracies(screen, summary)
+    if target := summary.get("accuracy_target"):
+        screen.print(accuracy_target_sentence(target))
     screen.print(f"run: {folder}")
+
+
+def accuracy_target_sentence(target: Mapping[str, Any]) -> str:
+    """Return what came of an accuracy target, in one sentence."""
+    count = len(target["verifications"])
+    figures = (
+        f"a drop of {target['drop']:.2%} on {target['images']} validation images that nothing was "
+        f"chosen by, at most {target['bound']:.2%} with {target['confidence']:.0%} confidence "
+        f"({count} verification{'s' if count > 1 else ''})"
+    )
+    if target["met"]:
+        return f"accuracy target of at most {target['max_drop']:.2%} met: {figures}"
+    return (
+        f"accuracy target of at most {target['max_drop']:.2%} NOT met: {figures}; give more "
+        "validation images, allow more, or fine-tune with --final-epochs"
+    )
 
 
 def bits_in_signs(widths: Sequence[int]) -> str:
@@ -143,11 +161,13 @@ def accuracies(summary: Mapping[str, Any]) -> list[tuple[str, float, float | Non
     its epoch where finalists got one, and the one handed over.
     """
     tuned = {row["episode"]: row["tuned_val_accuracy"] for row in summary.get("finalists", [])}
+    # An accuracy target is tried on training images: what episodes score is no validation accuracy.
+    scored = None if "accuracy_target" in summary else summary.get("episode_val_accuracy")
     networks = [
         ("float network", summary.get("float_val_accuracy"), summary.get("float_test_accuracy")),
         (
             "as scored in its episode",
-            summary.get("episode_val_accuracy"), summary.get("episode_test_accuracy"),
+            scored, summary.get("episode_test_accuracy"),
         ),
         ("after an epoch", tuned.get(summary.get("best_episode")), None),
         ("handed over", summary.get("final_val_accuracy"), summary.get("final_test_accuracy")),

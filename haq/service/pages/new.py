@@ -30,7 +30,7 @@ _FIRST = {
 _TAKEN = (
     "model", "data", "size", "weights", "float_epochs", "target", "batch", "agent", "episodes",
     "act_bits", "title", "seed", "width", "train_images", "val_images", "calibration_images",
-    "final_epochs", "lr", "clipping",
+    "final_epochs", "lr", "clipping", "max_drop", "minimise",
 )  # fmt: skip
 
 
@@ -72,6 +72,12 @@ def _fields(form: Mapping[str, str]) -> dict[str, Any]:
         for row in range(2)
         if form.get(f"budgets.{row}")
     ]
+    if "max_drop" in fields:
+        # The form begins with an agent and a budget: they are of the other kind of search.
+        for name in ("agent", "episodes"):
+            fields.pop(name, None)
+        if not fields["budgets"]:
+            fields.pop("budgets")
     return fields
 
 
