@@ -202,7 +202,7 @@ def read(packet: bytes) -> Manifest:
         raise UpdateError("the manifest is not as long as it says")
     try:
         return _parsed(whole, HEAD + stored)
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, struct.error) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
         raise UpdateError(f"the manifest is malformed ({str(error)[:80]})") from None
     except RecursionError:
         raise UpdateError("the manifest is malformed (nested too deeply)") from None

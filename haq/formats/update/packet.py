@@ -181,7 +181,7 @@ def decoded(
     """
     try:
         network = _decoded(manifest, one, base, sections)
-    except (ValueError, IndexError, KeyError, OverflowError, AssertionError, MemoryError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, MemoryError) as error:
         raise UpdateError(
             f"{one.name!r} is malformed ({type(error).__name__}: {str(error)[:80]})"
         ) from error
