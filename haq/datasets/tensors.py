@@ -6,11 +6,11 @@ generator gives the same batch; without a generator nothing is augmented.
 """
 
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,12 +20,16 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from haq.errors import DataError
+from haq.network.inputs import Batch, Inputs, InputShape
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 UNDECODABLE = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
 """What Pillow raises for damaged images."""
+
+Labels = Literal["classes", "tokens", "pixels", "none"]
+"""What has a label: an input as a whole, each token, each pixel, or nothing."""
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """Images (B, C, H, W), any dtype, to changed images of the same shape and dtype."""
@@ -36,14 +40,14 @@ class Split(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """The class of every image, (N,) int64."""
+        """The class of every image (N,), or of every token or pixel (N, ...), int64."""
         ...
 
     def __len__(self) -> int: ...
 
     def batch(
         self, index: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Inputs, Tensor]:
         """Return the images and labels at ``index``, normalised.
 
         Args:
@@ -51,8 +55,9 @@ class Split(Protocol):
             generator: Draws the augmentation; None for the images as they are.
 
         Returns:
-            float32 images (B, C, H, W) and int64 labels (B,). Inputs that are no images have
+            float32 images (B, C, H, W) and int64 labels (B, ...). Inputs that are no images have
             the shape (B, ...), and integers other than bytes, such as tokens, stay integers.
+            Several inputs are a ``Batch``. Without labels there are zeros in their place.
         """
         ...
 
@@ -70,6 +75,8 @@ class Data:
         train: For gradients, calibration and BatchNorm statistics; augmented on request.
         val: For every choice.
         test: For what was chosen and frozen.
+        labels: What has a label. Without labels the splits give zeros in their place.
+        inputs: Name of each tensor that the network gets to its shape, where they have names.
     """
 
     name: str
@@ -80,6 +87,8 @@ class Data:
     train: Split
     val: Split
     test: Split
+    labels: Labels = "classes"
+    inputs: Mapping[str, InputShape] = field(default_factory=dict)
 
 
 class Outline(NamedTuple):
@@ -91,6 +100,8 @@ class Outline(NamedTuple):
         shape: As above.
         mean: As above.
         std: As above.
+        labels: As above.
+        inputs: As above.
     """
 
     name: str
@@ -98,6 +109,8 @@ class Outline(NamedTuple):
     shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    labels: Labels = "classes"
+    inputs: Mapping[str, InputShape] = {}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -106,14 +119,14 @@ class TensorSplit:
 
     Attributes:
         images: (N, C, H, W) or (N, ...): uint8, a floating dtype for what is normalised already, or
-            another integer dtype for tokens, which become int64.
-        labels: (N,) int64.
+            another integer dtype for tokens, which become int64; or several tensors.
+        labels: (N,) int64, or one for each token or pixel; zeros where there are none.
         mean: Per channel, in the unit of x / 255.
         std: Per channel, likewise.
         augment: Changes the pixels of a batch before they are normalised.
     """
 
-    images: Tensor
+    images: Inputs
     labels: Tensor
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -124,12 +137,19 @@ class TensorSplit:
 
     def batch(
         self, index: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Inputs, Tensor]:
         """Return the images (B, C, H, W) and labels (B,) at ``index``, see ``Split``."""
         images = self.images[index]
+        if isinstance(images, Batch):
+            return images.map(_as_taken), self.labels[index]
         if generator is not None and self.augment is not None:
             images = self.augment(images, generator)
         return normalise(images, self.mean, self.std), self.labels[index]
+
+
+def _as_taken(values: Tensor) -> Tensor:
+    """Return one of several tensors as networks take it."""
+    return normalise(values, (), ()) if values.dtype != torch.bool else values
 
 
 class LazySplit:
@@ -152,7 +172,7 @@ class LazySplit:
 
     def batch(
         self, index: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Inputs, Tensor]:
         """Return the images (B, C, H, W) and labels (B,) at ``index``, see ``Split``."""
         return self._split.batch(index, generator)
 
@@ -169,7 +189,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
         return images.long()
     scale = 1.0 if images.is_floating_point() else 255.0
     x = images.float() / scale  # a new tensor: what lies in memory is never written to
-    if images.dim() != 4:
+    if images.dim() != 4 or not len(mean):
         return x
     return x.sub_(torch.tensor(mean)[:, None, None]).div_(torch.tensor(std)[:, None, None])
 

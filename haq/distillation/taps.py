@@ -8,6 +8,7 @@ from torch import fx
 
 from haq.errors import HaqError, look_up
 from haq.network.capture import Sample, shapes_of
+from haq.network.inputs import as_inputs
 from haq.network.operators import is_product, is_sum
 from haq.network.sites import leaves, module_name
 
@@ -43,7 +44,7 @@ def find_taps(
     Raises:
         HaqError: There is no such module, or no resolution is in both.
     """
-    inputs = sample if isinstance(sample, tuple) else (sample,)
+    inputs = as_inputs(sample)
     mine, its = shapes_of(student, inputs), shapes_of(teacher, inputs)
     if asked:
         pairs = {}

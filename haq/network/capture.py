@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from haq.errors import ModelError
+from haq.network.inputs import Batch, Inputs, arguments, as_inputs, call, tensors_of
 from haq.network.lifting.lift import lifted
 from haq.network.modules import LAYERS, PRODUCTS
 from haq.network.outputs import taken_apart
 from haq.network.program import export
 
-Sample = Tensor | tuple[Tensor, ...]
+Sample = Inputs | tuple[Tensor, ...]
 
 _ROWS = 2
 """Inputs that a forward is captured with; torch takes an axis of one for a constant."""
@@ -53,17 +54,17 @@ def capture(model: nn.Module, sample: Sample) -> Captured:
             answers differently.
     """
     model = unwrapped(model)
-    inputs = sample if isinstance(sample, tuple) else (sample,)
+    inputs = as_inputs(sample)
     model, notes = _in_float32(model)
     rows, batched = _rows(model, inputs, _ROWS)
     with torch.no_grad(), evaluating(model), torch.random.fork_rng(devices=[]):
         answer = _answer(model, rows, inputs)
         program = export(model, rows, batched)
-        traced, more = lifted(model, program)
+        traced, more = lifted(model, program, rows.names)
         _copy_what_is_written_to(traced, rows)
         run = _Shapes(traced)
-        _check_same(model, answer, _seeded(run.run, rows))
-        if not any(value.is_meta for value in rows):
+        _check_same(model, answer, _seeded(run.run, Batch(rows.tensors)))
+        if not any(value.is_meta for value in rows.tensors):
             _check_other_inputs(model, traced, inputs)
     return Captured(model, traced, run.shapes, _ROWS, (*notes, *more))
 
@@ -102,46 +103,51 @@ def _in_float32(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     return model, (f"the network was brought from {named} to float32",)
 
 
-def _rows(
-    model: nn.Module, inputs: tuple[Tensor, ...], count: int
-) -> tuple[tuple[Tensor, ...], tuple[bool, ...]]:
+def _rows(model: nn.Module, inputs: Inputs, count: int) -> tuple[Batch, tuple[bool, ...]]:
     """Return inputs with so many rows, and which of them have a batch axis."""
-    batched = tuple(value.dim() > 0 and len(value) == len(inputs[0]) for value in inputs)
+    given = tensors_of(inputs)
+    batched = tuple(value.dim() > 0 and len(value) == len(given[0]) for value in given)
     device = next((value.device for value in model.parameters()), torch.device("cpu"))
     rows = []
-    for value, free in zip(inputs, batched, strict=True):
+    for value, free in zip(given, batched, strict=True):
         value = value.float() if value.is_floating_point() else value
         # Indexing copies: inputs that are one tensor for the caller are two here.
         chosen = value[torch.arange(count) % len(value)] if free else value.clone()
         rows.append(chosen.to(device))
-    return tuple(rows), batched
+    return Batch(tuple(rows), () if isinstance(inputs, Tensor) else inputs.names), batched
 
 
-def _answer(model: nn.Module, rows: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> object:
+def _answer(model: nn.Module, rows: Batch, inputs: Inputs) -> object:
     try:
         return _seeded(model, rows)
     except Exception as error:
-        shapes = ", ".join("x".join(map(str, value.shape)) for value in inputs)
         raise ModelError(
-            f"the model does not run on a sample of {shapes}: {_first_line(error)}"
+            f"the model does not run on a sample of {_shapes(inputs)}: {_first_line(error)}"
         ) from error
 
 
-def _seeded(network: Any, rows: tuple[Tensor, ...]) -> object:
+def _shapes(inputs: Inputs) -> str:
+    shapes = ["x".join(map(str, value.shape)) for value in tensors_of(inputs)]
+    names = [] if isinstance(inputs, Tensor) else inputs.names
+    named = [f"{name} {shape}" for name, shape in zip(names, shapes, strict=False)]
+    return ", ".join(named or shapes)
+
+
+def _seeded(network: Any, rows: Batch) -> object:
     """Return an answer to copies of inputs, with the same random numbers each time."""
     torch.manual_seed(0)
-    return network(*(value.clone() for value in rows))
+    return call(network, rows.map(torch.clone))
 
 
-def _copy_what_is_written_to(traced: fx.GraphModule, rows: tuple[Tensor, ...]) -> None:
+def _copy_what_is_written_to(traced: fx.GraphModule, rows: Batch) -> None:
     """Let a forward that changes its inputs in place change copies of them."""
-    if any(value.is_meta for value in rows):
+    if any(value.is_meta for value in rows.tensors):
         return
-    given = tuple(value.clone() for value in rows)
+    given = tuple(value.clone() for value in rows.tensors)
     traced(*given)
     places = [node for node in traced.graph.nodes if node.op == "placeholder"]
     first = next(node for node in traced.graph.nodes if node.op != "placeholder")
-    for place, before, after in zip(places, rows, given, strict=True):
+    for place, before, after in zip(places, rows.tensors, given, strict=True):
         if not torch.equal(before, after):
             with traced.graph.inserting_before(first):
                 copied = traced.graph.call_function(torch.clone, (place,))
@@ -151,17 +157,16 @@ def _copy_what_is_written_to(traced: fx.GraphModule, rows: tuple[Tensor, ...]) -
     traced.recompile()
 
 
-def _check_other_inputs(
-    model: nn.Module, traced: fx.GraphModule, inputs: tuple[Tensor, ...]
-) -> None:
+def _check_other_inputs(model: nn.Module, traced: fx.GraphModule, inputs: Inputs) -> None:
     """Compare graph and model on random inputs, or on the sample's, in a batch of another size."""
     rows, _ = _rows(model, inputs, _ROWS + 1)
     generator = torch.Generator().manual_seed(0)
-    random = tuple(
-        torch.randn(value.shape, generator=generator).to(value)
-        if value.is_floating_point()
-        else value
-        for value in rows
+    random = rows.map(
+        lambda value: (
+            torch.randn(value.shape, generator=generator).to(value)
+            if value.is_floating_point()
+            else value
+        )
     )
     try:
         answer = _seeded(model, random)
@@ -226,16 +231,15 @@ class _Shapes(fx.Interpreter):
         return result
 
 
-def shapes_of(traced: fx.GraphModule, inputs: tuple[Tensor, ...]) -> dict[fx.Node, torch.Size]:
+def shapes_of(traced: fx.GraphModule, inputs: Inputs) -> dict[fx.Node, torch.Size]:
     """Return the shape of every floating-point tensor, in order of execution."""
     interpreter = _Shapes(traced)
     try:
         with torch.no_grad(), evaluating(traced):
-            interpreter.run(*inputs)
+            interpreter.run(*arguments(traced.graph, inputs))
     except Exception as error:
-        shapes = ", ".join("x".join(map(str, value.shape)) for value in inputs)
         raise ModelError(
-            f"the model does not run on a sample of {shapes}: {_first_line(error)}"
+            f"the model does not run on a sample of {_shapes(inputs)}: {_first_line(error)}"
         ) from error
     return interpreter.shapes
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from haq.network.capture import Sample, capture, layer_calls, product_calls, shapes_of
+from haq.network.inputs import as_inputs
 from haq.network.layers import CallShape, Kind, Layer
 from haq.network.modules import (
     LOOKUPS,
@@ -223,8 +224,8 @@ def handovers(graph: Graph, sample: Sample) -> tuple[Handover, ...]:
         graph: From ``trace``.
         sample: As for ``trace``.
     """
-    inputs = sample if isinstance(sample, tuple) else (sample,)
-    images = len(inputs[0])
+    inputs = as_inputs(sample)
+    images = len(inputs)
     shapes = shapes_of(graph.traced, inputs)
     sources = sources_of(shapes)
     found: dict[tuple[fx.Node, str], Handover] = {}

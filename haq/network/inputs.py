@@ -6,10 +6,10 @@ both, and gives them to a network by ``call``. Random inputs are for where no da
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +34,12 @@ class Batch:
         """Return the batch with every tensor changed."""
         return Batch(tuple(map(change, self.tensors)), self.names)
 
-    def split(self, rows: int) -> list["Batch"]:
+    def split(self, rows: int) -> "Sequence[Batch]":
         """Return parts of so many rows, the last one of what is left; as of a tensor."""
         parts = zip(*(tensor.split(rows) for tensor in self.tensors), strict=True)
         return [Batch(tensors, self.names) for tensors in parts]
 
-    def chunk(self, count: int) -> list["Batch"]:
+    def chunk(self, count: int) -> "Sequence[Batch]":
         """Return about so many parts; as of a tensor."""
         return self.split(-(-len(self) // count))
 
@@ -49,6 +49,18 @@ class Batch:
 
 
 Inputs = Tensor | Batch
+
+
+class InputShape(NamedTuple):
+    """What one tensor of an input looks like.
+
+    Attributes:
+        shape: Without the batch axis.
+        tokens: How many values it may have, from 0 up; None where it holds floats.
+    """
+
+    shape: tuple[int, ...]
+    tokens: int | None = None
 
 
 def as_inputs(value: Tensor | Batch | Sequence[Tensor] | Mapping[str, Tensor]) -> Inputs:
@@ -71,6 +83,14 @@ def call(network: Callable[..., Any], inputs: Inputs) -> Any:
     if inputs.names:
         return network(**dict(zip(inputs.names, inputs.tensors, strict=True)))
     return network(*inputs.tensors)
+
+
+def arguments(graph: fx.Graph, inputs: Inputs) -> tuple[Any, ...]:
+    """Return what the placeholders of a captured graph are given, in their order."""
+    if isinstance(inputs, Tensor) or not inputs.names:
+        return tensors_of(inputs)
+    named = dict(zip(inputs.names, inputs.tensors, strict=True))
+    return tuple(named[str(node.target)] for node in graph.find_nodes(op="placeholder"))
 
 
 def tensors_of(inputs: Inputs) -> tuple[Tensor, ...]:
@@ -110,3 +130,43 @@ def random_inputs(shape: Sequence[int], count: int = 1, tokens: int | None = Non
 def blank_input(shape: Sequence[int], tokens: int | None = None) -> Tensor:
     """Return an input of zeros (1, ...), which every network takes; ``tokens`` as above."""
     return torch.zeros(1, *shape, dtype=torch.float32 if tokens is None else torch.int64)
+
+
+def like_record(record: Mapping[str, Any], count: int = 1) -> Inputs:
+    """Return random inputs of the kind that a run has on record.
+
+    Args:
+        record: With the "shape" of one, "tokens" where it is one of tokens, and "inputs" where they
+            are several: name to shape and tokens.
+        count: How many. Where a tensor has two values only, as a mask has, some rows end with 0.
+    """
+    several = record.get("inputs")
+    if not several:
+        return random_inputs(record["shape"], count, record.get("tokens"))
+    tensors = [_of_kind(InputShape(**kind), count) for kind in several.values()]
+    return Batch(tuple(tensors), tuple(several))
+
+
+def _of_kind(kind: InputShape, count: int) -> Tensor:
+    if kind.tokens != 2:
+        return random_inputs(kind.shape, count, kind.tokens)
+    mask = torch.ones(count, *kind.shape, dtype=torch.int64)
+    mask[1::2, -(kind.shape[-1] // 4) or None :] = 0
+    return mask
+
+
+def kind_of(inputs: Inputs) -> dict[str, InputShape]:
+    """Return what each tensor of inputs looks like; empty where it is one without a name.
+
+    Tokens have as many values as the largest one here tells, and one more; at least two.
+    """
+    if isinstance(inputs, Tensor):
+        return {}
+    names = inputs.names or tuple(f"input{place}" for place in range(len(inputs.tensors)))
+    return {
+        name: InputShape(
+            tuple(tensor.shape[1:]),
+            None if tensor.is_floating_point() else max(int(tensor.max()), 1) + 1,
+        )
+        for name, tensor in zip(names, inputs.tensors, strict=True)
+    }

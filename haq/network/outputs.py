@@ -73,6 +73,36 @@ def float_tensors(value: object) -> list[Tensor]:
     return tensors
 
 
+MAIN = ("logits", "out", "last_hidden_state", "prediction_logits", "reconstruction")
+"""Names of the part of an output that a network is there for, the first that is there counts."""
+
+
+def main_tensor(value: object) -> Tensor:
+    """Return the tensor of floats that a network is there for, such as its logits.
+
+    Of several that is the one with the first name in ``MAIN`` that is there.
+
+    Raises:
+        ModelError: There is none, or several without such a name.
+    """
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value
+    parts = _parts(value) if not isinstance(value, Tensor) else {}
+    for name in MAIN:
+        part = parts.get(name)
+        if isinstance(part, Tensor) and part.is_floating_point():
+            return part
+    tensors = float_tensors(value)
+    if len(tensors) > 1:
+        names = f" ({', '.join(map(str, parts))})" if parts else ""
+        raise ModelError(
+            f"the network gives a {type(value).__name__} of {len(tensors)} tensors{names}, none of "
+            f"them called {' or '.join(MAIN[:3])}: wrap it in a module that returns the one that "
+            "counts, or give evaluate="
+        )
+    return tensors[0]
+
+
 def put_together(structure: Structure, nodes: list[fx.Node], graph: fx.Graph) -> Any:
     """Return what the output node of ``graph`` takes, so that the graph gives the structure."""
     if isinstance(structure, Place):

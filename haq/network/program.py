@@ -17,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import OutputKind
 
 from haq.errors import ModelError
+from haq.network.inputs import Batch, call
 from haq.network.outputs import Structure, taken_apart
 
 aten = torch.ops.aten
@@ -40,18 +41,20 @@ class Program(NamedTuple):
 class _Outermost(nn.Module):
     """Holds the model, and tells what its forward gives."""
 
-    def __init__(self, model: nn.Module, on_structure: Callable[[Structure], None]):
+    def __init__(
+        self, model: nn.Module, names: tuple[str, ...], on_structure: Callable[[Structure], None]
+    ):
         super().__init__()
-        self.model, self.on_structure = model, on_structure
+        self.model, self.names, self.on_structure = model, names, on_structure
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the tensors in the model's output."""
-        structure, tensors = taken_apart(self.model(*inputs))
+        structure, tensors = taken_apart(call(self.model, Batch(inputs, self.names)))
         self.on_structure(structure)
         return tuple(tensors)
 
 
-def export(model: nn.Module, inputs: tuple[Tensor, ...], batched: tuple[bool, ...]) -> Program:
+def export(model: nn.Module, inputs: Batch, batched: tuple[bool, ...]) -> Program:
     """Return the forward of a model in evaluation mode.
 
     Args:
@@ -63,12 +66,12 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], batched: tuple[bool, ..
         ModelError: The forward cannot be captured; the message says why.
     """
     structures: list[Structure] = []
-    outermost = _Outermost(model, structures.append)
+    outermost = _Outermost(model, inputs.names, structures.append)
     sizes = tuple({0: Dim.DYNAMIC} if free else {} for free in batched)
     try:
         with _quiet(), _without_fast_path(), torch.no_grad():
             exported = torch.export.export(
-                outermost, inputs, dynamic_shapes={"inputs": sizes}, strict=False
+                outermost, inputs.tensors, dynamic_shapes={"inputs": sizes}, strict=False
             )
             _inline(exported.graph_module)
             if not _without_side_effects(exported):

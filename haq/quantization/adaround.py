@@ -11,6 +11,7 @@ from haq.datasets import Split
 from haq.distillation.kd import total_divergence
 from haq.errors import DivergedError
 from haq.network.graph import Graph
+from haq.network.inputs import Inputs, call
 from haq.network.modules import along_weight
 from haq.network.outputs import float_tensors
 from haq.quantization.fake_quant import QuantEmbedding, Quantized
@@ -91,11 +92,11 @@ def _parametrized(layer: Quantized) -> nn.Parameter:
 
 
 def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, truth: list[Tensor]
+    model: nn.Module, optimizer: torch.optim.Optimizer, images: Inputs, truth: list[Tensor]
 ) -> float:
     """Take one step towards the float network's answers, and return the loss before it."""
     with torch.autocast("cpu", torch.bfloat16, has_bfloat16()):
-        answer = float_tensors(model(images))
+        answer = float_tensors(call(model, images))
     optimizer.zero_grad()
     loss = total_divergence(answer, truth, TEMPERATURE)
     if not math.isfinite(loss.item()):

@@ -24,6 +24,7 @@ from torch import Tensor, fx
 from haq.allocation.policy import Policy
 from haq.distillation.kd import total_divergence
 from haq.network.graph import Graph
+from haq.network.inputs import Inputs
 from haq.network.modules import LayerModule
 from haq.quantization.calibration import Clips
 from haq.quantization.interpreter import CopyingInterpreter
@@ -60,7 +61,7 @@ class Attribution:
 
 
 def attribution(
-    graph: Graph, clips: Clips, policy: Policy, images: Tensor, asked: Widths, steps: int = STEPS
+    graph: Graph, clips: Clips, policy: Policy, images: Inputs, asked: Widths, steps: int = STEPS
 ) -> Attribution:
     """Return how the divergence of a policy is made up.
 
@@ -78,7 +79,7 @@ def attribution(
     model = normalising(graph, clips).requires_grad_(False)
     places = places_of(graph, clips, model, _bits_of(policy, asked))
     images = channels_last(images)
-    parts = torch.chunk(images, parts_of(model, images, REMEMBERED // 4))
+    parts: Sequence[Inputs] = images.chunk(parts_of(model, images, REMEMBERED // 4))
     phi, divergence = [0.0] * len(places), 0.0
     for part in parts:
         share = len(part) / len(images)
@@ -127,7 +128,7 @@ class _Way(CopyingInterpreter):
         self._moved[n] = moved, change
         return moved
 
-    def answers(self, images: Tensor) -> list[Tensor]:
+    def answers(self, images: Inputs) -> list[Tensor]:
         """Return what the network gives there."""
         changes = self._move_weights()
         try:
@@ -135,7 +136,7 @@ class _Way(CopyingInterpreter):
         finally:
             self._move_back(changes)
 
-    def slopes(self, images: Tensor, reference: Sequence[Tensor]) -> list[float]:
+    def slopes(self, images: Inputs, reference: Sequence[Tensor]) -> list[float]:
         """Return <dD/dW, Q(W) - W> of every place."""
         changes = self._move_weights()
         weights = {at: self._weight(self.places[at]).requires_grad_() for at in changes}

@@ -14,6 +14,7 @@ from haq.errors import ModelError, RunError
 from haq.files import write_bytes
 from haq.network.capture import Sample, evaluating
 from haq.network.graph import Graph
+from haq.network.inputs import arguments, as_inputs
 from haq.quantization.clipping import activation_clips, weight_clips
 from haq.quantization.quantizer import BITS
 from haq.quantization.skewed import is_skewed, skewed_grids
@@ -141,7 +142,7 @@ def _activations(
     collector = _Collector(graph.traced, tensors)
     with torch.no_grad(), evaluating(graph.traced):
         for batch in batches:
-            collector.run(*(batch if isinstance(batch, tuple) else (batch,)))
+            collector.run(*arguments(graph.traced.graph, as_inputs(batch)))
     samples = {tensor: _thinned(torch.cat(parts)) for tensor, parts in collector.samples.items()}
     ends = {tensor: torch.stack(parts).aminmax() for tensor, parts in collector.ends.items()}
     return {tensor: torch.cat([samples[tensor], torch.stack(ends[tensor])]) for tensor in tensors}

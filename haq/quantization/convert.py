@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from haq.allocation.policy import FLOAT
 from haq.errors import ConversionError
 from haq.network.capture import Sample, evaluating
+from haq.network.inputs import Inputs, as_inputs, call
 from haq.network.modules import LayerModule, Product
 from haq.network.operators import values_of
 from haq.quantization.bn_folding import Norm, affine, fold_norms, norms_of
@@ -195,7 +196,7 @@ def convert_and_check(
     Raises:
         ConversionError: The answers changed by more; that is a fault of ours.
     """
-    inputs = images if isinstance(images, tuple) else (images,)
+    inputs = as_inputs(images)
     truth = _answers(floats, inputs, batch)
     before = _error(_answers(network, inputs, batch), truth)
     rounded = copy.deepcopy(network)
@@ -217,12 +218,12 @@ def check_errors(before: float, after: float, explained: float) -> None:
         )
 
 
-def _answers(network: nn.Module, inputs: tuple[Tensor, ...], batch: int) -> Tensor:
+def _answers(network: nn.Module, inputs: Inputs, batch: int) -> Tensor:
     """Return all floats that a network gives for each input, (N, values)."""
     parts = []
     with torch.no_grad(), evaluating(network):
-        for rows in zip(*(value.split(batch) for value in inputs), strict=True):
-            count, leaves = len(rows[0]), pytree.tree_leaves(network(*rows))
+        for rows in inputs.split(batch):
+            count, leaves = len(rows), pytree.tree_leaves(call(network, rows))
             answers = [leaf for leaf in leaves if _is_answer(leaf, count)]
             # Sequences may have the batch in their second axis.
             values = [x.movedim(x.shape.index(count), 0).reshape(count, -1) for x in answers]

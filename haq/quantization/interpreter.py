@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from haq.network.inputs import Batch, Inputs, arguments
+
 _IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 
 Values = dict[fx.Node, Any]
@@ -19,6 +21,12 @@ class CopyingInterpreter(fx.Interpreter):
     def __init__(self, module: fx.GraphModule):
         super().__init__(module)
         self.extra_traceback = False  # takes seconds, and is not shown
+
+    def run(self, *args: Any, **options: Any) -> Any:
+        """Return what the graph gives for inputs, one tensor or several."""
+        if len(args) == 1 and isinstance(args[0], Batch):
+            args = arguments(self.graph, args[0])
+        return super().run(*args, **options)
 
     def run_node(self, n: fx.Node) -> Any:
         """Return the value of a node, from those of ``env``."""
@@ -63,11 +71,12 @@ class PartialRun:
             for number, node in enumerate(self.nodes)
         }
 
-    def begin(self, images: Tensor) -> Values:
-        """Return the values before the first node: the images, and defaults of other inputs."""
+    def begin(self, images: Inputs) -> Values:
+        """Return the values before the first node: the inputs, and defaults of those not given."""
         inputs = [node for node in self.nodes if node.op == "placeholder"]
-        defaults = {node: node.args[0] for node in inputs[1:] if node.args}
-        return {inputs[0]: images, **defaults}
+        given = arguments(self.module.graph, images)
+        defaults = {node: node.args[0] for node in inputs[len(given) :] if node.args}
+        return {**dict(zip(inputs, given, strict=False)), **defaults}
 
     def advance(self, values: Values, start: int, stop: int) -> None:
         """Run the nodes from ``start`` to before ``stop`` on the values, in place."""
@@ -80,7 +89,7 @@ class PartialRun:
                 if self._last[read] <= number:
                     values.pop(read, None)
 
-    def sizes(self, images: Tensor) -> dict[fx.Node, int]:
+    def sizes(self, images: Inputs) -> dict[fx.Node, int]:
         """Return how many values of one image each node gives."""
         values, sizes = self.begin(images), {}
         for number, node in enumerate(self.nodes):
@@ -90,7 +99,7 @@ class PartialRun:
                 sizes[node] = sum(tensor.numel() for tensor in tensors) // len(images)
         return sizes
 
-    def alive(self, images: Tensor) -> list[int]:
+    def alive(self, images: Inputs) -> list[int]:
         """Return how many values of one image are still needed before each node, and at the end."""
         changes = [0] * (len(self.nodes) + 2)
         for node, size in self.sizes(images).items():

@@ -26,6 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from haq.allocation.policy import Policy
 from haq.distillation.kd import total_divergence
 from haq.network.graph import Graph
+from haq.network.inputs import Inputs
 from haq.network.modules import Product
 from haq.quantization.calibration import Clips
 from haq.quantization.interpreter import CopyingInterpreter
@@ -54,7 +55,7 @@ the same for all bits of a tensor."""
 def second_order(
     graph: Graph,
     clips: Clips,
-    images: Tensor,
+    images: Inputs,
     asked: Widths,
     on_place: Callable[[int, int], None] | None = None,
     seed: int = 0,
@@ -78,7 +79,7 @@ def second_order(
 def marginal(
     graph: Graph,
     clips: Clips,
-    images: Tensor,
+    images: Inputs,
     asked: Widths,
     policy: Policy | None,
     on_place: Callable[[int, int], None] | None = None,
@@ -106,7 +107,7 @@ def marginal(
     places = places_of(graph, clips, model, asked)
     images = channels_last(images)
     # Beside the values their gradients are kept, and what each operation needs for them.
-    parts = torch.chunk(images, parts_of(model, images, REMEMBERED // 4))
+    parts: Sequence[Inputs] = images.chunk(parts_of(model, images, REMEMBERED // 4))
     draws = max(1, -(-SAMPLES // len(images)))
     generator = torch.Generator().manual_seed(seed)
     sums = [dict.fromkeys(place.bits, 0.0) for place in places]
@@ -157,7 +158,7 @@ class _Tape(CopyingInterpreter):
 
     def gradients(
         self,
-        images: Tensor,
+        images: Inputs,
         draws: int,
         generator: torch.Generator,
         reference: Sequence[Tensor] | None,

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
@@ -23,6 +22,7 @@ from haq.distillation.kd import total_divergence
 from haq.errors import RunError
 from haq.files import write_text
 from haq.network.graph import Graph
+from haq.network.inputs import Inputs
 from haq.quantization.calibration import Clips
 from haq.quantization.interpreter import CopyingInterpreter
 from haq.quantization.places import Kind, Widths, float_answers, normalising, places_of, quickly
@@ -75,7 +75,7 @@ def widths(choices: Mapping[str, Sequence[Bits]]) -> dict[Kind, dict[str, tuple[
 def sensitivity(
     graph: Graph,
     clips: Clips,
-    images: Tensor,
+    images: Inputs,
     asked: Widths,
     on_place: Callable[[int, int], None] | None = None,
 ) -> Sensitivity:
@@ -98,7 +98,7 @@ def sensitivity(
     model = normalising(graph, clips)
     places = places_of(graph, clips, model, asked)
     images = channels_last(images)
-    parts = torch.chunk(images, parts_of(model, images, REMEMBERED))
+    parts: Sequence[Inputs] = images.chunk(parts_of(model, images, REMEMBERED))
     sums = [dict.fromkeys(place.bits, 0.0) for place in places]
     for number, part in enumerate(parts):
         recorder = _Recorder(model)
@@ -130,14 +130,14 @@ class _Recorder(CopyingInterpreter):
         self.values.setdefault(n, result)
         return result
 
-    def run_from(self, node: fx.Node, images: Tensor) -> Any:
+    def run_from(self, node: fx.Node, images: Inputs) -> Any:
         """Return the output, with the first run's values of all that comes before the node."""
         nodes = list(self.graph.nodes)
         before = {n: self.values[n] for n in nodes[: nodes.index(node)]}
         return self.run(images, initial_env=before)
 
 
-def parts_of(model: fx.GraphModule, images: Tensor, remembered: int) -> int:
+def parts_of(model: fx.GraphModule, images: Inputs, remembered: int) -> int:
     """Return into how many parts to split the images so that memory holds all values."""
     recorder = _Recorder(model)
     with quickly():

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq.network.capture import evaluating
 from haq.network.graph import Graph
+from haq.network.inputs import Inputs
 from haq.network.modules import Product, along_weight
 from haq.network.sites import Point, insert
 from haq.quantization.calibration import Clips
@@ -74,7 +75,7 @@ def note_of_few(count: int) -> str | None:
     )
 
 
-def statistics(graph: Graph, images: Tensor, clips: Clips | None = None) -> Statistics:
+def statistics(graph: Graph, images: Inputs, clips: Clips | None = None) -> Statistics:
     """Return the float network's statistics on some images, for ``correct``.
 
     Args:
@@ -97,7 +98,7 @@ def statistics(graph: Graph, images: Tensor, clips: Clips | None = None) -> Stat
     return {node: several.moments() for node, several in running.items()}
 
 
-def correct(model: fx.GraphModule, graph: Graph, floats: Statistics, images: Tensor) -> None:
+def correct(model: fx.GraphModule, graph: Graph, floats: Statistics, images: Inputs) -> None:
     """Bring every channel's mean and variance back to the float network's, in place.
 
     Rounding shifts and stretches what a layer gives. Where a BatchNorm follows, its running
@@ -175,7 +176,7 @@ def _clipped(graph: Graph, clips: Clips) -> fx.GraphModule:
     return insert(copy.deepcopy(graph.traced), graph.points, clip).eval()
 
 
-def _part(run: PartialRun, images: Tensor) -> int:
+def _part(run: PartialRun, images: Inputs) -> int:
     """Return how many images to run at once."""
     return max(1, LARGEST // max(run.sizes(images[:2]).values()))
 
@@ -205,7 +206,7 @@ class _Walk:
     goes back to an earlier node.
     """
 
-    def __init__(self, model: fx.GraphModule, images: Tensor):
+    def __init__(self, model: fx.GraphModule, images: Inputs):
         self.run = PartialRun(model)
         self.limit = ALIVE / len(images)
         self.alive = self.run.alive(images[:2])

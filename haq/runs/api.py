@@ -1,6 +1,6 @@
 """HAQ from Python: the same search, for models and data that have no name on the command line."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -53,9 +53,10 @@ class Run:
 
 def search(  # noqa: PLR0913 - one keyword a field of the job
     model: nn.Module | str = "digits_cnn",
-    data: Data | Tensor | Sequence[Any] | str = "digits",
+    data: Data | Tensor | Mapping[str, Tensor] | Iterable[Any] | str = "digits",
     *,
     evaluate: Own | None = None,
+    metric: str | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     on_progress: OnProgress | None = None,
@@ -71,7 +72,7 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
     paper: bool = False,
     episodes: int | None = None,
     evaluation: Literal["finetune", "cheap"] | None = None,
-    reward: Literal["accuracy", "loss", "agreement"] | None = None,
+    reward: Literal["metric", "accuracy", "loss", "agreement"] | None = None,
     finalists: int | None = None,
     seed: int = 0,
     clipping: str = "kl",
@@ -88,6 +89,8 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
     ray: str | None = None,
     width: float | None = None,
     size: int | None = None,
+    tokenizer: str | Path | None = None,
+    length: int | None = None,
     weights: str | Path | None = None,
     float_epochs: int | None = None,
 ) -> Run:
@@ -105,6 +108,8 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
             network.
         evaluate: From a quantized network, in evaluation mode, to a score where higher is better;
             without it validation accuracy. Rewards take it as a share, so one in [0, 1] suits best.
+        metric: What networks are scored by: "top1", "top5", "miou" or "perplexity" by labels,
+            "cosine" or "agreement" with the float network without any. None: as suits the labels.
         out: Name of the run below ``results``, or a path; named after the job without it.
         resume: Go on with the run in ``out``, which must have been asked for in the same words.
         on_progress: Called with a ``haq.runs.progress.Progress``.
@@ -125,7 +130,8 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
         episodes: Policies to try. None: as many as suit the time of one evaluation; 1 for ilp.
         evaluation: What scores a policy: "finetune", after an epoch, or "cheap", after correcting
             statistics. None: as suits the agent.
-        reward: "accuracy", "loss", or "agreement" with the float network. None: as suits the agent.
+        reward: "metric" ("accuracy" says the same of top1), "loss", or "agreement" with the float
+            network. None: as suits the agent, and the metric where one is given.
         finalists: How many of the best policies of a cheap evaluation get an epoch each. None: as
             suits the agent.
         seed: Decides everything random.
@@ -147,8 +153,10 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
         workers: Policies evaluated at once, each in a process. ``model``, ``data`` and ``evaluate``
             are pickled then, and a score must not depend on what was scored before.
         ray: Address of a Ray cluster for the workers.
-        width: Width multiplier; for a model given by its name, as are the next three.
-        size: Height and width of a folder's images.
+        width: Width multiplier; for a model given by its name, as are the next five.
+        size: Height and width of a folder's images. None: the model's own.
+        tokenizer: Folder of the tokenizer that reads text. None: the model's own folder.
+        length: Tokens of one input of text. None: 128, or as many as the model takes.
         weights: File of float weights.
         float_epochs: Epochs in which the float network is trained first.
 

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from haq.datasets import Data
 from haq.network.graph import Graph
+from haq.network.inputs import Inputs
 from haq.quantization.calibration import Clips, calibrate, load_clips, save_clips
 from haq.quantization.second_order import second_order
 from haq.quantization.sensitivity import (
@@ -23,7 +23,7 @@ from haq.runs.progress import OnProgress, Progress
 
 
 def clips_of_run(
-    job: Job, folder: Path, graph: Graph, batches: Iterable[torch.Tensor], on_progress: OnProgress
+    job: Job, folder: Path, graph: Graph, batches: Iterable[Inputs], on_progress: OnProgress
 ) -> Clips:
     """Return the clips of a run: those in its folder, or new ones, which are put there."""
     file = folder / "clips.safetensors"
@@ -39,7 +39,7 @@ def clips_of_run(
 
 
 def sensitivity_of_run(
-    folder: Path, planned: Plan, clips: Clips, images: Tensor, on_progress: OnProgress
+    folder: Path, planned: Plan, clips: Clips, images: Inputs, on_progress: OnProgress
 ) -> Sensitivity:
     """Return the sensitivities of a run: those in its folder, or new ones, which are put there."""
     file = folder / "sensitivity.json"
@@ -54,14 +54,14 @@ def sensitivity_of_run(
     return known
 
 
-def sensitivity_images(data: Data, seed: int) -> Tensor:
+def sensitivity_images(data: Data, seed: int) -> Inputs:
     """Return randomly chosen training images, augmented, (N, C, H, W)."""
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(data.train), generator=generator)[:IMAGES]
     return data.train.batch(chosen, generator)[0]
 
 
-def calibration_batches(data: Data, images: int, seed: int) -> Iterator[torch.Tensor]:
+def calibration_batches(data: Data, images: int, seed: int) -> Iterator[Inputs]:
     """Yield randomly chosen training images, not augmented, in batches."""
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(data.train), generator=generator)[:images]

@@ -24,7 +24,7 @@ def episodes(search: Search) -> Iterator[Trial]:
     requests, count = _Requests(search), job.episodes
     assert count is not None  # see haq.runs.pace
     floats = evaluation.float_score
-    reward: Literal["accuracy", "loss"] = "accuracy" if job.reward == "accuracy" else "loss"
+    reward: Literal["accuracy", "loss"] = "accuracy" if job.by_metric else "loss"
     env = environment(search.planned, evaluation, reward, requests.score)
     options: dict[str, Any] = {"paper": True} if job.paper else {}
     agent = find(job.agent)(env, count, job.seed, **options)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from haq.agents import find
 from haq.allocation.policy import Policy
@@ -18,7 +18,9 @@ from haq.datasets import Data, Split
 from haq.datasets.fingerprint import fingerprint
 from haq.distillation.settings import Weight, distillation_of
 from haq.errors import HaqError
+from haq.metrics import METRICS, Metric
 from haq.network.graph import Graph
+from haq.network.inputs import Inputs, joined
 from haq.quantization.adaround import adaround
 from haq.quantization.calibration import Clips
 from haq.quantization.sensitivity import IMAGES, objective
@@ -31,12 +33,14 @@ from haq.runs.calibration import (
 )
 from haq.runs.evaluator import CORRECTED_ON, Evaluator, Recipe, fine_tune
 from haq.runs.job import Job
+from haq.runs.metric import metric_of_job
 from haq.runs.pairs import Pairs
 from haq.runs.plan import Plan
 from haq.runs.progress import OnProgress, Progress
 from haq.runs.samples import Frozen, Part, Shown
 from haq.runs.scoring import Scorer, Scoring, ScoringData, scorer_for
 from haq.training.scoring import score, score_answers
+from haq.training.teacher import teacher_from
 from haq.training.train import Step
 
 CHECKED_ON = 64
@@ -71,6 +75,7 @@ class Evaluation(NamedTuple):
         impatient: Whether hopeless evaluations are stopped early.
         pairs: Networks beside the float network, for an accuracy target; None for other searches.
         notes: Sentences for the user about what is not as good as it could be.
+        metric: What scores are of.
     """
 
     network: Callable[[Policy], fx.GraphModule]
@@ -78,7 +83,7 @@ class Evaluation(NamedTuple):
     float_score: Score
     finish: Callable[[nn.Module, bool], None]
     scoring: ScoringData
-    images: Tensor
+    images: Inputs
     test: Callable[[nn.Module, str], Score] | None = None
     test_set: Callable[[], Mapping[str, Any]] | None = None
     tuned: Callable[[Policy], fx.GraphModule] | None = None
@@ -86,6 +91,7 @@ class Evaluation(NamedTuple):
     impatient: bool = False
     pairs: Pairs | None = None
     notes: tuple[str, ...] = ()
+    metric: Metric = METRICS["top1"]
 
 
 def labeled(
@@ -96,20 +102,22 @@ def labeled(
     on_progress: OnProgress,
     own: Own | None = None,
 ) -> Evaluation:
-    """Return the evaluation on a data set: validation accuracy of what the job asks for.
+    """Return the evaluation on a data set: the metric, on validation inputs, of what is asked for.
 
     That is the network after one epoch of fine-tuning, as in the paper, or the one with corrected
     statistics; the sensitivities are measured for the agents that want to know them. With ``own``
     that is the score of a network, and nothing is tested.
     """
     graph, cheap = planned.graph, job.evaluation == "cheap"
+    metric = metric_of_job(job, planned.images, own is not None)
     batches = calibration_batches(data, job.calibration_images, job.seed)
     clips = clips_of_run(job, folder, graph, batches, on_progress)
     # What verifies an accuracy target, policies are not chosen by.
     scored = data if job.max_drop is None else replace(data, val=data.train)
-    evaluator = Evaluator(graph, clips, scored, recipe_of(job), job.seed, planned.template)
-    plain = torch.cat(list(calibration_batches(data, CORRECTED_ON, job.seed))) if cheap else None
-    scoring = ScoringData(job, clips, plain, evaluator, own=own)
+    recipe = recipe_of(job, metric)
+    evaluator = Evaluator(graph, clips, scored, recipe, job.seed, planned.template)
+    plain = joined(list(calibration_batches(data, CORRECTED_ON, job.seed))) if cheap else None
+    scoring = ScoringData(job, clips, plain, evaluator, own=own, metric=metric)
     scorer = scorer_for(graph, scoring)
     images = partial(sensitivity_images, data, job.seed)
     return Evaluation(
@@ -121,30 +129,33 @@ def labeled(
         images=next(calibration_batches(data, CHECKED_ON, job.seed)),
         test=None if own else partial(_test, evaluator, data, on_progress),
         test_set=None if own else partial(fingerprint, data.test),
-        tuned=scorer.tuned,
+        tuned=scorer.tuned if data.labels != "none" else None,
         sensitivity=_sensitivity(job, folder, planned, clips, images, on_progress),
         impatient=cheap,
         pairs=None if job.max_drop is None else Pairs(evaluator, data.val),
         notes=(*_notes(plain), *_notes_of_target(job, evaluator, data)),
+        metric=metric,
     )
 
 
-def recipe_of(job: Job) -> Recipe:
+def recipe_of(job: Job, metric: Metric) -> Recipe:
     """Return how a job fine-tunes and scores."""
-    agreement = job.reward == "agreement"
     distill = distillation_of(job.distill) if job.distill else None
-    return Recipe(job.train_images, job.val_images, job.lr, distill, agreement=agreement)
+    return Recipe(
+        job.train_images, job.val_images, job.lr, distill,
+        agreement=job.reward == "agreement", metric=metric,
+    )  # fmt: skip
 
 
 def unlabeled(
     job: Job,
     folder: Path,
     planned: Plan,
-    inputs: Tensor,
+    inputs: Inputs,
     on_progress: OnProgress,
     own: Own | None = None,
 ) -> Evaluation:
-    """Return the evaluation on inputs alone: agreement with the float network, or what is given.
+    """Return the evaluation on inputs alone: a metric without labels, or what is given.
 
     Nothing is fine-tuned. Statistics are corrected and the rounding is learned where the evaluation
     is the cheap one, on other inputs than those that agreement is scored on, if there are enough.
@@ -154,7 +165,9 @@ def unlabeled(
     batches = iter(inputs[: job.calibration_images].split(128))
     clips = clips_of_run(job, folder, graph, batches, on_progress)
     plain = learned[:CORRECTED_ON] if cheap else None
-    scoring = ScoringData(job, clips, plain, inputs=None if own else scored, own=own)
+    metric = metric_of_job(job, planned.images, own is not None)
+    inputs_of = None if own else scored
+    scoring = ScoringData(job, clips, plain, inputs=inputs_of, own=own, metric=metric)
     scorer = scorer_for(graph, scoring)
     return Evaluation(
         network=scorer.network,
@@ -167,6 +180,7 @@ def unlabeled(
             job, folder, planned, clips, lambda: inputs[:IMAGES], on_progress
         ),
         notes=(*_notes(plain), *_notes_of_parts(learned, scored, own)) if cheap else (),
+        metric=metric,
     )  # fmt: skip
 
 
@@ -181,7 +195,7 @@ def _own_float_score(scorer: Scorer, graph: Graph) -> Score:
     return score
 
 
-def parted(inputs: Tensor) -> tuple[Tensor, Tensor]:
+def parted(inputs: Inputs) -> tuple[Inputs, Inputs]:
     """Return the inputs to correct and learn on, and those to score on.
 
     Half of them each, but at most ``ROUNDED_ON`` to learn on. Fewer than twice ``FEW`` are all
@@ -201,7 +215,7 @@ def _sensitivity(
     folder: Path,
     planned: Plan,
     clips: Clips,
-    images: Callable[[], Tensor],
+    images: Callable[[], Inputs],
     on_progress: OnProgress,
 ) -> Mapping[str, NDArray[Any]] | None:
     if not find(job.agent).informed:
@@ -210,7 +224,7 @@ def _sensitivity(
     return objective(measured, planned.table)
 
 
-def _notes(plain: Tensor | None) -> tuple[str, ...]:
+def _notes(plain: Inputs | None) -> tuple[str, ...]:
     note = None if plain is None else note_of_few(len(plain))
     return () if note is None else (note,)
 
@@ -223,7 +237,7 @@ def _notes_of_target(job: Job, evaluator: Evaluator, data: Data) -> Iterator[str
         )
 
 
-def _notes_of_parts(learned: Tensor, scored: Tensor, own: Own | None) -> Iterator[str]:
+def _notes_of_parts(learned: Inputs, scored: Inputs, own: Own | None) -> Iterator[str]:
     """Yield a sentence where agreement is scored on what the network was corrected on."""
     if own is None and learned is scored:
         yield (
@@ -238,12 +252,17 @@ def _test(
     """Return the score on all test images: of a quantized network, that of its file."""
     shown = Shown(data.test, lambda done: on_progress(Progress(stage, done, len(data.test))))
     answer = evaluator.integer_answer(model)
-    return score(model, shown) if answer is None else score_answers(answer, shown)
+    metric = evaluator.recipe.metric
+    reference = teacher_from(evaluator.graph.traced) if metric.needs == "reference" else None
+    if answer is None:
+        return score(model, shown, reference=reference, metric=metric)
+    return score_answers(answer, shown, reference=reference, metric=metric)
 
 
 def _finish_labeled(
     job: Job, planned: Plan, data: Data, on_progress: OnProgress, model: nn.Module, tuned: bool
 ) -> None:
+    labelled = data.labels != "none"
     if not tuned:
         generator = torch.Generator().manual_seed(job.seed)
         chosen = torch.randperm(len(data.train), generator=generator)[:ROUNDED_ON]
@@ -252,15 +271,15 @@ def _finish_labeled(
         model,
         planned.graph,
         data.train,
-        epochs=job.last_epochs(tuned),
-        recipe=recipe_of(job),
+        epochs=job.last_epochs(tuned) if labelled else 0,
+        recipe=recipe_of(job, metric_of_job(job, planned.images)),
         seed=job.seed,
         on_step=partial(_report, on_progress, "fine-tune"),
     )
 
 
 def _finish_unlabeled(
-    job: Job, planned: Plan, inputs: Tensor, on_progress: OnProgress, model: nn.Module, _tuned: bool
+    job: Job, planned: Plan, inputs: Inputs, on_progress: OnProgress, model: nn.Module, _tuned: bool
 ) -> None:
     chosen = inputs[:ROUNDED_ON]
     split = Frozen(chosen, torch.zeros(len(chosen), dtype=torch.int64))
@@ -271,7 +290,7 @@ def _finish_unlabeled(
             planned.graph,
             split,
             epochs=job.final_epochs,
-            recipe=_without_labels(recipe_of(job)),
+            recipe=_without_labels(recipe_of(job, metric_of_job(job, planned.images))),
             seed=job.seed,
             on_step=partial(_report, on_progress, "distill"),
         )

@@ -7,7 +7,6 @@ and backward passes.
 
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,20 +18,20 @@ from torch import Tensor, fx, nn
 from haq.allocation.policy import Policy
 from haq.allocation.trials import Score
 from haq.datasets import Data, Split
-from haq.distillation.kd import divergence
 from haq.distillation.settings import DEFAULT, Distillation, distillation_of
-from haq.errors import DivergedError
 from haq.formats.onnx.runtime import Answer, exact_kernels, integer_answer, prepared
 from haq.formats.onnx.template import Template
+from haq.metrics import METRICS, Metric
 from haq.network.graph import Graph
+from haq.network.inputs import Inputs
 from haq.quantization.calibration import Clips
 from haq.quantization.fake_quant import quantize, uniform
 from haq.quantization.statistics import correct, statistics
-from haq.runs.samples import Frozen, Part, freeze
+from haq.runs.samples import FREEZABLE, Frozen, Part, freeze
 from haq.training.distilling import distilling
 from haq.training.numerics import channels_last
 from haq.training.objective import Objective, labels_alone
-from haq.training.scoring import logits, score, score_answers
+from haq.training.scoring import Reference, score, score_answers
 from haq.training.teacher import Teacher, teacher_from
 from haq.training.train import Step, train
 
@@ -64,6 +63,7 @@ class Recipe:
         batch: Images a step.
         agreement: Whether the loss of a score is the divergence from the float network, instead of
             the cross-entropy with the labels.
+        metric: What scores a network.
     """
 
     train_images: int = 5000
@@ -73,6 +73,7 @@ class Recipe:
     batch: int = 64
     agreement: bool = False
     weight_decay: float = 1e-4
+    metric: Metric = METRICS["top1"]
 
 
 class Evaluator:
@@ -129,8 +130,7 @@ class Evaluator:
         """Its answers to all of them, where they are kept in memory and it teaches."""
         if not _answers_suffice(self.recipe) or not isinstance(self.images, Frozen):
             return None
-        answer, indices = teacher_from(self.graph.traced), torch.arange(len(self.images)).split(500)
-        return torch.cat([answer(index, self.images.images[index]) for index in indices])
+        return _kept_answers(self.graph.traced, self.images)
 
     def prepare(self, tuning: bool) -> None:
         """Work out what ``score`` needs, and ``tuned`` if asked for, so that it is pickled too."""
@@ -151,8 +151,11 @@ class Evaluator:
         return model
 
     def score(self, model: nn.Module, beat: float | None = None) -> Score:
-        """Return the score of a network on the validation images; see ``training.train.score``."""
-        return score(model, self.validation, quick=True, beat=beat, reference=self.answers)
+        """Return the score of a network on the validation images; see ``training.scoring``."""
+        return score(
+            model, self.validation, quick=True, beat=beat, reference=self.reference,
+            metric=self.recipe.metric,
+        )  # fmt: skip
 
     def integer_score(self, model: nn.Module, beat: float | None = None) -> Score:
         """Return the score of a quantized network's file; in floating point where that is better.
@@ -162,7 +165,9 @@ class Evaluator:
         answer = self.integer_answer(model)
         if answer is None:
             return self.score(model, beat)
-        return score_answers(answer, self.validation, beat=beat, reference=self.answers)
+        return score_answers(
+            answer, self.validation, beat=beat, reference=self.reference, metric=self.recipe.metric
+        )
 
     def integer_answer(self, model: nn.Module) -> Answer | None:
         """Return what the file of a quantized network answers; None where that is not exact here.
@@ -180,19 +185,35 @@ class Evaluator:
         images, _ = self.validation.batch(torch.zeros(1, dtype=torch.int64))
         return prepared(quantize(self.graph, uniform(self.graph, 8, 8), self.clips), images)
 
+    @property
+    def reference(self) -> Reference | None:
+        """What gives the float network's answers to the validation images, if they count."""
+        kept = self.answers
+        if kept is not None:
+            return lambda index, inputs: kept[index]
+        return teacher_from(self.graph.traced) if self._compares else None
+
+    @property
+    def _compares(self) -> bool:
+        return self.recipe.agreement or self.recipe.metric.needs == "reference"
+
     @cached_property
     def answers(self) -> Tensor | None:
-        """The float network's logits for the validation images, if they count."""
-        if not self.recipe.agreement:
-            return None
-        answer, indices = (
-            teacher_from(self.graph.traced),
-            torch.arange(len(self.validation)).split(500),
-        )
-        return torch.cat([answer(i, self.validation.batch(i)[0]) for i in indices])
+        """The float network's answers to the validation images, if they count and fit in memory."""
+        return _kept_answers(self.graph.traced, self.validation) if self._compares else None
 
 
-def corrected(graph: Graph, clips: Clips, images: Tensor) -> Callable[[Policy], fx.GraphModule]:
+def _kept_answers(model: nn.Module, split: Split) -> Tensor | None:
+    """Return what a network answers to a split; None where that is too much to keep in memory."""
+    answer = teacher_from(model)
+    first = answer(torch.zeros(1), split.batch(torch.zeros(1, dtype=torch.int64))[0])
+    if first.numel() * len(split) > FREEZABLE:
+        return None
+    parts = torch.arange(len(split)).split(125)
+    return torch.cat([answer(index, split.batch(index)[0]) for index in parts])
+
+
+def corrected(graph: Graph, clips: Clips, images: Inputs) -> Callable[[Policy], fx.GraphModule]:
     """Return a function from a policy to its network with corrected statistics, not fine-tuned.
 
     Args:
@@ -211,29 +232,22 @@ def corrected(graph: Graph, clips: Clips, images: Tensor) -> Callable[[Policy], 
     return network
 
 
-def agreement(reference: nn.Module, inputs: Tensor) -> Callable[..., Score]:
-    """Return a function from a network to how far it agrees with the reference on some inputs.
+def compared(reference: nn.Module, inputs: Inputs, metric: Metric) -> Callable[..., Score]:
+    """Return a function from a network to how it compares with the reference on some inputs.
 
-    Its accuracy is the share of inputs that get the reference's class, its loss the divergence
-    from the reference (``kd.divergence``). Networks that give no logits (N, classes) have
-    1 - loss for an accuracy.
+    Args:
+        reference: The float network.
+        inputs: (N, ...), without labels.
+        metric: One that needs a reference; the loss is the divergence (``kd.divergence``).
     """
-    answers = _answers(reference, inputs)
+    split = Frozen(inputs, torch.zeros(len(inputs), dtype=torch.int64))
+    kept = _kept_answers(reference, split)
+    truth = teacher_from(reference) if kept is None else kept
 
-    def agree(model: nn.Module, beat: float | None = None) -> Score:
-        outputs = _answers(model, inputs)
-        loss = float(divergence(outputs, answers))
-        if math.isnan(loss):
-            raise DivergedError("the network gives answers that are not numbers: no score")
-        if answers.dim() == 2 and answers.shape[1] > 1:
-            return Score(float((outputs.argmax(1) == answers.argmax(1)).float().mean()), loss)
-        return Score(1 - loss, loss)
+    def compare(model: nn.Module, beat: float | None = None) -> Score:
+        return score(model, split, quick=True, reference=truth, metric=metric)
 
-    return agree
-
-
-def _answers(model: nn.Module, inputs: Tensor) -> Tensor:
-    return torch.cat([logits(model, some, quick=True) for some in inputs.split(128)])
+    return compare
 
 
 def fine_tune(

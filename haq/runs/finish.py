@@ -129,7 +129,7 @@ def _play_off(search: Search) -> tuple[Trial, bytes | None, list[dict[str, Any]]
                 "tuned_val_accuracy": result.score.accuracy, "tuned_val_loss": result.score.loss,
             }
         )  # fmt: skip
-        if score_key(result.score, "accuracy") > score_key(reached, "accuracy"):
+        if score_key(result.score, "metric") > score_key(reached, "metric"):
             reached, weights, top = result.score, result.weights, trial
     return top, weights, rows
 

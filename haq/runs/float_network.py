@@ -9,6 +9,7 @@ from haq.datasets import Data, Outline, check_fits
 from haq.errors import HaqError, ModelError
 from haq.models import build, input_shape
 from haq.models.weights import load_weights, save_weights
+from haq.network.inputs import Inputs, call
 from haq.runs.folder import write_job
 from haq.runs.job import Job
 from haq.runs.progress import OnProgress, Progress
@@ -31,7 +32,7 @@ def fresh_model(name: str, data: Data | Outline, width: float, seed: int) -> nn.
     return model.to(memory_format=torch.channels_last)
 
 
-def example(data: Data | Outline) -> Tensor:
+def example(data: Data | Outline) -> Inputs:
     """Return one input as the data have it: their first one, or random numbers in its place."""
     if isinstance(data, Data):
         return data.train.batch(torch.zeros(1, dtype=torch.int64))[0]
@@ -42,7 +43,7 @@ def _check_outputs(name: str, model: nn.Module, data: Data | Outline) -> None:
     """Refuse a model that does not give a number for each class, at least."""
     try:
         with torch.no_grad():
-            output = model.eval()(example(data))
+            output = call(model.eval(), example(data))
     except Exception as error:
         shape = "x".join(map(str, data.shape))
         raise ModelError(f"model {name} does not run on images of {shape}: {error}") from error

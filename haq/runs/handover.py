@@ -21,6 +21,7 @@ from haq.hw_profiles.measure.onnx_runtime import Setup
 from haq.hw_profiles.measured_target import MeasuredTarget
 from haq.network.capture import Sample
 from haq.network.graph import Graph
+from haq.network.inputs import kind_of
 from haq.runs.plan import Plan
 
 SETUP = Setup()
@@ -35,8 +36,9 @@ def tried(planned: Plan) -> Plan:
     notes, exported = [], None
     try:
         checkpoint.check_savable(
-            planned.graph, planned.sample.shape[1:], planned.images.get("tokens")
-        )
+            planned.graph, planned.images["shape"], planned.images.get("tokens"),
+            kind_of(planned.sample),
+        )  # fmt: skip
     except HaqError as error:
         notes.append(f"the network will not be written as a checkpoint: {error}")
     try:

@@ -48,8 +48,11 @@ class Job(BaseModel):
     paper: bool = False
     episodes: Annotated[int, Field(ge=1)] | None = None
     evaluation: Literal["finetune", "cheap"] = "finetune"
-    reward: Literal["accuracy", "loss", "agreement"] = "accuracy"
+    reward: Literal["metric", "accuracy", "loss", "agreement"] = "accuracy"
     finalists: Annotated[int, Field(ge=0)] = 0
+    metric: str | None = None
+    tokenizer: Path | None = None
+    length: Annotated[int, Field(ge=2)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     weight_bits: tuple[Width, Width] = (2, 8)
     act_bits: Width | Literal["search"] | None = None
@@ -75,6 +78,11 @@ class Job(BaseModel):
         """
         default = (30 if self.data == "digits" else 1) if tuned else 0
         return default if self.final_epochs is None else self.final_epochs
+
+    @property
+    def by_metric(self) -> bool:
+        """Whether the metric is what rewards: accuracy, unless another one is asked for."""
+        return self.reward in ("metric", "accuracy")
 
     @property
     def last_steps(self) -> int:
@@ -114,7 +122,9 @@ _RULES = {
     "budgets": "a budget is text such as avg_weight_bits=3 or latency=50%w8a8",
     "episodes": "a search plays a whole number of episodes, 1 or more",
     "evaluation": "give finetune (one epoch for each policy) or cheap (no training)",
-    "reward": "give accuracy, loss or agreement",
+    "reward": "give metric, accuracy, loss or agreement",
+    "tokenizer": "give the path of a folder that holds a tokenizer",
+    "length": "give a whole number of tokens, 2 or more",
     "finalists": "give how many of the best policies get an epoch, 0 or more",
     "seed": "a seed is a whole number from 0 to 4294967295",
     "weight_bits": "weights have 2 to 8 bits; give a range within 2..8, or one number",
@@ -160,6 +170,8 @@ def parse_job(**fields: object) -> Job:
     suits = dict(BY_AGENT.get(str(given["agent"]), {}))
     if given.get("evaluation") == "finetune":
         suits.pop("finalists", None)
+    if given.get("metric", "top1") != "top1":
+        suits["reward"] = "metric"
     try:
         job = Job.model_validate(suits | given)
     except ValidationError as error:
@@ -235,6 +247,10 @@ def _check_together(job: Job) -> None:
         )
     if job.paper and job.evaluation != "finetune":
         raise JobError("paper", "--paper fine-tunes in every episode; leave --evaluation cheap out")
+    if job.reward == "accuracy" and job.metric not in (None, "top1"):
+        raise JobError(
+            "reward", f"--reward accuracy: the metric is {job.metric}; give --reward metric"
+        )
     if job.finalists and job.evaluation == "finetune":
         raise JobError(
             "finalists",

@@ -1,7 +1,7 @@
 """The environment of a search with its real evaluation, for agents and learners of one's own."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +24,11 @@ from haq.runs.run import prepare
 
 def make_env(  # noqa: PLR0913 - one keyword a field of the job
     model: nn.Module | str,
-    data: Data | Tensor | Sequence[Any] | str,
+    data: Data | Tensor | Mapping[str, Tensor] | Iterable[Any] | str,
     budgets: Sequence[str] | str = ("avg_weight_bits=3",),
     *,
     evaluate: Own | None = None,
+    metric: str | None = None,
     sensitivity: bool = True,
     reward: Reward | None = None,
     features: Features | None = None,
@@ -38,7 +39,7 @@ def make_env(  # noqa: PLR0913 - one keyword a field of the job
     act_bits: int | Literal["search"] | None = None,
     pins: Mapping[str, int] | None = None,
     evaluation: Literal["finetune", "cheap"] = "cheap",
-    score: Literal["accuracy", "loss", "agreement"] = "accuracy",
+    score: Literal["metric", "accuracy", "loss", "agreement"] = "metric",
     seed: int = 0,
     clipping: str = "kl",
     per_channel: bool = True,
@@ -50,6 +51,8 @@ def make_env(  # noqa: PLR0913 - one keyword a field of the job
     threads: int | None = None,
     width: float | None = None,
     size: int | None = None,
+    tokenizer: str | Path | None = None,
+    length: int | None = None,
     weights: str | Path | None = None,
     float_epochs: int | None = None,
 ) -> QuantizationEnv:
@@ -63,6 +66,7 @@ def make_env(  # noqa: PLR0913 - one keyword a field of the job
         data: As for ``haq.search``.
         budgets: One or several, as for ``haq.search``.
         evaluate: As for ``haq.search``.
+        metric: As for ``haq.search``.
         sensitivity: Whether to measure the sensitivities that some agents need; they make the
             observation longer.
         reward: From the scores of a policy and of the float network to a number, the higher the
@@ -87,6 +91,8 @@ def make_env(  # noqa: PLR0913 - one keyword a field of the job
         threads: As above.
         width: As above.
         size: As above.
+        tokenizer: As above.
+        length: As above.
         weights: As above.
         float_epochs: As above.
 
@@ -114,7 +120,7 @@ def make_env(  # noqa: PLR0913 - one keyword a field of the job
             task = own_task(model, data, evaluate, fields)
             planned = plan(task.job, task.model, task.images, task.sample, task.notes)
             scored = own_evaluation(task, task.job, folder, planned, say, evaluate)
-    named: Literal["accuracy", "loss"] = "accuracy" if score == "accuracy" else "loss"
+    named: Literal["accuracy", "loss"] = "accuracy" if score in ("metric", "accuracy") else "loss"
     return environment(planned, scored, reward or named, features=features)
 
 

@@ -17,11 +17,14 @@ from torch import Tensor, fx, nn
 from haq.allocation.policy import FLOAT
 from haq.datasets import DATASETS, Data, load
 from haq.formats.onnx.lower import lower
+from haq.formats.onnx.runtime import fed
 from haq.formats.onnx.saturation import exact_but_slower, saturating
 from haq.formats.onnx.template import template
 from haq.formats.onnx.values import Array
 from haq.hw_profiles.measure import onnx_runtime, timing
 from haq.hw_profiles.measure.timing import Timing
+from haq.network.inputs import Inputs, call, random_inputs
+from haq.network.outputs import main_tensor
 from haq.quantization.fake_quant import Quantized, Rounding, set_plain
 from haq.runs import folder as folders
 from haq.runs.api import Run
@@ -86,10 +89,10 @@ def answers(
     session = onnx_runtime.session(file.SerializeToString(), SETUP)
     right = agree = compared = own = 0
     for images, labels in batches(data.test, on_progress):
-        classes = onnx_runtime.answers(session, images.numpy()).argmax(1)
+        classes = session.run(None, fed(session, images))[0].argmax(1)
         right += int((classes == labels.numpy()).sum())
         with torch.no_grad():
-            expected = network(images).argmax(1).numpy()
+            expected = main_tensor(call(network, images)).argmax(1).numpy()
         own += int((expected == labels.numpy()).sum())
         if compared < AGREEING:
             agree += int((classes == expected).sum())
@@ -102,7 +105,7 @@ def answers(
     }  # fmt: skip
 
 
-def batches(split: Any, on_progress: OnProgress) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(split: Any, on_progress: OnProgress) -> Iterator[tuple[Inputs, Tensor]]:
     """Yield all images of a split with their labels."""
     for index in torch.arange(len(split)).split(_BATCH):
         yield split.batch(index)
@@ -127,7 +130,7 @@ class _Images(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, data: Data | None, shape: tuple[int, ...]):
         count = _CALIBRATION_IMAGES
         if data is None:
-            images = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
+            images: Inputs = random_inputs(shape, count)
         else:
             images, _ = data.train.batch(torch.arange(min(count, len(data.train))))
         self._left = iter(images.split(16))
@@ -135,7 +138,11 @@ class _Images(CalibrationDataReader):  # type: ignore[misc]
     def get_next(self) -> dict[str, Array] | None:
         """Return the next images, None after the last."""
         batch = next(self._left, None)
-        return None if batch is None else {"images": batch.numpy()}
+        if batch is None:
+            return None
+        if isinstance(batch, Tensor):
+            return {"images": batch.numpy()}
+        return {name: one.numpy() for name, one in zip(batch.names, batch.tensors, strict=True)}
 
 
 def static(floats: onnx.ModelProto, data: Data | None) -> bytes:

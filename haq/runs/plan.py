@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from haq.agents import find
 from haq.allocation.budgets import Budget, fit, most_bits, parse_budget
@@ -23,8 +23,9 @@ from haq.errors import BudgetError, look_up
 from haq.formats.onnx.template import Template
 from haq.hw_profiles import ProfileTarget
 from haq.hw_profiles import load as load_target
+from haq.metrics import named
 from haq.network.graph import Graph, trace
-from haq.network.inputs import random_inputs
+from haq.network.inputs import Inputs, random_inputs
 from haq.network.layers import Layer, edges
 from haq.quantization.calibration import check_weights
 from haq.quantization.clipping import CLIPPING
@@ -42,7 +43,7 @@ class Plan:
     """
 
     model: nn.Module
-    sample: Tensor
+    sample: Inputs
     graph: Graph
     target: Target | None
     table: CostTable
@@ -60,6 +61,8 @@ def check_names(job: Job) -> None:
         HaqError: Something is unknown, or the target's file cannot be read.
     """
     find(job.agent)
+    if job.metric is not None:
+        named(job.metric)
     look_up(CLIPPING, "clipping", job.clipping)
     if job.target:
         load_target(job.target, job.batch)
@@ -69,7 +72,7 @@ def plan(
     job: Job,
     model: nn.Module,
     images: Mapping[str, Any],
-    sample: Tensor | None = None,
+    sample: Inputs | None = None,
     notes: Sequence[str] = (),
 ) -> Plan:
     """Return the layers of a model, what their bits cost and the budgets of the job.
@@ -108,7 +111,7 @@ def plan(
     return Plan(model, sample, graph, target, table, budgets, job.budgets, images, notes)
 
 
-def _check_teaching(job: Job, graph: Graph, sample: Tensor) -> None:
+def _check_teaching(job: Job, graph: Graph, sample: Inputs) -> None:
     """Say now that the network cannot be taught as asked for: taps, files of a route, epochs.
 
     Raises:
@@ -233,7 +236,14 @@ def _choices(
 
 def images_of(data: Data | Outline) -> dict[str, Any]:
     """Return what must be known of a data set's images to feed the network later."""
-    return {
+    record: dict[str, Any] = {
         "data": data.name, "shape": list(data.shape), "mean": list(data.mean),
-        "std": list(data.std), "classes": list(data.classes),
+        "std": list(data.std),
     }  # fmt: skip
+    if data.labels in ("classes", "pixels"):
+        record["classes"] = list(data.classes)
+    if data.labels != "classes":
+        record["labels"] = data.labels
+    if data.inputs:
+        record["inputs"] = {name: one._asdict() for name, one in data.inputs.items()}
+    return record

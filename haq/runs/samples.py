@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from haq.datasets import Split
+from haq.network.inputs import Inputs, joined, tensors_of
 from haq.training.numerics import channels_last
 
 FREEZABLE = 2**28
@@ -15,9 +16,9 @@ FREEZABLE = 2**28
 
 @dataclass(frozen=True)
 class Frozen:
-    """Images (N, C, H, W) augmented once, as a split that ignores further augmentation."""
+    """Images or other inputs, augmented once, as a split that ignores further augmentation."""
 
-    images: Tensor
+    images: Inputs
     labels: Tensor
 
     def __len__(self) -> int:
@@ -25,7 +26,7 @@ class Frozen:
 
     def batch(
         self, index: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Inputs, Tensor]:
         """Return the images and labels at ``index``."""
         return self.images[index], self.labels[index]
 
@@ -39,7 +40,7 @@ class Part:
 
     @property
     def labels(self) -> Tensor:
-        """Class indices (N,)."""
+        """Class indices (N, ...)."""
         return self.split.labels[self.chosen]
 
     def __len__(self) -> int:
@@ -47,7 +48,7 @@ class Part:
 
     def batch(
         self, index: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Inputs, Tensor]:
         """Return what the split gives for its images at ``chosen[index]``."""
         return self.split.batch(self.chosen[index], generator)
 
@@ -58,10 +59,10 @@ def freeze(part: Part, generator: torch.Generator | None = None) -> Part | Froze
     A part of more than ``FREEZABLE`` values stays as it is: it would not fit into memory.
     """
     first, _ = part.batch(torch.zeros(1, dtype=torch.int64))
-    if first.numel() * len(part) > FREEZABLE:
+    if sum(tensor.numel() for tensor in tensors_of(first)) * len(part) > FREEZABLE:
         return part
     batches = [part.batch(index, generator) for index in torch.arange(len(part)).split(500)]
-    pictures = torch.cat([pictures for pictures, _ in batches])
+    pictures = joined([pictures for pictures, _ in batches])
     return Frozen(channels_last(pictures), torch.cat([labels for _, labels in batches]))
 
 
@@ -74,7 +75,7 @@ class Shown:
 
     @property
     def labels(self) -> Tensor:
-        """Class indices (N,)."""
+        """Class indices (N, ...)."""
         return self.split.labels
 
     def __len__(self) -> int:
@@ -82,7 +83,7 @@ class Shown:
 
     def batch(
         self, index: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Inputs, Tensor]:
         """Return what the split gives, and tell that all before the last of ``index`` are read."""
         self.on_images(int(index[-1]) + 1)
         return self.split.batch(index, generator)

@@ -6,16 +6,18 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from haq.allocation.policy import Policy
 from haq.allocation.trials import Score
 from haq.errors import HaqError
+from haq.metrics import METRICS, Metric
 from haq.network.capture import evaluating
 from haq.network.graph import Graph
+from haq.network.inputs import Inputs
 from haq.quantization.calibration import Clips
 from haq.quantization.fake_quant import quantize
-from haq.runs.evaluator import Evaluator, agreement, corrected
+from haq.runs.evaluator import Evaluator, compared, corrected
 from haq.runs.job import Job
 
 
@@ -36,16 +38,18 @@ class ScoringData:
         clips: Of the graph.
         plain: Images (N, ...) on which statistics are corrected, for the cheap evaluation alone.
         evaluator: On labelled images, if there are some.
-        inputs: (N, ...) on which agreement with the float network counts, if nothing else does.
+        inputs: (N, ...) that are compared with the float network, if nothing else scores.
         own: The caller's own score of a network.
+        metric: What scores a network, if nothing else does.
     """
 
     job: Job
     clips: Clips
-    plain: Tensor | None = None
+    plain: Inputs | None = None
     evaluator: Evaluator | None = None
-    inputs: Tensor | None = None
+    inputs: Inputs | None = None
     own: Callable[[nn.Module], float] | None = None
+    metric: Metric = METRICS["top1"]
 
 
 class Scorer(NamedTuple):
@@ -80,7 +84,7 @@ def _score(graph: Graph, data: ScoringData) -> Scoring:
         return partial(_own_score, data.own)
     if data.evaluator is None:
         assert data.inputs is not None
-        return agreement(graph.traced, data.inputs)
+        return compared(graph.traced, data.inputs, data.metric)
     if data.plain is not None:
         return data.evaluator.integer_score
     return data.evaluator.score
@@ -104,4 +108,4 @@ def _quantized(graph: Graph, clips: Clips, policy: Policy) -> fx.GraphModule:
 def score_key(score: Score, reward: str) -> tuple[float, float]:
     """Return what scores are compared by under a job's reward: higher is better."""
     both = (score.accuracy, -score.loss)
-    return both if reward == "accuracy" else (both[1], both[0])
+    return both if reward in ("metric", "accuracy") else (both[1], both[0])

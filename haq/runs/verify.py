@@ -13,10 +13,11 @@ from haq.allocation.policy import Bits, Policy
 from haq.datasets import Data
 from haq.errors import DataError, HaqError, ModelError
 from haq.formats.onnx.comparison import Comparison, compare
+from haq.formats.onnx.runtime import fed
 from haq.formats.onnx.saturation import EXACT_KERNELS, saturating
 from haq.formats.onnx.values import Array
 from haq.hw_profiles.measure import onnx_runtime
-from haq.network.inputs import random_inputs
+from haq.network.inputs import random_inputs, tensors_of
 from haq.runs.export import FORMAT
 from haq.runs.handover import SETUP, check_kernels
 from haq.runs.onnx_summary import batches
@@ -87,7 +88,7 @@ def verify(
     if data is not None:
         session = onnx_runtime.session(file.SerializeToString(), SETUP)
         right = sum(
-            int((onnx_runtime.answers(session, images.numpy()).argmax(1) == labels.numpy()).sum())
+            int((session.run(None, fed(session, images))[0].argmax(1) == labels.numpy()).sum())
             for images, labels in batches(data.test, on_progress)
         )
         result |= {"test_images": len(data.test), "test_accuracy": right / len(data.test)}
@@ -135,5 +136,5 @@ def _some_images(data: Data | None, metadata: Mapping[str, Any]) -> Array:
         wanted, given = ("x".join(map(str, sizes)) for sizes in (shape, data.shape))
         raise DataError(f"the file takes images of {wanted}; {data.name} has {given}")
     images, _ = data.test.batch(torch.arange(min(SIMULATED, len(data.test))))
-    result: Array = images.numpy()
+    result: Array = tensors_of(images)[0].numpy()
     return result

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional
 
 from haq.distillation.input_gradient import input_gradient
 from haq.distillation.joint import imitation_loss
@@ -20,7 +19,18 @@ from haq.distillation.taps import Tap, find_taps, quantizer_of, tapped
 from haq.errors import HaqError
 from haq.models.weights import load_weights
 from haq.network.capture import evaluating
-from haq.training.objective import Batch, Minimized, Moment, Objective, Terms, forward
+from haq.network.inputs import Inputs
+from haq.network.outputs import main_tensor
+from haq.training.aligned import rows_of
+from haq.training.objective import (
+    Batch,
+    Minimized,
+    Moment,
+    Objective,
+    Terms,
+    cross_entropy,
+    forward,
+)
 from haq.training.teacher import Teacher
 
 
@@ -60,7 +70,7 @@ def distilling(
             or it has more states than the training has epochs.
     """
 
-    def minimized(model: nn.Module, images: Callable[[], Tensor], epochs: int) -> Minimized:
+    def minimized(model: nn.Module, images: Callable[[], Inputs], epochs: int) -> Minimized:
         taps = checked_taps(settings, teacher, student, images)
         states = _states(teacher, settings, epochs)
         step = _Step(model, teacher, settings, taps, states, answers)
@@ -72,7 +82,7 @@ def distilling(
 def check_distilling(
     settings: Distillation,
     teacher: fx.GraphModule,
-    images: Tensor,
+    images: Inputs,
     epochs: int,
     student: fx.GraphModule | None = None,
 ) -> None:
@@ -96,7 +106,7 @@ def checked_taps(
     settings: Distillation,
     teacher: nn.Module,
     student: nn.Module | None,
-    images: Callable[[], Tensor],
+    images: Callable[[], Inputs],
 ) -> tuple[Tap, ...]:
     """Return where student and teacher are compared; nowhere if no loss compares features.
 
@@ -110,7 +120,7 @@ def checked_taps(
         HaqError: Their features do not fit the losses.
     """
     losses = {name: LOSSES[name] for name in settings.names}
-    if "gradient" in losses and not images().is_floating_point():
+    if "gradient" in losses and not _has_gradient(images()):
         raise HaqError("distill gradient: the inputs are tokens, which have no gradient")
     if {loss.compared for loss in losses.values()} <= {"logits", "input gradient"}:
         return ()
@@ -127,6 +137,10 @@ def checked_taps(
             if loss.same_shape and len({shape[1:] for shape in tap.shapes}) > 1:
                 _check_regressor(settings, name, tap)
     return taps
+
+
+def _has_gradient(images: Inputs) -> bool:
+    return isinstance(images, Tensor) and images.is_floating_point()
 
 
 def _check_regressor(settings: Distillation, name: str, tap: Tap) -> None:
@@ -198,7 +212,7 @@ class _Step:
         settings, share = self.settings, moment.share
         if share < settings.self_study:
             logits = self._seen(self.model, batch, gradient=False).logits
-            return {"labels": functional.cross_entropy(wide(logits), batch.labels)}
+            return {"labels": cross_entropy(logits, batch.labels)}
         weights = {name: settings.weights[name].at(share) for name in settings.names}
         losses = [name for name, weight in weights.items() if weight > 0]
         labels = settings.labels.at(share)
@@ -207,12 +221,12 @@ class _Step:
         its = self._taught(batch, moment, together, losses) if losses else None
         terms: Terms = {}
         if labels > 0:
-            terms["labels"] = labels * functional.cross_entropy(wide(mine.logits), batch.labels)
+            terms["labels"] = labels * cross_entropy(mine.logits, batch.labels)
         for name in losses:
             assert its is not None
             terms[name] = weights[name] * self._loss(name, mine, its, together)
         if together and its is not None:
-            terms["teacher"] = functional.cross_entropy(wide(its.logits), batch.labels)
+            terms["teacher"] = cross_entropy(its.logits, batch.labels)
         return terms
 
     def _taught(self, batch: Batch, moment: Moment, together: bool, losses: list[str]) -> Seen:
@@ -238,12 +252,16 @@ class _Step:
         return len(self.states) - count + anchor_at(done, total, count)
 
     def _seen(self, network: nn.Module, batch: Batch, gradient: bool) -> Seen:
-        images = batch.images.detach().requires_grad_() if gradient else batch.images
+        images = batch.images
+        if gradient:
+            assert isinstance(images, Tensor)  # see checked_taps
+            images = images.detach().requires_grad_()
         output = forward(network, images)
-        logits, features = output if isinstance(output, tuple) else (output, ())
-        assert isinstance(logits, Tensor)
+        whole, features = output if self.names and isinstance(output, tuple) else (output, ())
+        logits = main_tensor(whole)
         if not gradient:
             return Seen(logits, features)
+        assert isinstance(images, Tensor)
         create = network is self.model
         return Seen(logits, features, input_gradient(logits, batch.labels, images, create))
 
@@ -254,7 +272,8 @@ class _Step:
                 return imitation_loss(
                     mine.logits, its.logits, settings.temperature, settings.feedback
                 )
-            return loss.function(mine.logits, its.logits, settings.temperature)
+            pair = rows_of(mine.logits), rows_of(its.logits)
+            return loss.function(*pair, settings.temperature)
         if loss.compared == "input gradient":
             return loss.function(mine.gradient, its.gradient)
         own = [_channels_second(features) for features in mine.taps]

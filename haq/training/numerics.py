@@ -1,13 +1,26 @@
 """In which number format and memory layout networks compute on this CPU."""
 
 from functools import cache
+from typing import overload
 
 import torch
 from torch import Tensor
 
+from haq.network.inputs import Batch, Inputs
 
-def channels_last(images: Tensor) -> Tensor:
+
+@overload
+def channels_last(images: Tensor) -> Tensor: ...
+
+
+@overload
+def channels_last(images: Inputs) -> Inputs: ...
+
+
+def channels_last(images: Inputs) -> Inputs:
     """Return images (N, C, H, W) in the layout that convolutions are fastest in, else the same."""
+    if isinstance(images, Batch):
+        return images.map(channels_last)
     image = images.dim() == 4
     return images.contiguous(memory_format=torch.channels_last) if image else images
 

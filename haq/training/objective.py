@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from haq.distillation.kd import wide
+from haq.network.inputs import Inputs, call
+from haq.network.outputs import main_tensor
+from haq.training.aligned import aligned
 from haq.training.numerics import has_bfloat16
 
 Terms = dict[str, Tensor]
@@ -21,11 +24,11 @@ class Batch(NamedTuple):
     Attributes:
         places: Of them in the split, (N,).
         images: (N, ...), augmented.
-        labels: Class indices (N,).
+        labels: Class indices (N,), or of tokens or pixels (N, ...).
     """
 
     places: Tensor
-    images: Tensor
+    images: Inputs
     labels: Tensor
 
 
@@ -65,23 +68,28 @@ class Minimized:
     settings: object = None
 
 
-Objective = Callable[[nn.Module, Callable[[], Tensor], int], Minimized]
+Objective = Callable[[nn.Module, Callable[[], Inputs], int], Minimized]
 """From a model, a function that gives some images (N, ...), and the number of epochs to what is
 minimized."""
 
 
-def forward(model: nn.Module, images: Tensor) -> object:
+def forward(model: nn.Module, images: Inputs) -> object:
     """Return what a model gives, computed in bfloat16 where the CPU has it."""
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=has_bfloat16()):
-        return model(images)
+        return call(model, images)
 
 
-def labels_alone(model: nn.Module, images: Callable[[], Tensor], epochs: int) -> Minimized:
+def labels_alone(model: nn.Module, images: Callable[[], Inputs], epochs: int) -> Minimized:
     """Minimize the cross-entropy with the labels."""
 
     def terms(batch: Batch, moment: Moment) -> Terms:
-        logits = forward(model, batch.images)
-        assert isinstance(logits, Tensor)
-        return {"labels": functional.cross_entropy(wide(logits), batch.labels)}
+        logits = main_tensor(forward(model, batch.images))
+        return {"labels": cross_entropy(logits, batch.labels)}
 
     return Minimized(terms)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy with the labels that count; see ``aligned``."""
+    rows, counted = aligned(logits, labels)
+    return functional.cross_entropy(wide(rows), counted)

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from haq.network.inputs import Inputs
 from haq.training.scoring import logits
 
-Teacher = Callable[[Tensor, Tensor], Tensor]
+Teacher = Callable[[Tensor, Inputs], Tensor]
 """From image indices (N,) and the images (N, C, H, W) to the logits (N, classes) to learn from."""
 
 

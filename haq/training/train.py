@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from haq.datasets import Split
 from haq.errors import DivergedError
+from haq.network.inputs import Inputs
 from haq.training.interrupted import State, read_state, write_state
 from haq.training.numerics import channels_last
 from haq.training.objective import Batch, Minimized, Moment, Objective, labels_alone
@@ -114,7 +115,7 @@ def train(  # noqa: PLR0913 - all but two by keyword
     model.eval()
 
 
-def _first(split: Split) -> Tensor:
+def _first(split: Split) -> Inputs:
     """Return the first images of a split, not augmented."""
     return split.batch(torch.arange(min(2, len(split))))[0]
 
@@ -141,7 +142,8 @@ def _groups(model: nn.Module, weight_decay: float, decay: Decay) -> list[dict[st
 
 def _sizes(model: nn.Module, split: Split) -> tuple[list[int], list[list[int]]]:
     """Return what tells one training from another: sums of its labels, and its tensors' shapes."""
-    labels = int((split.labels * torch.arange(1, len(split) + 1)).sum())
+    every = split.labels.flatten()
+    labels = int((every * torch.arange(1, len(every) + 1)).sum())
     return [len(split), labels], [list(value.shape) for value in model.state_dict().values()]
 
 

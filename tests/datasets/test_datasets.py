@@ -638,7 +638,9 @@ def test_an_outline_says_before_reading_what_the_data_turn_out_to_be(tmp_path, s
         write_cifar10(tmp_path)
     where = spec if spec == "digits" else f"{spec}:{tmp_path}"
     about, data = outline(where), load(where)
-    assert about == (data.name, data.classes, data.shape, data.mean, data.std)
+    assert about == (
+        data.name, data.classes, data.shape, data.mean, data.std, data.labels, data.inputs
+    )  # fmt: skip
 
 
 def test_an_outline_refuses_what_is_not_there():

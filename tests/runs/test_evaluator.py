@@ -7,6 +7,7 @@ from torch import nn
 
 from haq.allocation.policy import Bits
 from haq.datasets.tensors import Data, TensorSplit, shift
+from haq.metrics import METRICS
 from haq.models import build
 from haq.network.graph import trace
 from haq.quantization.calibration import calibrate
@@ -15,7 +16,7 @@ from haq.quantization.statistics import correct, statistics
 from haq.runs import samples
 from haq.runs.calibration import sensitivity_images
 from haq.runs.evaluation import labeled
-from haq.runs.evaluator import Evaluator, Recipe, agreement, corrected, fine_tune, policy_seed
+from haq.runs.evaluator import Evaluator, Recipe, compared, corrected, fine_tune, policy_seed
 from haq.runs.job import parse_job
 from haq.runs.plan import images_of, plan
 from haq.runs.samples import Frozen, Part, freeze
@@ -188,7 +189,7 @@ def test_the_cheap_evaluation_is_the_quantized_network_with_corrected_statistics
 
 def test_agreement_by_hand():
     inputs = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
-    agree = agreement(nn.Identity(), inputs)
+    agree = compared(nn.Identity(), inputs, METRICS["agreement"])
     assert agree(nn.Identity()) == (1.0, pytest.approx(0.0, abs=1e-7), False)
     # Equal logits are the first class: two of three agree.
     accuracy, loss, _ = agree(Zeros())
@@ -205,7 +206,7 @@ class Zeros(nn.Module):
 def test_agreement_without_classes_is_one_less_the_relative_error():
     inputs = torch.randn(4, 2, 3, 3)
     inputs -= inputs.mean()
-    accuracy, loss, _ = agreement(nn.Identity(), inputs)(Halved())
+    accuracy, loss, _ = compared(nn.Identity(), inputs, METRICS["agreement"])(Halved())
     assert loss == pytest.approx(0.25, abs=0.01)
     assert accuracy == pytest.approx(1 - loss)
 

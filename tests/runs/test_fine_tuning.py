@@ -9,12 +9,13 @@ import torch
 from haq.datasets.tensors import Data, TensorSplit, shift
 from haq.distillation.settings import distillation_of, read_distillation
 from haq.errors import DivergedError
+from haq.metrics import METRICS
 from haq.models import build
 from haq.network.graph import trace
 from haq.quantization.calibration import calibrate
 from haq.quantization.fake_quant import quantize, uniform
 from haq.runs.calibration import sensitivity_images
-from haq.runs.evaluator import Evaluator, Recipe, agreement, fine_tune, policy_seed
+from haq.runs.evaluator import Evaluator, Recipe, compared, fine_tune, policy_seed
 from haq.training.distilling import distilling
 from haq.training.objective import labels_alone
 from haq.training.train import train
@@ -145,4 +146,6 @@ def test_sensitivities_are_measured_on_augmented_training_images():
 def test_answers_that_are_not_numbers_have_no_agreement():
     inputs = torch.randn(4, 3)
     with pytest.raises(DivergedError, match="answers that are not numbers"):
-        agreement(torch.nn.Identity(), inputs)(torch.nn.Threshold(9.0, float("nan")))
+        compared(torch.nn.Identity(), inputs, METRICS["agreement"])(
+            torch.nn.Threshold(9.0, float("nan"))
+        )

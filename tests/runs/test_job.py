@@ -57,7 +57,7 @@ def test_activations_are_searched_where_a_budget_counts_them():
         ({"width": math.inf}, "--width inf: a width multiplier is above 0"),
         ({"episodes": 0}, "--episodes 0: a search plays a whole number of episodes, 1 or more"),
         ({"episodes": 1.5}, "--episodes 1.5: a search plays a whole number of episodes"),
-        ({"reward": "size"}, "--reward size: give accuracy, loss or agreement"),
+        ({"reward": "size"}, "--reward size: give metric, accuracy, loss or agreement"),
         ({"evaluation": "quick"}, "--evaluation quick: give finetune .* or cheap"),
         ({"act_bits": 9}, "--act-bits 9: activations have 2 to 8 bits; give one number, or search"),
         ({"act_bits": "all"}, "--act-bits all: activations have 2 to 8 bits"),

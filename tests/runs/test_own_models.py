@@ -75,9 +75,8 @@ def test_the_version_is_that_of_the_package():
 @pytest.mark.parametrize(
     "wrap, said",
     [
-        (lambda y: {"logits": y}, "gives a dict of 'logits', not a tensor of floats: wrap"),
+        (lambda y: {"a": y, "b": y}, "gives a dict of 'a', 'b', not a tensor of floats: wrap"),
         (lambda y: (y, y), "gives a tuple, not a tensor of floats: wrap"),
-        (Answer, "gives a Answer, not a tensor of floats: wrap"),
         (lambda y: y.argmax(1), "gives a torch.int64, not a tensor of floats: wrap"),
     ],
 )
@@ -91,7 +90,7 @@ def test_outputs_that_are_not_one_tensor_are_refused_at_once(tmp_path, wrap, sai
 
 def test_fine_tuning_needs_logits_whatever_scores_them(tmp_path):
     with pytest.raises(ModelError, match='with labels, evaluation="cheap" and finalists=0'):
-        search(Returning(lambda y: {"logits": y}), splits(), evaluate=lambda _: 0.5,
+        search(Returning(lambda y: {"a": y, "b": y}), splits(), evaluate=lambda _: 0.5,
                out=tmp_path / "run", **QUICK)  # fmt: skip
     assert not (tmp_path / "run").exists()
 
@@ -248,8 +247,8 @@ class Pair(nn.Module):
 
 
 def test_a_network_of_two_inputs_is_refused_in_one_true_sentence():
-    with pytest.raises(ModelError, match=r"Pair takes 2 inputs \(left, right\), and a search gives "
-                                         "it one tensor: wrap it"):  # fmt: skip
+    with pytest.raises(ModelError, match=r"Pair takes 2 inputs \(left, right\), and the data "
+                                         "have one: give a dict"):  # fmt: skip
         own_task(Pair(), torch.randn(4, 8), None, {})
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from haq.errors import CheckpointError
+from haq.network.inputs import Inputs, InputShape, like_record
 
 FORMAT = "haq-checkpoint/1"
 """What the field "format" of the metadata says."""
@@ -40,6 +41,7 @@ class Origin(BaseModel):
         shape: Of one input, without the batch.
         tokens: How many values inputs of tokens (int64) may have at least, from 0 up; None where
             inputs are floats.
+        inputs: Where one forward takes several tensors with names: name to shape and tokens.
         classes: Outputs; None where nobody knows.
         width: Width multiplier.
         data: Name of the data set; None where there was none.
@@ -56,6 +58,7 @@ class Origin(BaseModel):
     model: str
     shape: tuple[int, ...]
     tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    inputs: dict[str, InputShape] = {}
     classes: int | None = None
     width: float = 1.0
     data: str | None = None
@@ -63,6 +66,11 @@ class Origin(BaseModel):
     std: tuple[float, ...] = ()
     accuracy: dict[str, float] = {}
     versions: dict[str, str] = {}
+
+    def made_up(self, count: int = 1) -> Inputs:
+        """Return inputs as the network takes them, made of random numbers."""
+        inputs = {name: one._asdict() for name, one in self.inputs.items()}
+        return like_record({"shape": self.shape, "tokens": self.tokens, "inputs": inputs}, count)
 
 
 class LayerRecord(NamedTuple):

@@ -28,7 +28,7 @@ from haq.formats.checkpoint.state import COUNT, merge_norms, shares
 from haq.formats.packing import packed_size, unpack
 from haq.models import MODELS, build, input_shape
 from haq.network.graph import Graph, trace
-from haq.network.inputs import blank_input
+from haq.network.inputs import Inputs, blank_input
 from haq.network.modules import along_weight
 from haq.quantization.calibration import Clips
 from haq.quantization.fake_quant import Rounding, quantize
@@ -121,7 +121,7 @@ def _skew(network: fx.GraphModule, skews: Mapping[str, int]) -> None:
         quantizers[name].skew = skew
 
 
-def _module(content: Content, model: nn.Module | str | None) -> tuple[nn.Module, Tensor]:
+def _module(content: Content, model: nn.Module | str | None) -> tuple[nn.Module, Inputs]:
     """Return a module of the file's architecture, and an input to trace it with."""
     shape, name = content.shape, content.model if model is None else model
     if isinstance(name, str) and name in MODELS:
@@ -136,9 +136,12 @@ def _module(content: Content, model: nn.Module | str | None) -> tuple[nn.Module,
             f"it holds a network of {content.model[:80]!r}, which is not imported because a file "
             "says so; give haq.load the module, or its package.module:factory, as model="
         )
-    if math.prod(shape) > SAMPLE or min(shape, default=0) < 1:
-        raise CheckpointError(f"inputs of {times(shape)} are not taken")
+    for one in (shape, *(kind.shape for kind in content.inputs.values())):
+        if math.prod(one) > SAMPLE or min(one, default=0) < 1:
+            raise CheckpointError(f"inputs of {times(one)} are not taken")
     module = build(model, content.classes) if isinstance(model, str) else copy.deepcopy(model).cpu()
+    if content.inputs:
+        return module, content.made_up()
     return module, blank_input(shape, content.tokens)
 
 

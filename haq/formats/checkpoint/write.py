@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +31,7 @@ from haq.formats.checkpoint.state import called, dtype, merge_norms, shares, ske
 from haq.formats.packing import pack
 from haq.formats.stand_in import stand_in
 from haq.network.graph import Graph
-from haq.network.inputs import random_inputs
+from haq.network.inputs import InputShape, call
 from haq.network.modules import LayerModule, along_weight
 from haq.quantization.fake_quant import Quantized, Rounding
 from haq.quantization.quantizer import codes, step
@@ -90,19 +90,26 @@ def encode(network: fx.GraphModule, policy: Policy, origin: Origin) -> tuple[Con
     return content, data
 
 
-def check_savable(graph: Graph, shape: Sequence[int], tokens: int | None = None) -> None:
+def check_savable(
+    graph: Graph,
+    shape: Sequence[int],
+    tokens: int | None = None,
+    inputs: Mapping[str, InputShape] | None = None,
+) -> None:
     """Say so, before anything is searched, if the networks of a graph cannot be saved.
 
     Args:
         graph: Of the float network.
         shape: Of one input, without the batch.
-        tokens: As in ``Origin``.
+        tokens: As in ``Origin``, as are the inputs.
+        inputs: As above.
 
     Raises:
         CheckpointError: As ``save``.
     """
     network, policy = stand_in(graph)
-    encode(network, policy, Origin(model="", shape=tuple(shape), tokens=tokens))
+    origin = Origin(model="", shape=tuple(shape), tokens=tokens, inputs=dict(inputs or {}))
+    encode(network, policy, origin)
 
 
 def _rows(network: fx.GraphModule, policy: Policy) -> Iterator[LayerRecord]:
@@ -171,18 +178,19 @@ def _check_results(
     content, spans = read_header(stream, len(data))
     twin = copy.deepcopy(merged)
     fill(twin, content.layout, read_tensors(stream, spans, twin))
-    inputs = random_inputs(origin.shape, 2, origin.tokens)
-    images = inputs if origin.tokens else inputs.abs()  # floats may stand for indices
+    inputs = origin.made_up(2)
+    # Floats may stand for indices.
+    images = inputs.abs() if isinstance(inputs, Tensor) and not origin.tokens else inputs
     with torch.no_grad():
         try:
-            expected = network(images)
+            expected = call(network, images)
         except Exception as error:
             raise CheckpointError(
                 f"the network does not run on inputs of {times(origin.shape)}: {first_line(error)}"
             ) from error
         try:
             torch.testing.assert_close(
-                _leaves(twin(images)), _leaves(expected), rtol=0, atol=0, equal_nan=True
+                _leaves(call(twin, images)), _leaves(expected), rtol=0, atol=0, equal_nan=True
             )
         except AssertionError as error:
             raise CheckpointError(

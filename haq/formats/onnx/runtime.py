@@ -7,10 +7,12 @@ fraction of the time that rounding takes in floating point.
 import copy
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor, fx, nn
 
@@ -18,14 +20,15 @@ from haq.errors import ModelError
 from haq.formats.onnx.lower import lower
 from haq.formats.onnx.saturation import EXACT_KERNELS
 from haq.formats.onnx.template import Template, template
+from haq.network.inputs import Batch, Inputs, tensors_of
 from haq.quantization.convert import convert_to_integers, layers
 from haq.quantization.fake_quant import Quantized
 
-Answer = Callable[[Tensor], Tensor]
+Answer = Callable[[Inputs], Tensor]
 """From inputs (N, ...) to the first output (N, ...), float32."""
 
 
-def prepared(network: fx.GraphModule, image: Tensor) -> Template | None:
+def prepared(network: fx.GraphModule, image: Inputs) -> Template | None:
     """Return what ``integer_answer`` needs for the networks of one graph; it takes seconds.
 
     Args:
@@ -63,12 +66,21 @@ def integer_answer(exported: Template, network: nn.Module) -> Answer | None:
         session = opened(lower(exported, converted, cpu="vnni").SerializeToString())
     except ModelError:
         return None
-    name = session.get_inputs()[0].name
 
-    def answer(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {name: images.contiguous().numpy()})[0])
+    def answer(images: Inputs) -> Tensor:
+        return torch.from_numpy(session.run(None, fed(session, images))[0])
 
     return answer
+
+
+def fed(session: onnxruntime.InferenceSession, inputs: Inputs) -> dict[str, NDArray[Any]]:
+    """Return what a session is given for inputs: by name, or in the order of its inputs."""
+    names = [one.name for one in session.get_inputs()]
+    if isinstance(inputs, Batch) and inputs.names:
+        named = dict(zip(inputs.names, inputs.tensors, strict=True))
+        return {name: named[name].contiguous().numpy() for name in names}
+    tensors = tensors_of(inputs)
+    return {name: value.contiguous().numpy() for name, value in zip(names, tensors, strict=False)}
 
 
 def _all_integer(network: fx.GraphModule) -> bool:

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq.errors import ModelError
 from haq.network.capture import Sample
+from haq.network.inputs import Inputs, arguments, as_inputs
 from haq.quantization.bn_folding import norms_of
 from haq.quantization.convert import layers
 from haq.quantization.fake_quant import Rounding, Rows, set_plain
@@ -100,7 +101,7 @@ def template(network: fx.GraphModule, sample: Sample) -> Template:
     Raises:
         ModelError: torch cannot export the network.
     """
-    inputs = sample if isinstance(sample, tuple) else (sample,)
+    inputs = as_inputs(sample)
     names = layers(network)
     prefixes = tuple(f"{name}." for name in names)
     marked = copy.deepcopy(network).eval()
@@ -190,11 +191,14 @@ def _apart(x: Tensor) -> Tensor:
     return _marker("apart", x, "", x.shape)
 
 
-def _exported(marked: nn.Module, inputs: Sequence[Tensor]) -> onnx.ModelProto:
+def _exported(marked: fx.GraphModule, inputs: Inputs) -> onnx.ModelProto:
     # Two images: torch takes an axis of one for a constant.
-    pairs = tuple(value[:1].repeat(2, *(1,) * (value.dim() - 1)).cpu() for value in inputs)
+    given = arguments(marked.graph, inputs)
+    pairs = tuple(value[:1].repeat(2, *(1,) * (value.dim() - 1)).cpu() for value in given)
     batch = torch.export.Dim("batch")
     names = ["images"] if len(pairs) == 1 else [f"input{place}" for place in range(len(pairs))]
+    if not isinstance(inputs, Tensor) and inputs.names:
+        names = [str(node.target) for node in marked.graph.find_nodes(op="placeholder")]
     try:
         with warnings.catch_warnings(), _quiet(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")

@@ -1,6 +1,6 @@
 """The network that a program describes, written operation by operation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import fx, nn
 
@@ -23,7 +23,9 @@ _CHECKS = {
 _MODULES: tuple[Callable[[Draft, fx.Node], fx.Node | None], ...] = (layer, norm, dropout)
 
 
-def lifted(model: nn.Module, program: Program) -> tuple[fx.GraphModule, tuple[str, ...]]:
+def lifted(
+    model: nn.Module, program: Program, names: Sequence[str] = ()
+) -> tuple[fx.GraphModule, tuple[str, ...]]:
     """Return the network that a program describes, in evaluation mode, and what is to be said.
 
     Its parameters and buffers are the model's own, but for weights that are computed from others
@@ -32,8 +34,9 @@ def lifted(model: nn.Module, program: Program) -> tuple[fx.GraphModule, tuple[st
     Args:
         model: What the program was exported from.
         program: From ``haq.network.program.export``.
+        names: Of its inputs; without them those of the forward's parameters, in order.
     """
-    draft, inputs = Draft(model, program), input_names(model)
+    draft, inputs = Draft(model, program), iter(names) if names else input_names(model)
     for node in program.graph.nodes:
         if node.op == "placeholder":
             _placeholder(draft, node, inputs)

@@ -6,8 +6,9 @@ and the number of threads alone. Model and data travel once; policies are small 
 
 from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 
+from haq.network.inputs import Inputs
 from haq.runs.executors.base import Executor, Request, Result, evaluate_request, payload, window
 from haq.runs.executors.pool import PoolExecutor
 from haq.runs.executors.ray import RayExecutor
@@ -26,7 +27,7 @@ __all__ = [
 ]
 
 
-def executor_for(scorer: Scorer, model: nn.Module, sample: Tensor, data: ScoringData) -> Executor:
+def executor_for(scorer: Scorer, model: nn.Module, sample: Inputs, data: ScoringData) -> Executor:
     """Return the executor that the job asks for.
 
     Args:

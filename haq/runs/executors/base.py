@@ -11,13 +11,14 @@ from typing import Literal, NamedTuple, Protocol
 
 import cloudpickle
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from haq.allocation.policy import Policy
 from haq.allocation.trials import Score
 from haq.errors import DivergedError, HaqError
 from haq.models.weights import packed
 from haq.network.graph import trace
+from haq.network.inputs import Inputs
 from haq.runs.scoring import Scorer, ScoringData, score_key, scorer_for
 
 TRIES = 3
@@ -96,12 +97,12 @@ def evaluate_request(scorer: Scorer, reward: str, request: Request) -> Result:
         return Result(None, time.perf_counter() - started, None)
     seconds = time.perf_counter() - started
     least = request.least
-    by = reward if request.stage == "episode" else "accuracy"  # finalists compare by accuracy
+    by = reward if request.stage == "episode" else "metric"  # finalists compare by the metric
     wanted = least is None or score_key(score, by) >= score_key(least, by)
     return Result(score, seconds, packed(model) if wanted and not score.stopped else None)
 
 
-def payload(model: nn.Module, sample: Tensor, data: ScoringData) -> bytes:
+def payload(model: nn.Module, sample: Inputs, data: ScoringData) -> bytes:
     """Return all that another process needs to evaluate policies, pickled.
 
     Raises:

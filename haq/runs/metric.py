@@ -1,0 +1,44 @@
+"""Which metric a job is scored by."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from haq.errors import HaqError
+from haq.metrics import METRICS, OWN, Metric, named
+from haq.runs.job import Job
+
+BY_LABELS: Mapping[str, str] = {
+    "classes": "top1", "tokens": "perplexity", "pixels": "miou", "none": "agreement",
+}  # fmt: skip
+"""What labels are of, or "none", to the metric where none is asked for."""
+
+
+def labels_of(images: Mapping[str, Any]) -> str:
+    """Return what labels are of by the record of a data set: a key of ``BY_LABELS``."""
+    return str(images.get("labels", "classes" if "classes" in images else "none"))
+
+
+def metric_of_job(job: Job, images: Mapping[str, Any], own: bool = False) -> Metric:
+    """Return what a job is scored by: the metric it asks for, or the one that suits its data.
+
+    Args:
+        job: As the user gave it.
+        images: On record of the data.
+        own: Whether the caller scores networks.
+
+    Raises:
+        HaqError: The metric is unknown, or needs labels and there are none.
+    """
+    if own:
+        if job.metric not in (None, OWN.name):
+            raise HaqError(
+                f"metric {job.metric}: evaluate= scores the networks; leave one of them out"
+            )
+        return OWN
+    labels = labels_of(images)
+    metric = METRICS[BY_LABELS[labels]] if job.metric is None else named(job.metric)
+    if metric.needs == "labels" and labels == "none":
+        raise HaqError(
+            f"metric {metric.name} needs labels, and the data have none; choose cosine or agreement"
+        )
+    return metric
