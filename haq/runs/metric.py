@@ -41,4 +41,9 @@ def metric_of_job(job: Job, images: Mapping[str, Any], own: bool = False) -> Met
         raise HaqError(
             f"metric {metric.name} needs labels, and the data have none; choose cosine or agreement"
         )
+    if job.max_drop is not None and metric.name != "top1":
+        raise HaqError(
+            f"max drop {job.max_drop:g} is of accuracy, and the metric is {metric.name}; leave one "
+            "of them out"
+        )
     return metric

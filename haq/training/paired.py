@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from haq.datasets import Split
+from haq.network.inputs import Inputs
 
 
 class Paired(NamedTuple):
@@ -38,7 +39,7 @@ class Paired(NamedTuple):
         return math.sqrt(max(difference, 0.0)) / self.images
 
 
-def correct_answers(answer: Callable[[Tensor], Tensor], split: Split, batch: int = 125) -> Tensor:
+def correct_answers(answer: Callable[[Inputs], Tensor], split: Split, batch: int = 125) -> Tensor:
     """Return for every image of a split whether the answer's class is its label, (N,)."""
     parts = []
     for index in torch.arange(len(split)).split(batch):
