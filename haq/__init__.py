@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from haq.runs.export import export_checkpoint, export_onnx
     from haq.runs.frames import load_run
     from haq.runs.make_env import make_env
+    from haq.runs.quick import quick_policy
 
     __version__: str
 
@@ -31,6 +32,7 @@ __all__ = [
     "load_run",
     "make_env",
     "pack",
+    "quick_policy",
     "search",
     "unpack",
 ]
@@ -44,6 +46,7 @@ _MODULES = {
     "load_run": "haq.runs.frames",
     "make_env": "haq.runs.make_env",
     "pack": "haq.formats.update.pack",
+    "quick_policy": "haq.runs.quick",
     "search": "haq.runs.api",
     "unpack": "haq.formats.update.pack",
 }

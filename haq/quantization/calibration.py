@@ -68,11 +68,7 @@ def calibrate(
     check_weights(graph)
     signs = {point.tensor: point.signed for point in graph.points}
     finished = _counter(len(graph.layers) + len(signs), on_tensor)
-    weights = {}
-    for layer in graph.layers:
-        weight = graph.traced.get_parameter(f"{layer.name}.weight").detach().float()
-        weights[layer.name] = weight_clips(weight, BITS, method, per_channel)
-        finished()
+    weights = calibrate_weights(graph, method, per_channel, finished)
     acts, skews = {}, {}
     for tensor, values in _activations(graph, batches, list(signs)).items():
         _check_finite(values, f"tensor {tensor!r} has activations")
@@ -85,6 +81,22 @@ def calibrate(
         acts[tensor] = {bits: torch.tensor(clip) for bits, clip in clips.items()}
         finished()
     return Clips(weights, acts, skews)
+
+
+def calibrate_weights(
+    graph: Graph,
+    method: str = "kl",
+    per_channel: bool = True,
+    on_layer: Callable[[], None] | None = None,
+) -> dict[str, dict[int, Tensor]]:
+    """Return where to clip the weights of every layer at 2 to 8 bits; see ``calibrate``."""
+    clips = {}
+    for layer in graph.layers:
+        weight = graph.traced.get_parameter(f"{layer.name}.weight").detach().float()
+        clips[layer.name] = weight_clips(weight, BITS, method, per_channel)
+        if on_layer:
+            on_layer()
+    return clips
 
 
 def check_weights(graph: Graph) -> None:
