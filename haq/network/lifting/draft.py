@@ -31,6 +31,7 @@ class Draft:
         owners: Parameter, by id, to the layer whose weight it is.
         reads: Key of a weight to the node that gives it to what is no layer.
         used: The parameters and buffers, by id, that the graph depends on.
+        named: Tensors to which the forward gave names, see ``haq.network.naming``.
         computed: The layers whose weights are computed from other parameters.
         tied: Two names that shared a parameter, of which the second has a copy.
         shared: Table whose rows are looked up to the layer that multiplies with its weight.
@@ -45,6 +46,7 @@ class Draft:
         self.owners: dict[int, str] = {}
         self.reads: dict[Hashable, fx.Node] = {}
         self.used: set[int] = set()
+        self.named: dict[str, fx.Node] = {}
         self.computed: list[str] = []
         self.tied: list[tuple[str, str]] = []
         self.shared: dict[str, str] = {}

@@ -11,6 +11,7 @@ from haq.network.lifting.nodes import changes_nothing, modules_around, name_of
 from haq.network.lifting.norms import dropout, norm
 from haq.network.lifting.products import is_table, layer
 from haq.network.lifting.weights import computed, of_state
+from haq.network.naming import NAMED, ORIGIN, TENSORS
 from haq.network.outputs import put_together
 from haq.network.program import Program
 
@@ -48,6 +49,9 @@ def lifted(
     whole = fx.GraphModule(draft.modules.root, draft.graph, type(model).__name__)
     whole.graph.eliminate_dead_code()
     traced = fx.GraphModule(whole, whole.graph, type(model).__name__)  # without what is not called
+    left = {node.name for node in traced.graph.nodes}
+    traced.meta[TENSORS] = {n: node.name for n, node in draft.named.items() if node.name in left}
+    traced.meta[ORIGIN] = getattr(model, ORIGIN, None)
     return traced.eval(), tuple(_notes(draft))
 
 
@@ -67,6 +71,9 @@ def _operation(draft: Draft, node: fx.Node) -> None:
         )
     if name_of(node) in _CHECKS:
         return
+    if node.target is NAMED and node.args[0] not in draft.weights:
+        draft.values[node] = draft.named[str(node.args[1])] = draft.value(node.args[0])
+        return
     weight = None if is_table(node) else computed(node, draft.weights)
     if weight is not None:
         draft.weights[node] = weight  # written where something else than a layer reads it
@@ -78,7 +85,7 @@ def _operation(draft: Draft, node: fx.Node) -> None:
     written = call or draft.write(node)
     # An operation that changes nothing, such as an identity, is the end of its modules too.
     if isinstance(written, fx.Node):
-        written.meta["modules"] = [*written.meta.get("modules", ()), *modules_around(node)]
+        written.meta["modules"] = [*written.meta.get("modules", ()), *modules_around(node, draft.model)]
     draft.values[node] = written
 
 

@@ -43,16 +43,22 @@ def changes_nothing(node: fx.Node) -> bool:
 
 def innermost(node: fx.Node, model: nn.Module, kind: Any) -> nn.Module | None:
     """Return the innermost module of a kind in whose forward an operation stands."""
-    for name in reversed(modules_around(node)):
-        module: Any = None
-        with suppress(AttributeError):  # of what is no module, such as a guess by torch
-            module = model.get_submodule(name)
-        if isinstance(module, nn.Module) and isinstance(module, kind):
+    for name in reversed(modules_around(node, model)):
+        module = _module(model, name)
+        if isinstance(module, kind):
             return module
     return None
 
 
-def modules_around(node: fx.Node) -> list[str]:
+def modules_around(node: fx.Node, model: nn.Module) -> list[str]:
     """Return the names of the modules in whose forward an operation stands, the outermost first."""
     stack = (node.meta.get("nn_module_stack") or {}).values()
-    return [path.partition("@")[0].removeprefix("model").removeprefix(".") for path, _ in stack]
+    names = [path.removeprefix("model").removeprefix(".") for path, _ in stack]
+    # A second call is written name@1, but a name may have an @ of its own.
+    return [name if _module(model, name) else name.rpartition("@")[0] for name in names]
+
+
+def _module(model: nn.Module, name: str) -> nn.Module | None:
+    with suppress(AttributeError):  # of what is no module, such as a guess by torch
+        return model.get_submodule(name)
+    return None

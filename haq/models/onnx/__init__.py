@@ -1,0 +1,1 @@
+"""Float ONNX files as models: read, normalised by ONNX Runtime, brought into PyTorch, compared."""
