@@ -54,8 +54,8 @@ class Origins:
             self.kernels[name] = self.kernels[name] or [_LOOKUP]
 
     def _read(self, node: onnx.NodeProto) -> None:
-        layer = node.name.partition("/")[0]
-        if layer in self._known:
+        layer = self._layer(node.name)
+        if layer:
             station = layer
         elif node.op_type in _FLOAT:
             station = node.name
@@ -64,6 +64,12 @@ class Origins:
         if station:
             self._orders.setdefault(station, len(self._orders))
         self._stations |= dict.fromkeys((node.name, *node.output), station)
+
+    def _layer(self, name: str) -> str:
+        """Return the layer that a node is called after: its own name, or what stands before a /."""
+        while name and name not in self._known:
+            name = name.rpartition("/")[0]
+        return name
 
     def _latest(self, table: Mapping[str, str], tensors: Iterable[str]) -> str:
         orders = [table[tensor] for tensor in tensors if table.get(tensor)]

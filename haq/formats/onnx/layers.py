@@ -218,8 +218,17 @@ def _add_gemm(
         file.nodes.append(helper.make_node("Gemm", operands, [output], label, transB=1))
         return
     flat = file.constant(f"{label}.rows", np.array([-1, features], np.int64))
-    back = file.constant(f"{label}.shape", np.array(shape, np.int64))
+    back = _shape_of_rows(file, operands[0], label, shape)
     operands[0] = file.add("Reshape", [operands[0], flat], f"{label}.input")
     rows = f"{label}.product"
     file.nodes.append(helper.make_node("Gemm", operands, [rows], label, transB=1))
     file.add("Reshape", [rows, back], output)
+
+
+def _shape_of_rows(file: Writer, tensor: str, label: str, shape: Sequence[int]) -> str:
+    """Return the shape of a product as a tensor: taken from its input if several sizes are free."""
+    if list(shape).count(-1) < 2:
+        return file.constant(f"{label}.shape", np.array(shape, np.int64))
+    rows = file.add("Shape", [tensor], f"{label}.sizes", end=-1)
+    outputs = file.constant(f"{label}.outputs", np.array(shape[-1:], np.int64))
+    return file.add("Concat", [rows, outputs], f"{label}.shape", axis=0)

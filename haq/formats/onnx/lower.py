@@ -68,7 +68,7 @@ def lower(
         if not torch.equal(state[name], value):
             raise ModelError(f"{name} has changed since the network was exported to ONNX")
     for tensor in template.model.graph.initializer:
-        now = state.get(tensor.name)
+        now = state.get(template.states.get(tensor.name, tensor.name))
         if now is not None and tuple(tensor.dims) == tuple(now.shape):
             # The template may be that of other weights.
             tensor = numpy_helper.from_array(now.cpu().numpy(), tensor.name)
@@ -100,11 +100,13 @@ def _model(file: Writer, source: onnx.ModelProto, metadata: Mapping[str, Any]) -
     used = {tensor for node in (*file.first, *file.nodes) for tensor in node.input}
     constants = [tensor for name, tensor in file.constants.items() if name in used]
     graph = helper.make_graph(
-        [*file.first, *file.nodes], "network", _plain_values(source.graph.input),
+        [*file.first, *file.nodes], source.graph.name if file.original else "network",
+        _plain_values(source.graph.input),
         _plain_values(source.graph.output), constants,
     )  # fmt: skip
     packed = any(tensor.data_type == TensorProto.INT2 for tensor in constants)
-    opset = helper.make_opsetid("", OPSET_INT2 if packed else OPSET)
+    own = next(entry.version for entry in source.opset_import if entry.domain in ("", "ai.onnx"))
+    opset = helper.make_opsetid("", max(own, OPSET_INT2 if packed else OPSET))
     model = helper.make_model(
         graph,
         producer_name="haq",
@@ -112,6 +114,9 @@ def _model(file: Writer, source: onnx.ModelProto, metadata: Mapping[str, Any]) -
         opset_imports=[opset],
         ir_version=helper.find_min_ir_version_for([opset]),
     )
+    if file.original:
+        model.doc_string = source.doc_string
+        model.metadata_props.extend(e for e in source.metadata_props if e.key not in metadata)
     for key, value in metadata.items():
         text = value if isinstance(value, str) else json.dumps(value)
         model.metadata_props.append(onnx.StringStringEntryProto(key=key, value=text))

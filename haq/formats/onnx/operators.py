@@ -28,7 +28,7 @@ def lower_operator(file: Writer, node: onnx.NodeProto) -> None:
     own.CopyFrom(node)
     own.ClearField("metadata_props")
     own.ClearField("doc_string")
-    own.name = f"op/{node.output[0]}"
+    own.name = node.name if file.original and node.name else f"op/{node.output[0]}"
     for place, tensor in enumerate(node.input):
         own.input[place] = file.now(tensor)
     if moves(file, node) and own.input[0] in file.grids:

@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnx
@@ -16,8 +16,11 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq.errors import ModelError
+from haq.formats.onnx.original import from_original
+from haq.models.onnx.network import Origin
 from haq.network.capture import Sample
 from haq.network.inputs import Inputs, arguments, as_inputs
+from haq.network.naming import ORIGIN
 from haq.quantization.bn_folding import norms_of
 from haq.quantization.convert import layers
 from haq.quantization.fake_quant import Rounding, Rows, set_plain
@@ -40,11 +43,15 @@ class Template:
         norms: Layer to the BatchNorm that folds into it.
         folded: Parameters and buffers of which torch made constants of other names; a network must
             have the same ones.
+        states: Constant to the parameter or buffer whose values it has, where it is called otherwise.
+        original: Whether it is the ONNX file that the float network comes from: names stay.
     """
 
     model: onnx.ModelProto
     norms: Mapping[str, str]
     folded: Mapping[str, Tensor]
+    states: Mapping[str, str] = field(default_factory=dict)
+    original: bool = False
 
 
 class _Round(nn.Module):
@@ -103,6 +110,13 @@ def template(network: fx.GraphModule, sample: Sample) -> Template:
     """
     inputs = as_inputs(sample)
     names = layers(network)
+    origin = network.meta.get(ORIGIN)
+    if isinstance(origin, Origin):
+        norms = norms_of(network)
+        marked_file = from_original(origin, network, names, norms, DOMAIN)
+        return Template(
+            marked_file.model, norms, marked_file.unnamed, marked_file.states, original=True
+        )
     prefixes = tuple(f"{name}." for name in names)
     marked = copy.deepcopy(network).eval()
     for name, module in network.named_modules():

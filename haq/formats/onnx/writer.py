@@ -57,6 +57,7 @@ class Writer:
 
     Attributes:
         network: Gives bits, clips, weights and BatchNorms.
+        original: Whether the nodes and the file keep the names that they have in the template.
         cpu: For which CPUs the file is.
         floats: Names of layers that compute in float whatever they read.
         nodes: So far.
@@ -69,6 +70,7 @@ class Writer:
         self, template: Template, network: fx.GraphModule, cpu: Cpu, floats: Collection[str]
     ):
         self.network, self.norms = network, template.norms
+        self.original = template.original
         self.cpu, self.floats = cpu, floats
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}

@@ -26,7 +26,7 @@ def without_branches(file: str, model: onnx.ModelProto, inputs: Inputs) -> onnx.
     flat.CopyFrom(model)
     while any(node.op_type == "If" for node in flat.graph.node):
         _take_branches(file, flat, inputs)
-        _drop_unused(flat.graph)
+        drop_unused(flat.graph)
     return flat
 
 
@@ -171,7 +171,7 @@ def _rename(node: onnx.NodeProto, renamed: dict[str, str]) -> None:
                 out.name = outer.get(out.name, out.name)
 
 
-def _drop_unused(graph: onnx.GraphProto) -> None:
+def drop_unused(graph: onnx.GraphProto) -> None:
     """Leave out the nodes and constants on which no output depends."""
     makers = {name: node for node in graph.node for name in node.output}
     needed: set[int] = set()

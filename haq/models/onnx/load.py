@@ -103,15 +103,50 @@ def _built(flat: onnx.ModelProto, inputs: Inputs) -> OnnxNetwork:
         raise ModelError(f"{error}") from error
     shaped, larger = (onnx.shape_inference.infer_shapes(one).graph for one in (two, three))
     _check_sizes(shaped)
-    builder = Builder(shaped, constants)
+    weights = _weights(flat)
+    builder = Builder(shaped, constants, weights)
     for node in with_biases(two.graph, constants):
         builder.add(node)
     outputs = tuple(
         (out.name, _batch_axis(out, other))
         for out, other in zip(shaped.output, larger.output, strict=True)
     )
-    origin = Origin(flat.SerializeToString(), inputs.given, outputs, builder.layers)
+    worked_out = {name: constants[name] for name in builder.stored.values() if weights[name]}
+    origin = Origin(
+        flat.SerializeToString(), inputs.given, outputs, _shapes(flat, shaped), builder.stored,
+        worked_out,
+    )  # fmt: skip
     return builder.network(origin)
+
+
+def _weights(model: onnx.ModelProto) -> dict[str, bool]:
+    """Return the tensors that depend on constants alone: whether they are computed."""
+    weights = {tensor.name: False for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        names = [name for name in node.input if name]
+        if node.op_type == "Constant" or (names and all(name in weights for name in names)):
+            weights |= dict.fromkeys(node.output, node.op_type != "Constant")
+    return weights
+
+
+def _shapes(
+    flat: onnx.ModelProto, shaped: onnx.GraphProto
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of tensors in a file, -1 for sizes that are free."""
+    free = onnx.shape_inference.infer_shapes(flat).graph
+    known = {
+        value.name: tuple(
+            dim.dim_value if dim.dim_value > 0 else -1 for dim in value.type.tensor_type.shape.dim
+        )
+        for value in (*free.value_info, *free.input, *free.output)
+        if value.type.tensor_type.HasField("shape")
+    }
+    shapes = {}
+    for value in (*shaped.value_info, *shaped.input, *shaped.output):
+        rank = len(value.type.tensor_type.shape.dim)
+        own = known.get(value.name, ())
+        shapes[value.name] = own if len(own) == rank else (-1,) * rank
+    return shapes
 
 
 def _fixed(model: onnx.ModelProto, inputs: Inputs, rows: int) -> onnx.ModelProto:

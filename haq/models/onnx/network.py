@@ -1,6 +1,6 @@
 """The network of a normalised ONNX file in PyTorch: its operators, one after the other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -43,6 +43,7 @@ class Stored(NamedTuple):
     """An operand that is a parameter or buffer of the network; along some axes it grows."""
 
     path: str
+    name: str
     axes: tuple[int, ...] = ()
 
 
@@ -67,13 +68,17 @@ class Origin:
         file: The file without branches, its operators in the form of opset 21 or later.
         inputs: What the network is given, in order.
         outputs: Name of each output in the file, and the axis along which its rows lie.
-        layers: Path of each module to the tensor that it gives first, in the file.
+        shapes: Of the file's float tensors, -1 where a size is free.
+        stored: Path of each parameter and buffer to the file's tensor whose values it has.
+        worked_out: The tensors among these that the file computes from its constants.
     """
 
     file: bytes
     inputs: tuple[Input, ...]
     outputs: tuple[tuple[str, int | None], ...]
-    layers: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]]
+    stored: Mapping[str, str]
+    worked_out: Mapping[str, Array]
 
     def model(self) -> onnx.ModelProto:
         """Return the file."""
@@ -134,7 +139,7 @@ class OnnxNetwork(nn.Module):
         if operand.axes:
             sizes = [rows if axis in operand.axes else s for axis, s in enumerate(stored.shape)]
             stored = stored.expand(sizes)
-        return stored
+        return _tagged(stored, operand.name)
 
 
 def _tagged(values: Tensor, name: str) -> Tensor:
@@ -146,12 +151,13 @@ class Builder:
 
     Attributes:
         steps: So far.
-        layers: See ``Origin``.
+        stored: See ``Origin``.
     """
 
-    def __init__(self, graph: onnx.GraphProto, constants: Constants):
+    def __init__(self, graph: onnx.GraphProto, constants: Constants, weights: Collection[str]):
         self.steps: list[Step] = []
-        self.layers: dict[str, str] = {}
+        self.stored: dict[str, str] = {}
+        self._weights = weights
         self._root = nn.Module()
         self._constants = constants
         values = (*graph.value_info, *graph.input, *graph.output)
@@ -212,11 +218,12 @@ class Builder:
             path = self._free(name)
             owner, _, leaf = path.rpartition(".")
             holder = _holder(self._root, owner)
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() and name in self._weights and not axes:
                 holder.register_parameter(leaf, nn.Parameter(tensor))
+                self.stored[path] = name
             else:
                 holder.register_buffer(leaf, tensor, persistent=False)
-            self._stored[name] = Stored(path, axes)
+            self._stored[name] = Stored(path, name, axes)
         return self._stored[name]
 
     def _install(self, node: Node, read: Module) -> str:
@@ -226,8 +233,10 @@ class Builder:
         if key in self._modules:
             return self._modules[key]
         path = self._free(node.label)
-        for name, (values, _) in read.weights.items():
+        for name, (values, source) in read.weights.items():
             tensor = torch.from_numpy(np.array(values, np.float32))
+            if values is self._constants[source[0]]:
+                self.stored[f"{path}.{name}"] = source[0]
             if name in read.module._buffers:
                 read.module._buffers[name] = tensor
             else:
@@ -237,7 +246,6 @@ class Builder:
         owner, _, leaf = path.rpartition(".")
         _holder(self._root, owner).add_module(leaf, read.module)
         self._modules[key] = path
-        self.layers[path] = node.outputs[0]
         return path
 
     def _free(self, name: str) -> str:

@@ -32,6 +32,7 @@ class Draft:
         reads: Key of a weight to the node that gives it to what is no layer.
         used: The parameters and buffers, by id, that the graph depends on.
         named: Tensors to which the forward gave names, see ``haq.network.naming``.
+        named_weights: The same of weights: their keys in ``reads``.
         computed: The layers whose weights are computed from other parameters.
         tied: Two names that shared a parameter, of which the second has a copy.
         shared: Table whose rows are looked up to the layer that multiplies with its weight.
@@ -47,6 +48,7 @@ class Draft:
         self.reads: dict[Hashable, fx.Node] = {}
         self.used: set[int] = set()
         self.named: dict[str, fx.Node] = {}
+        self.named_weights: dict[str, Hashable] = {}
         self.computed: list[str] = []
         self.tied: list[tuple[str, str]] = []
         self.shared: dict[str, str] = {}

@@ -1,6 +1,7 @@
 """The network that a program describes, written operation by operation."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from torch import fx, nn
 
@@ -49,8 +50,10 @@ def lifted(
     whole = fx.GraphModule(draft.modules.root, draft.graph, type(model).__name__)
     whole.graph.eliminate_dead_code()
     traced = fx.GraphModule(whole, whole.graph, type(model).__name__)  # without what is not called
+    reads = {name: draft.reads.get(key) for name, key in draft.named_weights.items()}
+    tensors = {**draft.named, **{name: node for name, node in reads.items() if node is not None}}
     left = {node.name for node in traced.graph.nodes}
-    traced.meta[TENSORS] = {n: node.name for n, node in draft.named.items() if node.name in left}
+    traced.meta[TENSORS] = {n: node.name for n, node in tensors.items() if node.name in left}
     traced.meta[ORIGIN] = getattr(model, ORIGIN, None)
     return traced.eval(), tuple(_notes(draft))
 
@@ -71,8 +74,8 @@ def _operation(draft: Draft, node: fx.Node) -> None:
         )
     if name_of(node) in _CHECKS:
         return
-    if node.target is NAMED and node.args[0] not in draft.weights:
-        draft.values[node] = draft.named[str(node.args[1])] = draft.value(node.args[0])
+    if node.target is NAMED:
+        _name(draft, node, str(node.args[1]))
         return
     weight = None if is_table(node) else computed(node, draft.weights)
     if weight is not None:
@@ -87,6 +90,16 @@ def _operation(draft: Draft, node: fx.Node) -> None:
     if isinstance(written, fx.Node):
         written.meta["modules"] = [*written.meta.get("modules", ()), *modules_around(node, draft.model)]
     draft.values[node] = written
+
+
+def _name(draft: Draft, node: fx.Node, name: str) -> None:
+    """Note what a forward calls a tensor; of a constant, the node that reads it, if one will."""
+    values: Any = node.args[0]
+    if values in draft.weights:
+        draft.weights[node] = draft.weights[values]
+        draft.named_weights[name] = draft.weights[node].key
+    else:
+        draft.values[node] = draft.named[name] = draft.value(values)
 
 
 def _notes(draft: Draft) -> Iterator[str]:

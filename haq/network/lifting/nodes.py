@@ -6,12 +6,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from haq.network.naming import NAMED
+
 aten = torch.ops.aten
 
 # Give what they read, in this graph in which nothing is written in place.
 _COPIES = {
     aten.contiguous.default, aten.clone.default, aten.alias.default, aten.lift_fresh_copy.default,
-    aten.lift_fresh.default,
+    aten.lift_fresh.default, NAMED,
 }  # fmt: skip
 
 _END = 2**63 - 1
@@ -55,7 +57,10 @@ def modules_around(node: fx.Node, model: nn.Module) -> list[str]:
     stack = (node.meta.get("nn_module_stack") or {}).values()
     names = [path.removeprefix("model").removeprefix(".") for path, _ in stack]
     # A second call is written name@1, but a name may have an @ of its own.
-    return [name if _module(model, name) else name.rpartition("@")[0] for name in names]
+    return [
+        name.rpartition("@")[0] if "@" in name and not _module(model, name) else name
+        for name in names
+    ]
 
 
 def _module(model: nn.Module, name: str) -> nn.Module | None:
