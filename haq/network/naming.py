@@ -16,7 +16,7 @@ _LIBRARY.impl("named", _named, "CompositeExplicitAutograd")
 NAMED = torch.ops.haq.named.default
 
 TENSORS = "tensors"
-"""Key in ``GraphModule.meta`` of a captured graph: name of a tensor to the node that computes it."""
+"""Key in ``GraphModule.meta`` of a captured graph: tensor to the name of the node that gives it."""
 
 ORIGIN = "origin"
 """Key in ``GraphModule.meta``: what the model says of where it comes from, as ``model.origin``."""

@@ -1,7 +1,7 @@
 """The template of a network that comes from an ONNX file: that file, with markers in it.
 
-Its inputs, outputs and nodes keep their names, its free axes stay free, and what stays float stays as
-it was. Tensors of the file are told in the captured graph by their names, see
+Its inputs, outputs and nodes keep their names, its free axes stay free, and what stays float stays
+as it was. Tensors of the file are told in the captured graph by their names, see
 ``haq.network.naming``.
 """
 
@@ -150,7 +150,7 @@ class _Rewritten:
     def _check_outputs(self) -> None:
         for result in self._network.graph.output_node().all_input_nodes:
             if self._is_rounding(result):
-                raise ModelError("an output of the ONNX file would be rounded, which is not written")
+                raise ModelError("an output of the ONNX file would be rounded")
 
     def _is_rounding(self, node: fx.Node) -> bool:
         return node.op == "call_module" and isinstance(
@@ -211,7 +211,7 @@ class _Rewritten:
 
     def _layer(self, call: fx.Node) -> fx.Node | None:
         """Return the call of the layer whose result a node gives, with its BatchNorm or padding."""
-        while call.op == "call_module" and str(call.target) in self._norms or _is_pad(call):
+        while (call.op == "call_module" and str(call.target) in self._norms) or _is_pad(call):
             if call.all_input_nodes[0] in self._holders and _is_pad(call):
                 return None
             call = call.all_input_nodes[0]

@@ -43,7 +43,8 @@ class Template:
         norms: Layer to the BatchNorm that folds into it.
         folded: Parameters and buffers of which torch made constants of other names; a network must
             have the same ones.
-        states: Constant to the parameter or buffer whose values it has, where it is called otherwise.
+        states: Constant to the parameter or buffer whose values it has, if that is called
+            otherwise.
         original: Whether it is the ONNX file that the float network comes from: names stay.
     """
 

@@ -180,7 +180,9 @@ def drop_unused(graph: onnx.GraphProto) -> None:
         for node in _ancestors(out.name, makers):
             needed.add(id(node))
             used.update(reads(node))
-    nodes = [onnx.NodeProto.FromString(n.SerializeToString()) for n in graph.node if id(n) in needed]
+    nodes = [
+        onnx.NodeProto.FromString(n.SerializeToString()) for n in graph.node if id(n) in needed
+    ]
     del graph.node[:]
     graph.node.extend(nodes)
     constants = [tensor for tensor in graph.initializer if tensor.name in used]

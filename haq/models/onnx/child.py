@@ -1,7 +1,7 @@
 """What ONNX Runtime does with a file, as a program of its own: a file may crash it.
 
-``python child.py FOLDER`` loads ``model.onnx`` of the folder as ``request.json`` says: it writes what
-became of it to ``optimized.onnx``, or runs it on ``inputs.npz`` and writes ``outputs.npz``.
+``python child.py FOLDER`` loads ``model.onnx`` of the folder as ``request.json`` says: it writes
+what became of it to ``optimized.onnx``, or runs it on ``inputs.npz`` and writes ``outputs.npz``.
 """
 
 import json

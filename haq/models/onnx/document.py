@@ -2,11 +2,11 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+import onnx.inliner
 from onnx import AttributeProto, TensorProto, external_data_helper, helper
 
 from haq.errors import ModelError
@@ -28,13 +28,13 @@ _OTHERS = {
     b"TFL3": "a TensorFlow Lite file",
 }
 
-_QUANTIZED_TYPES = {
+_QUANTIZED_TYPES: Mapping[int, str] = {
     getattr(TensorProto, name): name.lower()
     for name in ("INT4", "UINT4", "INT2", "UINT2", "FLOAT8E4M3FN", "FLOAT8E5M2", "FLOAT4E2M1")
     if hasattr(TensorProto, name)
 }
 
-_HALF = {
+_HALF: Mapping[int, str] = {
     TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16", TensorProto.DOUBLE: "float64",
 }  # fmt: skip
 
@@ -69,7 +69,7 @@ def _parsed(path: Path, content: bytes) -> onnx.ModelProto:
     model = onnx.ModelProto()
     try:
         model.ParseFromString(content)
-    except DecodeError as error:
+    except Exception as error:  # protobuf's own
         raise ModelError(f"{path} is not an ONNX file, or was cut off") from error
     if not model.graph.node or not model.opset_import:
         raise ModelError(f"{path} is not an ONNX file, or an empty one: it has no operators")
@@ -110,13 +110,13 @@ def _check_external(path: Path, model: onnx.ModelProto) -> None:
         place = (folder / info.location).resolve()
         if Path(info.location).is_absolute() or folder not in place.parents:
             raise ModelError(
-                f"{path}: the data of {tensor.name!r} are said to lie in {info.location!r}, outside "
-                "the file's folder, and are not read there"
+                f"{path}: the data of {tensor.name!r} are said to lie in {info.location!r}, "
+                "outside the file's folder, and are not read there"
             )
         if not place.is_file():
             raise ModelError(
-                f"{path}: the data of {tensor.name!r} are missing: put {info.location!r} beside the "
-                "file"
+                f"{path}: the data of {tensor.name!r} are missing: put {info.location!r} beside "
+                "the file"
             )
         if offset < 0 or length < 0 or offset + length > place.stat().st_size:
             raise ModelError(f"{path}: {info.location!r} ends before the data of {tensor.name!r}")
@@ -159,7 +159,7 @@ def label(node: onnx.NodeProto) -> str:
     return node.name or next((name for name in node.output if name), node.op_type)
 
 
-_FIELDS = {
+_FIELDS: Mapping[int, str] = {
     TensorProto.FLOAT: "float_data", TensorProto.INT64: "int64_data",
     TensorProto.DOUBLE: "double_data", TensorProto.UINT64: "uint64_data",
     TensorProto.UINT32: "uint64_data", TensorProto.STRING: "string_data",

@@ -1,6 +1,7 @@
-"""The inputs of an ONNX file: which are fixed, which have a batch axis, and how large the rest is."""
+"""The inputs of an ONNX file: which are fixed, which have a batch axis, how large the rest is."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,9 +100,9 @@ def inputs_of(
     free = [value for value in every if value.name not in values]
     if not free:
         raise ModelError(f"{file}: all its inputs are fixed ({', '.join(names)}); leave one free")
-    batch = _dims(free[0])[0] if _dims(free[0]) else None
-    axes = {value.name: _batch_axis(_dims(value), batch) for value in every}
-    axes = {name: axis for name, axis in axes.items() if axis is not None}
+    batch = _batch(_dims(free[0]))
+    known_axes = {value.name: _batch_axis(_dims(value), batch) for value in every}
+    axes = {name: axis for name, axis in known_axes.items() if axis is not None}
     if free[0].name not in axes:
         raise ModelError(f"{file}: its input {free[0].name!r} has no axes, so it has no batch")
     missing = [value.name for value in free if value.name not in axes]
@@ -148,6 +149,15 @@ def _kind(file: str, value: onnx.ValueInfoProto) -> np.dtype[Any]:
     if not value.type.tensor_type.HasField("shape"):
         raise ModelError(f"{file} does not say how many axes its input {value.name!r} has")
     return np.dtype(helper.tensor_dtype_to_np_dtype(kind))
+
+
+def _batch(dims: Sequence[Dim]) -> Dim | None:
+    """Return the size of the first input that counts its rows: one called so, or the first."""
+    called = (dim for dim in dims if type(dim) is str and _BATCH.match(dim.lower()))
+    return next(called, dims[0] if dims else None)
+
+
+_BATCH = re.compile(r"(batch|bs$|n$)")
 
 
 def _batch_axis(dims: Sequence[Dim], batch: Dim | None) -> int | None:

@@ -82,7 +82,8 @@ class Origin:
 
     def model(self) -> onnx.ModelProto:
         """Return the file."""
-        return onnx.ModelProto.FromString(self.file)
+        model: onnx.ModelProto = onnx.ModelProto.FromString(self.file)
+        return model
 
 
 class OnnxNetwork(nn.Module):
@@ -227,7 +228,7 @@ class Builder:
         return self._stored[name]
 
     def _install(self, node: Node, read: Module) -> str:
-        """Return the path of a module; nodes that compute the same with the same weights share it."""
+        """Return the path of a module; nodes that compute the same with equal weights share it."""
         sources = tuple(names for _, names in read.weights.values())
         key = (node.kind, repr(read.module), sources)
         if key in self._modules:
@@ -306,7 +307,9 @@ def constants_of(two: onnx.GraphProto, three: onnx.GraphProto) -> dict[str, Any]
     result: dict[str, Any] = {}
     for tensor in two.initializer:
         values, other = numpy_helper.to_array(tensor), others[tensor.name]
-        same = values.shape == other.shape and np.array_equal(values, other, values.dtype.kind == "f")
+        same = values.shape == other.shape and np.array_equal(
+            values, other, values.dtype.kind == "f"
+        )
         result[tensor.name] = values if same else _growing(tensor.name, values, other)
     return result
 

@@ -62,7 +62,8 @@ def answers(
         if name not in known:
             wanted.graph.output.append(onnx.ValueInfoProto(name=name))
     with tempfile.TemporaryDirectory() as folder:
-        np.savez(Path(folder) / "inputs.npz", **{str(n): v for n, v in enumerate(feeds.values())})
+        arrays: dict[str, Any] = {str(n): value for n, value in enumerate(feeds.values())}
+        np.savez(Path(folder) / "inputs.npz", **arrays)
         request = {"task": "run", "inputs": list(feeds), "outputs": list(outputs)}
         _call(Path(folder), wanted, request)
         with np.load(Path(folder) / "outputs.npz") as results:

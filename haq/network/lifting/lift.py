@@ -51,9 +51,9 @@ def lifted(
     whole.graph.eliminate_dead_code()
     traced = fx.GraphModule(whole, whole.graph, type(model).__name__)  # without what is not called
     reads = {name: draft.reads.get(key) for name, key in draft.named_weights.items()}
-    tensors = {**draft.named, **{name: node for name, node in reads.items() if node is not None}}
+    known = {**draft.named, **{name: node for name, node in reads.items() if node is not None}}
     left = {node.name for node in traced.graph.nodes}
-    traced.meta[TENSORS] = {n: node.name for n, node in tensors.items() if node.name in left}
+    traced.meta[TENSORS] = {n: node.name for n, node in known.items() if node.name in left}
     traced.meta[ORIGIN] = getattr(model, ORIGIN, None)
     return traced.eval(), tuple(_notes(draft))
 
@@ -88,7 +88,10 @@ def _operation(draft: Draft, node: fx.Node) -> None:
     written = call or draft.write(node)
     # An operation that changes nothing, such as an identity, is the end of its modules too.
     if isinstance(written, fx.Node):
-        written.meta["modules"] = [*written.meta.get("modules", ()), *modules_around(node, draft.model)]
+        written.meta["modules"] = [
+            *written.meta.get("modules", ()),
+            *modules_around(node, draft.model),
+        ]
     draft.values[node] = written
 
 

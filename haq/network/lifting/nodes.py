@@ -47,7 +47,7 @@ def innermost(node: fx.Node, model: nn.Module, kind: Any) -> nn.Module | None:
     """Return the innermost module of a kind in whose forward an operation stands."""
     for name in reversed(modules_around(node, model)):
         module = _module(model, name)
-        if isinstance(module, kind):
+        if isinstance(module, nn.Module) and isinstance(module, kind):
             return module
     return None
 
@@ -65,5 +65,6 @@ def modules_around(node: fx.Node, model: nn.Module) -> list[str]:
 
 def _module(model: nn.Module, name: str) -> nn.Module | None:
     with suppress(AttributeError):  # of what is no module, such as a guess by torch
-        return model.get_submodule(name)
+        module: Any = model.get_submodule(name)
+        return module if isinstance(module, nn.Module) else None
     return None

@@ -169,6 +169,7 @@ OPERATORS: Mapping[str, Callable[[Node], Run]] = {
     "Sum": _plain(lambda *operands: reduce(operator.add, operands)),
     "Swish": _swish,
     "Tanh": _plain(torch.tanh),
+    "ThresholdedRelu": _thresholded,
     "Where": _where,
     "Xor": _plain(torch.logical_xor),
 }

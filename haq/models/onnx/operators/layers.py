@@ -10,14 +10,19 @@ from torch.nn import functional
 
 from haq.models.onnx.node import Module, Node, Run
 
-_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+_CONVOLUTIONS: Mapping[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED: Mapping[int, Callable[..., nn.Module]] = {
+    1: nn.ConvTranspose1d,
+    2: nn.ConvTranspose2d,
+    3: nn.ConvTranspose3d,
+}
+_AVERAGES = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
+_NORMS: Mapping[int, Any] = {
+    2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d,
+}  # fmt: skip
 
 
-def window(
-    node: Node, kernel: Sequence[int]
-) -> tuple[list[int], list[int], list[int], list[int]]:
+def window(node: Node, kernel: Sequence[int]) -> tuple[list[int], list[int], list[int], list[int]]:
     """Return strides, dilations, and what is added before and behind each axis."""
     axes = len(kernel)
     strides = node.get("strides") or [1] * axes
@@ -200,7 +205,9 @@ def _average_pool(node: Node) -> Run:
     node.only(dilations=([1] * len(kernel),))
     strides, _, before, behind = window(node, kernel)
     ceil, count = bool(node.get("ceil_mode", 0)), bool(node.get("count_include_pad", 0))
-    pool: Any = [functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d][len(kernel) - 1]
+    pool: Any = [functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d][
+        len(kernel) - 1
+    ]
     small = before == behind and all(2 * p <= k for p, k in zip(before, kernel, strict=True))
     if not small and (ceil or not count):
         raise node.refused("uneven pads that are not counted")

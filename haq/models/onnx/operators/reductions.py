@@ -16,7 +16,7 @@ def _reduction(reduce: Callable[[Tensor, list[int], bool], Tensor]) -> Callable[
         axes = node.ints(1) if node.has(1) else node.get("axes")
         keep = bool(node.get("keepdims", 1))
         if not axes and node.get("noop_with_empty_axes", 0):
-            return lambda x, *_: x
+            return lambda x, *_: reduce(x.unsqueeze(-1), [-1], False)  # each value for itself
         chosen = axes or list(range(node.rank()))
         return lambda x, *_: reduce(x, chosen, keep)
 
@@ -64,7 +64,9 @@ def _layer_norm(node: Node) -> Run:
 
     def run(x: Tensor, weight: Tensor, bias: Any = None) -> Tensor:
         full = weight.expand(shape)
-        return functional.layer_norm(x, shape, full, None if bias is None else bias.expand(shape), eps)
+        return functional.layer_norm(
+            x, shape, full, None if bias is None else bias.expand(shape), eps
+        )
 
     return run
 

@@ -25,8 +25,7 @@ def _resize(node: Node) -> Run:
     mode = node.get("mode", "nearest")
     transformation = node.get("coordinate_transformation_mode", "half_pixel")
     before = node.shape()
-    scales = node.constant(2)
-    sizes, scales = _sizes(node, before, scales)
+    sizes, scales = _sizes(node, before, node.constant(2))
     if sizes[:2] != before[:2] or not 3 <= len(before) <= 5:
         raise node.refused(f"it resizes {before} to {sizes}")
     if mode == "nearest":

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from haq.models.onnx.node import Linear, Module, Node, Run, Sized, Size
+from haq.models.onnx.node import Linear, Module, Node, Run, Size, Sized
 
 
 def _reshape(node: Node) -> Sized:
@@ -17,7 +17,9 @@ def _reshape(node: Node) -> Sized:
         raise node.refused("allowzero with a size of 0")
 
     def run(sizes: list[Any], x: Tensor, *_: Any) -> Tensor:
-        return x.reshape([x.shape[n] if type(s) is int and s == 0 else s for n, s in enumerate(sizes)])
+        return x.reshape(
+            [x.shape[n] if type(s) is int and s == 0 else s for n, s in enumerate(sizes)]
+        )
 
     return Sized(_with_rest(node, sizes), run)
 
@@ -105,7 +107,9 @@ def _slice(node: Node) -> Run:
                 bounds = slice(start, None if end >= 2**31 - 1 else end, step)
                 x = x[(slice(None),) * (axis % x.dim()) + (bounds,)]
             else:
-                places = list(range(shape[axis])[start : None if end < -shape[axis] else end : step])
+                places = list(
+                    range(shape[axis])[start : None if end < -shape[axis] else end : step]
+                )
                 x = x.index_select(axis, torch.tensor(places))
         return x
 
@@ -121,6 +125,7 @@ def _gather(node: Node) -> Run | Module:
         assert places is not None
         size = node.shape()[axis]
         whole = [int(p) % size for p in places.reshape(-1)]
+        fixed = np.array(whole).reshape(places.shape)
         if places.ndim == 0:
             return lambda x, *_: x.select(axis, whole[0])
         if whole == list(range(whole[0], whole[0] + len(whole))) and places.ndim == 1:
@@ -129,7 +134,7 @@ def _gather(node: Node) -> Run | Module:
 
     def run(x: Tensor, index: Any = None, *_: Any) -> Tensor:
         if index is None:
-            index = torch.from_numpy(np.array(whole).reshape(places.shape))
+            index = torch.from_numpy(fixed)
         index = index.long()
         index = torch.where(index < 0, index + x.shape[axis], index)
         chosen = x.index_select(axis, index.reshape(-1))
@@ -142,7 +147,7 @@ def _gather(node: Node) -> Run | Module:
 def _embedding(node: Node) -> Module:
     table = node.constant(0)
     assert table is not None
-    module = nn.Embedding(*table.shape, device="meta")
+    module = nn.Embedding(table.shape[0], table.shape[1], device="meta")
 
     def run(module: nn.Module, _: Any, index: Tensor) -> Any:
         return module(index)
@@ -164,7 +169,8 @@ def _expand(node: Node) -> Sized:
     def run(sizes: list[Any], x: Tensor, *_: Any) -> Tensor:
         missing = len(sizes) - x.dim()
         own = [1] * missing + list(x.shape)
-        wanted = [o if type(s) is int and s == 1 else s for s, o in zip(sizes[-len(own) :], own)]
+        last = sizes[len(sizes) - len(own) :]
+        wanted = [o if type(s) is int and s == 1 else s for s, o in zip(last, own, strict=True)]
         return x.expand([*sizes[: -len(own)], *wanted])
 
     return Sized(node.sizes(1), run)
@@ -275,4 +281,3 @@ OPERATORS: Mapping[str, Callable[[Node], Run | Sized | Module]] = {
     "Trilu": _trilu,
     "Unsqueeze": _unsqueeze,
 }
-
