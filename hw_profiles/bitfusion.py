@@ -27,6 +27,7 @@ from haq.hw_profiles.formula import (
     check_not_negative,
     summed,
 )
+from haq.hw_profiles.planes import pair, planes
 from haq.hw_profiles.tiling import Array, Conv, Energy, Work
 from haq.network.layers import Layer
 
@@ -54,7 +55,7 @@ def shape(layer: Layer, batch: int) -> tuple[Conv | Depthwise, int]:
     if layer.kind == "linear":
         images = batch * layer.in_size[0] * layer.in_size[1]
         return Conv(images, layer.c_in, layer.c_out, (1, 1), (1, 1), (1, 1), False), 1
-    place = (layer.kernel, layer.stride, layer.out_size)
+    place = (pair(layer.kernel), pair(layer.stride), pair(layer.out_size))
     if layer.kind == "depthwise":
         return Depthwise(batch, layer.c_out, *place), 1
     c_in, c_out = layer.c_in // layer.groups, layer.c_out // layer.groups
@@ -178,7 +179,7 @@ class BitFusionFormula:
 
     def work(self, layer: Layer, bits: Bits) -> Work:
         """Return cycles and traffic behind ``raw``, of all calls of the layer for the batch."""
-        parts = [self._work(part, bits) for part in layer.by_size()]
+        parts = [self._work(part, bits) for part in planes(layer)]
         return Work(*map(sum, zip(*parts, strict=True)))
 
     def _work(self, layer: Layer, bits: Bits) -> Work:
@@ -194,7 +195,7 @@ class BitFusionFormula:
         return Ceilings(macs, self.array.dram_bits / 8 * clock_hz)
 
     def _at(self, layer: Layer, bits: Bits, which: int) -> dict[str, float]:
-        return summed(self._of_size(part, bits, which) for part in layer.by_size())
+        return summed(self._of_size(part, bits, which) for part in planes(layer))
 
     def _of_size(self, layer: Layer, bits: Bits, which: int) -> dict[str, float]:
         one, groups = shape(layer, self.batch)
@@ -210,10 +211,10 @@ def _naming(layer: Layer) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        height, width = layer.kernel
+        kernel = " x ".join(map(str, layer.kernel))
         raise TargetError(
             f"layer {layer.name!r}: the buffers of the array do not hold what one output needs "
-            f"under its kernel of {height} x {width}; take a target with larger ones"
+            f"under its kernel of {kernel}; take a target with larger ones"
         ) from error
 
 

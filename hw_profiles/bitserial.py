@@ -7,12 +7,14 @@ memory: then the bits of one operand alone decide. Cycles are whole numbers and 
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import ClassVar, Literal, NamedTuple, Self
 
 from pydantic import model_validator
 
 from haq.allocation.policy import Bits
 from haq.hw_profiles.formula import Ceilings, Constants, check_counts, summed
+from haq.hw_profiles.planes import as_products
 from haq.network.layers import Layer
 
 
@@ -150,8 +152,8 @@ def product(overlay: Overlay, layer: Layer, batch: int) -> Product:
     cost rises in steps. Depthwise channels are packed into dense blocks; a depthwise convolution
     with several outputs per channel is a grouped one.
     """
-    pixels = layer.out_size[0] * layer.out_size[1]
-    taps = layer.kernel[0] * layer.kernel[1]
+    layer = as_products(layer)
+    pixels, taps = prod(layer.out_size), prod(layer.kernel)
     if layer.kind == "linear":
         positions = layer.in_size[0] * layer.in_size[1]
         return Product(layer.c_out, layer.c_in, batch * positions, layer.calls)

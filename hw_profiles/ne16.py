@@ -13,6 +13,7 @@ from pydantic import model_validator
 
 from haq.allocation.policy import Bits
 from haq.hw_profiles.formula import Ceilings, Constants, check_counts, summed
+from haq.hw_profiles.planes import pair, planes
 from haq.network.layers import Layer
 
 
@@ -85,7 +86,7 @@ class Ne16Formula:
         Source: the performance model of the engine by the University of Bologna, as restated in
         PLiNIO (github.com/eml-eda/plinio, plinio/cost/ne16_latency.py).
         """
-        return summed(self._of_size(part, bits) for part in layer.by_size())
+        return summed(self._of_size(part, bits) for part in planes(layer))
 
     def _of_size(self, layer: Layer, bits: Bits) -> dict[str, float]:
         height, width = layer.out_size
@@ -99,7 +100,7 @@ class Ne16Formula:
         c_in, c_out = layer.c_in // layer.groups, layer.c_out // layer.groups
         full, rest = divmod(c_out, self.engine.channels)
         cycles = 0
-        for taps, passes in zip((9, 1), parts(layer.kernel), strict=True):
+        for taps, passes in zip((9, 1), parts(pair(layer.kernel)), strict=True):
             tile = self.engine.dense_tile(c_in, self.engine.channels, weight_bits, taps)
             smaller = self.engine.dense_tile(c_in, rest, weight_bits, taps) if rest else 0
             cycles += passes * (full * tile + smaller)

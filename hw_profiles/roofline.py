@@ -13,6 +13,7 @@ from pydantic import model_validator
 
 from haq.allocation.policy import Bits
 from haq.hw_profiles.formula import Ceilings, Constants, check_not_negative, summed
+from haq.hw_profiles.planes import as_products
 from haq.network.layers import Layer
 
 
@@ -78,10 +79,13 @@ class RooflineFormula:
 
     def _of_size(self, layer: Layer, bits: Bits) -> dict[str, float]:
         machine = self.machine
+        multiplied = as_products(layer)
         taps = layer.c_in // layer.groups * prod(layer.kernel)
         outputs = self.batch * layer.c_out * prod(layer.out_size)
         inputs = self.batch * layer.c_in * prod(layer.in_size)
-        products = layer.calls * outputs * taps
+        depth = multiplied.c_in // multiplied.groups * prod(multiplied.kernel)
+        places = self.batch * prod(multiplied.out_size)
+        products = layer.calls * places * multiplied.c_out * depth
         moved = layer.calls * (
             layer.c_out * taps * bits.weight + inputs * bits.act + outputs * machine.out_bits
         )

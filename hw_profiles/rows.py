@@ -9,6 +9,8 @@ from haq.allocation.policy import Bits
 from haq.hw_profiles.schema import Extent, Name, NotNegative, Strict, Whole, Width
 from haq.network.layers import Kind, Layer
 
+_Pad = Annotated[int, Field(ge=0)]
+
 
 class Shape(Strict):
     """A layer by what it is, whatever its name: the fields of ``haq.network.layers.Layer``."""
@@ -18,7 +20,7 @@ class Shape(Strict):
     c_out: Whole
     kernel: Extent = (1, 1)
     stride: Extent = (1, 1)
-    padding: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (0, 0)
+    padding: tuple[_Pad, _Pad] | tuple[_Pad, _Pad, _Pad] = (0, 0)
     groups: Whole = 1
     in_size: Extent = (1, 1)
     out_size: Extent = (1, 1)

@@ -37,7 +37,7 @@ Width = Annotated[int, Field(ge=1, le=32)]
 
 Pair = tuple[Width, Width]
 
-Extent = tuple[Whole, Whole]
+Extent = tuple[Whole, Whole] | tuple[Whole, Whole, Whole]
 
 Name = Annotated[str, Field(pattern=r"\S")]
 

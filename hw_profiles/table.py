@@ -143,9 +143,9 @@ def _shape(line: _Line) -> dict[str, Any]:
     shape |= {name: _whole(line, name) for name in _SIZES if line.cells.get(name)}
     for name in _EXTENTS:
         if line.cells.get(name):
-            down, cross, across = line.cells[name].partition("x")
-            sides = (down, across) if cross else (down, down)
-            if not all(side.strip().isdecimal() for side in sides):
+            sides = line.cells[name].split("x")
+            sides = sides * 2 if len(sides) == 1 else sides
+            if len(sides) > 3 or not all(side.strip().isdecimal() for side in sides):
                 raise ValueError(f"{_named(line)}: {name} {line.cells[name]!r}: write it like 3x3")
             shape[name] = tuple(map(int, sides))
     return shape

@@ -10,10 +10,12 @@ from torch import Tensor, fx, nn
 
 from haq.network.capture import Sample, capture, layer_calls, product_calls, shapes_of
 from haq.network.inputs import as_inputs
-from haq.network.layers import CallShape, Kind, Layer
+from haq.network.layers import CallShape, Kind, Layer, Sizes
 from haq.network.modules import (
     LOOKUPS,
+    Convolution,
     LayerModule,
+    Transposed,
     bias_of,
     inputs_of,
     outputs_of,
@@ -141,12 +143,12 @@ def _layer(
         reads=name,
         shapes=_differing(sizes),
     )
-    if not isinstance(module, nn.Conv2d):
+    if not isinstance(module, Convolution | Transposed):
         return layer
     return replace(
         layer,
-        kernel=_pair(module.kernel_size),
-        stride=_pair(module.stride),
+        kernel=_sides(module.kernel_size, 1),
+        stride=_sides(module.stride, 1),
         padding=_padding(module),
         groups=module.groups,
     )
@@ -157,9 +159,17 @@ def _sizes(
 ) -> CallShape:
     positions = _positions(module, shapes[node], images)
     macs = 0 if isinstance(module, LOOKUPS) else module.weight.numel() * positions
-    if not isinstance(module, nn.Conv2d):
+    if not isinstance(module, Convolution | Transposed):
         return CallShape((positions, 1), (positions, 1), macs, 1)
-    before, after = _pair(shapes[first_input(node)][-2:]), _pair(shapes[node][-2:])
+    axes = len(module.kernel_size)
+    before, after = (_sides(shapes[n][-axes:], 1) for n in (first_input(node), node))
+    if isinstance(module, Transposed):
+        # Every input is multiplied with every weight of its channel.
+        macs = (
+            module.weight.numel()
+            * shapes[first_input(node)].numel()
+            // (images * module.in_channels)
+        )
     return CallShape(before, after, macs, 1)
 
 
@@ -170,18 +180,19 @@ def _differing(sizes: list[CallShape]) -> tuple[CallShape, ...]:
     return tuple(size._replace(calls=count) for size, count in counts.items())
 
 
-def _pair(values: Iterable[int]) -> tuple[int, int]:
-    height, width = values
-    return int(height), int(width)
+def _sides(values: Iterable[int], missing: int) -> Sizes:
+    """Return height and width, or depth, height and width; ``missing`` is the height of a row."""
+    sides = tuple(map(int, values))
+    return sides if len(sides) > 1 else (missing, *sides)
 
 
-def _padding(module: nn.Conv2d) -> tuple[int, int]:
+def _padding(module: Convolution | Transposed) -> Sizes:
     if not isinstance(module.padding, str):
-        return _pair(module.padding)
+        return _sides(module.padding, 0)
     if module.padding == "valid":
-        return 0, 0
+        return _sides([0] * len(module.kernel_size), 0)
     spans = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-    return _pair(-(-span // 2) for span in spans)
+    return _sides((-(-span // 2) for span in spans), 0)
 
 
 def _layer_kind(module: LayerModule) -> Kind:
@@ -189,10 +200,12 @@ def _layer_kind(module: LayerModule) -> Kind:
         return "embedding"
     if isinstance(module, nn.Linear):
         return "linear"
+    if isinstance(module, Transposed):
+        return "transposed"
     if module.groups > 1:
         dense = module.groups == module.in_channels == module.out_channels
         return "depthwise" if dense else "grouped"
-    return "pointwise" if tuple(module.kernel_size) == (1, 1) else "conv"
+    return "pointwise" if set(module.kernel_size) == {1} else "conv"
 
 
 def _positions(module: LayerModule, shape: torch.Size, images: int) -> int:

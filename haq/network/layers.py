@@ -11,7 +11,12 @@ from typing import Literal, NamedTuple
 EDGE_BITS = 8
 """Bits of the network's input, of residual operands and sums, and of what is pooled."""
 
-Kind = Literal["conv", "depthwise", "grouped", "pointwise", "linear", "embedding"]
+Kind = Literal[
+    "conv", "depthwise", "grouped", "pointwise", "transposed", "linear", "embedding"
+]  # fmt: skip
+
+Sizes = tuple[int, ...]
+"""Height and width, or depth, height and width."""
 
 WEIGHTS_ALONE: tuple[Kind, ...] = ("embedding",)
 """Kinds of layers that have bits of weights alone: what they read is not rounded."""
@@ -27,8 +32,8 @@ class CallShape(NamedTuple):
         calls: How often one forward calls the layer with these sizes.
     """
 
-    in_size: tuple[int, int]
-    out_size: tuple[int, int]
+    in_size: Sizes
+    out_size: Sizes
     macs: int
     calls: int
 
@@ -41,12 +46,14 @@ class Layer:
         name: As in ``model.named_modules()``.
         kind: "pointwise" is a 1x1 convolution with one group, "depthwise" has as many groups as
             input and output channels (more than one), "grouped" any other number of groups > 1.
-            "embedding" is a table whose rows are looked up: it multiplies nothing.
+            "transposed" is a transposed convolution, with any groups. "embedding" is a table whose
+            rows are looked up: it multiplies nothing.
         c_in: Input channels, or input features of a linear layer, or rows of an embedding.
         c_out: Output channels, or output features.
-        kernel: Height and width; (1, 1) for a linear layer, as for stride; padding is then (0, 0).
-        stride: Down and across.
-        padding: Rows and columns added on each side.
+        kernel: Height and width, of a 3-D convolution depth before them; a 1-D convolution is one
+            over rows, its height 1. (1, 1) for a linear layer, as for stride; padding is (0, 0).
+        stride: Down and across, and first along the depth.
+        padding: Added on each side, likewise; of a transposed convolution, taken away.
         groups: Groups of channels that do not see each other.
         in_size: Height and width of the input feature map of one image; for a linear layer
             (positions, 1), where positions counts the rows that the layer is applied to.
@@ -67,12 +74,12 @@ class Layer:
     kind: Kind
     c_in: int
     c_out: int
-    kernel: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
+    kernel: Sizes = (1, 1)
+    stride: Sizes = (1, 1)
+    padding: Sizes = (0, 0)
     groups: int = 1
-    in_size: tuple[int, int] = (1, 1)
-    out_size: tuple[int, int] = (1, 1)
+    in_size: Sizes = (1, 1)
+    out_size: Sizes = (1, 1)
     weights: int = 0
     biases: int = 0
     macs: int = 0

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from haq.network.modules import LOOKUPS, PRODUCTS
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 _DROPOUTS = {
     nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
@@ -23,10 +23,12 @@ SHAPES = _DROPOUTS | {
 
 # Give values that were there before, or zeros: what was on a grid with a zero stays on it.
 _SELECTIONS = SHAPES | {
-    operator.getitem, "adaptive_max_pool2d", "chunk", "constant_pad_nd", "expand", "flip", "gather",
-    "index", "index_select", "max_pool2d", "max_pool2d_with_indices", "narrow", "pad",
-    "pixel_shuffle", "pixel_unshuffle", "repeat", "roll", "select", "slice", "split",
-    "split_with_sizes", "unbind", "upsample_nearest2d",
+    operator.getitem, "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "chunk",
+    "constant_pad_nd", "expand", "flip", "gather", "index", "index_select", "max_pool1d",
+    "max_pool1d_with_indices", "max_pool2d", "max_pool2d_with_indices", "max_pool3d",
+    "max_pool3d_with_indices", "narrow", "pad", "pixel_shuffle", "pixel_unshuffle", "repeat",
+    "roll", "select", "slice", "split", "split_with_sizes", "unbind", "upsample_nearest1d",
+    "upsample_nearest2d", "upsample_nearest3d",
 }  # fmt: skip
 
 # Ask what a tensor is, not for its values.
@@ -40,8 +42,9 @@ SCALABLE = {"add", "div", "mul"}
 
 # Non-negative where all their operands are.
 SIGN_KEEPING = SCALABLE | {
-    "adaptive_avg_pool2d", "avg_pool2d", "cat", "max", "maximum", "mean", "stack", "sum",
-    "upsample_bilinear2d",
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "avg_pool1d", "avg_pool2d",
+    "avg_pool3d", "cat", "max", "maximum", "mean", "stack", "sum", "upsample_bilinear2d",
+    "upsample_linear1d", "upsample_trilinear3d",
 }  # fmt: skip
 
 

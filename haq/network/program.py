@@ -220,7 +220,8 @@ def _dtype(node: fx.Node) -> torch.dtype | None:
 
 
 _COMPUTE = {  # made of other operations, and give new tensors all the same
-    "aten::conv1d", "aten::conv2d", "aten::conv3d", "aten::conv_transpose2d", "aten::linear",
+    "aten::conv1d", "aten::conv2d", "aten::conv3d", "aten::conv_transpose1d",
+    "aten::conv_transpose2d", "aten::conv_transpose3d", "aten::linear",
     "aten::matmul", "aten::batch_norm", "aten::layer_norm", "aten::group_norm", "aten::pad",
     "aten::instance_norm", "aten::max_pool2d", "aten::adaptive_avg_pool2d", "aten::relu6",
     "aten::softmax",

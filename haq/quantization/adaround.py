@@ -115,7 +115,7 @@ class _Between(nn.Module):
     def __init__(self, layer: Quantized):
         super().__init__()
         sizes = step(layer.weight_bits, layer.weight_clip, signed=True)
-        self.size: Tensor = along_weight(sizes, layer.weight)
+        self.size: Tensor = along_weight(sizes, layer)
         low, high = levels(layer.weight_bits, signed=True)
         self.below = (layer.weight.detach() / self.size).floor().clamp(low, high - 1)
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from haq.network.modules import Product
+from haq.network.modules import Product, along_weight, outputs_of
 from haq.network.operators import folded_norms
 from haq.quantization.fake_quant import Quantized
 from haq.quantization.quantizer import codes, step
 
-Norm = nn.BatchNorm1d | nn.BatchNorm2d
+Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 def norms_of(network: fx.GraphModule) -> dict[str, str]:
@@ -71,7 +71,8 @@ def fold_norms(network: fx.GraphModule) -> None:
 
 
 def _has_one_scale(layer: Quantized) -> bool:
-    return len(layer.weight_clip) < len(layer.weight)
+    assert isinstance(layer, Product)
+    return len(layer.weight_clip) < outputs_of(layer)
 
 
 def _fold(layer: Product, norm: Norm) -> None:
@@ -79,18 +80,18 @@ def _fold(layer: Product, norm: Norm) -> None:
     if layer.bias is not None:
         offset = offset + multiplier * layer.bias
         layer.bias.zero_()
-    column = (-1, *(1,) * (layer.weight.dim() - 1))  # (out, 1, ...)
     if isinstance(layer, Quantized):
         bits, clip = layer.weight_bits, layer.weight_clip
-        signed = codes(layer.weight, bits, clip.view(column)) * multiplier.sign().view(column)
+        signed = codes(layer.weight, bits, along_weight(clip, layer))
+        signed = signed * along_weight(multiplier.sign(), layer)
         folded = clip * multiplier.abs()
         # A channel that BatchNorm switches off: all its codes are zero, and any scale will do.
         alive = multiplier.abs() * step(bits, clip, signed=True) >= torch.finfo(torch.float32).tiny
         clip.copy_(torch.where(alive, folded, clip))
-        signed = signed * alive.view(column)
-        layer.weight.copy_(signed * step(bits, clip, signed=True).view(column))
+        signed = signed * along_weight(alive, layer)
+        layer.weight.copy_(signed * along_weight(step(bits, clip, signed=True), layer))
     else:
-        layer.weight.mul_(multiplier.view(column))
+        layer.weight.mul_(along_weight(multiplier, layer))
     _leave_bias(norm, offset)
 
 

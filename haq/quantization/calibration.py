@@ -15,6 +15,7 @@ from haq.files import write_bytes
 from haq.network.capture import Sample, evaluating
 from haq.network.graph import Graph
 from haq.network.inputs import arguments, as_inputs
+from haq.network.modules import outputs_first
 from haq.quantization.clipping import activation_clips, weight_clips
 from haq.quantization.quantizer import BITS
 from haq.quantization.skewed import is_skewed, skewed_grids
@@ -93,7 +94,8 @@ def calibrate_weights(
     clips = {}
     for layer in graph.layers:
         weight = graph.traced.get_parameter(f"{layer.name}.weight").detach().float()
-        clips[layer.name] = weight_clips(weight, BITS, method, per_channel)
+        rows = outputs_first(weight, graph.traced.get_submodule(layer.name))
+        clips[layer.name] = weight_clips(rows, BITS, method, per_channel)
         if on_layer:
             on_layer()
     return clips

@@ -17,7 +17,14 @@ from haq.allocation.policy import FLOAT
 from haq.errors import ConversionError
 from haq.network.capture import Sample, evaluating
 from haq.network.inputs import Inputs, as_inputs, call
-from haq.network.modules import LayerModule, Product
+from haq.network.modules import (
+    LayerModule,
+    Product,
+    Transposed,
+    along_weight,
+    outputs_first,
+    outputs_of,
+)
 from haq.network.operators import values_of
 from haq.quantization.bn_folding import Norm, affine, fold_norms, norms_of
 from haq.quantization.fake_quant import Quantized, Rounding
@@ -61,7 +68,8 @@ class Folded(NamedTuple):
     """A layer after folding.
 
     Attributes:
-        weight: (out, in, ...): int8 codes, or float32 where there is no scale.
+        weight: (out, in, ...), also of a transposed convolution: int8 codes, or float32 where there
+            is no scale.
         scale: (out,) float32: what a code is worth.
         bias: (out,) float64.
         factor: What the codes of the quantizer were multiplied by.
@@ -115,7 +123,9 @@ def rescale_to_kernel_range(bits: int, top: int) -> int:
     return max(1, room // levels(bits, signed=True)[1])
 
 
-def fold(layer: Product, norm: Norm | None, grid: InputGrid | None = None) -> Folded:
+def fold(
+    layer: Product, norm: Norm | None, grid: InputGrid | None = None, rescaled: bool = True
+) -> Folded:
     """Return a layer with the BatchNorm behind it as one, its codes in the range of 8-bit kernels.
 
     A channel whose codes are all zero has a scale with which its bias is exact to some 20 binary
@@ -126,19 +136,20 @@ def fold(layer: Product, norm: Norm | None, grid: InputGrid | None = None) -> Fo
         layer: Of a quantized network, or a float one.
         norm: The BatchNorm behind it.
         grid: Of its input; None where the input has no codes.
+        rescaled: Whether its kernel is one of integers, which has room for larger codes.
     """
-    weight = layer.weight.detach()
+    weight = outputs_first(layer.weight.detach(), layer)
     column = (-1, *(1,) * (weight.dim() - 1))
     multiplier, bias = _affine(layer, norm)
     if not isinstance(layer, Quantized):
         return Folded((weight.double() * multiplier.view(column)).float(), None, bias)
     bits, clip = layer.weight_bits, layer.weight_clip.view(column)
     code = codes(weight, bits, clip) * multiplier.sign().to(torch.int8).view(column)
-    factor = rescale_to_kernel_range(bits, grid.top if grid else 255)
+    factor = rescale_to_kernel_range(bits, grid.top if grid else 255) if rescaled else 1
     scale = step(bits, clip, signed=True).flatten().double() * multiplier.abs() / factor
     empty = (code == 0).flatten(1).all(1) | (scale < torch.finfo(torch.float32).tiny)
     own = torch.ones_like(scale)
-    if grid is not None and bias is not None:
+    if rescaled and grid is not None and bias is not None:
         unit = grid.step.double()
         empty |= scale < bias.abs() / (LARGEST_BIAS * unit)
         own = _scale_of_bias(bias, unit)
@@ -160,7 +171,7 @@ def _affine(layer: Product, norm: Norm | None) -> tuple[Tensor, Tensor | None]:
     """Return what the products of a channel are multiplied by, and what is added: float64."""
     bias = None if layer.bias is None else layer.bias.detach().double()
     if norm is None:
-        return torch.ones(len(layer.weight), dtype=torch.float64), bias
+        return torch.ones(outputs_of(layer), dtype=torch.float64), bias
     multiplier, offset = (part.double() for part in affine(norm))
     return multiplier, offset if bias is None else offset + multiplier * bias
 
@@ -255,7 +266,8 @@ def round_biases(network: fx.GraphModule) -> None:
         if folded.bias is not None:
             assert folded.scale is not None
             with torch.no_grad():
-                layer.weight[(folded.weight == 0).flatten(1).all(1)] = 0
+                empty = (folded.weight == 0).flatten(1).all(1)
+                layer.weight.masked_fill_(along_weight(empty, layer), 0)
             unit = (folded.scale * grid.step).double()
             _move_bias(layer, norm, (folded.bias / unit).round() * unit - folded.bias)
 
@@ -266,7 +278,8 @@ def _input_grids(network: fx.GraphModule) -> dict[str, InputGrid]:
     for node in network.graph.nodes:
         if node.op != "call_module":
             continue
-        if isinstance(network.get_submodule(str(node.target)), Quantized):
+        layer = network.get_submodule(str(node.target))
+        if isinstance(layer, Quantized) and has_integer_kernel(layer):
             source = values_of(node.all_input_nodes[0])
             module = source.op == "call_module" and network.get_submodule(str(source.target))
             if isinstance(module, Rounding) and module.bits != FLOAT:
@@ -274,6 +287,11 @@ def _input_grids(network: fx.GraphModule) -> dict[str, InputGrid]:
     # A layer that reads tensors on several grids has no one unit for its bias.
     one = {name: several.pop() for name, several in grids.items() if len(several) == 1}
     return {name: InputGrid(torch.tensor(size), top) for name, (size, top) in one.items()}
+
+
+def has_integer_kernel(layer: nn.Module) -> bool:
+    """Return whether a runtime multiplies such a layer in integers: ONNX Runtime those."""
+    return isinstance(layer, Product) and not isinstance(layer, Transposed)
 
 
 def _move_bias(layer: Product, norm: Norm | None, difference: Tensor) -> None:

@@ -5,7 +5,7 @@ it can be fine-tuned, and rounding them is the last step of every forward.
 """
 
 import copy
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 
 import torch
 from torch import Tensor, fx, nn
@@ -91,16 +91,60 @@ class Quantized(nn.Module):
 
     def rounded_weight(self) -> Tensor:
         """Return the weights on their grid."""
-        return rounded(self.weight, self.weight_bits, along_weight(self.weight_clip, self.weight))
+        return rounded(self.weight, self.weight_bits, along_weight(self.weight_clip, self))
 
 
-class QuantConv2d(Quantized, nn.Conv2d):  # type: ignore[misc]
-    """A Conv2d whose weights are rounded in every forward."""
+class _QuantConvolution(Quantized):
+    bias: Tensor | None
+    _conv_forward: Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return the convolution of (N, c_in, H, W) with the rounded weights."""
-        output: Tensor = self._conv_forward(input, self.rounded_weight(), self.bias)
-        return output
+        """Return the convolution of (N, c_in, ...) with the rounded weights."""
+        return self._conv_forward(input, self.rounded_weight(), self.bias)
+
+
+class QuantConv1d(_QuantConvolution, nn.Conv1d):  # type: ignore[misc]
+    """A Conv1d whose weights are rounded in every forward."""
+
+
+class QuantConv2d(_QuantConvolution, nn.Conv2d):  # type: ignore[misc]
+    """A Conv2d whose weights are rounded in every forward."""
+
+
+class QuantConv3d(_QuantConvolution, nn.Conv3d):  # type: ignore[misc]
+    """A Conv3d whose weights are rounded in every forward."""
+
+
+class _QuantTransposed(Quantized):
+    bias: Tensor | None
+
+    def _transposed(self, compute: Callable[..., Tensor], input: Tensor) -> Tensor:
+        options = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        return compute(input, self.rounded_weight(), self.bias, *options)
+
+
+class QuantConvTranspose1d(_QuantTransposed, nn.ConvTranspose1d):  # type: ignore[misc]
+    """A ConvTranspose1d whose weights are rounded in every forward."""
+
+    def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
+        """Return the transposed convolution of (N, c_in, L) with the rounded weights."""
+        return self._transposed(nn.functional.conv_transpose1d, input)
+
+
+class QuantConvTranspose2d(_QuantTransposed, nn.ConvTranspose2d):  # type: ignore[misc]
+    """A ConvTranspose2d whose weights are rounded in every forward."""
+
+    def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
+        """Return the transposed convolution of (N, c_in, H, W) with the rounded weights."""
+        return self._transposed(nn.functional.conv_transpose2d, input)
+
+
+class QuantConvTranspose3d(_QuantTransposed, nn.ConvTranspose3d):  # type: ignore[misc]
+    """A ConvTranspose3d whose weights are rounded in every forward."""
+
+    def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
+        """Return the transposed convolution of (N, c_in, D, H, W) with the rounded weights."""
+        return self._transposed(nn.functional.conv_transpose3d, input)
 
 
 class QuantLinear(Quantized, nn.Linear):  # type: ignore[misc]
@@ -137,7 +181,12 @@ def _rounded_rows(weight: Tensor, clip: Tensor, bits: int, rows: Tensor) -> Tens
 
 
 QUANTIZED: Mapping[type[nn.Module], type[Quantized]] = {
+    nn.Conv1d: QuantConv1d,
     nn.Conv2d: QuantConv2d,
+    nn.Conv3d: QuantConv3d,
+    nn.ConvTranspose1d: QuantConvTranspose1d,
+    nn.ConvTranspose2d: QuantConvTranspose2d,
+    nn.ConvTranspose3d: QuantConvTranspose3d,
     nn.Linear: QuantLinear,
     nn.Embedding: QuantEmbedding,
 }

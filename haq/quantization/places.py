@@ -115,7 +115,7 @@ def _weights(
 ) -> Iterator[None]:
     assert isinstance(module, LayerModule)
     before = module.weight.data
-    module.weight.data = rounded(floats, bits, along_weight(clips[bits], floats))
+    module.weight.data = rounded(floats, bits, along_weight(clips[bits], module))
     try:
         yield
     finally:

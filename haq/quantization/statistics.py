@@ -258,7 +258,7 @@ def _correct_layer(
     scale = torch.ones_like(seen.var)  # (channels,)
     if alone and isinstance(module, Quantized) and module.weight_clip.numel() > 1:
         scale = _ratio(floats.var, seen.var) ** (seen.trust / 2)
-        module.weight.mul_(along_weight(scale, module.weight))
+        module.weight.mul_(along_weight(scale, module))
         module.weight_clip = module.weight_clip * scale
     if module.bias is None:
         return scale, torch.zeros_like(scale)

@@ -4,7 +4,6 @@ import hashlib
 import time
 from typing import Any
 
-import torch
 from safetensors.torch import load
 from torch import fx
 
@@ -22,6 +21,7 @@ from haq.runs.plan import Plan
 from haq.runs.scoring import score_key
 from haq.runs.state import Search, policy_key, save_network
 from haq.runs.winner import measured_winner
+from haq.training.numerics import in_channels_last
 
 
 def finish(search: Search) -> tuple[Trial, dict[str, Any]]:
@@ -105,7 +105,7 @@ def _restored(
     model = quantize(planned.graph, policy, evaluation.scoring.clips)
     model.load_state_dict(load(weights))
     # As training left it: the layout decides in which order sums are taken.
-    return model.to(memory_format=torch.channels_last)
+    return in_channels_last(model)
 
 
 def _play_off(search: Search) -> tuple[Trial, bytes | None, list[dict[str, Any]]]:

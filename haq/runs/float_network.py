@@ -13,6 +13,7 @@ from haq.network.inputs import Inputs, call
 from haq.runs.folder import write_job
 from haq.runs.job import Job
 from haq.runs.progress import OnProgress, Progress
+from haq.training.numerics import in_channels_last
 from haq.training.train import Step, train
 
 
@@ -29,7 +30,7 @@ def fresh_model(name: str, data: Data | Outline, width: float, seed: int) -> nn.
     model = build(name, classes=len(data.classes), width=width, size=size)
     _check_outputs(name, model, data)
     # The layout decides in which order sums are taken: the same for every start of a run.
-    return model.to(memory_format=torch.channels_last)
+    return in_channels_last(model)
 
 
 def example(data: Data | Outline) -> Inputs:

@@ -5,6 +5,7 @@ that its network cannot be exported.
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 
 import onnx
@@ -22,7 +23,7 @@ from haq.hw_profiles.measured_target import MeasuredTarget
 from haq.network.capture import Sample
 from haq.network.graph import Graph
 from haq.network.inputs import kind_of
-from haq.runs.plan import Plan
+from haq.runs.plan import Plan, listed
 
 SETUP = Setup()
 
@@ -47,7 +48,19 @@ def tried(planned: Plan) -> Plan:
         if isinstance(planned.target, MeasuredTarget):
             raise
         notes.append(f"the network will not be exported to ONNX: {error}")
+    else:
+        notes += _kernel_notes(planned.graph)
     return replace(planned, notes=(*planned.notes, *notes), template=exported)
+
+
+def _kernel_notes(graph: Graph) -> Iterator[str]:
+    """Yield a sentence on the layers that a file has packed, and ONNX Runtime computes in float."""
+    names = [layer.name for layer in graph.layers if layer.kind == "transposed"]
+    if names:
+        yield (
+            f"{listed(names)}: ONNX Runtime has float kernels alone for transposed convolutions; "
+            "their weights are packed in the file, and become floats when it is loaded"
+        )
 
 
 def check_export(graph: Graph, sample: Sample) -> Template:

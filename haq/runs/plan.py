@@ -162,11 +162,12 @@ def _float_notes(model: nn.Module, graph: Graph) -> Iterator[str]:
     if count:
         every = sum(layer.weights for layer in graph.layers) + count
         names = sorted(graph.float_parameters, key=lambda name: -graph.float_parameters[name])
-        shown = _shown(names)
+        shown = listed(names)
         yield f"{count / every:.1%} of the weights stay float32 and count as such: {shown}"
 
 
-def _shown(names: Sequence[str], most: int = 3) -> str:
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Return the first of some names, and how many more there are."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
@@ -181,7 +182,7 @@ def _cost_notes(graph: Graph, target: Target | None) -> Iterator[str]:
     alone = [layer.name for layer in graph.layers if layer.weights_alone]
     if alone:
         yield (
-            f"{costs} of {target.name} are without {_shown(alone)}: what is looked up multiplies "
+            f"{costs} of {target.name} are without {listed(alone)}: what is looked up multiplies "
             "nothing, and counts in size alone"
         )
 

@@ -21,6 +21,7 @@ from haq.quantization.fake_quant import quantize
 from haq.runs import folder as folders
 from haq.runs.api import Run
 from haq.runs.job import Job
+from haq.training.numerics import in_channels_last
 
 _VERSIONS = ("haq", "torch", "python")
 
@@ -83,7 +84,7 @@ def _named(folder: Path, job: Job, images: Mapping[str, Any]) -> nn.Module:
     size = images["shape"][-1] if input_shape(job.model) else None
     model = build(job.model, classes=len(images["classes"]), width=job.width, size=size)
     # The layout that the search trained it in: it decides in which order sums are taken.
-    return model.to(memory_format=torch.channels_last)
+    return in_channels_last(model)
 
 
 def origin(finished: Restored) -> checkpoint.Origin:

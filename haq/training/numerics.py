@@ -1,12 +1,14 @@
 """In which number format and memory layout networks compute on this CPU."""
 
 from functools import cache
-from typing import overload
+from typing import TypeVar, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from haq.network.inputs import Batch, Inputs
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @overload
@@ -23,6 +25,15 @@ def channels_last(images: Inputs) -> Inputs:
         return images.map(channels_last)
     image = images.dim() == 4
     return images.contiguous(memory_format=torch.channels_last) if image else images
+
+
+def in_channels_last(model: Model) -> Model:
+    """Bring the weights of 2-D convolutions to that layout, in place, and return the model."""
+    with torch.no_grad():
+        for value in (*model.parameters(), *model.buffers()):
+            if value.dim() == 4:  # Module.to(memory_format=...) fails at five axes
+                value.data = value.data.contiguous(memory_format=torch.channels_last)
+    return model
 
 
 @cache

@@ -20,7 +20,7 @@ from haq.datasets import Split
 from haq.errors import DivergedError
 from haq.network.inputs import Inputs
 from haq.training.interrupted import State, read_state, write_state
-from haq.training.numerics import channels_last
+from haq.training.numerics import channels_last, in_channels_last
 from haq.training.objective import Batch, Minimized, Moment, Objective, labels_alone
 
 Decay = Literal["all", "weights"]
@@ -92,7 +92,7 @@ def train(  # noqa: PLR0913 - all but two by keyword
     total = epochs * len(batches)
     if total == 0:
         return
-    model.train().to(memory_format=torch.channels_last)
+    in_channels_last(model.train())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         minimized = objective(model, partial(_first, split), epochs)

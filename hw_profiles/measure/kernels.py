@@ -17,7 +17,8 @@ INTEGER = {"QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulIntege
 """Operators of the optimised graph that multiply integers."""
 
 _FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
-_LOOKUP = "Gather"
+_ALONE = {"Gather", "ConvTranspose"}
+"""Operators of layers for which there is no kernel of integers: right whatever the bits."""
 _SUFFIX = re.compile(r"(_token_\d+|_nchwc|_out0|/duplicated)+$")  # what ONNX Runtime adds to names
 
 
@@ -41,7 +42,7 @@ class Origins:
         lookups = set()
         for node in exported.node:
             self._read(node)
-            if node.op_type == _LOOKUP and node.name.partition("/")[0] in self._known:
+            if node.op_type == "Gather" and node.name.partition("/")[0] in self._known:
                 lookups.add(node.name.partition("/")[0])
         self.layers: dict[str, str] = {}
         self.kernels: dict[str, list[str]] = {name: [] for name in layers}
@@ -51,7 +52,7 @@ class Origins:
             owners |= dict.fromkeys(filter(None, node.output), owner)
             self.layers[node.name] = owner or layers[0]
         for name in lookups:  # one of constant rows is carried out when the file is loaded
-            self.kernels[name] = self.kernels[name] or [_LOOKUP]
+            self.kernels[name] = self.kernels[name] or ["Gather"]
 
     def _read(self, node: onnx.NodeProto) -> None:
         layer = self._layer(node.name)
@@ -77,7 +78,7 @@ class Origins:
 
     def _owner(self, node: onnx.NodeProto, owners: Mapping[str, str]) -> str:
         before = self._latest(owners, node.input)
-        if node.op_type == _LOOKUP and node.name.partition("/")[0] in self._known:
+        if node.op_type in _ALONE and node.name.partition("/")[0] in self._known:
             layer = str(node.name.partition("/")[0])
             self.kernels[layer].append(node.op_type)
             return layer
@@ -108,8 +109,8 @@ class Origins:
 def misplaced(kernels: Mapping[str, Sequence[str]], policy: Policy) -> Iterator[tuple[str, str]]:
     """Yield the layers that do not run as the policy says, each with the operators that run it."""
     for name, operators in kernels.items():
-        right = {*_FLOAT, _LOOKUP} if FLOAT in policy[name] else INTEGER
-        if not operators or not right.issuperset(operators):
+        right = _FLOAT if FLOAT in policy[name] else INTEGER
+        if not operators or not (right | _ALONE).issuperset(operators):
             yield name, " and ".join(operators) or "no kernel of its own"
 
 

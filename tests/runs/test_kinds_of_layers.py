@@ -53,6 +53,10 @@ def with_places():
     return net
 
 
+def noise(*shape):
+    return lambda count: torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
+
+
 def tokens(count):
     return torch.randint(40, (count, 12), generator=torch.Generator().manual_seed(0))
 
@@ -72,6 +76,67 @@ class Case(NamedTuple):
 
 
 CASES = {
+    "1-D convolutions": Case(
+        lambda: nn.Sequential(
+            nn.Conv1d(3, 8, 5, stride=2, padding=2),
+            nn.BatchNorm1d(8),
+            nn.ReLU(),
+            nn.Conv1d(8, 8, 3, groups=8, padding="same"),
+            nn.ReLU(),
+            nn.Conv1d(8, 8, 3, padding=1, padding_mode="reflect"),
+            nn.ReLU(),
+            nn.MaxPool1d(2),
+            nn.Conv1d(8, 12, 1, groups=2),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool1d(1),
+            nn.Flatten(),
+            nn.Linear(12, 8),
+        ),
+        noise(3, 20),
+        ("conv", "depthwise", "conv", "grouped", "linear"),
+    ),
+    "3-D convolutions": Case(
+        lambda: nn.Sequential(
+            nn.Conv3d(2, 8, 3, stride=(1, 2, 2), padding=1),
+            nn.BatchNorm3d(8),
+            nn.ReLU(),
+            nn.Conv3d(8, 8, 3, groups=8, padding=1),
+            nn.ReLU(),
+            nn.Conv3d(8, 8, (1, 3, 3)),
+            nn.ReLU(),
+            nn.AvgPool3d(2),
+            nn.Flatten(),
+            nn.Linear(16, 8),
+        ),
+        noise(2, 5, 9, 9),
+        ("conv", "depthwise", "conv", "linear"),
+    ),
+    "transposed 1-D and 3-D": Case(
+        lambda: nn.Sequential(
+            nn.ConvTranspose1d(3, 8, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv1d(8, 6, 3),
+            nn.ReLU(),
+            nn.Unflatten(2, (2, 3, 3)),
+            nn.ConvTranspose3d(6, 4, 3, stride=(1, 2, 2), groups=2, bias=False),
+        ),
+        noise(3, 10),
+        ("transposed", "conv", "transposed"),
+    ),
+    "transposed 2-D in the middle and at the end": Case(
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(8, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.Conv2d(6, 6, 3, padding=1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(6, 2, 2, stride=2, dilation=2),
+        ),
+        noise(3, 10, 10),
+        ("conv", "transposed", "conv", "transposed"),
+    ),
     "embedding and positions": Case(
         with_places, tokens, ("embedding", "embedding", "linear", "linear")
     ),

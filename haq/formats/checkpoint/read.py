@@ -33,6 +33,7 @@ from haq.network.modules import along_weight
 from haq.quantization.calibration import Clips
 from haq.quantization.fake_quant import Rounding, quantize
 from haq.quantization.quantizer import BITS, levels, step
+from haq.training.numerics import in_channels_last
 
 SAMPLE = 2**22
 """The most values of one input on which a network that has no name is traced."""
@@ -227,10 +228,10 @@ def fill(
             weight = unpack(data.numpy().tobytes(), bits, shape.numel()).view(shape).float()
         except ValueError as error:
             raise CheckpointError(f"codes of layer {name!r}: {error}") from error
-        state[key] = weight * along_weight(scales, weight)
+        state[key] = weight * along_weight(scales, network.get_submodule(name))
     network.load_state_dict(state, assign=True)
     if layout == "channels_last":
-        network.to(memory_format=torch.channels_last)
+        in_channels_last(network)
     return network
 
 

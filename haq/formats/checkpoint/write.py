@@ -162,7 +162,7 @@ def _stored(network: fx.GraphModule, tensor: str, key: str, value: Tensor) -> Te
         assert isinstance(module, Rounding)
         return module.step.flatten()
     if isinstance(module, Quantized) and tensor == "codes":
-        whole = codes(value, module.weight_bits, along_weight(module.weight_clip, value))
+        whole = codes(value, module.weight_bits, along_weight(module.weight_clip, module))
         return torch.frombuffer(bytearray(pack(whole, module.weight_bits)), dtype=torch.uint8)
     if isinstance(module, Quantized) and tensor == "scales":
         return step(module.weight_bits, value, signed=True).flatten()

@@ -20,7 +20,7 @@ BATCH = 25
 DIGITS = 1e-3
 """Of the range of the results: by how much sums of floats in another order may change them."""
 
-_PRODUCTS = ("Conv", "Gemm", "MatMul", "ConvInteger")
+_PRODUCTS = ("Conv", "Gemm", "MatMul", "ConvInteger", "ConvTranspose")
 
 
 class Comparison(NamedTuple):

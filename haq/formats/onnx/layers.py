@@ -14,9 +14,9 @@ from haq.formats.onnx.rows import lower_embedding
 from haq.formats.onnx.saturation import can_saturate
 from haq.formats.onnx.template import DOMAIN
 from haq.formats.onnx.writer import Array, Codes, Grid, Writer, name_of, narrow_codes, shape_of
-from haq.network.modules import Product
+from haq.network.modules import Convolution, Product, Transposed, along_weight, as_weight
 from haq.quantization.bn_folding import Norm
-from haq.quantization.convert import Folded, InputGrid, fold
+from haq.quantization.convert import Folded, InputGrid, fold, has_integer_kernel
 
 MIDDLE = 128
 """Zero point of weights in uint8."""
@@ -36,11 +36,14 @@ def lower_layer(file: Writer, node: onnx.NodeProto) -> None:
     file.written.add(name)
     tensor = _padded(file, module, file.now(node.input[0]), label)
     grid = file.grids.get(tensor)
-    folded = fold(module, norm, grid and InputGrid(torch.tensor(grid.scale), grid.top))
-    if grid is not None and (folded.scale is None or name in file.floats):
+    integers = has_integer_kernel(module)
+    folded = fold(module, norm, grid and InputGrid(torch.tensor(grid.scale), grid.top), integers)
+    if grid is not None and (folded.scale is None or name in file.floats or not integers):
         # Otherwise ONNX Runtime quantizes the weights of a float layer between integer ones.
         tensor, grid = file.add("Max", [tensor], f"{label}.float_input"), None
-    if isinstance(module, nn.Linear):
+    if isinstance(module, Transposed):
+        _add_transposed(file, module, tensor, output, label, folded)
+    elif isinstance(module, nn.Linear):
         operands = _operands(file, label, tensor, folded, grid, depthwise=False)
         _add_gemm(file, operands, output, label, shape_of(node), module.in_features)
     elif grid is None or folded.scale is None or _is_rounded(file, output):
@@ -52,16 +55,16 @@ def lower_layer(file: Writer, node: onnx.NodeProto) -> None:
 
 def _padded(file: Writer, module: Product, tensor: str, label: str) -> str:
     """Write the padding of a convolution as a node, if it is not zeros."""
-    if not isinstance(module, nn.Conv2d) or module.padding_mode == "zeros":
+    if not isinstance(module, Convolution) or module.padding_mode == "zeros":
         return tensor
     mode = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[module.padding_mode]
-    top, left, bottom, right = _pads(module)
-    sizes = np.array([0, 0, top, left, 0, 0, bottom, right], np.int64)
-    pads = file.constant(f"{label}.pads", sizes)
+    pads, axes = _pads(module), len(module.kernel_size)
+    sizes = np.array([0, 0, *pads[:axes], 0, 0, *pads[axes:]], np.int64)
+    amounts = file.constant(f"{label}.pads", sizes)
     grid = file.grids.get(tensor)
     if grid is None:
-        return file.add("Pad", [tensor, pads], f"{label}.padded", mode=mode)
-    code = file.add("Pad", [grid.code, pads], f"{label}.padded_codes", mode=mode)
+        return file.add("Pad", [tensor, amounts], f"{label}.padded", mode=mode)
+    code = file.add("Pad", [grid.code, amounts], f"{label}.padded_codes", mode=mode)
     return file.dequantized(grid._replace(code=code), f"{label}.padded")
 
 
@@ -85,19 +88,20 @@ def _is_rounded(file: Writer, tensor: str) -> bool:
     return passes and _is_rounded(file, node.output[0])
 
 
-def _geometry(module: nn.Conv2d) -> dict[str, Any]:
+def _geometry(module: Convolution | Transposed) -> dict[str, Any]:
+    none = [0] * 2 * len(module.kernel_size)
     return {
         "dilations": list(module.dilation), "group": module.groups,
         "kernel_shape": list(module.kernel_size),
-        "pads": _pads(module) if module.padding_mode == "zeros" else [0, 0, 0, 0],
+        "pads": _pads(module) if module.padding_mode == "zeros" else none,
         "strides": list(module.stride),
     }  # fmt: skip
 
 
-def _pads(module: nn.Conv2d) -> list[int]:
-    """Return how much is added at the top, the left, the bottom and the right."""
+def _pads(module: Convolution | Transposed) -> list[int]:
+    """Return how much is added before each axis of an image, and behind each."""
     if module.padding == "valid":
-        return [0, 0, 0, 0]
+        return [0] * 2 * len(module.kernel_size)
     if module.padding == "same":
         spans = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
         return [span // 2 for span in spans] + [span - span // 2 for span in spans]
@@ -186,7 +190,7 @@ def _bias(file: Writer, label: str, folded: Folded, grid: Grid | None) -> str:
 
 
 def _add_conv_integer(
-    file: Writer, module: nn.Conv2d, grid: Grid, output: str, label: str, folded: Folded
+    file: Writer, module: Convolution, grid: Grid, output: str, label: str, folded: Folded
 ) -> None:
     """Write a convolution whose result stays float: ONNX Runtime fuses Conv only between codes."""
     # Its kernel is the same for depthwise convolutions, so they are no exception.
@@ -200,7 +204,7 @@ def _add_conv_integer(
         helper.make_node("ConvInteger", [grid.code, code, *zeros], [sums], label,
                          **_geometry(module))
     )  # fmt: skip
-    units, column = _units(folded, grid), (1, -1, 1, 1)
+    units, column = _units(folded, grid), (1, -1, *(1,) * len(module.kernel_size))
     if folded.bias is not None:
         bias = _bias_codes(folded, units).reshape(column)
         sums = file.add(
@@ -208,6 +212,35 @@ def _add_conv_integer(
         )
     whole = file.add("Cast", [sums], f"{label}.sums_float", to=TensorProto.FLOAT)
     file.add("Mul", [whole, file.constant(f"{label}.unit", units.reshape(column))], output)
+
+
+def _add_transposed(
+    file: Writer, module: Transposed, tensor: str, output: str, label: str, folded: Folded
+) -> None:
+    """Write a transposed convolution: its kernel is one of floats, its weights are packed."""
+    weight = _float_weight(file, module, label, folded)
+    bias = [] if folded.bias is None else [_bias(file, label, folded, None)]
+    extra = list(module.output_padding)
+    file.nodes.append(
+        helper.make_node("ConvTranspose", [tensor, weight, *bias], [output], label,
+                         output_padding=extra, **_geometry(module))
+    )  # fmt: skip
+
+
+def _float_weight(file: Writer, module: Transposed, label: str, folded: Folded) -> str:
+    """Return the weights in float, which ONNX Runtime makes of codes when it loads the file."""
+    values: Array = as_weight(folded.weight, module).numpy()
+    if folded.scale is None:
+        return file.constant(f"{label}.weight_values", values)
+    code = narrow_codes(file, label, values) or file.constant(f"{label}.weight_codes", values)
+    scale = along_weight(torch.from_numpy(_scales(folded)), module).numpy()
+    steps = file.constant(f"{label}.weight_scale", scale)
+    whole, real = f"{label}.weight_whole", f"{label}.weight_float"
+    file.first += [
+        helper.make_node("Cast", [code], [whole], whole, to=TensorProto.FLOAT),
+        helper.make_node("Mul", [whole, steps], [real], real),
+    ]
+    return real
 
 
 def _add_gemm(

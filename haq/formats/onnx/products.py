@@ -1,5 +1,6 @@
 """Convolutions and matrix products of integers, exact."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,22 +17,60 @@ _EXACT = 2**24
 def convolved(
     x: Array, weight: Array, strides: Sequence[int], dilations: Sequence[int], groups: int
 ) -> Array:
-    """Return the convolution of padded images (N, C, H, W) with (out, C / groups, h, w).
+    """Return the convolution of padded images (N, C, ...) with (out, C / groups, ...).
 
-    That of integers is exact and int64, that of floats has their type.
+    Behind the channels there may be any number of axes. That of integers is exact and int64, that
+    of floats has their type.
     """
-    out, depth, height, width = weight.shape
-    spans = [d * (k - 1) + 1 for d, k in zip(dilations, (height, width), strict=True)]
-    windows = sliding_window_view(x, spans, axis=(2, 3))[
-        :, :, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]
-    ]  # (N, C, rows, columns, h, w)
-    images, _, rows, columns = windows.shape[:4]
-    each = (groups, images * rows * columns, depth * height * width)
-    parts = windows.reshape(images, groups, depth, rows, columns, height, width)
-    taps: Array = parts.transpose(1, 0, 3, 4, 2, 5, 6).reshape(each)
+    (out, depth), kernel = weight.shape[:2], weight.shape[2:]
+    axes = len(kernel)
+    spans = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
+    steps = tuple(slice(None, None, step) for step in (*strides, *dilations))
+    windows = sliding_window_view(x, spans, axis=tuple(range(2, 2 + axes)))[:, :, *steps]
+    images, places = windows.shape[0], windows.shape[2 : 2 + axes]
+    parts = windows.reshape(images, groups, depth, *places, *kernel)
+    front = (1, 0, *range(3, 3 + axes), 2, *range(3 + axes, 3 + 2 * axes))
+    taps: Array = parts.transpose(front).reshape(groups, -1, depth * math.prod(kernel))
     sums = product(taps, weight.reshape(groups, out // groups, -1).transpose(0, 2, 1))
-    sums = sums.reshape(groups, images, rows, columns, out // groups)
-    result: Array = sums.transpose(1, 0, 4, 2, 3).reshape(images, out, rows, columns)
+    sums = sums.reshape(groups, images, *places, out // groups)
+    back = (1, 0, axes + 2, *range(2, 2 + axes))
+    result: Array = sums.transpose(back).reshape(images, out, *places)
+    return result
+
+
+def spread(
+    x: Array,
+    weight: Array,
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    added: Sequence[int],
+    groups: int,
+) -> Array:
+    """Return the transposed convolution of (N, C, ...) with (C, out / groups, ...), not cut.
+
+    Args:
+        x: Floats.
+        weight: Floats.
+        strides: One an axis.
+        dilations: Likewise.
+        added: Zeros behind each axis.
+        groups: Of channels.
+    """
+    images, sizes, kernel = len(x), x.shape[2:], weight.shape[2:]
+    spans = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
+    whole = [
+        (size - 1) * step + span + more
+        for size, step, span, more in zip(sizes, strides, spans, added, strict=True)
+    ]
+    result = np.zeros((images, groups * weight.shape[1], *whole), x.dtype)
+    values = x.reshape(images, groups, -1, math.prod(sizes))
+    for tap in np.ndindex(*kernel):
+        filters = weight[:, :, *tap].reshape(groups, -1, weight.shape[1]).transpose(0, 2, 1)
+        places = tuple(
+            slice(at * d, at * d + (size - 1) * step + 1, step)
+            for at, d, size, step in zip(tap, dilations, sizes, strides, strict=True)
+        )
+        result[:, :, *places] += (filters @ values).reshape(images, -1, *sizes)
     return result
 
 

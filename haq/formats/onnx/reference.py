@@ -14,7 +14,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from haq.formats.onnx.products import convolved, product
+from haq.formats.onnx.products import convolved, product, spread
 from haq.formats.onnx.values import Added, Array, Codes, Mean, Single, Sums, Value, real, rounded
 
 
@@ -217,14 +217,27 @@ def _moved(node: onnx.NodeProto, operands: Operands) -> Value | None:
 
 def _conv(node: onnx.NodeProto, operands: Operands) -> Value | None:
     x, weight, *bias = operands
-    if len(_attribute(node, "pads", ())) != 4:
+    kernel = _attribute(node, "kernel_shape", ())
+    if not kernel or len(_attribute(node, "pads", ())) != 2 * len(kernel):
         return None  # not a layer of ours
+    column = (1, -1, *(1,) * len(kernel))
     if isinstance(x, Codes) and isinstance(weight, Codes):
-        return _with_bias(
-            _convolved(node, x.whole(), weight.whole()), x, weight, bias, (1, -1, 1, 1)
-        )
+        sums = _convolved(node, x.whole(), weight.whole())
+        return _with_bias(sums, x, weight, bias, column)
     result = _convolved(node, real(x), real(weight))
-    return result + real(bias[0]).reshape(1, -1, 1, 1) if bias else result
+    return result + real(bias[0]).reshape(column) if bias else result
+
+
+def _conv_transposed(node: onnx.NodeProto, operands: Operands) -> Value:
+    x, weight, *bias = (real(operand) for operand in operands)
+    pads = _attribute(node, "pads")
+    axes = len(pads) // 2
+    strides, dilations = (_attribute(node, name, [1] * axes) for name in ("strides", "dilations"))
+    added = _attribute(node, "output_padding", [0] * axes)
+    whole = spread(x, weight, strides, dilations, added, _attribute(node, "group", 1))
+    cut = tuple(slice(a, -b or None) for a, b in zip(pads[:axes], pads[axes:], strict=True))
+    result: Array = whole[:, :, *cut]
+    return result + bias[0].reshape(1, -1, *(1,) * axes) if bias else result
 
 
 def _conv_integer(node: onnx.NodeProto, operands: Operands) -> Value:
@@ -234,9 +247,10 @@ def _conv_integer(node: onnx.NodeProto, operands: Operands) -> Value:
 
 
 def _convolved(node: onnx.NodeProto, x: Array, weight: Array) -> Array:
-    top, left, bottom, right = _attribute(node, "pads")
-    padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
-    strides, dilations = (_attribute(node, name, [1, 1]) for name in ("strides", "dilations"))
+    pads = _attribute(node, "pads")
+    axes = len(pads) // 2
+    padded = np.pad(x, ((0, 0), (0, 0), *zip(pads[:axes], pads[axes:], strict=True)))
+    strides, dilations = (_attribute(node, name, [1] * axes) for name in ("strides", "dilations"))
     return convolved(padded, weight, strides, dilations, _attribute(node, "group", 1))
 
 
@@ -269,6 +283,7 @@ _RULES: Mapping[str, Rule] = {
     "AveragePool": _average,
     "Conv": _conv,
     "ConvInteger": _conv_integer,
+    "ConvTranspose": _conv_transposed,
     "DequantizeLinear": _dequantize,
     "Gemm": _gemm,
     "GlobalAveragePool": _mean,

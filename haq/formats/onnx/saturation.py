@@ -81,7 +81,8 @@ def exact_but_slower(file: onnx.ModelProto) -> list[str]:
 def is_depthwise(node: onnx.NodeProto, weight: NDArray[Any]) -> bool:
     """Return whether ONNX Runtime takes its depthwise kernel for a convolution."""
     groups = next((a.i for a in node.attribute if a.name == "group"), 1)
-    return node.op_type == "Conv" and groups > 1 and weight.shape[:2] == (groups, 1)
+    plane = node.op_type == "Conv" and weight.ndim == 4
+    return plane and groups > 1 and weight.shape[:2] == (groups, 1)
 
 
 _PRODUCTS = ("Conv", "Gemm", "MatMul", "ConvInteger", "MatMulInteger")

@@ -1,13 +1,13 @@
 """PyTorch's plain modules for the operations that need one: layers, BatchNorms, dropout."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from haq.network.modules import LayerModule
+from haq.network.modules import CONVOLUTIONS, TRANSPOSED, Convolution, LayerModule, Transposed
 
 aten = torch.ops.aten
 
@@ -37,17 +37,41 @@ class Constant(nn.Module):
 
 def _convolution(
     weight: Tensor,
-    stride: Any = (1, 1),
-    padding: Any = (0, 0),
-    dilation: Any = (1, 1),
+    stride: Any = (1,),
+    padding: Any = (0,),
+    dilation: Any = (1,),
     groups: int = 1,
-) -> nn.Conv2d:
-    return nn.Conv2d(
-        weight.shape[1] * groups, weight.shape[0], (weight.shape[2], weight.shape[3]),
-        tuple(stride),
-        padding if isinstance(padding, str) else tuple(padding), tuple(dilation), groups,
-        bias=False, device="meta",
+) -> Convolution:
+    kernel: Any = tuple(weight.shape[2:])
+    kind = CONVOLUTIONS[len(kernel) - 1]
+    return kind(
+        weight.shape[1] * groups, weight.shape[0], kernel, _each(stride, kernel),
+        padding if isinstance(padding, str) else _each(padding, kernel), _each(dilation, kernel),
+        groups, bias=False, device="meta",
     )  # fmt: skip
+
+
+def _transposed(
+    weight: Tensor,
+    stride: Any = (1,),
+    padding: Any = (0,),
+    output_padding: Any = (0,),
+    groups: int = 1,
+    dilation: Any = (1,),
+) -> Transposed:
+    kernel: Any = tuple(weight.shape[2:])
+    kind = TRANSPOSED[len(kernel) - 1]
+    return kind(
+        weight.shape[0], weight.shape[1] * groups, kernel, _each(stride, kernel),
+        _each(padding, kernel), _each(output_padding, kernel), groups, bias=False,
+        dilation=_each(dilation, kernel), device="meta",
+    )  # fmt: skip
+
+
+def _each(values: Any, kernel: Sequence[int]) -> Any:
+    """Return a value for every side of a kernel."""
+    sides = tuple(values)
+    return sides * len(kernel) if len(sides) == 1 else sides
 
 
 def _linear(weight: Tensor) -> nn.Linear:
@@ -60,8 +84,15 @@ def _embedding(weight: Tensor) -> nn.Embedding:
 
 # From the weight and what follows the bias to a layer without parameters.
 BUILDERS: Mapping[Any, Callable[..., LayerModule]] = {
+    aten.conv1d.default: _convolution,
+    aten.conv1d.padding: _convolution,
     aten.conv2d.default: _convolution,
     aten.conv2d.padding: _convolution,
+    aten.conv3d.default: _convolution,
+    aten.conv3d.padding: _convolution,
+    aten.conv_transpose1d.default: _transposed,
+    aten.conv_transpose2d.input: _transposed,
+    aten.conv_transpose3d.input: _transposed,
     aten.linear.default: _linear,
     aten.embedding.default: _embedding,
 }
