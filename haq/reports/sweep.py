@@ -232,19 +232,29 @@ def _state(place: Path) -> str | None:
 
 
 def _prepare(folder: Path, search: Planned, planned: Iterable[Planned]) -> None:
-    """Make the run's folder; the float network and the clips are those of a run of that seed."""
+    """Make the run's folder, with float network, clips and sensitivities of a run of that seed.
+
+    So a whole front is drawn from one set of sensitivities.
+    """
     place = folder / search.name
     if (place / "job.json").exists():
         return
     place.mkdir(exist_ok=True)
     done = [
-        folder / other.name for other in planned
+        other for other in planned
         if other.job.seed == search.job.seed and _state(folder / other.name) == "finished"
     ]  # fmt: skip
-    if done:
-        for name in ("float.safetensors", "clips.safetensors"):
-            write_bytes(place / name, (done[0] / name).read_bytes())
-        write_job(place, search.job)
+    if not done:
+        return
+    for name in ("float.safetensors", "clips.safetensors"):
+        write_bytes(place / name, (folder / done[0].name / name).read_bytes())
+    for other in done:
+        known = folder / other.name / "sensitivity.json"
+        # Whether activations are searched decides which tensors are measured.
+        if known.exists() and other.job.fixed_act_bits == search.job.fixed_act_bits:
+            write_bytes(place / known.name, known.read_bytes())
+            break
+    write_job(place, search.job)
 
 
 def write_results(folder: Path) -> None:

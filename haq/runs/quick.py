@@ -1,8 +1,13 @@
-"""A policy in seconds: no labels, no training, no run, nothing on the disk."""
+"""A policy in seconds: no labels, no training, no run, nothing on the disk.
+
+What torch.export loads at its first use, which takes as long as the rest, is imported here.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import torch._dynamo
+import torch._inductor.decomposition  # noqa: F401
 from torch import Tensor, nn
 
 from haq.allocation.budgets import fit, most_bits, solve

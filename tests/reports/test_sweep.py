@@ -11,6 +11,7 @@ from haq.cli.main import main
 from haq.errors import BudgetError, HaqError, RunError
 from haq.reports.comparable import treatment
 from haq.reports.sweep import find_sweep, parse_sweep, read_sweep, run_sweep, searches, start
+from haq.runs import calibration
 from haq.runs import folder as results
 
 SMALL = {"model": "digits_mlp", "episodes": 3, "float_epochs": 1, "val_images": 60,
@@ -225,3 +226,16 @@ def test_from_the_command_line(monkeypatch, capsys, tmp_path):
 def test_names_are_those_of_folders():
     (first, *_) = searches(small(budgets="latency=50%w8a8", target="bismo-edge"))
     assert first.name == "latency=50pw8a8-uniform-0"
+
+
+def test_a_front_is_drawn_from_one_set_of_sensitivities(tmp_path, monkeypatch):
+    measured = []
+    before = calibration.second_order
+    monkeypatch.setattr(calibration, "second_order", lambda *a: measured.append(1) or before(*a))
+    sweep = small("avg_weight_bits=5,6,7", "ilp", episodes=None, evaluation="cheap",
+                  rounding_steps=0)  # fmt: skip
+    folder = start(sweep, str(tmp_path / "front"))
+    assert run_sweep(folder, lambda *_: None, quiet) == "finished"
+    assert len(measured) == 1
+    texts = {path.read_text() for path in folder.glob("*-ilp-0/sensitivity.json")}
+    assert len(texts) == 1
