@@ -100,11 +100,11 @@ def optimum(env: QuantizationEnv, factors: Sequence[float] | Array) -> dict[str,
 
 
 def of_the_weights(choices: Sequence[Bits], values: Array) -> Array:
-    """Return the part of each choice's value that is due to its weights."""
-    least: dict[int, float] = {}
+    """Return the part of each choice's value that is due to what the layer decides for itself."""
+    least: dict[tuple[int, int, str], float] = {}
     for bits, value in zip(choices, values, strict=True):
-        least[bits.weight] = min(value, least.get(bits.weight, np.inf))
-    return np.array([least[bits.weight] for bits in choices])
+        least[bits.scheme] = min(value, least.get(bits.scheme, np.inf))
+    return np.array([least[bits.scheme] for bits in choices])
 
 
 def predicted(env: QuantizationEnv, policy: Policy) -> float:

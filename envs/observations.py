@@ -28,9 +28,24 @@ class Decision(NamedTuple):
     of_weights: bool
 
 
-def offered_widths(left: Sequence[Bits], of_weights: bool) -> list[int]:
-    """Return the bit-widths that a step can choose from, few bits to many."""
-    return sorted({bits.weight if of_weights else bits.act for bits in left})
+Option = tuple[int, float, str]
+"""What a step chooses: bits, one over the size of the groups (0 without), rounding as it runs."""
+
+
+def option_of(bits: Bits, of_weights: bool) -> Option:
+    """Return what a step chooses that leads to these bits."""
+    if not of_weights:
+        return bits.act, 0.0, ""
+    return bits.weight, 1 / bits.block if bits.block else 0.0, bits.dynamic
+
+
+def offered_options(left: Sequence[Bits], of_weights: bool) -> list[Option]:
+    """Return what a step can choose from, few bits to many, then large groups to small ones.
+
+    With rounding as it runs comes before without.
+    """
+    options = {option_of(bits, of_weights) for bits in left}
+    return sorted(options, key=lambda option: (*option[:2], option[2] == "", option[2]))
 
 
 def layer_features(layers: Sequence[Layer], steps: Sequence[Decision]) -> Array:
@@ -53,14 +68,14 @@ def sensitivity_features(
     raw = []
     for step in steps:
         choices, values = table.choices[step.layer], sensitivity[step.layer]
-        offered = offered_widths(choices, step.of_weights)
+        offered = offered_options(choices, step.of_weights)
         least = [
             min(
                 value
                 for bits, value in zip(choices, values, strict=True)
-                if (bits.weight if step.of_weights else bits.act) == width
+                if option_of(bits, step.of_weights) == option
             )
-            for width in (offered[0], offered[len(offered) // 2])
+            for option in (offered[0], offered[len(offered) // 2])
         ]
         raw.append(np.log10(np.maximum(least, NOTHING)))
     return _scaled(np.array(raw))

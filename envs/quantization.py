@@ -21,8 +21,10 @@ from haq.envs.observations import (
     Array,
     Decision,
     Features,
+    Option,
     layer_features,
-    offered_widths,
+    offered_options,
+    option_of,
     own_features,
     sensitivity_features,
 )
@@ -45,7 +47,9 @@ class QuantizationEnv(gym.Env[Array, Array]):
     With n widths on offer, the lowest of them ``lo``, action a takes the one at place
     ``clip(round(lo - 0.5 + a * n) - lo, 0, n - 1)``; for the widths from b_min to b_max without a
     gap that is the paper's b = round(b_min - 0.5 + a * (b_max - b_min + 1)), clipped. An action
-    beyond [0, 1] counts as the nearest one within.
+    beyond [0, 1] counts as the nearest one within. Where weights of equal bits have several formats
+    (``haq.allocation.schemes``), the step of the weights offers each: larger groups first, and of
+    equal groups activations that are rounded as the layer runs before float ones.
 
     ## Observation Space
 
@@ -185,13 +189,13 @@ class QuantizationEnv(gym.Env[Array, Array]):
         """
         left, actions = dict(self._choices), []
         for step in self._walk:
-            offered = offered_widths(left[step.layer], step.of_weights)
+            offered = offered_options(left[step.layer], step.of_weights)
             bits = policy[step.layer]
-            width = bits.weight if step.of_weights else bits.act
-            if width not in offered:
+            option = option_of(bits, step.of_weights)
+            if option not in offered:
                 raise ValueError(f"layer {step.layer!r} cannot have {bits} here")
-            actions.append((offered.index(width) + 0.5) / len(offered))
-            self._narrow(left, step, width)
+            actions.append((offered.index(option) + 0.5) / len(offered))
+            self._narrow(left, step, option)
         return actions
 
     def policy(self, actions: Sequence[float]) -> dict[str, Bits]:
@@ -260,16 +264,18 @@ class QuantizationEnv(gym.Env[Array, Array]):
         return self.observe(self._done, self._previous)
 
     def _decide(self, left: dict[str, tuple[Bits, ...]], step: Decision, share: float) -> None:
-        width = _pick(offered_widths(left[step.layer], step.of_weights), share)
-        self._narrow(left, step, width)
+        option = _pick(offered_options(left[step.layer], step.of_weights), share)
+        self._narrow(left, step, option)
 
-    def _narrow(self, left: dict[str, tuple[Bits, ...]], step: Decision, width: int) -> None:
+    def _narrow(self, left: dict[str, tuple[Bits, ...]], step: Decision, option: Option) -> None:
         if step.of_weights:
-            left[step.layer] = tuple(bits for bits in left[step.layer] if bits.weight == width)
+            left[step.layer] = tuple(
+                bits for bits in left[step.layer] if option_of(bits, True) == option
+            )
             return
         for name, first in self._first.items():
             if first == step.layer:
-                left[name] = tuple(bits for bits in left[name] if bits.act == width)
+                left[name] = tuple(bits for bits in left[name] if bits.act == option[0])
 
     def _evaluated(self) -> tuple[float, dict[str, Any]]:
         """Return the reward of the policy that the episode has led to, and its info."""
@@ -316,7 +322,7 @@ def _steps(
     steps = []
     for layer in layers:
         offered = choices[layer.name]
-        if len({bits.weight for bits in offered}) > 1:
+        if len({option_of(bits, True) for bits in offered}) > 1:
             steps.append(Decision(layer.name, of_weights=True))
         if first[layer.name] == layer.name and len({bits.act for bits in offered}) > 1:
             steps.append(Decision(layer.name, of_weights=False))
@@ -330,7 +336,7 @@ def _share(action: Array) -> float:
     return float(np.clip(values[0], 0.0, 1.0))
 
 
-def _pick(widths: Sequence[int], share: float) -> int:
-    low, count = widths[0], len(widths)
+def _pick(options: Sequence[Option], share: float) -> Option:
+    low, count = options[0][0], len(options)
     place = int(np.round(low - 0.5 + share * count)) - low
-    return widths[min(max(place, 0), count - 1)]
+    return options[min(max(place, 0), count - 1)]

@@ -42,7 +42,7 @@ def kernel(bits: Bits) -> Bits:
     >>> kernel(Bits(4, 8)), kernel(Bits(4, 3))
     (Bits(weight=8, act=8), Bits(weight=8, act=7))
     """
-    return FLOATS if FLOAT in bits else INTEGERS if bits.act == INTEGERS.act else CLIPPED
+    return FLOATS if bits.floats else INTEGERS if bits.act == INTEGERS.act else CLIPPED
 
 
 def exact_everywhere(kind: Kind, bits: Bits) -> bool:
@@ -53,7 +53,11 @@ def exact_everywhere(kind: Kind, bits: Bits) -> bool:
     >>> exact_everywhere("conv", Bits(8, 8)), exact_everywhere("conv", Bits(7, 8))
     (False, True)
     """
-    return FLOAT in bits or kind == "depthwise" or sum(bits) <= _ADDS_IN_16_BITS
+    return (
+        FLOAT in (bits.weight, bits.multiplied)
+        or kind == "depthwise"
+        or bits.weight + bits.multiplied <= _ADDS_IN_16_BITS
+    )
 
 
 class Validation(Strict):
@@ -109,7 +113,7 @@ def crossings(tensors: Sequence[Passing], policy: Policy) -> Crossings:
     """Return the values of one image that change their precision under a policy."""
     into = back = 0
     for tensor in tensors:
-        before, after = (FLOAT in policy[name] for name in (tensor.producer, tensor.consumer))
+        before, after = (policy[name].floats for name in (tensor.producer, tensor.consumer))
         into += tensor.values * (before and not after)
         back += tensor.values * (after and not before)
     return Crossings(into, back)

@@ -52,7 +52,7 @@ class MeasuredTarget(ProfileTarget):
         model = self.profile.model
         assert isinstance(model, Measured)
         known = {layer.name for layer in layers}
-        floats = {name: np.array([FLOAT in bits for bits in choices[name]]) for name in known}
+        floats = {name: np.array([bits.floats for bits in choices[name]]) for name in known}
         edges = []
         for tensor in model.tensors:
             if {tensor.producer, tensor.consumer} <= known:

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from haq.allocation.policy import FLOAT, Bits, Policy, readers
+from haq.allocation.schemes import SEARCHED, STATIC, Formats
 from haq.errors import HaqError, PolicyError, TargetError, look_up
 from haq.network.layers import EDGE_BITS, Layer
 
-SEARCHED = range(2, 9)
-"""The bit-widths a search may use: one bit has no symmetric grid."""
+SCALE_BYTES = 2
+"""Of the scale of a group of weights: float16, as it stands in files."""
 
 _FLOATS = Bits(FLOAT, FLOAT)
 
@@ -113,6 +114,7 @@ def permitted(
     weight_bits: tuple[int, int] = (2, 8),
     act_bits: int | None = None,
     pins: Mapping[str, int | Bits] | None = None,
+    formats: Formats = STATIC,
 ) -> dict[str, tuple[Bits, ...]]:
     """Return the bits each layer may have, in rising order.
 
@@ -123,7 +125,7 @@ def permitted(
     the target's pairs.
 
     A layer may stay float, (32, 32), where the target offers that, ``weight_bits`` reaches up to 8
-    and ``act_bits`` is not given; one that the target offers nothing else for always does.
+    and ``act_bits`` is not given; one that is offered nothing else always does.
 
     Args:
         layers: In execution order.
@@ -131,12 +133,15 @@ def permitted(
         weight_bits: Fewest and most bits of the weights, from 2 to 8.
         act_bits: The bits of all activations, or None where the search is to find them.
         pins: Layer to the bits of its weights and of its activations: one number for both, or a
-            pair.
+            pair. Where the formats have no static activations, a number is that of the weights.
+        formats: What is offered of other number formats.
 
     Raises:
         HaqError: A range or a pin is out of place, or some layer is left without a choice.
     """
     pins = pins or {}
+    formats.check()
+    formats.check_layers(layers)
     _check_ranges(layers, weight_bits, act_bits, pins)
     together = readers(layers)
     allowed: dict[str, tuple[Bits, ...]] = {}
@@ -146,7 +151,8 @@ def permitted(
         anyhow = pinned or layer.weights_alone
         act = EDGE_BITS if layer.reads_input else None if anyhow else act_bits
         pin = pins.get(layer.name)
-        allowed[layer.name] = _narrowed(layer, target, weight_bits, act, pin, floats)
+        offered = _offered(layer, target, formats)
+        allowed[layer.name] = _narrowed(layer, target, weight_bits, act, pin, floats, offered)
     return share_activations(layers, allowed)
 
 
@@ -175,16 +181,22 @@ def _narrowed(
     act_bits: int | None,
     pin: int | Bits | None,
     floats: bool,
+    offered: list[Bits],
 ) -> tuple[Bits, ...]:
-    offered = _offered(layer, target)
     can = f"{target.name if target else 'the search'} can run it at {_listed(offered)}"
     if pin is not None:
         pinned = pin if isinstance(pin, Bits) else _pinned(layer, pin)
-        if pinned not in offered:
+        if pinned in offered:
+            return (pinned,)
+        others = [b for b in offered if b.act == FLOAT and b.weight == pin]
+        if not others:
             raise HaqError(f"pin {layer.name}={pin}: {can}")
-        return (pinned,)
+        return tuple(others)
     low, high = weight_bits
-    left = [bits for bits in offered if low <= bits.weight <= high and act_bits in (None, bits.act)]
+    left = [
+        bits for bits in offered
+        if low <= bits.weight <= high and (act_bits in (None, bits.act) or bits.act == FLOAT)
+    ]  # fmt: skip
     if floats or offered == [_FLOATS]:
         left += [bits for bits in offered if bits == _FLOATS]
     if not left:
@@ -194,14 +206,14 @@ def _narrowed(
     return tuple(left)
 
 
-def _offered(layer: Layer, target: Target | None) -> list[Bits]:
+def _offered(layer: Layer, target: Target | None, formats: Formats = STATIC) -> list[Bits]:
+    every = formats.offered(layer)
+    if target is None:
+        return every or [_FLOATS]
     if layer.weights_alone:
-        widths = set(SEARCHED)
-        if target is not None:
-            widths = {bits.weight for bits in target.choices(layer)} & {*widths, FLOAT}
-        return [Bits(weight, FLOAT) for weight in sorted(widths)]
-    every = [Bits(weight, act) for weight in SEARCHED for act in SEARCHED]
-    return every if target is None else sorted(set(target.choices(layer)) & {*every, _FLOATS})
+        widths = {bits.weight for bits in target.choices(layer)}
+        return [bits for bits in (*every, _FLOATS) if bits.weight in widths]
+    return sorted(set(target.choices(layer)) & {*every, _FLOATS})
 
 
 def _pinned(layer: Layer, bits: int) -> Bits:
@@ -267,17 +279,23 @@ def share_activations(
     return common
 
 
-def size_bytes(layer: Layer, weight_bits: int) -> int:
+def size_bytes(layer: Layer, weight_bits: int, block: int = 0) -> int:
     """Return the bytes of a layer's packed codes, scales and biases.
 
     That is ceil(weights * bits / 8), a float32 scale for each output channel, or for each row of an
-    embedding, and float32 biases; at 32 bits the weights as they are, without scales.
+    embedding, and float32 biases; at 32 bits the weights as they are, without scales. Weights in
+    groups have a float16 scale for each group instead, the last one of a row being shorter where
+    need be, and no zero points.
 
-    >>> size_bytes(Layer("fc", "linear", c_in=3, c_out=5, weights=15, biases=5), weight_bits=3)
-    46
+    >>> fc = Layer("fc", "linear", c_in=3, c_out=5, weights=15, biases=5)
+    >>> size_bytes(fc, weight_bits=3), size_bytes(fc, weight_bits=3, block=32)
+    (46, 36)
     """
     codes = math.ceil(layer.weights * weight_bits / 8)
     scales = 0 if weight_bits == FLOAT else 4 * layer.scales
+    if block:
+        row = layer.weights // max(layer.scales, 1)
+        scales = SCALE_BYTES * layer.scales * math.ceil(row / block)
     return codes + scales + 4 * layer.biases
 
 
@@ -329,9 +347,9 @@ def _fixed(float_values: int, weights: int) -> dict[str, float]:
 
 def _costs(layer: Layer, bits: Bits, weights: int, target: Target | None) -> dict[str, float]:
     own = {
-        "size": float(size_bytes(layer, bits.weight)),
+        "size": float(size_bytes(layer, bits.weight, bits.block)),
         "avg_weight_bits": bits.weight * layer.weights / max(weights, 1),
-        "bops": float(layer.macs * bits.weight * bits.act),
+        "bops": float(layer.macs * bits.weight * bits.multiplied),
     }
     return {**own, **(_on_target(layer, bits, target) if target else {})}
 

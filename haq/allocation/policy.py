@@ -1,13 +1,14 @@
 """A policy: how many bits the weights and the activations of each layer have.
 
 A policy is a plain mapping from the layer's name to its ``Bits``; in a file it is JSON. Activation
-bits belong to the tensor, so layers that read the same tensor have the same.
+bits belong to the tensor, so layers that read the same tensor have the same. A layer that rounds
+what it reads by itself (``dynamic``) reads a float tensor, as one with float activations does.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from haq.errors import HaqError, PolicyError, look_up
 from haq.files import write_text
@@ -21,16 +22,126 @@ FORMAT = "haq-policy/1"
 
 _WIDTHS = {*range(1, 9), FLOAT}
 
+BLOCKS = (32, 64, 128)
+"""How many weights along the inputs of a layer may share one scale, where not a whole row does."""
 
-class Bits(NamedTuple):
-    """Bit-widths of one layer: of its weights and of the tensor it reads. 32 is float."""
+DYNAMIC_BITS = 8
+"""Bits to which a layer rounds what it reads, if it does so by itself."""
 
+Dynamic = Literal["", "token", "tensor"]
+"""How a layer rounds what it reads by itself: not; with a scale for each row (a token; with weights
+in groups for each block of a row); or with one scale and zero point for all it reads in one call.
+"""
+
+_DYNAMIC: Mapping[str, str] = {"": "", "token": "t", "tensor": "d"}
+
+
+class _Widths(NamedTuple):
     weight: int
     act: int
 
+
+class Bits(_Widths):
+    """The bit-widths of one layer, a pair, and how else its numbers are stored and rounded.
+
+    Attributes:
+        weight: Bits of its weights; 32 is float.
+        act: Bits of the tensor it reads; 32 is float.
+        block: So many weights along the inputs share one scale; 0: one output channel does.
+        dynamic: How the layer itself rounds what it reads to 8 bits, as it runs; "" if not. The
+            tensor is float then.
+
+    >>> Bits(4, 8), Bits(4, 32, 64), Bits(4, 8) == (4, 8), Bits(4, 32, 64) == (4, 32)
+    (Bits(weight=4, act=8), Bits(weight=4, act=32, block=64, dynamic=''), True, False)
+    """
+
+    block: int
+    dynamic: Dynamic
+
+    def __new__(cls, weight: int, act: int, block: int = 0, dynamic: Dynamic = "") -> "Bits":
+        """Return the bits; they are a pair, equal to a plain one where they say nothing else."""
+        self = super().__new__(cls, weight, act)
+        self.block, self.dynamic = block, dynamic
+        return self
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        """Return what a copy is made of."""
+        return self._all
+
+    @property
+    def _all(self) -> tuple[int, int, int, Dynamic]:
+        return self.weight, self.act, self.block, self.dynamic
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether all fields are equal; a plain pair has neither block nor dynamic."""
+        theirs = other._all if isinstance(other, Bits) else other
+        return (self._all if isinstance(other, Bits) or self.is_special else tuple(self)) == theirs
+
+    def __ne__(self, other: object) -> bool:
+        """Return whether some field differs."""
+        return not self == other
+
+    __hash__ = _Widths.__hash__  # that of the pair, which plain bits equal
+
+    def __lt__(self, other: tuple[Any, ...]) -> bool:
+        """Order by weights, then activations, then groups, then rounding."""
+        return self._all < (other._all if isinstance(other, Bits) else other)
+
+    def __gt__(self, other: tuple[Any, ...]) -> bool:
+        """Order by weights, then activations, then groups, then rounding."""
+        return self._all > (other._all if isinstance(other, Bits) else other)
+
+    def __repr__(self) -> str:
+        """Return the fields that say something."""
+        more = f", block={self.block}, dynamic={self.dynamic!r}" if self.is_special else ""
+        return f"Bits(weight={self.weight}, act={self.act}{more})"
+
+    def with_act(self, act: int) -> "Bits":
+        """Return the same with other bits of the tensor that is read."""
+        return Bits(self.weight, act, self.block, self.dynamic)
+
+    @property
+    def is_special(self) -> bool:
+        """Whether the weights are in groups, or the layer rounds what it reads as it runs."""
+        return bool(self.block or self.dynamic)
+
+    @property
+    def floats(self) -> bool:
+        """Whether what the layer reads and gives out passes as floats."""
+        return FLOAT in (self.weight, self.act)
+
+    @property
+    def multiplied(self) -> int:
+        """Bits of the activations that are multiplied."""
+        return DYNAMIC_BITS if self.dynamic else self.act
+
+    @property
+    def scheme(self) -> tuple[int, int, Dynamic]:
+        """All but the bits of the tensor: what a layer decides for itself."""
+        return self.weight, self.block, self.dynamic
+
+    def row(self) -> tuple[int | str, ...]:
+        """Return the fields for a file: block and dynamic only where they say something.
+
+        >>> Bits(4, 8).row(), Bits(4, 32, 64).row(), Bits(7, 32, 0, "token").row()
+        ((4, 8), (4, 32, 64), (7, 32, 0, 'token'))
+        """
+        return self._all[: 4 if self.dynamic else 3 if self.block else 2]
+
     def __str__(self) -> str:
-        """Return "w8a4", or "fp32" where nothing is quantized."""
-        return "fp32" if self == (FLOAT, FLOAT) else f"w{self.weight}a{self.act}"
+        """Return "w8a4", or "fp32" where nothing is quantized.
+
+        With "g32" weights have a scale for each 32 of them, and activations are float unless "t8"
+        (8 bits, a scale for each token) or "d8" (8 bits, a scale for each call) follows.
+
+        >>> print(Bits(4, 8), Bits(4, 32, 32), Bits(4, 32, 32, "token"), Bits(7, 32, 0, "tensor"))
+        w4a8 w4g32 w4g32t8 w7d8
+        """
+        if self.scheme == (FLOAT, 0, "") and self.act == FLOAT:
+            return "fp32"
+        group = f"g{self.block}" if self.block else ""
+        dynamic = f"{_DYNAMIC[self.dynamic]}{DYNAMIC_BITS}" if self.dynamic else ""
+        return f"w{self.weight}{group}{dynamic}" + ("" if group or dynamic else f"a{self.act}")
 
 
 Policy = Mapping[str, Bits]
@@ -56,7 +167,8 @@ def read_policy(path: str | Path) -> dict[str, Bits]:
     """Return the policy in a JSON file that ``write_policy`` or a person wrote.
 
     The file holds ``{"format": "haq-policy/1", "layers": {"conv1": {"weight": 8, "activation": 8},
-    ...}}``. Whether it suits a model is for ``check_policy`` to say.
+    ...}}``; a layer may have "block" and "dynamic" too, as in ``Bits``. Whether it suits a model is
+    for ``check_policy`` to say.
 
     Raises:
         PolicyError: The file is missing, is not JSON, or does not hold a policy.
@@ -75,20 +187,24 @@ def read_policy(path: str | Path) -> dict[str, Bits]:
 
 
 def _read_bits(path: str | Path, name: str, item: Any) -> Bits:
-    if isinstance(item, dict) and item.keys() == {"weight", "activation"}:
-        bits = Bits(item["weight"], item["activation"])
-        if all(type(width) is int for width in bits):
-            return bits
+    needed, known = {"weight", "activation"}, {"weight", "activation", "block", "dynamic"}
+    if isinstance(item, dict) and needed <= item.keys() <= known:
+        block, dynamic = item.get("block", 0), item.get("dynamic", "")
+        numbers = (item["weight"], item["activation"], block)
+        if all(type(number) is int for number in numbers) and dynamic in ("", "token", "tensor"):
+            return Bits(*numbers, dynamic)
     raise PolicyError(
-        f"policy {path}: layer {name!r} has {json.dumps(item)}; "
-        'write it like {"weight": 8, "activation": 8}'
+        f"policy {path}: layer {name!r} has {json.dumps(item)}; write it like "
+        '{"weight": 8, "activation": 8}, or {"weight": 4, "activation": 32, "block": 32, '
+        '"dynamic": "token"}'
     )
 
 
 def write_policy(path: str | Path, policy: Policy) -> None:
     """Write the policy as JSON; a reader sees the whole file or the one before it."""
     layers = {
-        name: {"weight": bits.weight, "activation": bits.act} for name, bits in policy.items()
+        name: dict(zip(("weight", "activation", "block", "dynamic"), bits.row(), strict=False))
+        for name, bits in policy.items()
     }
     write_text(Path(path), json.dumps({"format": FORMAT, "layers": layers}, indent=2) + "\n")
 
@@ -98,7 +214,8 @@ def check_policy(policy: Policy, layers: Sequence[Layer]) -> None:
 
     Raises:
         PolicyError: It names a layer there is not, leaves one out, has a bit-width other than 1 to
-            8 and 32, or different activation bits for layers that read the same tensor.
+            8 and 32, different activation bits for layers that read the same tensor, or groups or
+            dynamic activations where there are none.
     """
     known = {layer.name: layer for layer in layers}
     for name in policy:
@@ -115,9 +232,36 @@ def check_policy(policy: Policy, layers: Sequence[Layer]) -> None:
                 f"policy: layer {name!r} has {bits.weight}-bit weights and {bits.act}-bit "
                 f"activations; bits are 1 to 8, or {FLOAT} for float"
             )
+        _check_scheme(known[name], bits)
     for name, (first, *_) in readers(layers).items():
         if policy[name].act != policy[first].act:
             raise PolicyError(
                 f"policy: {first!r} and {name!r} read the same tensor, but with "
                 f"{policy[first].act} and {policy[name].act} bits; give them the same"
             )
+
+
+def _check_scheme(layer: Layer, bits: Bits) -> None:
+    if not bits.is_special:
+        return
+    what = f"policy: layer {layer.name!r} has {bits}"
+    if bits.block not in (0, *BLOCKS):
+        sizes = ", ".join(map(str, BLOCKS))
+        raise PolicyError(f"{what}; a block has {sizes} weights, or 0 for one scale a channel")
+    if bits.act != FLOAT or bits.weight == FLOAT:
+        raise PolicyError(
+            f"{what} and {bits.act}-bit activations; weights in groups and dynamic activations are "
+            f"of 1 to 8 bits and read a float tensor: give it {FLOAT}-bit activations"
+        )
+    if not takes_groups(layer) or (bits.dynamic and layer.kind != "linear"):
+        raise PolicyError(
+            f"{what}, and is of kind {layer.kind}; groups are for linear layers and embeddings, "
+            "dynamic activations for linear layers"
+        )
+    if bits.block and bits.dynamic == "tensor":
+        raise PolicyError(f'{what}; with weights in groups activations are dynamic by "token"')
+
+
+def takes_groups(layer: Layer) -> bool:
+    """Return whether the weights of a layer can be quantized in groups along its inputs."""
+    return layer.kind in ("linear", "embedding")

@@ -52,8 +52,10 @@ class Trial:
     stopped: bool = False
 
     def line(self) -> str:
-        """Return the trial as one line of JSON, without the newline; a policy's bits are pairs."""
-        fields = asdict(self) | {"loss": None if math.isnan(self.loss) else self.loss}
+        """Return the trial as one line of JSON, without the newline; bits are lists."""
+        policy = {name: bits.row() for name, bits in self.policy.items()}
+        loss = None if math.isnan(self.loss) else self.loss
+        fields = asdict(self) | {"policy": policy, "loss": loss}
         return json.dumps(fields)
 
     @staticmethod

@@ -281,7 +281,7 @@ def _rounding(point: Point, policy: Policy, clips: Clips, unread: Set[str]) -> R
     bits = policy[point.layers[0]].act if point.layers else _bits_unread(point, policy)
     if bits == FLOAT and point.source and point.tensor not in unread:
         # An integer kernel gives out integers, also where a float layer reads them.
-        bits = FLOAT if FLOAT in policy[point.source] else EDGE_BITS
+        bits = FLOAT if policy[point.source].floats else EDGE_BITS
     if bits == FLOAT:
         return Rounding(bits, torch.ones(()), point.signed)
     clip, skew = clips.acts[point.tensor][bits], clips.skew(point.tensor, bits)
@@ -291,7 +291,7 @@ def _rounding(point: Point, policy: Policy, clips: Clips, unread: Set[str]) -> R
 def _bits_unread(point: Point, policy: Policy) -> int:
     """Return the bits of what no layer reads: float where all layers that decide it are float."""
     deciding = {point.source, *point.joins} - {""} or set(policy)
-    return FLOAT if all(FLOAT in policy[name] for name in deciding) else EDGE_BITS
+    return FLOAT if all(policy[name].floats for name in deciding) else EDGE_BITS
 
 
 def uniform(graph: Graph, weight: int, act: int, edge: int = EDGE_BITS) -> dict[str, Bits]:

@@ -290,5 +290,5 @@ def _train(
 
 def policy_seed(seed: int, policy: Policy) -> int:
     """Return the seed of the evaluation of a policy in a run with ``seed``."""
-    text = json.dumps([seed, sorted((name, *bits) for name, bits in policy.items())])
+    text = json.dumps([seed, sorted((name, *bits.row()) for name, bits in policy.items())])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")

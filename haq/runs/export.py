@@ -9,7 +9,6 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from haq.allocation.policy import FLOAT
 from haq.errors import HaqError, ModelError
 from haq.files import write_bytes
 from haq.formats import checkpoint
@@ -94,7 +93,7 @@ def export_onnx(
     network, policy = finished.network, finished.policy
     file = lower(
         template(network, finished.sample), network, _metadata(finished, cpu), cpu,
-        floats=[name for name, bits in policy.items() if FLOAT in bits],
+        floats=[name for name, bits in policy.items() if bits.floats],
     )  # fmt: skip
     check_kernels(file, policy)
     check_answers(file, network, _compared(finished), cpu)
@@ -104,7 +103,7 @@ def export_onnx(
 
 
 def _metadata(finished: Restored, cpu: Cpu) -> dict[str, Any]:
-    layers = {name: list(bits) for name, bits in finished.policy.items()}
+    layers = {name: list(bits.row()) for name, bits in finished.policy.items()}
     source = origin(finished).model_dump(mode="json")
     classes = finished.summary["images"].get("classes")
     return {

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from haq.allocation.costs import SEARCHED
+from haq.allocation.schemes import SEARCHED
 from haq.datasets import load
 from haq.errors import RunError
 from haq.models.weights import load_weights

@@ -17,8 +17,8 @@ from multiprocessing import get_context
 
 import torch
 
-from haq.allocation.costs import SEARCHED
 from haq.allocation.policy import Bits
+from haq.allocation.schemes import SEARCHED
 from haq.hw_profiles import TARGETS, load
 from haq.models import build, input_shape
 from haq.network.graph import inventory

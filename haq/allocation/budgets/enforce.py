@@ -217,8 +217,10 @@ def _edges_of_groups(
 def _in_vain(costs: Sequence[float], choices: Sequence[Bits]) -> list[bool]:
     """Return for each choice whether one with at least its bits costs less."""
     cost = np.array(costs)
-    weight, act = np.array(choices).reshape(-1, 2).T
-    at_least = (weight[:, None] <= weight) & (act[:, None] <= act)
+    # A smaller block is more precise than a larger one, and that than one scale for a channel.
+    known = [(b.weight, b.multiplied, 1 / b.block if b.block else 0.0) for b in choices]
+    precise = np.array(known, np.float64).reshape(-1, 3)
+    at_least = (precise[:, None] <= precise).all(axis=2)
     in_vain: NDArray[np.bool_] = np.any(at_least & (cost < cost[:, None]), axis=1)
     return [bool(vain) for vain in in_vain.tolist()]
 
@@ -231,9 +233,9 @@ def _together(
     A reader keeps its weights' bits; to and from float it goes along with the layer that moves.
     """
     crosses = FLOAT in (bits.act, policy[name].act) and bits.act != policy[name].act
-    moves = {
-        reader: bits if crosses else Bits(policy[reader].weight, bits.act) for reader in group
-    } | {name: bits}
+    moves = {reader: bits if crosses else policy[reader].with_act(bits.act) for reader in group} | {
+        name: bits
+    }
     able = all(pair in table.positions[reader] for reader, pair in moves.items())
     return moves if able else {}
 
@@ -267,7 +269,8 @@ def _nearest(policy: Policy, table: CostTable, budgets: Sequence[Budget]) -> dic
 
 def _distance(one: Bits, other: Bits) -> int:
     # Float stands next to 8 bits: that is what a network feels of it.
-    return sum(abs(min(a, 9) - min(b, 9)) for a, b in zip(one, other, strict=True))
+    pairs = (one.weight, other.weight), (one.multiplied, other.multiplied)
+    return sum(abs(min(a, 9) - min(b, 9)) for a, b in pairs) + (one.block != other.block)
 
 
 def _impossible(table: CostTable, budgets: Sequence[Budget], least: Sequence[float]) -> str:

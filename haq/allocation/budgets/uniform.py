@@ -1,10 +1,12 @@
 """Uniform policies: the same bits everywhere, what anybody would try first."""
 
+import math
 from collections.abc import Sequence
 
 from haq.allocation.budgets.limit import Budget, all_within, spent
-from haq.allocation.costs import SEARCHED, CostTable, share_activations
+from haq.allocation.costs import CostTable, share_activations
 from haq.allocation.policy import FLOAT, Bits, readers
+from haq.allocation.schemes import SEARCHED
 
 
 def uniform_policy(table: CostTable, width: int) -> dict[str, Bits]:
@@ -23,12 +25,18 @@ def uniform_policy(table: CostTable, width: int) -> dict[str, Bits]:
     for name, group in readers(table.layers).items():
         act = _nearest({bits.act for bits in choices[group[0]]}, width)
         weight = _nearest({bits.weight for bits in choices[name] if bits.act == act}, width)
-        policy[name] = Bits(weight, act)
+        policy[name] = _plainest(choices[name], weight, act)
     return {layer.name: policy[layer.name] for layer in table.layers}
 
 
 def _nearest(offered: set[int], width: int) -> int:
     return max((bits for bits in offered if bits <= width), default=min(offered))
+
+
+def _plainest(choices: Sequence[Bits], weight: int, act: int) -> Bits:
+    """Return the choice of a pair of bits; of several formats the one that rounds the least."""
+    able = [bits for bits in choices if (bits.weight, bits.act) == (weight, act)]
+    return min(able, key=lambda bits: (bits.dynamic != "", bits.block or math.inf, bits.dynamic))
 
 
 def most_bits(table: CostTable) -> dict[str, Bits]:
