@@ -77,8 +77,8 @@ class Formats(NamedTuple):
         """
         if any(self.groups) and not any(takes_groups(layer) for layer in layers):
             raise HaqError(
-                f"groups of {max(self.groups)} weights are for linear layers and embeddings, and this "
-                "network has none; leave the groups out"
+                f"groups of {max(self.groups)} weights are for linear layers and embeddings, and "
+                "this network has none; leave the groups out"
             )
         dynamic = [scheme for scheme in self.schemes if _FLOATING.get(scheme)]
         if dynamic and not any(layer.kind == "linear" for layer in layers):
