@@ -6,7 +6,7 @@ that, nobody asks the target again.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol, runtime_checkable
 
@@ -25,6 +25,13 @@ _FLOATS = Bits(FLOAT, FLOAT)
 
 UNITS: Mapping[str, str] = {"size": "bytes", "avg_weight_bits": "bits", "bops": "bit operations"}
 """The quantities that need no target, and their units."""
+
+
+CODED = "coded_size"
+"""The bytes of a network's packet (``haq pack``), of which the entropy of its codes counts."""
+
+WITHOUT_TARGET: Mapping[str, str] = {**UNITS, CODED: "bytes"}
+"""Those, and what is measured on the network itself."""
 
 
 class Target(Protocol):
@@ -337,6 +344,30 @@ def tabulate(
                 f"the cost from layer {edge.producer!r} to {edge.consumer!r} is not a finite number"
             )
     return CostTable(tuple(layers), own, rows, units, edges, _fixed(float_values, weights))
+
+
+def with_quantity(
+    table: CostTable,
+    quantity: str,
+    unit: str,
+    rows: Mapping[str, NDArray[np.float64]],
+    fixed: float,
+) -> CostTable:
+    """Return a table that knows one more quantity.
+
+    Args:
+        table: Left as it is.
+        quantity: Its name.
+        unit: Of its costs.
+        rows: Layer to the cost of each of its choices, in their order.
+        fixed: What no choice changes.
+    """
+    return replace(
+        table,
+        rows={**table.rows, quantity: rows},
+        units={**table.units, quantity: unit},
+        fixed={**table.fixed, quantity: fixed},
+    )
 
 
 def _fixed(float_values: int, weights: int) -> dict[str, float]:

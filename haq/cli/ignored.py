@@ -49,10 +49,10 @@ def fine_tunes(job: "Job") -> bool:
 
 def unbudgeted(job: "Job") -> str:
     """Return a sentence where a target is named and no budget is on it; else nothing."""
-    from haq.allocation.costs import UNITS
+    from haq.allocation.costs import WITHOUT_TARGET
 
     quantities = [text.partition("=")[0].strip() for text in job.budgets]
-    if job.target is None or any(quantity not in UNITS for quantity in quantities):
+    if job.target is None or any(quantity not in WITHOUT_TARGET for quantity in quantities):
         return ""
     return (
         f"no budget is on {job.target}: its costs are only shown, and its bit-widths are those "

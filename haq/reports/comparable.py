@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import stdev
 from typing import Any, NamedTuple
 
-from haq.allocation.costs import UNITS
+from haq.allocation.costs import WITHOUT_TARGET
 from haq.reports.charts.theme import Row
 
 UNIFORM = "uniform"
@@ -51,7 +51,7 @@ def shared_quantities(rows: Sequence[Row], units: Mapping[str, str]) -> list[str
     for quantity in units:
         knowing = [row for row in rows if row.get(quantity) is not None]
         targets = {row["target"] for row in knowing}
-        if len(knowing) > 1 and (quantity in UNITS or len(targets) == 1):
+        if len(knowing) > 1 and (quantity in WITHOUT_TARGET or len(targets) == 1):
             shared.append(quantity)
     return shared
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from haq.allocation.costs import UNITS
+from haq.allocation.costs import WITHOUT_TARGET
 from haq.errors import HaqError, RunError
 from haq.reports.charts.best import best_so_far_chart
 from haq.reports.charts.front import MEASURES, front_chart, quantities
@@ -211,7 +211,7 @@ def _policies(runs: Sequence[str], layers: Sequence[Sequence[Row]]) -> Section:
 
 
 def _table(rows: Sequence[Row]) -> Table:
-    units = {**UNITS, **quantities(rows)}
+    units = {**WITHOUT_TARGET, **quantities(rows)}
     costs = list(quantities(rows))
     # What all have in common stands below the title.
     named = ["run", *(f for f in ("model", "data") if len({row[f] for row in rows}) > 1)]

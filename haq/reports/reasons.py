@@ -4,12 +4,13 @@ import math
 from collections.abc import Sequence
 
 from haq.allocation.budgets import Budget
-from haq.allocation.costs import CostTable, permitted, tabulate, total
+from haq.allocation.costs import CODED, CostTable, permitted, tabulate, total
 from haq.allocation.policy import FLOAT, Bits, Policy, readers
 from haq.quantization.sensitivity import Sensitivity
 from haq.reports.charts.sensitivity import measure_name
 from haq.reports.charts.theme import amount, spoken
 from haq.reports.record import RunRecord
+from haq.runs.coded_cost import clips_of_weights, with_coded_size
 
 
 def reasons(
@@ -154,4 +155,7 @@ def why(record: RunRecord) -> dict[str, str]:
         return {}
     layers, target = planned.graph.layers, planned.target
     every = tabulate(layers, permitted(layers, target), target)
+    if CODED in planned.table.rows:
+        clips = clips_of_weights(planned.graph, record.job, every)
+        every = with_coded_size(every, planned.graph, clips)
     return reasons(planned.table, every, record.policy, planned.budgets, record.sensitivity)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from haq.agents import ddpg, guided
-from haq.allocation.costs import UNITS
+from haq.allocation.costs import WITHOUT_TARGET
 from haq.allocation.policy import Bits
 from haq.errors import TargetError
 from haq.hw_profiles.ceilings import ceilings
@@ -67,7 +67,7 @@ SCHEDULES: Mapping[str, Callable[[int, Job], float | None]] = {
 
 def _trials_charts(record: RunRecord) -> list[Chart]:
     """Return one chart a quantity, that of the first budget first."""
-    units = {**UNITS, **record.summary.get("units", {})}
+    units = {**WITHOUT_TARGET, **record.summary.get("units", {})}
     limits = {budget["quantity"]: budget["limit"] for budget in record.summary.get("budgets", [])}
     quantities = dict.fromkeys([*limits, *record.trials[0].cost])
     charts = []

@@ -2,7 +2,7 @@
 
 import math
 
-from haq.allocation.costs import UNITS, reference
+from haq.allocation.costs import WITHOUT_TARGET, reference
 from haq.allocation.policy import FLOAT, Bits
 from haq.errors import TargetError
 from haq.reports.record import RunRecord
@@ -25,12 +25,12 @@ def side_by_side(record: RunRecord) -> dict[str, Three]:
             costs[quantity] = (float(FLOAT), eight, summary["cost"][quantity])
             continue
         eights = [layer["cost_w8a8"].get(quantity) for layer in layers]
-        rest = rest if quantity in UNITS else 0.0
+        rest = rest if quantity in WITHOUT_TARGET else 0.0
         eight = None if None in eights else math.fsum([*eights, rest])
         whole = {"size": math.fsum(4 * layer["params"] for layer in layers) + rest,
                  "bops": math.fsum(layer["macs"] * FLOAT**2 for layer in layers)}  # fmt: skip
         full = whole.get(quantity)
-        if record.planned and quantity not in UNITS:
+        if record.planned and quantity not in WITHOUT_TARGET:
             full = _reference(record.planned, quantity, Bits(FLOAT, FLOAT))
             eight = _reference(record.planned, quantity, Bits(8, 8))
         costs[quantity] = (full, eight, summary["cost"][quantity])

@@ -14,6 +14,7 @@ from haq.models.weights import packed
 from haq.quantization.convert import convert_and_check
 from haq.quantization.fake_quant import quantize
 from haq.runs.accuracy_target import reach
+from haq.runs.coded_size import kept, summary_fields
 from haq.runs.evaluation import Evaluation
 from haq.runs.executors import Request
 from haq.runs.folder import read_json, write_json
@@ -45,6 +46,7 @@ def finish(search: Search) -> tuple[Trial, dict[str, Any]]:
     else:
         top, model, more = reach(search)
     summary |= more
+    summary |= summary_fields(search, top, model)
     if evaluation.test:
         summary["final_test_accuracy"] = evaluation.test(model, "test").accuracy
     save_network(search.folder, top.policy, packed(model))
@@ -96,6 +98,7 @@ def _chosen(search: Search) -> tuple[Trial, fx.GraphModule, bool, dict[str, Any]
         model = network(confirmed.policy)
     else:
         model = _restored(planned, evaluation, top.policy, weights)
+    confirmed, model = kept(search, confirmed, model, network)
     return confirmed, model, tuned, summary | latency
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from haq.agents import find
 from haq.allocation.budgets import Budget, fit, most_bits, parse_budget
 from haq.allocation.costs import (
+    CODED,
     CostTable,
     Target,
     nearest_pin,
@@ -29,6 +30,7 @@ from haq.network.inputs import Inputs, random_inputs
 from haq.network.layers import Layer, edges
 from haq.quantization.calibration import check_weights
 from haq.quantization.clipping import CLIPPING
+from haq.runs.coded_cost import clips_of_weights, is_asked, with_coded_size
 from haq.runs.job import Job
 from haq.training.distilling import check_distilling
 
@@ -74,6 +76,7 @@ def plan(
     images: Mapping[str, Any],
     sample: Inputs | None = None,
     notes: Sequence[str] = (),
+    trained: bool = True,
 ) -> Plan:
     """Return the layers of a model, what their bits cost and the budgets of the job.
 
@@ -83,6 +86,8 @@ def plan(
         images: At least the "shape" of one; kept with the run.
         sample: Some inputs (N, ...) as the model gets them; random numbers of that shape if None.
         notes: Sentences for the user, known already.
+        trained: Whether the model's weights are those that are searched; if they are not yet, what
+            is measured on them holds no budget.
 
     Raises:
         HaqError: The model cannot be traced, a name is unknown, or no policy meets the budgets.
@@ -97,10 +102,13 @@ def plan(
     choices = _choices(job, graph.layers, target, pins)
     floats = sum(graph.float_parameters.values())
     table = tabulate(graph.layers, choices, target, floats)
+    if is_asked(job):
+        table = with_coded_size(table, graph, clips_of_weights(graph, job, table))
     if job.minimise is not None:
         look_up(table.rows, "quantity", job.minimise)
     budgets = tuple(parse_budget(text, graph.layers, target, floats) for text in job.budgets)
-    _check_budgets(job, graph.layers, target, floats, table, budgets, pins)
+    certain = [budget for budget in budgets if trained or budget.quantity != CODED]
+    _check_budgets(job, graph, target, table, certain, pins)
     notes = (
         *notes,
         *graph.notes,
@@ -127,9 +135,8 @@ def _check_teaching(job: Job, graph: Graph, sample: Inputs) -> None:
 
 def _check_budgets(
     job: Job,
-    layers: Sequence[Layer],
+    graph: Graph,
     target: Target | None,
-    floats: int,
     table: CostTable,
     budgets: Sequence[Budget],
     pins: Mapping[str, int | Bits],
@@ -142,8 +149,10 @@ def _check_budgets(
     try:
         fit(most_bits(table), table, budgets)
     except BudgetError as error:
-        free = permitted(layers, target, job.weight_bits, job.fixed_act_bits)
-        unpinned = tabulate(layers, free, target, floats)
+        free = permitted(graph.layers, target, job.weight_bits, job.fixed_act_bits)
+        unpinned = tabulate(graph.layers, free, target, sum(graph.float_parameters.values()))
+        if is_asked(job):
+            unpinned = with_coded_size(unpinned, graph, clips_of_weights(graph, job, unpinned))
         try:
             fit(most_bits(unpinned), unpinned, budgets)
         except BudgetError:

@@ -8,6 +8,7 @@ from haq.allocation.trials import best
 from haq.errors import RunError
 from haq.hw_profiles import Explained
 from haq.runs.accuracy_target import tried
+from haq.runs.coded_size import replanned
 from haq.runs.episodes import episodes
 from haq.runs.evaluation import Evaluation
 from haq.runs.executors import Executor, executor_for
@@ -34,6 +35,7 @@ def play(
 
     The executor is the one the job asks for unless another is given; it is closed at the end.
     """
+    planned = replanned(job, planned, evaluation.scoring.clips)
     drop_torn_line(folder)
     trials = read_trials(folder)
     _check_target(folder, planned)

@@ -78,7 +78,8 @@ def prepare(job: Job, folder: Path, on_progress: OnProgress) -> Start:
         about = load(job.data, seed=job.seed, size=job.size)
     model = fresh_model(job.model, about, job.width, job.seed)
     read_float(job, folder, model)
-    planned = tried(plan(job, model, images_of(about), example(about)))
+    trained = job.weights is not None or (folder / "float.safetensors").exists()
+    planned = tried(plan(job, model, images_of(about), example(about), trained=trained))
     if planned.notes:
         on_progress(Progress("plan", 1, 1, "; ".join(planned.notes)))
     data = about if isinstance(about, Data) else load(job.data, seed=job.seed, size=job.size)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from haq.allocation.budgets import uniform_within
-from haq.allocation.costs import Target, reference, total
+from haq.allocation.costs import CODED, reference, total
 from haq.allocation.policy import Bits, Policy
 from haq.allocation.trials import Trial
 from haq.errors import TargetError
@@ -118,7 +118,7 @@ def layer_rows(planned: Plan, policy: Policy) -> list[dict[str, Any]]:
         bits = policy[layer.name]
         place = table.positions[layer.name][bits]
         eight = {
-            quantity: _at_8_bits(layer, planned.target, quantity)
+            quantity: _at_8_bits(planned, layer, quantity)
             for quantity in table.units
             if quantity != "avg_weight_bits"
         }
@@ -133,9 +133,13 @@ def layer_rows(planned: Plan, policy: Policy) -> list[dict[str, Any]]:
     return rows
 
 
-def _at_8_bits(layer: Layer, target: Target | None, quantity: str) -> float | None:
+def _at_8_bits(planned: Plan, layer: Layer, quantity: str) -> float | None:
+    if quantity == CODED:
+        pairs = enumerate(planned.table.choices[layer.name])
+        row = planned.table.rows[quantity][layer.name]
+        return next((float(row[place]) for place, bits in pairs if bits.weight == 8), None)
     alone = [replace(layer, reads=layer.name)]
     try:
-        return reference(alone, target, quantity, Bits(8, 8))
+        return reference(alone, planned.target, quantity, Bits(8, 8))
     except TargetError:
         return None

@@ -104,12 +104,12 @@ def test_frequencies_sum_to_4096_and_keep_what_occurs(levels):
 
 
 def test_frequencies_by_hand():
-    # Weights 8, 10, 0, 1 of 19: 4092 beside the one each has, up to 1722.9, 3876.6, 3876.6, 4092.
+    # Weights 8, 10, 0, 1 of 19; 4092 beside one each: they end at 1722.9, 3876.6, 3876.6, 4092.
     assert tables.frequencies(np.array([9, 10, 1, 2], np.uint8)).tolist() == [1723, 2155, 1, 217]
 
 
 @pytest.mark.parametrize(
-    # Weights 8, 10, 0, 1 of 19; 4092 beside one each: they end at 1722.9, 3876.6, 3876.6, 4092.
+    "levels, sentence",
     [([0, 1], "no symbol with a weight"), ([46], "level 46, and the highest is 45")],
 )
 def test_tables_that_are_none_are_refused(levels, sentence):

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from haq.allocation.budgets.limit import Budget
-from haq.allocation.costs import UNITS, Target, reference
+from haq.allocation.costs import CODED, UNITS, WITHOUT_TARGET, Target, reference
 from haq.allocation.policy import FLOAT, Bits
 from haq.errors import BudgetError, HaqError, TargetError, look_up
 from haq.network.layers import Layer
@@ -51,6 +51,11 @@ def parse_budget(
     if not 0 < number < math.inf:
         raise BudgetError(f"budget {text!r}: the limit must be positive and finite; {_FORMS}")
     if unit.startswith("%"):
+        if quantity == CODED:
+            raise BudgetError(
+                f"budget {text!r}: {CODED} is measured, and has no references; give bytes, such as "
+                f"{CODED}=60kB"
+            )
         bits = _reference_bits(text, unit[1:].strip())
         whole = _reference(text, layers, target, quantity, bits, float_values)
         return Budget(quantity, number / 100 * whole)
@@ -67,7 +72,7 @@ def _check_quantity(text: str, quantity: str, target: Target | None) -> None:
         raise BudgetError(
             f"budget {text!r}: {target.name} knows no {quantity}, only {', '.join(target.units)}"
         )
-    known = {**UNITS, **(target.units if target else _SI)}
+    known = {**WITHOUT_TARGET, **(target.units if target else _SI)}
     try:
         look_up(known, "budget", quantity)
     except HaqError as error:
@@ -104,7 +109,7 @@ def _reference(
 
 
 def _factors(quantity: str, target: Target | None) -> dict[str, float]:
-    if quantity == "size":
+    if quantity in ("size", CODED):
         return {"": 1.0, **_BYTES}
     if quantity == "bops":
         return {"": 1.0, **_COUNTS}

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from haq.allocation.costs import UNITS
+from haq.allocation.costs import CODED, UNITS
 from haq.cli.terminal.console import console, holds
 from haq.reports.charts.theme import counted
 from haq.reports.uniform import uniform_sentence
@@ -34,10 +34,26 @@ def print_run(folder: Path, summary: dict[str, Any]) -> None:
         )
         screen.print(f"  {_origin(summary, budget['quantity'])}")
     _print_measured(screen, summary.get("measured_latency"))
+    if coded := summary.get(CODED):
+        screen.print(coded_size_sentence(coded))
     _print_accuracies(screen, summary)
     if target := summary.get("accuracy_target"):
         screen.print(accuracy_target_sentence(target))
     screen.print(f"run: {folder}")
+
+
+def coded_size_sentence(coded: Mapping[str, Any]) -> str:
+    """Return how large the network's packet is, and how far that was predicted."""
+    if coded["packet"] is None:
+        return "the network has no checkpoint, so that no packet of it was measured"
+    apart = coded["packet"] / coded["predicted"] - 1
+    sentence = (
+        f"packet (haq export --format safetensors, haq pack): {coded['packet']:,} bytes, "
+        f"{abs(apart):.1%} {'more' if apart > 0 else 'less'} than predicted"
+    )
+    if coded["budget"] is not None and coded["packet"] > coded["budget"]:
+        return f"{sentence}, and over the budget: give one that is lower by as much"
+    return sentence
 
 
 def accuracy_target_sentence(target: Mapping[str, Any]) -> str:
@@ -72,6 +88,8 @@ def _origin(summary: dict[str, Any], quantity: str) -> str:
     """Say how a cost was found and how far it can be trusted."""
     if quantity in UNITS:
         return "counted"
+    if quantity == CODED:
+        return "measured on the codes of each layer and width"
     origin = summary.get("cost_origin")
     if origin is None:
         return "the run does not say where this number comes from"
@@ -85,7 +103,7 @@ def _origin(summary: dict[str, Any], quantity: str) -> str:
     )
 
 
-_PER_LAYER = ("latency", "energy", "bops", "size")
+_PER_LAYER = ("latency", "energy", "bops", "size", CODED)
 
 
 def _print_measured(screen: Console, latency: dict[str, Any] | None) -> None:

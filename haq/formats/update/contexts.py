@@ -91,30 +91,29 @@ class Field:
         self.of_column = np.zeros((1, columns), np.int64)
         self.in_row = np.zeros((rows, 1), np.int64)
         self.in_column = np.zeros((1, columns), np.int64)
+        self.total = self.count = 0  # of u, and of codes that are known
         self.known = 0  # planes
 
     def step(self, one: Pass) -> Step:
         """Return how the codes of the next pass are coded."""
-        part = np.s_[one.plane, one.row :: one.stride, one.column :: one.stride]
         p = self.predicted(one)
         if self.base is not None:
-            p = p + self.base[part]
+            p = p + self.base[one.part]
         context = self._sizes(one) * STEPS
         if self.zero is not None:
-            context += self.zero[part] * np.int32(SIZES * STEPS)
+            context += self.zero[one.part] * np.int32(SIZES * STEPS)
         if self.small:
-            sign = np.where(p < 0, np.int32(-1), np.int32(1))
+            sign = 1 - 2 * (p < 0).astype(np.int32)
             context += np.minimum((np.abs(p) + 2) >> 2, STEPS - 1)
             return Step(context, sign, np.zeros_like(p))
-        shift = np.clip((p + UNIT // 2) // UNIT, -self.top, self.top)
-        rest = np.clip(p - UNIT * shift, -UNIT // 2, UNIT // 2)
-        sign = np.where(rest < 0, np.int32(-1), np.int32(1))
+        shift = _clipped((p + UNIT // 2) >> 4, self.top)
+        rest = _clipped(p - UNIT * shift, UNIT // 2)
+        sign = 1 - 2 * (rest < 0).astype(np.int32)
         return Step(context + (np.abs(rest) >> 1), sign, shift)
 
     def predicted(self, one: Pass) -> Ints:
         """Return what the known places of the kernel say of u."""
-        shape = self.own[one.row :: one.stride, one.column :: one.stride].shape
-        p = np.zeros(shape, np.int32)
+        p = np.zeros(self.own[one.rows, one.columns].shape, np.int32)
         for plane in one.near:
             coefficient = next(self.coefficients, 0)
             if coefficient:
@@ -122,34 +121,39 @@ class Field:
         return p >> ONE if one.near else p
 
     def _sizes(self, one: Pass) -> Ints:
-        rows, columns = np.s_[one.row :: one.stride], np.s_[one.column :: one.stride]
-        shape = self.own[rows, columns].shape
-        count = int(self.in_row.sum())
-        if not count:
-            return np.full(shape, SIZES - 1, np.int32)
-        mean = int(self.of_row.sum()) // count
-        row = _mean(self.of_row, self.in_row, mean)[rows]
-        column = _mean(self.of_column, self.in_column, mean)[:, columns]
-        e = (2 * (row + column) + self.own[rows, columns]) // (self.known + 4)
+        own = self.own[one.rows, one.columns]
+        if not self.count:
+            return np.full(own.shape, SIZES - 1, np.int32)
+        mean = self.total // self.count
+        row = _mean(self.of_row, self.in_row, mean)[one.rows]
+        column = _mean(self.of_column, self.in_column, mean)[:, one.columns]
+        e = (2 * (row + column) + own) // (self.known + 4)
         sizes: Ints = _CLASS[np.minimum(e, len(_CLASS) - 1)]
         return sizes
 
     def learn(self, one: Pass, codes: Ints) -> None:
         """Take in the codes of the pass that ``step`` was asked for."""
-        part = np.s_[one.plane, one.row :: one.stride, one.column :: one.stride]
         u = codes * np.int32(UNIT)
         if self.base is not None:
-            u = u - self.base[part]
-        self.u[part] = u
+            u -= self.base[one.part]
+        self.u[one.part] = u
         size = np.abs(u)
-        rows, columns = np.s_[one.row :: one.stride], np.s_[one.column :: one.stride]
-        self.of_row[rows] += size.sum(1, dtype=np.int64)[:, None]
-        self.of_column[:, columns] += size.sum(0, dtype=np.int64)
-        self.in_row[rows] += size.shape[1]
-        self.in_column[:, columns] += size.shape[0]
+        of_row = size.sum(1, dtype=np.int64)
+        self.of_row[one.rows, 0] += of_row
+        self.of_column[0, one.columns] += size.sum(0, dtype=np.int64)
+        self.in_row[one.rows] += size.shape[1]
+        self.in_column[:, one.columns] += size.shape[0]
+        self.total += int(of_row.sum())
+        self.count += size.size
         if one.stride == 1:
             self.own += size
             self.known += 1
+
+
+def _clipped(values: Ints, most: int) -> Ints:
+    # Much faster than np.clip, which looks up limits at every call.
+    clipped: Ints = np.minimum(np.maximum(values, -most), most)
+    return clipped
 
 
 def _mean(total: NDArray[np.int64], count: NDArray[np.int64], otherwise: int) -> Ints:

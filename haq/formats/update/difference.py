@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from haq.formats.update import network as networks
 from haq.formats.update import packet
 from haq.formats.update.network import Network, floats
+from haq.formats.update.options import Coded
 from haq.formats.update.packet import Sent
-from haq.formats.update.plan import Coded, Plan, bits_of_part, plan
+from haq.formats.update.plan import Plan, bits_of_part, plan
 from haq.formats.update.units import Unit
 
 

@@ -19,8 +19,9 @@ from haq.errors import UpdateError
 from haq.formats.update import tables
 from haq.formats.update.coefficients import LIMIT, Key
 from haq.formats.update.network import HEADER, Outline, outline
+from haq.formats.update.options import Lossy, is_lossy
 from haq.formats.update.order import coefficients_of
-from haq.formats.update.plan import Lossy, Tables, is_lossy
+from haq.formats.update.plan import Tables
 from haq.formats.update.units import LOSSY, MODES, contexts_of, symbols_of, units
 
 MAGIC = b"\x89HAQZ\r\n\x1a"

@@ -40,6 +40,21 @@ class Pass(NamedTuple):
     stride: int = 1
     near: tuple[int, ...] = ()
 
+    @property
+    def rows(self) -> slice:
+        """Its rows."""
+        return slice(self.row, None, self.stride)
+
+    @property
+    def columns(self) -> slice:
+        """Its columns."""
+        return slice(self.column, None, self.stride)
+
+    @property
+    def part(self) -> tuple[int, slice, slice]:
+        """Where its codes lie in (K, out, in)."""
+        return self.plane, self.rows, self.columns
+
 
 def planes(shape: Sequence[int]) -> tuple[int, int, int]:
     """Return (K, out, in) for the shape of a tensor.

@@ -11,7 +11,8 @@ from haq.errors import UpdateError
 from haq.formats.update import manifest as manifests
 from haq.formats.update.manifest import Manifest, Member, Section, deflated
 from haq.formats.update.network import Network, Outline, Tensor, packed
-from haq.formats.update.plan import Coded, plan
+from haq.formats.update.options import Coded
+from haq.formats.update.plan import plan
 from haq.formats.update.sections import Reader, Steps, cut, encode
 from haq.formats.update.units import Unit, units
 

@@ -23,6 +23,9 @@ from haq.formats.update.tables import PRECISION, TOTAL
 LOW = 1 << 16
 """No state is below it between symbols."""
 
+_LOW, _SLOT, _BITS = np.uint32(LOW), np.uint32(TOTAL - 1), np.uint32(PRECISION)
+_SHARE, _PLACE, _ONE, _WORD = np.uint32(20), np.uint32(8), np.uint32(1), np.uint32(16)
+
 Run = tuple[NDArray[np.integer], NDArray[np.integer]]
 """Symbols, and the number of the table of each."""
 
@@ -92,22 +95,22 @@ class Decoder:
         for start in range(0, len(slots), max(lanes, 1)):
             part = slots[start : start + lanes]
             x = self.states[: len(part)]
-            entry = table[part | (x & np.uint32(TOTAL - 1))]
+            entry = table.take(part | (x & _SLOT))
             entries[start : start + lanes] = entry
-            x >>= np.uint32(PRECISION)
-            x *= (entry >> np.uint32(20)) + np.uint32(1)
-            x += (entry >> np.uint32(8)) & np.uint32(TOTAL - 1)
+            x >>= _BITS
+            x *= (entry >> _SHARE) + _ONE
+            x += (entry >> _PLACE) & _SLOT
             self._refill(x)
         return entries.astype(np.uint8)  # the low 8 bits
 
     def _refill(self, x: NDArray[np.uint32]) -> None:
-        hungry = np.flatnonzero(x < LOW)
+        hungry = (x < _LOW).nonzero()[0]
         if not len(hungry):
             return
         end = self.taken + len(hungry)
         if end > len(self.words):
             raise UpdateError("the coder's words end too early")
-        x[hungry] = x[hungry] << np.uint32(16) | self.words[self.taken : end]
+        x[hungry] = x[hungry] << _WORD | self.words[self.taken : end]
         self.taken = end
 
     def end(self) -> bytes:

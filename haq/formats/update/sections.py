@@ -17,7 +17,8 @@ from haq.formats.update.contexts import Field, Ints
 from haq.formats.update.contexts import codes as codes_of
 from haq.formats.update.manifest import Manifest
 from haq.formats.update.network import Layer, Network, floats
-from haq.formats.update.plan import Coded, Lossy, Tables
+from haq.formats.update.options import Coded, Lossy
+from haq.formats.update.plan import Tables
 from haq.formats.update.units import (
     LOSSY,
     Base,
@@ -170,7 +171,7 @@ class Reader:
             values = coder.run(table, entries).astype(np.int32).reshape(step.context.shape)
             z = codes_of(step, values, field.top)
             field.learn(one, z)
-            whole[one.plane, one.row :: one.stride, one.column :: one.stride] = z
+            whole[one.part] = z
         return order.from_planes(whole).astype(np.int32)
 
     def _bytes(self, block: "_Block", unit: Unit, mode: str) -> list[NDArray[np.uint8] | slice]:

@@ -162,7 +162,7 @@ def code_part(
     parts, contexts = [], []
     for one in field.passes:
         step = field.step(one)
-        some = whole[one.plane, one.row :: one.stride, one.column :: one.stride]
+        some = whole[one.part]
         parts.append(symbols(step, some, field.top).ravel().astype(np.uint8))
         contexts.append(step.context.ravel().astype(np.uint16))
         field.learn(one, some)
