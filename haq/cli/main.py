@@ -21,7 +21,7 @@ from haq.cli.show import show_command
 from haq.cli.sweep import sweep_command
 from haq.cli.targets import targets_command
 from haq.cli.train import train_command
-from haq.cli.updates import diff_command, pack_command, unpack_command
+from haq.cli.updates import diff_command, pack_command, pull_command, unpack_command
 from haq.cli.verify import verify_command
 from haq.errors import HaqError
 
@@ -43,6 +43,7 @@ PANELS: Mapping[str, Mapping[str, Callable[..., None]]] = {
         "pack": pack_command,
         "unpack": unpack_command,
         "diff": diff_command,
+        "pull": pull_command,
     },
     "Hardware": {
         "targets": targets_command,

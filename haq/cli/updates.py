@@ -73,6 +73,47 @@ def unpack_command(
     typer.echo(f"{out}: {out.stat().st_size / 1000:.1f} kB, network {network.id}")
 
 
+def pull_command(
+    url: Annotated[
+        str,
+        typer.Argument(
+            help="Of a network: https://HOST/v1/channels/NAME/network, or …/v1/runs/ID/network.",
+            metavar="URL",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The file to write.", metavar="FILE")],
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="The file that is held: only the difference is sent.",
+            metavar="FILE",
+            show_default="none: the network as a whole",
+        ),
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            help="For the service; better given as HAQ_TOKEN in the environment.",
+            envvar="HAQ_TOKEN",
+            metavar="TOKEN",
+            show_default="none",
+        ),
+    ] = None,
+) -> None:
+    """Get the newest network of a channel or a run from a service, if it is not the one held."""
+    from haq.formats.update.pull import pull
+
+    pulled = pull(url, out, base, token)
+    if not pulled.size:
+        typer.echo(f"{base} is the newest network, {pulled.network[:12]}; nothing was written")
+        return
+    kind = "difference" if pulled.difference else "whole network"
+    typer.echo(
+        f"{out}: network {pulled.network[:12]}, a {kind} of {pulled.size / 1000:.1f} kB, of which "
+        f"{pulled.received / 1000:.1f} kB came now"
+    )
+
+
 def diff_command(
     old: Annotated[Path, typer.Argument(help="A safetensors file.", metavar="OLD")],
     new: Annotated[Path, typer.Argument(help="Another one.", metavar="NEW")],

@@ -174,6 +174,26 @@ class FileOut(BaseModel):
     href: str
 
 
+class Publish(BaseModel):
+    """What is to be the newest on a channel."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run: RunId = Field(description="Finished; its network is published.")
+
+
+class ChannelOut(BaseModel):
+    """A network on a channel."""
+
+    owner: str
+    name: str
+    number: int = Field(description="From 1; the highest is the newest.")
+    network: str = Field(description="Its id, with which the next one is asked for.")
+    run: RunId
+    at: float
+    href: str
+
+
 class ModelOut(BaseModel):
     """A network that can be asked for."""
 

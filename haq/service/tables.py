@@ -105,6 +105,26 @@ UPLOADS = Table(
     Index("uploads_by_owner", "owner", "created"),
 )
 
+NETWORKS = Table(
+    "networks",
+    METADATA,
+    Column("run_id", ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("network", String(64), nullable=False),  # its id, see docs/updates.md
+    Index("networks_by_id", "network"),
+)
+"""The networks of finished runs that were asked for, so that they are found by their ids."""
+
+CHANNELS = Table(
+    "channels",
+    METADATA,
+    Column("owner", String(64), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True),  # from 1; the highest is the newest
+    Column("run_id", ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("at", Double, nullable=False),
+)
+"""Which run's network was published on a channel, one after the other."""
+
 STORE = Table("store", METADATA, Column("id", String(32), primary_key=True))
 """One row: the name that the folder of files must bear as well."""
 

@@ -101,8 +101,8 @@ def test_what_is_no_budget_says_why(text, message):
 )
 def test_without_a_target_the_quantities_that_need_one_are_known_all_the_same(text, meant):
     message = (
-        rf"did you mean '{meant}'\? \(known: avg_weight_bits, bops, energy, latency, size\); "
-        "latency and energy need --target"
+        rf"did you mean '{meant}'\? \(known: avg_weight_bits, bops, coded_size, energy, latency, "
+        r"size\); latency and energy need --target"
     )
     with pytest.raises(BudgetError, match=message):
         parse_budget(text, BOTH, None)

@@ -3,9 +3,20 @@
 rows      runs as they are read
 events    what happened to a run, numbered from 1
 queue     what users do: submit, cancel, retry, delete
+channels  networks by their ids, and those published under a name
 leases    what workers do, while they hold the lease of a run
 """
 
+from haq.service.store.channels import (
+    Published,
+    channels,
+    history,
+    network_of,
+    publish,
+    remember,
+    runs_with,
+)
+from haq.service.store.channels import count as channel_count
 from haq.service.store.events import Event, events_after
 from haq.service.store.leases import (
     Lease,
@@ -44,8 +55,11 @@ __all__ = [
     "Lease",
     "LeaseLost",
     "Progress",
+    "Published",
     "Run",
     "cancel",
+    "channel_count",
+    "channels",
     "claim",
     "counts",
     "events_after",
@@ -56,10 +70,15 @@ __all__ = [
     "hand_back",
     "hidden",
     "hide",
+    "history",
     "listed",
     "longest_wait",
+    "network_of",
+    "publish",
+    "remember",
     "report",
     "retry",
+    "runs_with",
     "seen",
     "stop",
     "submit",
