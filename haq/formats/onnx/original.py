@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx
 
 from haq.errors import ModelError
+from haq.formats.onnx.layout import KEY, text_of
 from haq.models.onnx.branches import drop_unused
 from haq.models.onnx.network import Origin
 from haq.network.naming import TENSORS
@@ -61,6 +62,7 @@ def from_original(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * len(shape))
         for name, shape in origin.shapes.items()
     )
+    model.metadata_props.append(onnx.StringStringEntryProto(key=KEY, value=text_of(origin)))
     states = {tensor: path for path, tensor in origin.stored.items()}
     return Marked(model, states, _unnamed(network, layers, norms, origin))
 

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 from torch import Tensor, fx, nn
 
 from haq.errors import ModelError
+from haq.formats.onnx.layout import KEY, layout_of
 from haq.formats.onnx.lower import lower
 from haq.formats.onnx.saturation import EXACT_KERNELS
 from haq.formats.onnx.template import Template, template
@@ -68,9 +69,20 @@ def integer_answer(exported: Template, network: nn.Module) -> Answer | None:
         return None
 
     def answer(images: Inputs) -> Tensor:
-        return torch.from_numpy(session.run(None, fed(session, images))[0])
+        return torch.from_numpy(answered(session, images))
 
     return answer
+
+
+def answered(session: onnxruntime.InferenceSession, inputs: Inputs) -> NDArray[Any]:
+    """Return the first output of a file for the rows that its network takes, (N, ...)."""
+    text = session.get_modelmeta().custom_metadata_map.get(KEY)
+    if text is None:
+        first: NDArray[Any] = session.run(None, fed(session, inputs))[0]
+        return first
+    layout = layout_of(text)
+    feeds = layout.feeds(layout.rows_of(inputs))
+    return layout.joined([session.run(None, each)[0] for each in feeds], len(inputs))
 
 
 def fed(session: onnxruntime.InferenceSession, inputs: Inputs) -> dict[str, NDArray[Any]]:

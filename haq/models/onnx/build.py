@@ -56,8 +56,8 @@ def network_of(
     )
     worked_out = {name: constants[name] for name in builder.stored.values() if weights[name]}
     origin = Origin(
-        flat.SerializeToString(), inputs.given, outputs, _shapes(flat, shaped), builder.stored,
-        worked_out,
+        flat.SerializeToString(), inputs.given, outputs, inputs.fixed, inputs.axes,
+        _shapes(flat, shaped), builder.stored, worked_out,
     )  # fmt: skip
     return builder.network(origin)
 

@@ -68,6 +68,8 @@ class Origin:
         file: The file without branches, its operators in the form of opset 21 or later.
         inputs: What the network is given, in order.
         outputs: Name of each output in the file, and the axis along which its rows lie.
+        fixed: Inputs of the file that always have the same value, one row of it.
+        axes: The axis of rows of those among them that have one.
         shapes: Of the file's float tensors, -1 where a size is free.
         stored: Path of each parameter and buffer to the file's tensor whose values it has.
         worked_out: The tensors among these that the file computes from its constants.
@@ -76,6 +78,8 @@ class Origin:
     file: bytes
     inputs: tuple[Input, ...]
     outputs: tuple[tuple[str, int | None], ...]
+    fixed: Mapping[str, Array]
+    axes: Mapping[str, int]
     shapes: Mapping[str, tuple[int, ...]]
     stored: Mapping[str, str]
     worked_out: Mapping[str, Array]
@@ -101,8 +105,18 @@ class OnnxNetwork(nn.Module):
         self._steps = tuple(steps)
         self._kinds = dict(kinds)
 
-    def forward(self, *inputs: Tensor) -> Any:
-        """Return the file's outputs: one tensor, or a tuple of them in the file's order."""
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
+        """Return the file's outputs: one tensor, or a tuple of them in the file's order.
+
+        Args:
+            inputs: In the file's order, the rows first; without those that are fixed.
+            named: The same by their names in the file, in place of ``inputs``.
+        """
+        if named:
+            names = [one.name for one in self.origin.inputs]
+            if inputs or set(names) != set(named):
+                raise TypeError(f"the inputs are {', '.join(names)}, not {', '.join(named)}")
+            inputs = tuple(named[name] for name in names)
         values = self.tensors(inputs)
         results = tuple(
             values[name] if axis in (None, 0) else values[name].movedim(axis, 0)
