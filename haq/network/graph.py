@@ -15,6 +15,7 @@ from haq.network.modules import (
     LOOKUPS,
     Convolution,
     LayerModule,
+    Matrix,
     Transposed,
     bias_of,
     inputs_of,
@@ -25,6 +26,7 @@ from haq.network.operators import (
     folding_norms,
     is_product,
     origin_of,
+    recurrent_steps,
     tensor_of,
 )
 from haq.network.signs import signs_of
@@ -157,6 +159,9 @@ def _layer(
 def _sizes(
     module: LayerModule, node: fx.Node, shapes: dict[fx.Node, torch.Size], images: int
 ) -> CallShape:
+    if isinstance(module, Matrix):
+        steps = sum(recurrent_steps(user, shapes) for user in node.users)
+        return CallShape((steps, 1), (steps, 1), module.weight.numel() * steps, 1)
     positions = _positions(module, shapes[node], images)
     macs = 0 if isinstance(module, LOOKUPS) else module.weight.numel() * positions
     if not isinstance(module, Convolution | Transposed):
@@ -198,6 +203,8 @@ def _padding(module: Convolution | Transposed) -> Sizes:
 def _layer_kind(module: LayerModule) -> Kind:
     if isinstance(module, LOOKUPS):
         return "embedding"
+    if isinstance(module, Matrix):
+        return "recurrent"
     if isinstance(module, nn.Linear):
         return "linear"
     if isinstance(module, Transposed):

@@ -12,13 +12,13 @@ EDGE_BITS = 8
 """Bits of the network's input, of residual operands and sums, and of what is pooled."""
 
 Kind = Literal[
-    "conv", "depthwise", "grouped", "pointwise", "transposed", "linear", "embedding"
+    "conv", "depthwise", "grouped", "pointwise", "transposed", "linear", "embedding", "recurrent"
 ]  # fmt: skip
 
 Sizes = tuple[int, ...]
 """Height and width, or depth, height and width."""
 
-WEIGHTS_ALONE: tuple[Kind, ...] = ("embedding",)
+WEIGHTS_ALONE: tuple[Kind, ...] = ("embedding", "recurrent")
 """Kinds of layers that have bits of weights alone: what they read is not rounded."""
 
 
@@ -47,7 +47,8 @@ class Layer:
         kind: "pointwise" is a 1x1 convolution with one group, "depthwise" has as many groups as
             input and output channels (more than one), "grouped" any other number of groups > 1.
             "transposed" is a transposed convolution, with any groups. "embedding" is a table whose
-            rows are looked up: it multiplies nothing.
+            rows are looked up: it multiplies nothing. "recurrent" is one matrix of an LSTM, GRU or
+            RNN, which multiplies once for every step.
         c_in: Input channels, or input features of a linear layer, or rows of an embedding.
         c_out: Output channels, or output features.
         kernel: Height and width, of a 3-D convolution depth before them; a 1-D convolution is one

@@ -15,7 +15,22 @@ Product = Convolution | Transposed | nn.Linear
 Lookup = nn.Embedding
 """Reads rows of its weights: no products, and no activations to quantize."""
 
-LayerModule = Product | Lookup
+
+class Matrix(nn.Module):
+    """Gives its weights to an operation that has several, such as an LSTM."""
+
+    weight: nn.Parameter
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self) -> Tensor:
+        """Return the weights (outputs, inputs)."""
+        return self.weight
+
+
+LayerModule = Product | Lookup | Matrix
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -25,7 +40,7 @@ PRODUCTS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 
 LOOKUPS = (nn.Embedding,)
 
-LAYERS = (*PRODUCTS, *LOOKUPS)
+LAYERS = (*PRODUCTS, *LOOKUPS, Matrix)
 
 
 def plain(module: nn.Module) -> type[nn.Module]:
@@ -43,6 +58,8 @@ def inputs_of(module: LayerModule) -> int:
     """Return the channels or features that a layer reads; of a lookup the rows it has."""
     if isinstance(module, Convolution | Transposed):
         return module.in_channels
+    if isinstance(module, Matrix):
+        return module.weight.shape[1]
     return module.in_features if isinstance(module, nn.Linear) else module.num_embeddings
 
 
@@ -50,6 +67,8 @@ def outputs_of(module: LayerModule) -> int:
     """Return the channels or features that a layer gives."""
     if isinstance(module, Convolution | Transposed):
         return module.out_channels
+    if isinstance(module, Matrix):
+        return module.weight.shape[0]
     return module.out_features if isinstance(module, nn.Linear) else module.embedding_dim
 
 

@@ -1,7 +1,7 @@
 """What the nodes of a captured graph compute, by the names that ATen gives operations."""
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -33,6 +33,11 @@ _SELECTIONS = SHAPES | {
 
 # Ask what a tensor is, not for its values.
 SIZES = {"sym_size", "sym_numel"}
+
+_RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
+
+RECURRENT = _RECURRENT | {"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}
+"""Operations with several matrices; a cell takes one step."""
 
 NON_NEGATIVE = {
     "abs", "exp", "hardsigmoid", "relu", "relu6", "sigmoid", "softmax", "softplus", "square",
@@ -75,6 +80,23 @@ def is_product(node: fx.Node) -> bool:
 def is_lookup(node: fx.Node) -> bool:
     """Return whether a node reads rows of a table: of an embedding, or of a layer's weights."""
     return kind_of(node) in (*LOOKUPS, "embedding")
+
+
+def recurrent_steps(node: fx.Node, shapes: Mapping[fx.Node, torch.Size]) -> int:
+    """Return how many steps an LSTM and its like takes; 1 of any other operation."""
+    if kind_of(node) not in _RECURRENT:
+        return 1
+    sizes, batch_first = shapes[first_input(node)], node.args[-1]
+    return sizes[1 if batch_first is True and len(sizes) == 3 else 0]
+
+
+def projects(node: fx.Node) -> bool:
+    """Return whether a node is an LSTM that projects its hidden state."""
+    if kind_of(node) != "lstm":
+        return False
+    weights, (biases, layers, _, _, both_ways, _) = node.args[2], node.args[3:9]
+    each = len(weights) / (int(layers) * (2 if both_ways else 1))  # type: ignore[arg-type]
+    return each > (4 if biases else 2)
 
 
 def first_input(node: fx.Node) -> fx.Node:

@@ -14,7 +14,7 @@ from haq.allocation.policy import FLOAT, Bits, Policy, check_policy, readers
 from haq.errors import PolicyError
 from haq.network.graph import Graph
 from haq.network.layers import EDGE_BITS, edges
-from haq.network.modules import along_weight, plain
+from haq.network.modules import Matrix, along_weight, plain
 from haq.network.operators import is_lookup
 from haq.network.sites import Point, insert
 from haq.quantization.calibration import Clips
@@ -163,6 +163,14 @@ class QuantEmbedding(Quantized, nn.Embedding):  # type: ignore[misc]
         return _rounded_rows(self.weight, self.weight_clip, self.weight_bits, input)
 
 
+class QuantMatrix(Quantized, Matrix):
+    """A matrix that is rounded whenever it is read."""
+
+    def forward(self) -> Tensor:
+        """Return the rounded weights (outputs, inputs)."""
+        return self.rounded_weight()
+
+
 class Rows(nn.Module):
     """Reads rows of another layer's weights, rounded as that layer rounds them."""
 
@@ -189,6 +197,7 @@ QUANTIZED: Mapping[type[nn.Module], type[Quantized]] = {
     nn.ConvTranspose3d: QuantConvTranspose3d,
     nn.Linear: QuantLinear,
     nn.Embedding: QuantEmbedding,
+    Matrix: QuantMatrix,
 }
 """Kind of a layer to the same with rounded weights."""
 

@@ -61,6 +61,12 @@ def _kernel_notes(graph: Graph) -> Iterator[str]:
             f"{listed(names)}: ONNX Runtime has float kernels alone for transposed convolutions; "
             "their weights are packed in the file, and become floats when it is loaded"
         )
+    names = [layer.name for layer in graph.layers if layer.kind == "recurrent"]
+    if names:
+        yield (
+            f"{listed(names)}: weights of LSTM, GRU and RNN are packed in the file, and become "
+            "floats when it is loaded"
+        )
 
 
 def check_export(graph: Graph, sample: Sample) -> Template:

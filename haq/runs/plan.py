@@ -191,8 +191,8 @@ def _cost_notes(graph: Graph, target: Target | None) -> Iterator[str]:
     alone = [layer.name for layer in graph.layers if layer.weights_alone]
     if alone:
         yield (
-            f"{costs} of {target.name} are without {listed(alone)}: what is looked up multiplies "
-            "nothing, and counts in size alone"
+            f"{costs} of {target.name} are without {listed(alone)}: what is looked up, or "
+            "multiplied in float by an LSTM, GRU or RNN, counts in size alone"
         )
 
 

@@ -17,7 +17,8 @@ INTEGER = {"QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulIntege
 """Operators of the optimised graph that multiply integers."""
 
 _FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
-_ALONE = {"Gather", "ConvTranspose"}
+_DEQUANTIZED = "dequantized"
+_ALONE = {"Gather", "ConvTranspose", _DEQUANTIZED}
 """Operators of layers for which there is no kernel of integers: right whatever the bits."""
 _SUFFIX = re.compile(r"(_token_\d+|_nchwc|_out0|/duplicated)+$")  # what ONNX Runtime adds to names
 
@@ -51,6 +52,10 @@ class Origins:
             owner = self._owner(node, owners)
             owners |= dict.fromkeys(filter(None, node.output), owner)
             self.layers[node.name] = owner or layers[0]
+        read = {tensor.name.rpartition(".")[0] for tensor in exported.initializer}
+        named = {node.name.partition("/")[0] for node in exported.node}
+        for name in (self._known.keys() & read) - named:  # a matrix of an LSTM has no node
+            self.kernels[name].append(_DEQUANTIZED)
         for name in lookups:  # one of constant rows is carried out when the file is loaded
             self.kernels[name] = self.kernels[name] or ["Gather"]
 

@@ -75,7 +75,26 @@ class Case(NamedTuple):
     kinds: tuple
 
 
+class Recurrent(nn.Module):
+    """An LSTM or a GRU of two layers, both ways, and a head."""
+
+    def __init__(self, kind, **options):
+        super().__init__()
+        self.rnn = kind(6, 8, num_layers=2, batch_first=True, **options)
+        self.head = nn.Linear(16 if options.get("bidirectional") else 8, 5)
+
+    def forward(self, x):
+        output, _ = self.rnn(x)
+        return self.head(output[:, -1])
+
+
 CASES = {
+    "LSTM both ways": Case(
+        lambda: Recurrent(nn.LSTM, bidirectional=True),
+        noise(7, 6),
+        ("recurrent",) * 8 + ("linear",),
+    ),
+    "GRU": Case(lambda: Recurrent(nn.GRU), noise(7, 6), ("recurrent",) * 4 + ("linear",)),
     "1-D convolutions": Case(
         lambda: nn.Sequential(
             nn.Conv1d(3, 8, 5, stride=2, padding=2),
@@ -175,7 +194,7 @@ def case(request):
 def test_a_kind_of_layer_goes_the_whole_way(case, tmp_path):
     model, inputs = case.build().eval(), case.inputs(40)
     run = search(
-        model, inputs, agent="ilp", budgets=["avg_weight_bits=5"], pins={}, rounding_steps=2,
+        model, inputs, agent="ilp", budgets=["avg_weight_bits=7"], pins={}, rounding_steps=2,
         threads=1, out=tmp_path / "run",
     )  # fmt: skip
     assert tuple(layer.kind for layer in trace(model, inputs[:2]).layers) == case.kinds

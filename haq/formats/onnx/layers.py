@@ -14,9 +14,11 @@ from haq.formats.onnx.rows import lower_embedding
 from haq.formats.onnx.saturation import can_saturate
 from haq.formats.onnx.template import DOMAIN
 from haq.formats.onnx.writer import Array, Codes, Grid, Writer, name_of, narrow_codes, shape_of
-from haq.network.modules import Convolution, Product, Transposed, along_weight, as_weight
+from haq.network.modules import Convolution, Matrix, Product, Transposed, along_weight, as_weight
 from haq.quantization.bn_folding import Norm
 from haq.quantization.convert import Folded, InputGrid, fold, has_integer_kernel
+from haq.quantization.fake_quant import Quantized
+from haq.quantization.quantizer import codes, step
 
 MIDDLE = 128
 """Zero point of weights in uint8."""
@@ -51,6 +53,18 @@ def lower_layer(file: Writer, node: onnx.NodeProto) -> None:
         file.nodes.append(helper.make_node("Conv", operands, [output], label, **_geometry(module)))
     else:
         _add_conv_integer(file, module, grid, output, label, folded)
+
+
+def lower_matrix(file: Writer, node: onnx.NodeProto) -> None:
+    """Write a matrix that an operation reads as floats, from packed codes."""
+    name = name_of(node)
+    module = file.network.get_submodule(name)
+    assert isinstance(module, Matrix)
+    weight, scale = module.weight.detach(), None
+    if isinstance(module, Quantized):
+        scale = step(module.weight_bits, module.weight_clip, signed=True)
+        weight = codes(weight, module.weight_bits, along_weight(module.weight_clip, module))
+    file.rename(node.output[0], _float_weight(file, module, name, Folded(weight, scale, None)))
 
 
 def _padded(file: Writer, module: Product, tensor: str, label: str) -> str:
@@ -227,7 +241,7 @@ def _add_transposed(
     )  # fmt: skip
 
 
-def _float_weight(file: Writer, module: Transposed, label: str, folded: Folded) -> str:
+def _float_weight(file: Writer, module: Transposed | Matrix, label: str, folded: Folded) -> str:
     """Return the weights in float, which ONNX Runtime makes of codes when it loads the file."""
     values: Array = as_weight(folded.weight, module).numpy()
     if folded.scale is None:

@@ -26,7 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import fx
 
 from haq.errors import ModelError
-from haq.formats.onnx.layers import lower_layer
+from haq.formats.onnx.layers import lower_layer, lower_matrix
 from haq.formats.onnx.operators import lower_operator, lower_rounding
 from haq.formats.onnx.rows import lower_shared_rows, write_shared_rows
 from haq.formats.onnx.template import DOMAIN, OPSET, Template
@@ -91,6 +91,7 @@ _MARKERS: Mapping[str, Callable[[Writer, onnx.NodeProto], None]] = {
     "round": lower_rounding,
     "layer": lower_layer,
     "rows": lower_shared_rows,
+    "weight": lower_matrix,
     "apart": _leave_out,
 }
 """Kind of a marker in a template to the function that writes what it stands for."""

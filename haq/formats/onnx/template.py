@@ -20,7 +20,9 @@ from haq.formats.onnx.original import from_original
 from haq.models.onnx.network import Origin
 from haq.network.capture import Sample
 from haq.network.inputs import Inputs, arguments, as_inputs
+from haq.network.modules import Matrix
 from haq.network.naming import ORIGIN
+from haq.network.operators import projects
 from haq.quantization.bn_folding import norms_of
 from haq.quantization.convert import layers
 from haq.quantization.fake_quant import Rounding, Rows, set_plain
@@ -38,7 +40,8 @@ class Template:
 
     Attributes:
         model: With nodes ``haq.layer`` and ``haq.round`` that name the network's modules, with
-            ``haq.rows`` where rows of the weights of the layer they name are looked up, and with
+            ``haq.rows`` where rows of the weights of the layer they name are looked up, with
+            ``haq.weight`` where an operation reads all of them, and with
             ``haq.apart``, which do nothing, before the BatchNorms that are not folded.
         norms: Layer to the BatchNorm that folds into it.
         folded: Parameters and buffers of which torch made constants of other names; a network must
@@ -76,6 +79,20 @@ class _Layer(nn.Module):
         return _marker("layer", x, self.name, result.shape, result.dtype)
 
 
+class _Weight(nn.Module):
+    def __init__(self, name: str, weight: Tensor):
+        super().__init__()
+        self.name, self.shape, self.dtype = name, weight.shape, weight.dtype
+
+    def forward(self) -> Tensor:
+        """Return a marker in the place of a matrix."""
+        result: Tensor = torch.onnx.ops.symbolic(
+            f"{DOMAIN}::weight", (), {"name": self.name, "shape": list(self.shape)},
+            dtype=self.dtype, shape=self.shape, version=1,
+        )  # fmt: skip
+        return result
+
+
 class _Rows(nn.Module):
     def __init__(self, name: str):
         super().__init__()
@@ -109,6 +126,10 @@ def template(network: fx.GraphModule, sample: Sample) -> Template:
     Raises:
         ModelError: torch cannot export the network.
     """
+    if any(map(projects, network.graph.nodes)):
+        raise ModelError(
+            "the network has an LSTM that projects its hidden state (proj_size), which ONNX has not"
+        )
     inputs = as_inputs(sample)
     names = layers(network)
     origin = network.meta.get(ORIGIN)
@@ -127,6 +148,9 @@ def template(network: fx.GraphModule, sample: Sample) -> Template:
             _replace(marked, name, _Rows(module.layer))
     for name in names:
         module = marked.get_submodule(name)
+        if isinstance(module, Matrix):
+            _replace(marked, name, _Weight(name, module.weight))
+            continue
         set_plain(module)  # only its shapes count
         _replace(marked, name, _Layer(name, module))
     _keep_shared_weights(marked)

@@ -7,6 +7,7 @@ from torch import fx, nn
 
 from haq.errors import ModelError
 from haq.network.lifting.draft import Draft
+from haq.network.lifting.matrices import hold_matrices
 from haq.network.lifting.names import input_names
 from haq.network.lifting.nodes import changes_nothing, modules_around, name_of
 from haq.network.lifting.norms import dropout, norm
@@ -85,6 +86,8 @@ def _operation(draft: Draft, node: fx.Node) -> None:
     call = next((call for call in calls if call is not None), None)
     if call is None and changes_nothing(node):
         call = draft.value(node.args[0])
+    if call is None:
+        hold_matrices(draft, node)
     written = call or draft.write(node)
     # An operation that changes nothing, such as an identity, is the end of its modules too.
     if isinstance(written, fx.Node):

@@ -1,0 +1,40 @@
+"""The matrices of operations that have several weights become layers of their own."""
+
+import re
+
+from torch import fx, nn
+
+from haq.network.lifting.draft import Draft
+from haq.network.lifting.nodes import name_of
+from haq.network.lifting.weights import Weight, parameter
+from haq.network.modules import Matrix
+from haq.network.operators import RECURRENT
+
+_NORMALISED = re.compile(r"parametrizations\.(\w+)\.original\d*$|(?<=\d)_[gv]$|_orig$")
+"""What stands in the name of a parameter that a weight is computed from."""
+
+
+def hold_matrices(draft: Draft, node: fx.Node) -> None:
+    """Let an LSTM, GRU or RNN read each of its matrices from a module under the matrix's name."""
+    if name_of(node) not in RECURRENT:
+        return
+    for operand in node.all_input_nodes:
+        weight = draft.weights.get(operand)
+        if weight is None or weight.value.dim() != 2 or not weight.sources:
+            continue
+        if weight.key in draft.reads or id(weight.value) in draft.owners:
+            continue  # something else reads it too
+        name = _name(draft, weight)
+        module = Matrix(weight.value)
+        module.weight = parameter(weight, draft.state)
+        if isinstance(weight.value, nn.Parameter):
+            draft.owners[id(weight.value)] = name
+        else:
+            draft.computed.append(name)
+        draft.modules.install(name, module, weight.key)
+        draft.reads[weight.key] = draft.graph.call_module(name)
+
+
+def _name(draft: Draft, weight: Weight) -> str:
+    name = weight.name or next(iter(weight.sources.values()))
+    return draft.names.after(_NORMALISED.sub(lambda match: match[1] or "", name))
