@@ -54,6 +54,8 @@ class Agent(ABC):
         episodes: How many will be played.
         seed: Decides everything that is random.
         informed: Whether the environment must have sensitivities. An attribute of the class.
+        window: How many proposals may wait for their rewards; the driver says so before the first
+            one. What is learned once for many of them keeps as many workers busy.
         references: How many of the first episodes play a known good answer rather than a try. An
             attribute of the class; a search that fine-tunes its best policies fine-tunes these too.
 
@@ -63,6 +65,7 @@ class Agent(ABC):
 
     informed: ClassVar[bool] = False
     references: ClassVar[int] = 0
+    window: int = 1
 
     def __init__(self, env: gym.Env[Array, Array], episodes: int, seed: int) -> None:
         self.env = unwrapped(env)

@@ -53,7 +53,7 @@ def play(
     Raises:
         ValueError: The agent proposes too many or too few actions.
     """
-    inner = unwrapped(env)
+    inner, agent.window = unwrapped(env), window
     waiting: deque[tuple[int, Proposal]] = deque()
     for latest in range(episodes):
         proposal = agent.propose(latest)

@@ -3,7 +3,7 @@
 The first episode is the policy of ``ilp``, the next two are those of ``uniform``: the best uniform
 width within the budgets, and the next one lowered to fit. So the answer is measured against all of
 them. Every further policy is the best by corrected
-sensitivities, found exactly, so it fills the budgets. Two learners correct. A linear model of all
+sensitivities, or nearly so, and fills the budgets. Two learners correct. A linear model of all
 episodes so far says by what factor the sensitivity of each decision counts (``believed``): forty
 rewards suffice for that. Around it the actor of DDPG moves, from its observation (the paper's ten
 numbers and the sensitivity itself), and its noise explores.
@@ -21,11 +21,13 @@ from haq.agents.ddpg import (
     REMEMBERED_EPISODES,
     UPDATES,
     Learner,
+    learning_interval,
     secluded,
     truncated_normal,
 )
-from haq.agents.ilp import RETRIES, Key, key, of_the_weights, optimum, predicted
+from haq.agents.ilp import RETRIES, Key, corrected_goal, key, of_the_weights, optimum, predicted
 from haq.agents.uniform import EPISODES, candidates
+from haq.allocation.budgets import solve_nearly
 from haq.allocation.policy import Bits
 from haq.envs.quantization import QuantizationEnv
 
@@ -99,7 +101,7 @@ class Guided(Agent):
         belief = believed(known, np.array(self.rewards))
         for attempt in range(RETRIES):
             explore = self._explorer(number, sigma * 1.1**attempt)
-            steps, policy = imagine(self.env, explore, belief)
+            steps, policy = imagine(self.env, explore, belief, exact=number == 0)
             if key(policy) not in self.met:
                 break
         self.parts.append(shares(self.env, policy))
@@ -128,7 +130,7 @@ class Guided(Agent):
         if proposal.steps:
             self.rewards.append(reward)
             self.learner.remember(proposal.steps, reward)
-        if number + 1 >= WARM_UP:
+        if number + 1 >= WARM_UP and number % learning_interval(self.window) == 0:
             with secluded(self.learning):
                 self.learner.train(UPDATES * self.env.n_steps, BATCH)
 
@@ -165,7 +167,7 @@ def exploration(number: int, episodes: int) -> float:
 
 
 def imagine(
-    env: QuantizationEnv, choose: Callable[[Array], Array], belief: Array
+    env: QuantizationEnv, choose: Callable[[Array], Array], belief: Array, exact: bool = False
 ) -> tuple[list[Step], dict[str, Bits]]:
     """Walk through the decisions without playing; return the steps and the policy they lead to.
 
@@ -173,10 +175,15 @@ def imagine(
         env: With sensitivities; nothing happens to it.
         choose: From the observation to the correction, an array of one number in [0, 1].
         belief: Factors (decisions,) that are corrected.
+        exact: Whether the policy is the best by them to the last digit; else it is nearly so, in a
+            hundredth of the time.
     """
     steps = walk(env, choose, previous=0.5)
-    factors = [SPAN ** (2 * float(step.action[0]) - 1) for step in steps]
-    return steps, optimum(env, belief * factors)
+    factors = belief * [SPAN ** (2 * float(step.action[0]) - 1) for step in steps]
+    if exact:
+        return steps, optimum(env, factors)
+    policy = solve_nearly(corrected_goal(env, factors), env.table, env.budgets)
+    return steps, policy or optimum(env, factors)
 
 
 def believed(parts: Array, rewards: Array) -> Array:

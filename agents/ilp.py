@@ -86,6 +86,13 @@ def optimum(env: QuantizationEnv, factors: Sequence[float] | Array) -> dict[str,
     Raises:
         BudgetError: No policy keeps the budgets.
     """
+    policy = solve(corrected_goal(env, factors), env.table, env.budgets)
+    # Where the solver sees none, fit says what the cheapest one costs.
+    return policy or fit(uniform_policy(env.table, 2), env.table, env.budgets)
+
+
+def corrected_goal(env: QuantizationEnv, factors: Sequence[float] | Array) -> dict[str, Array]:
+    """Return the sensitivities, each times the factor of its decision, for ``budgets.solve``."""
     assert env.sensitivity is not None
     times = dict(zip(env.decisions, factors, strict=True))
     goal = {}
@@ -94,9 +101,7 @@ def optimum(env: QuantizationEnv, factors: Sequence[float] | Array) -> dict[str,
         of_acts = values - of_weights
         weights, acts = (times.get(Decision(name, kind), 1.0) for kind in (True, False))
         goal[name] = weights * of_weights + acts * of_acts
-    policy = solve(goal, env.table, env.budgets)
-    # Where the solver sees none, fit says what the cheapest one costs.
-    return policy or fit(uniform_policy(env.table, 2), env.table, env.budgets)
+    return goal
 
 
 def of_the_weights(choices: Sequence[Bits], values: Array) -> Array:

@@ -101,6 +101,31 @@ def test_actor_and_critic_learn_at_their_own_rates() -> None:
     assert [change.abs().max().item() for change in moved] == pytest.approx([1e-4, 1e-3], rel=0.01)
 
 
+def test_what_the_actor_says_in_numpy_is_what_it_says_in_torch() -> None:
+    env = toy()
+    with secluded(np.random.default_rng(0)):
+        learner = Learner(env, capacity=500)
+    for _ in range(2):  # also after its weights changed
+        for number in range(env.n_steps):
+            seen = env.observe(number, 0.3)
+            expected, _ = learner.policy.predict(seen)
+            assert learner.act(seen) == pytest.approx(expected, abs=1e-5)
+        learner.remember(walk(env, lambda _: np.full(1, 0.25)), 1.0)
+        with secluded(np.random.default_rng(1)):
+            learner.train(20, BATCH)
+
+
+def test_the_networks_are_updated_once_for_a_quarter_of_a_wide_window() -> None:
+    env = toy(layers=1)
+    agent, updates = Ddpg(env, 41, 0), []
+    train = agent.learner.train
+    agent.learner.train = lambda *a: updates.append(a) or train(*a)  # type: ignore[method-assign]
+    for _ in play(agent, env, 41, window=16):
+        pass
+    # Known before the last proposal are the rewards of episodes 0 to 24: 20 and 24 are learned.
+    assert updates == [(3 * env.n_steps, BATCH)] * 2
+
+
 def test_secluded_draws_depend_on_its_generator_alone() -> None:
     def draw() -> Iterator[float]:
         generator = np.random.default_rng(2)
