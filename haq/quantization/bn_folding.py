@@ -13,6 +13,7 @@ from torch.nn import functional
 from haq.network.modules import Product, along_weight, outputs_of
 from haq.network.operators import folded_norms
 from haq.quantization.fake_quant import Quantized
+from haq.quantization.formats import Grouped
 from haq.quantization.quantizer import codes, step
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
@@ -57,7 +58,7 @@ def fold_norms(network: fx.GraphModule) -> None:
 
     Each BatchNorm is left with its bias. It is a step to take last: the network computes the same
     but for the rounding of floats, and cannot be fine-tuned any more. Layers with one scale for all
-    their channels stay as they are.
+    their channels, or with weights in groups, stay as they are.
 
     Args:
         network: From ``haq.quantization.fake_quant.quantize``.
@@ -65,7 +66,8 @@ def fold_norms(network: fx.GraphModule) -> None:
     for name, norm_name in norms_of(network).items():
         layer, norm = network.get_submodule(name), network.get_submodule(norm_name)
         assert isinstance(layer, Product) and isinstance(norm, Norm)
-        if not (isinstance(layer, Quantized) and _has_one_scale(layer)):
+        one_scale = isinstance(layer, Quantized) and _has_one_scale(layer)
+        if not (one_scale or isinstance(layer, Grouped)):
             with torch.no_grad():
                 _fold(layer, norm)
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
+from haq.allocation.policy import Bits
 from haq.errors import ModelError, RunError
 from haq.files import write_bytes
 from haq.network.capture import Sample, evaluating
@@ -17,6 +18,7 @@ from haq.network.graph import Graph
 from haq.network.inputs import arguments, as_inputs
 from haq.network.modules import outputs_first
 from haq.quantization.clipping import activation_clips, weight_clips
+from haq.quantization.groups import group_scales
 from haq.quantization.quantizer import BITS
 from haq.quantization.skewed import is_skewed, skewed_grids
 
@@ -33,11 +35,28 @@ class Clips:
         acts: Tensor of the graph to bits to clip, a scalar: the highest value.
         skews: Tensor of the graph to bits to how many codes are negative, a whole number, where the
             grid is not symmetric.
+        scales: Scales of weights in groups, as far as they were asked for.
     """
 
     weights: Mapping[str, Mapping[int, Tensor]]
     acts: Mapping[str, Mapping[int, Tensor]]
     skews: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
+
+    scales: dict[tuple[str, int, int], Tensor] = field(default_factory=dict, compare=False)
+
+    def group_scales(self, layer: str, module: nn.Module, bits: Bits) -> Tensor:
+        """Return the scales of a layer's weights in groups, worked out once: (rows, groups).
+
+        Args:
+            layer: Its name.
+            module: It, with the float weights it has in the graph.
+            bits: Of its weights, and the size of the groups.
+        """
+        key = layer, bits.weight, bits.block
+        if key not in self.scales:
+            weight = module.get_parameter("weight")
+            self.scales[key] = group_scales(weight, bits.weight, bits.block)
+        return self.scales[key]
 
     def skew(self, tensor: str, bits: int) -> int | None:
         """Return how many codes of a tensor are negative; None where its grid is symmetric."""

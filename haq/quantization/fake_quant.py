@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Set
 import torch
 from torch import Tensor, fx, nn
 
-from haq.allocation.policy import FLOAT, Bits, Policy, check_policy, readers
+from haq.allocation.policy import FLOAT, Bits, Dynamic, Policy, check_policy, readers
 from haq.errors import PolicyError
 from haq.network.graph import Graph
 from haq.network.layers import EDGE_BITS, edges
@@ -18,6 +18,7 @@ from haq.network.modules import Matrix, along_weight, plain
 from haq.network.operators import is_lookup
 from haq.network.sites import Point, insert
 from haq.quantization.calibration import Clips
+from haq.quantization.formats import GroupRows, round_input, set_grouped
 from haq.quantization.quantizer import BITS, levels, step
 from haq.quantization.quantizer import quantize as rounded
 
@@ -148,11 +149,18 @@ class QuantConvTranspose3d(_QuantTransposed, nn.ConvTranspose3d):  # type: ignor
 
 
 class QuantLinear(Quantized, nn.Linear):  # type: ignore[misc]
-    """A Linear whose weights are rounded in every forward."""
+    """A Linear whose weights are rounded in every forward, and perhaps what it reads.
+
+    Attributes:
+        dynamic: How it rounds what it reads by itself; "" if not.
+    """
+
+    dynamic: Dynamic
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the product of (N, ..., c_in) with the rounded weights."""
-        return nn.functional.linear(input, self.rounded_weight(), self.bias)
+        read = round_input(input, self.dynamic)
+        return nn.functional.linear(read, self.rounded_weight(), self.bias)
 
 
 class QuantEmbedding(Quantized, nn.Embedding):  # type: ignore[misc]
@@ -233,22 +241,26 @@ def quantize(graph: Graph, policy: Policy, clips: Clips) -> fx.GraphModule:
     unread = {point.tensor for point in graph.points if not point.layers}
     insert(model, graph.points, lambda point: _rounding(point, policy, clips, unread))
     for layer in graph.layers:
-        bits = policy[layer.name].weight
-        if bits != FLOAT:
-            _round_weights(model.get_submodule(layer.name), bits, clips.weights[layer.name][bits])
+        bits = policy[layer.name]
+        if bits.weight != FLOAT:
+            _round_weights(model.get_submodule(layer.name), layer.name, bits, clips)
             _round_rows(model, layer.name, bits)
     model.recompile()
     return model.eval()
 
 
-def _round_rows(model: fx.GraphModule, layer: str, bits: int) -> None:
+def _round_rows(model: fx.GraphModule, layer: str, bits: Bits) -> None:
     """Let whatever looks up rows of a layer's weights read rounded ones."""
     for node in model.graph.find_nodes(op="get_attr", target=f"{layer}.weight"):
         for lookup in [user for user in node.users if is_lookup(user)]:
             name = f"quantizers.{lookup.name}"
-            model.add_submodule(name, Rows(layer, bits))
+            width, block = bits.weight, bits.block
+            model.add_submodule(
+                name, GroupRows(layer, width, block) if block else Rows(layer, width)
+            )
             with model.graph.inserting_before(lookup):
-                clip = model.graph.create_node("get_attr", f"{layer}.weight_clip")
+                buffer = "weight_scale" if block else "weight_clip"
+                clip = model.graph.create_node("get_attr", f"{layer}.{buffer}")
                 rows = model.graph.call_module(name, (node, clip, lookup.args[1]))
             lookup.replace_all_uses_with(rows)
             model.graph.erase_node(lookup)
@@ -280,10 +292,15 @@ def _check_grids(policy: Policy) -> None:
             )
 
 
-def _round_weights(module: nn.Module, bits: int, clip: Tensor) -> None:
+def _round_weights(module: nn.Module, name: str, bits: Bits, clips: Clips) -> None:
+    if bits.block:
+        set_grouped(module, bits, clips.group_scales(name, module, bits))
+        return
     module.__class__ = QUANTIZED[type(module)]
-    module.weight_bits = bits  # type: ignore[assignment]
-    module.register_buffer("weight_clip", clip.clone())
+    module.weight_bits = bits.weight  # type: ignore[assignment]
+    if isinstance(module, QuantLinear):
+        module.dynamic = bits.dynamic
+    module.register_buffer("weight_clip", clips.weights[name][bits.weight].clone())
 
 
 def _rounding(point: Point, policy: Policy, clips: Clips, unread: Set[str]) -> Rounding:

@@ -10,15 +10,24 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import onnx
 
-from haq.allocation.policy import FLOAT, Policy
+from haq.allocation.policy import FLOAT, Bits, Policy
 from haq.errors import TargetError
 
 INTEGER = {"QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat"}
 """Operators of the optimised graph that multiply integers."""
 
+_GROUPED = {"MatMulNBits"}
+"""Operators that multiply weights in groups."""
+
+_DYNAMIC = {"DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat"}
+"""Operators that multiply integers which are rounded as they run."""
+
+_PRODUCTS = {*INTEGER, *_GROUPED, *_DYNAMIC}
+
 _FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
 _DEQUANTIZED = "dequantized"
-_ALONE = {"Gather", "ConvTranspose", _DEQUANTIZED}
+_LOOKUPS = ("Gather", "GatherBlockQuantized")
+_ALONE = {*_LOOKUPS, "ConvTranspose", _DEQUANTIZED}
 """Operators of layers for which there is no kernel of integers: right whatever the bits."""
 _SUFFIX = re.compile(r"(_token_\d+|_nchwc|_out0|/duplicated)+$")  # what ONNX Runtime adds to names
 
@@ -43,7 +52,7 @@ class Origins:
         lookups = set()
         for node in exported.node:
             self._read(node)
-            if node.op_type == "Gather" and node.name.partition("/")[0] in self._known:
+            if node.op_type in _LOOKUPS and node.name.partition("/")[0] in self._known:
                 lookups.add(node.name.partition("/")[0])
         self.layers: dict[str, str] = {}
         self.kernels: dict[str, list[str]] = {name: [] for name in layers}
@@ -87,7 +96,7 @@ class Origins:
             layer = str(node.name.partition("/")[0])
             self.kernels[layer].append(node.op_type)
             return layer
-        if node.op_type not in INTEGER | _FLOAT:
+        if node.op_type not in _PRODUCTS | _FLOAT:
             return before
         station = self._station(node)
         if station not in self._known:  # such as the product of two activations
@@ -111,10 +120,22 @@ class Origins:
         )
 
 
+def _claimed(bits: Bits) -> tuple[str, set[str]]:
+    """Return what the kernel of a layer is called, and the operators that are one."""
+    if bits.block:
+        return "a grouped", _GROUPED
+    if bits.dynamic:
+        return "a dynamic integer", _DYNAMIC
+    if bits.floats:
+        # Weights alone may be brought to groups by ONNX Runtime itself.
+        return "a float", _FLOAT | _GROUPED if bits.weight != FLOAT else _FLOAT
+    return "an integer", INTEGER
+
+
 def misplaced(kernels: Mapping[str, Sequence[str]], policy: Policy) -> Iterator[tuple[str, str]]:
     """Yield the layers that do not run as the policy says, each with the operators that run it."""
     for name, operators in kernels.items():
-        right = _FLOAT if FLOAT in policy[name] else INTEGER
+        right = _claimed(policy[name])[1]
         if not operators or not (right | _ALONE).issuperset(operators):
             yield name, " and ".join(operators) or "no kernel of its own"
 
@@ -130,7 +151,7 @@ def check_kernels(kernels: Mapping[str, Sequence[str]], policy: Policy) -> None:
         TargetError: Some layer runs in another kernel; the message names it.
     """
     for name, operators in misplaced(kernels, policy):
-        claimed = "a float" if FLOAT in policy[name] else "an integer"
+        claimed = _claimed(policy[name])[0]
         raise TargetError(
             f"layer {name!r} at {policy[name]} should run in {claimed} kernel, but ONNX Runtime "
             f"runs it in {operators}; its latency would be that of something else"

@@ -9,6 +9,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
+from haq.formats.onnx.groups import add_dynamic_product, is_dynamic, lower_group_linear
 from haq.formats.onnx.operators import is_cut, moves
 from haq.formats.onnx.rows import lower_embedding
 from haq.formats.onnx.saturation import can_saturate
@@ -18,6 +19,7 @@ from haq.network.modules import Convolution, Matrix, Product, Transposed, along_
 from haq.quantization.bn_folding import Norm
 from haq.quantization.convert import Folded, InputGrid, fold, has_integer_kernel
 from haq.quantization.fake_quant import Quantized
+from haq.quantization.formats import GroupLinear
 from haq.quantization.quantizer import codes, step
 
 MIDDLE = 128
@@ -37,6 +39,12 @@ def lower_layer(file: Writer, node: onnx.NodeProto) -> None:
     label = f"{name}/{output}" if name in file.written else name
     file.written.add(name)
     tensor = _padded(file, module, file.now(node.input[0]), label)
+    if isinstance(module, GroupLinear):
+        lower_group_linear(file, module, norm, tensor, output, label)
+        return
+    if is_dynamic(module):
+        _add_dynamic(file, module, norm, tensor, output, label)
+        return
     grid = file.grids.get(tensor)
     integers = has_integer_kernel(module)
     folded = fold(module, norm, grid and InputGrid(torch.tensor(grid.scale), grid.top), integers)
@@ -65,6 +73,27 @@ def lower_matrix(file: Writer, node: onnx.NodeProto) -> None:
         scale = step(module.weight_bits, module.weight_clip, signed=True)
         weight = codes(weight, module.weight_bits, along_weight(module.weight_clip, module))
     file.rename(node.output[0], _float_weight(file, module, name, Folded(weight, scale, None)))
+
+
+def _add_dynamic(
+    file: Writer, module: Product, norm: Norm | None, tensor: str, output: str, label: str
+) -> None:
+    """Write a Linear that rounds what it reads as it runs, with the BatchNorm behind it."""
+    dynamic = str(module.dynamic)
+    # Of its codes only the highest counts here: that of DynamicQuantizeLinear, or of a row.
+    folded = fold(module, norm, InputGrid(torch.tensor(1.0), 255), rescaled=False)
+    scales = _scales(folded)
+    values: Array = np.ascontiguousarray(folded.weight.numpy().T)  # (in, out)
+    folded = folded._replace(weight=torch.from_numpy(values))
+    grid = Grid(np.float32(1), MIDDLE, 255)
+    code, zero = _weight_codes(file, label, folded, grid, depthwise=False)
+    if folded.bias is None:
+        add_dynamic_product(file, dynamic, tensor, (code, zero, scales), output, label)
+        return
+    product = f"{label}.product"
+    add_dynamic_product(file, dynamic, tensor, (code, zero, scales), product, label)
+    bias: Array = folded.bias.float().numpy()
+    file.add("Add", [product, file.constant(f"{label}.bias_values", bias)], output)
 
 
 def _padded(file: Writer, module: Product, tensor: str, label: str) -> str:

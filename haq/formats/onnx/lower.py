@@ -11,6 +11,7 @@ network has them, and a variant of the network costs milliseconds:
   and a Clip where its levels are fewer than those of uint8.
 - Weights of 2 bits are stored as INT2, of 3 and 4 as INT4, of more as INT8. ONNX Runtime widens
   them to INT8 when it loads the file, and takes the same kernels.
+- Weights in groups, and layers that round what they read as they run: see ``groups``.
 - Weights whose sums could leave 16 bits in kernels of x86 CPUs without VNNI (see ``saturation``)
   are stored as UINT8, whose kernels are exact.
 """
@@ -26,6 +27,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import fx
 
 from haq.errors import ModelError
+from haq.formats.onnx.groups import CONTRIB
 from haq.formats.onnx.layers import lower_layer, lower_matrix
 from haq.formats.onnx.operators import lower_operator, lower_rounding
 from haq.formats.onnx.rows import lower_shared_rows, write_shared_rows
@@ -107,13 +109,15 @@ def _model(file: Writer, source: onnx.ModelProto, metadata: Mapping[str, Any]) -
     )  # fmt: skip
     packed = any(tensor.data_type == TensorProto.INT2 for tensor in constants)
     own = next(entry.version for entry in source.opset_import if entry.domain in ("", "ai.onnx"))
-    opset = helper.make_opsetid("", max(own, OPSET_INT2 if packed else OPSET))
+    opsets = [helper.make_opsetid("", max(own, OPSET_INT2 if packed else OPSET))]
+    if any(node.domain == CONTRIB for node in file.nodes):
+        opsets.append(helper.make_opsetid(CONTRIB, 1))
     model = helper.make_model(
         graph,
         producer_name="haq",
         producer_version=version("haq"),
-        opset_imports=[opset],
-        ir_version=helper.find_min_ir_version_for([opset]),
+        opset_imports=opsets,
+        ir_version=helper.find_min_ir_version_for(opsets[:1]),
     )
     if file.original:
         model.doc_string = source.doc_string

@@ -6,8 +6,10 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
+from haq.formats.onnx.groups import group_rows
 from haq.formats.onnx.writer import Array, Codes, Writer, name_of, narrow_codes
 from haq.quantization.fake_quant import Quantized
+from haq.quantization.formats import Grouped
 from haq.quantization.quantizer import codes, step
 
 
@@ -38,6 +40,8 @@ def _rows(
     file: Writer, name: str, label: str, rows: str, output: str, module: nn.Module
 ) -> list[onnx.NodeProto]:
     """Return the nodes that read rows of the weights of a module."""
+    if isinstance(module, Grouped):
+        return group_rows(file, name, label, rows, output, module)
     weight: Array
     if not isinstance(module, Quantized):
         weight = module.get_parameter("weight").detach().numpy()

@@ -1,0 +1,170 @@
+"""How layers are written whose weights are in groups, or that round what they read as they run.
+
+ONNX Runtime's own operators compute them: MatMulNBits and GatherBlockQuantized for weights in
+groups, whose codes have 2, 4 or 8 bits (others are stored in the next wider ones), and products of
+integers behind DynamicQuantizeLinear, or behind a rounding of each row.
+"""
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+from torch import Tensor
+
+from haq.formats.onnx.writer import Array, Writer
+from haq.network.modules import Product
+from haq.quantization.bn_folding import Norm, affine
+from haq.quantization.dynamic import TINY, TOP
+from haq.quantization.formats import Grouped, GroupLinear
+from haq.quantization.groups import group_codes, in_blocks
+
+CONTRIB = "com.microsoft"
+"""Domain of ONNX Runtime's own operators."""
+
+WIDTHS = (2, 4, 8)
+"""Bits of a code in ONNX Runtime's kernels."""
+
+EXACT_LEVEL, INTEGER_LEVEL = 1, 4
+"""Accuracy levels of MatMulNBits: float32 activations, or int8 with a scale for each block."""
+
+MIDDLE = 128
+"""Code of zero of rows that are rounded as the layer runs."""
+
+
+def stored_bits(bits: int) -> int:
+    """Return how many bits a code of so many takes in a file.
+
+    >>> [stored_bits(bits) for bits in range(2, 9)]
+    [2, 4, 4, 8, 8, 8, 8]
+    """
+    return next(width for width in WIDTHS if width >= bits)
+
+
+def packed(codes: Array, bits: int) -> Array:
+    """Return unsigned codes (..., codes) side by side in bytes, the first in the lowest bits.
+
+    >>> packed(np.array([1, 2, 15, 0], np.uint8), 4).tolist()
+    [33, 15]
+    """
+    each = 8 // bits
+    parts = codes.reshape(*codes.shape[:-1], -1, each).astype(np.uint8)
+    shifts = (bits * np.arange(each)).astype(np.uint8)
+    result: Array = np.bitwise_or.reduce(parts << shifts, axis=-1)
+    return result
+
+
+def group_table(file: Writer, name: str, module: Grouped) -> tuple[str, str]:
+    """Write the codes of a layer and its scales once; return both tensors.
+
+    Codes are (rows, groups, bytes), scales (rows, groups) and become float32 when the file is
+    loaded.
+    """
+    code, scale = f"{name}.weight_codes", f"{name}.weight_scale"
+    if code not in file.constants:
+        bits = stored_bits(module.weight_bits)
+        whole = group_codes(module.weight, module.weight_scale, module.weight_bits, module.block)
+        parts: Array = in_blocks(whole, module.block).numpy()
+        file.constant(
+            code, packed((parts.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8), bits)
+        )
+        half: Array = module.weight_scale.half().numpy()
+        stored = file.constant(f"{scale}.half", half)
+        file.first.append(helper.make_node("Cast", [stored], [scale], scale, to=TensorProto.FLOAT))
+    return code, scale
+
+
+def lower_group_linear(
+    file: Writer, module: GroupLinear, norm: Norm | None, tensor: str, output: str, label: str
+) -> None:
+    """Write a Linear whose weights are in groups, with the BatchNorm behind it."""
+    name = label.partition("/")[0]
+    code, scale = group_table(file, name, module)
+    bias: Tensor | None = module.bias
+    if norm is not None:
+        multiplier, offset = affine(norm)
+        bias = offset if bias is None else offset + multiplier * bias
+        column = file.constant(f"{name}.multiplier", multiplier[:, None].numpy())
+        merged = f"{name}.weight_scale_merged"
+        file.first.append(helper.make_node("Mul", [scale, column], [merged], merged))
+        scale = merged
+    operands = [tensor, code, scale]
+    if bias is not None:
+        values: Array = bias.detach().numpy()
+        operands += ["", "", file.constant(f"{label}.bias_values", values)]
+    file.nodes.append(
+        helper.make_node(
+            "MatMulNBits", operands, [output], label, domain=CONTRIB,
+            K=module.in_features, N=module.out_features, bits=stored_bits(module.weight_bits),
+            block_size=module.block,
+            accuracy_level=INTEGER_LEVEL if module.dynamic else EXACT_LEVEL,
+        )
+    )  # fmt: skip
+
+
+def group_rows(
+    file: Writer, name: str, label: str, rows: str, output: str, module: Grouped
+) -> list[onnx.NodeProto]:
+    """Return the nodes that read rows of weights in groups."""
+    code, scale = group_table(file, name, module)
+    flat = f"{name}.row_codes"
+    bits, columns = stored_bits(module.weight_bits), module.weight.shape[1]
+    if all(flat not in node.output for node in file.first):
+        shape = file.constant(f"{flat}.shape", np.array([0, columns * bits // 8], np.int64))
+        file.first.append(helper.make_node("Reshape", [code, shape], [flat], flat))
+    return [
+        helper.make_node(
+            "GatherBlockQuantized", [flat, rows, scale], [output], label, domain=CONTRIB,
+            bits=bits, block_size=module.block, gather_axis=0, quantize_axis=1,
+        )
+    ]  # fmt: skip
+
+
+def add_dynamic_product(
+    file: Writer, dynamic: str, tensor: str, code: tuple[str, Any, Array], output: str, label: str
+) -> str:
+    """Write the product of a tensor that is rounded as the file runs; return it without a bias.
+
+    Args:
+        file: In the making.
+        dynamic: As in ``haq.allocation.policy.Bits``.
+        tensor: Floats.
+        code: The weights' codes (in, out), their code of zero and their scales (out,).
+        output: The product.
+        label: Of the layer.
+    """
+    weight, zero, scales = code
+    scale = file.constant(f"{label}.weight_scale", scales)
+    middle = file.constant(f"{label}.weight_zero_point", np.array(zero))
+    if dynamic == "tensor":
+        rounded = [f"{label}.input{part}" for part in (".codes", ".scale", ".zero_point")]
+        file.nodes.append(
+            helper.make_node("DynamicQuantizeLinear", [tensor], rounded, f"{label}/rounding")
+        )
+        sums = file.add("MatMulInteger", [rounded[0], weight, rounded[2], middle], f"{label}.sums")
+        file.nodes[-1].name = label
+        real = file.add("Cast", [sums], f"{label}.sums_float", to=TensorProto.FLOAT)
+        unit = file.add("Mul", [rounded[1], scale], f"{label}.unit")
+        return file.add("Mul", [real, unit], output)
+    size = file.add("Abs", [tensor], f"{label}.magnitudes")
+    last = file.constant("last_axis", np.array([-1], np.int64))
+    largest = file.add("ReduceMax", [size, last], f"{label}.largest", keepdims=1)
+    tiny = file.constant("tiny", np.array(TINY, np.float32))
+    top = file.constant("highest_code", np.array(TOP, np.float32))
+    largest = file.add("Max", [largest, tiny], f"{label}.largest_positive")
+    unit = file.add("Div", [largest, top], f"{label}.token_scale")
+    places = file.add("Div", [tensor, unit], f"{label}.places")
+    one = file.constant("one", np.array(1, np.float32))
+    zero_code = file.constant("middle_code", np.array(MIDDLE, np.uint8))
+    codes = file.add("QuantizeLinear", [places, one, zero_code], f"{label}.codes")
+    whole = f"{label}.whole"
+    file.nodes.append(
+        helper.make_node("MatMulIntegerToFloat", [codes, weight, one, scale, zero_code, middle],
+                         [whole], label, domain=CONTRIB)
+    )  # fmt: skip
+    return file.add("Mul", [whole, unit], output)
+
+
+def is_dynamic(module: Product) -> bool:
+    """Return whether a layer without groups rounds what it reads as it runs."""
+    return bool(getattr(module, "dynamic", "")) and not isinstance(module, Grouped)
