@@ -4,16 +4,23 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import update_files as files
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import haq
+from haq.allocation.policy import Bits
 from haq.errors import UpdateError
-from haq.formats.update import entropies, family, manifest, packet
+from haq.formats import checkpoint
+from haq.formats.update import entropies, family, manifest, packet, sections
 from haq.formats.update.difference import compared
 from haq.formats.update.network import floats, parse
 from haq.formats.update.packet import Sent
+from haq.network.graph import trace
+from haq.quantization.calibration import calibrate
+from haq.quantization.fake_quant import quantize
 
 BIG = {"one": (32, 16, 3, 3), "two": (32, 32, 3, 3), "fc": (50, 32)}
 
@@ -280,7 +287,7 @@ def test_a_chain_of_five_updates_does_not_drift():
         for name, w in known.items():
             step = np.abs(w).max() / 7
             error = np.abs(floats(back.tensors[f"{name}.weight"].data).reshape(w.shape) - w)
-            assert error.max() <= 0.75 * step * 1.001  # offsets are at least a quarter
+            assert error.max() <= 0.5 * step * 1.001
 
 
 def test_weights_that_are_not_finite_are_not_rounded():
@@ -343,3 +350,50 @@ def test_files_from_python(tmp_path):
     difference = haq.diff(old, new)
     assert difference.size == packed.size
     assert [change.new_bits for change in difference.changes if change.new_bits] == [5] * 4
+
+
+@pytest.fixture
+def short_sections(monkeypatch):
+    monkeypatch.setattr(sections, "SECTION", 3000)
+
+
+def test_a_large_network_has_sections_of_which_one_layer_needs_few(short_sections):
+    known = files.weights(shapes={f"layer{i}": (16, 16, 3, 3) for i in range(8)})
+    old, new = files.quantized(known, 5), files.quantized(files.moved(known, 0.01), 4)
+    data = sent(new, old)
+    read = manifest.read(data)
+    assert len(read.members[0].sections) == 4
+    assert received(data, old) == new
+    fetched = []
+
+    def fetch(begin, end):
+        fetched.append(end - begin)
+        return data[begin:end]
+
+    for name in ("layer0", "layer7"):
+        fetched.clear()
+        codes = packet.values(read, fetch, name, parse(old))
+        assert np.array_equal(codes, parse(new).codes(name))
+        assert len(fetched) == (1 if name == "layer0" else 2)  # the scales are in the first one
+    assert packet.values(read, fetch, "biases", parse(old)).dtype == np.uint8
+    with pytest.raises(UpdateError, match="'new' has no tensor or layer 'layer9'"):
+        packet.values(read, fetch, "layer9", parse(old))
+
+
+def test_a_checkpoint_of_haq_comes_back_with_its_logits(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5)
+    ).eval()
+    graph = trace(model, torch.zeros(1, 3, 8, 8))
+    for bits, name in ((6, "old"), (3, "new")):
+        policy = {layer.name: Bits(bits, 8) for layer in graph.layers}
+        clips = calibrate(graph, [torch.rand(16, 3, 8, 8)], "max")
+        network = quantize(graph, policy, clips)
+        origin = checkpoint.Origin(model="toy", shape=(3, 8, 8))
+        checkpoint.save(tmp_path / f"{name}.safetensors", network, policy, origin)
+    haq.pack(tmp_path / "new.safetensors", tmp_path / "p.haqz", base=tmp_path / "old.safetensors")
+    haq.unpack(tmp_path / "p.haqz", tmp_path / "out.safetensors", base=tmp_path / "old.safetensors")
+    images = torch.rand(4, 3, 8, 8)
+    back = haq.load(tmp_path / "out.safetensors", model=model)
+    assert torch.equal(back(images), network(images))

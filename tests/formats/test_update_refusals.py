@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import haq
 from haq.errors import UpdateError
-from haq.formats.update import manifest, packet
+from haq.formats.update import family, manifest, packet
 from haq.formats.update.chain import MAX_CHAIN
 from haq.formats.update.network import parse
 from haq.formats.update.packet import Sent
@@ -181,6 +181,19 @@ def test_no_mutation_gives_another_network_or_another_error(number, seed):
 def test_any_bytes_at_all(noise, kept):
     with pytest.raises(UpdateError):
         packet.read(WHOLE[:kept] + noise)
+
+
+def test_members_that_need_each_other_end():
+    members = {n: parse(files.quantized(files.weights(ord(n)), 4)) for n in "ab"}
+    fields, rest, sections = forging.taken_apart(family.write(members, root="a")[0])
+    fields["members"][0]["base"] = members["b"].id
+    data = forging.signed(fields, rest, sections)
+    for name in "ab":
+        with pytest.raises(UpdateError, match="needs"):
+            packet.read(data, None, name)
+    # With the base in hand nothing else is needed.
+    assert packet.read(data, members["a"], "b").id == members["b"].id
+    assert packet.read(data, members["b"], "a").id == members["a"].id
 
 
 def folder(tmp_path, count=4):

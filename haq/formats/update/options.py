@@ -138,16 +138,13 @@ def _of_weights(unit: Unit, network: Network, base: Network | None, bits: int) -
     options = []
     if base is not None and alike(unit, base):
         apart = values - floats(base.tensors[unit.name].data)
-        z = _rounded(apart, lossy, None)
+        # To the nearest: what a wider zero would hold back, no later difference would make up for.
+        z = quantizer.quantize(apart, float(lossy.step), 0.5)
         if np.abs(z).max(initial=0) <= top:
             options.append(Whole(unit, "l", z, None, lossy))
-    return [Whole(unit, "q", _rounded(values, lossy, top), None, lossy), *options]
-
-
-def _rounded(values: NDArray[np.float32], lossy: Lossy, most: int | None) -> Ints:
     step = float(lossy.step)
-    offset = quantizer.offset_for(values, step, lossy.bits)
-    return quantizer.quantize(values, step, offset, most)
+    z = quantizer.quantize(values, step, quantizer.offset_for(values, step, bits), top)
+    return [Whole(unit, "q", z, None, lossy), *options]
 
 
 def _byte_parts(unit: Unit, mode: str, data: NDArray[np.uint8]) -> tuple[Part, ...]:

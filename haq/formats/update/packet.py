@@ -114,18 +114,70 @@ def member(
         UpdateError: As ``read``.
     """
     one = find(manifest, only)
-    inside = next((m for m in manifest.members if m.id == one.base and m is not one), None)
-    if inside is not None and inside.base is not None and inside.base != (base.id if base else ""):
-        raise UpdateError(f"{one.name!r} needs {inside.name!r}, which needs another network")
-    held = member(manifest, fetch, base, inside.name) if inside is not None else base
-    check_base(one, held)
-    data = []
-    for section, place in zip(one.sections, manifest.places()[one.name], strict=True):
-        part = fetch(*place)
-        if hashlib.sha256(part).digest() != section.digest:
-            raise UpdateError(f"bytes {place[0]} to {place[1]} are damaged: their SHA-256 is wrong")
-        data.append(part)
-    return decoded(manifest, one, held if one.base else None, data)
+    held = _base(manifest, fetch, one, base)
+    places = manifest.places()[one.name]
+    data = [_fetched(fetch, *pair) for pair in zip(one.sections, places, strict=True)]
+    return decoded(manifest, one, held, data)
+
+
+def values(
+    manifest: Manifest,
+    fetch: Fetch,
+    name: str,
+    base: Network | None = None,
+    only: str | None = None,
+) -> NDArray[np.generic]:
+    """Return the codes of one layer, or the bytes of one tensor, of a member of a packet.
+
+    Only the section in which it lies is fetched, and, for a layer that is predicted by the weights
+    of the base, the one with the scales. The network's id, which needs all of it, is not checked.
+
+    Raises:
+        UpdateError: As ``read``, or there is no such layer or tensor.
+    """
+    one = find(manifest, only)
+    held = _base(manifest, fetch, one, base)
+    outline = one.outline(held.outline if held else None)
+    every = units(outline)
+    names = [unit.name for unit in every]
+    if name not in names:
+        raise UpdateError(f"{one.name!r} has no tensor or layer {name!r}")
+    ends = np.cumsum([section.units for section in one.sections])
+    at = names.index(name)
+    needed = {int(np.searchsorted(ends, at, side="right"))}
+    if every[at].bits and one.modes[at] == "v":
+        needed.add(0)  # scales are first of all
+    places = manifest.places()[one.name]
+    data = [
+        _fetched(fetch, section, place) if number in needed else None
+        for number, (section, place) in enumerate(zip(one.sections, places, strict=True))
+    ]
+    found = _values(manifest, one, held, outline, data)
+    unit = every[at]
+    return found[unit].reshape(unit.shape) if unit.bits else found[unit]
+
+
+def _base(manifest: Manifest, fetch: Fetch, one: Member, base: Network | None) -> Network | None:
+    """Return what a member is predicted from: what is held, or another member."""
+    if one.base is None:
+        return None
+    if base is None or base.id != one.base:
+        inside = next((m for m in manifest.members if m.id == one.base and m is not one), None)
+        if inside is not None:
+            if inside.base is not None and (base is None or inside.base != base.id):
+                raise UpdateError(
+                    f"{one.name!r} needs {inside.name!r}, which needs another network"
+                )
+            base = member(manifest, fetch, base, inside.name)
+    check_base(one, base)
+    return base
+
+
+def _fetched(fetch: Fetch, section: Section, place: tuple[int, int]) -> bytes:
+    data = fetch(*place)
+    if hashlib.sha256(data).digest() != section.digest:
+        raise UpdateError(f"bytes {place[0]} to {place[1]} are damaged: their SHA-256 is wrong")
+    return data
 
 
 def find(manifest: Manifest, only: str | None) -> Member:
@@ -199,17 +251,30 @@ def _decoded(
 ) -> Network:
     outline = one.outline(base.outline if base else None)
     _check_size(outline.bytes, sum(map(len, sections)), base)
+    every = _values(manifest, one, base, outline, sections)
+    return _network(one.text(base.outline if base else None), outline, every)
+
+
+def _values(
+    manifest: Manifest,
+    one: Member,
+    base: Network | None,
+    outline: Outline,
+    sections: Sequence[bytes | None],
+) -> dict[Unit, NDArray[np.generic]]:
+    """Return the units of the sections that are there."""
     steps, reader = Steps(outline.layers), Reader(manifest, base)
     rows = [
         (unit, mode, one.lossy.get(at))
         for at, (unit, mode) in enumerate(zip(units(outline), one.modes, strict=True))
     ]
-    values: dict[Unit, NDArray[np.generic]] = {}
+    found: dict[Unit, NDArray[np.generic]] = {}
     at = 0
     for section, data in zip(one.sections, sections, strict=True):
-        values |= reader.decode(data, rows[at : at + section.units], steps)
+        if data is not None:
+            found |= reader.decode(data, rows[at : at + section.units], steps)
         at += section.units
-    return _network(one.text(base.outline if base else None), outline, values)
+    return found
 
 
 def _check_size(size: int, packet: int, base: Network | None) -> None:
