@@ -260,6 +260,7 @@ def test_refusals_leave_the_old_file_and_nothing_else(tmp_path):
     "options, sentence",
     [
         ({"bits": 1}, "1 bits: give 2 to 8"),
+        ({"bits": 4}, "'a' has no float32 tensor of two or more dimensions that 4 bits could"),
         ({"out": "x.bin"}, "the name of a packet ends in .haqz"),
         ({"base": "missing.safetensors"}, "cannot read missing.safetensors"),
         ({"new": []}, "there is no file to pack"),

@@ -7,6 +7,7 @@ import pytest
 
 from haq.errors import HaqError
 from haq.reports.reference import publish, tables
+from haq.reports.reference.updates import updates_tables
 from haq.runs.folder import read_json
 from haq.runs.job import parse_job
 from haq.runs.run import run
@@ -66,3 +67,11 @@ def test_no_record_names_a_folder_of_the_machine_that_made_it():
         for command in re.findall(r'"command": "(.*)"', path.read_text()):
             shown = command.removeprefix("python results/benchmarks/")
             assert publish.without_folders(shown) == shown, path.name
+
+
+def test_the_page_of_updates_shows_what_is_published(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    page = Path("docs/updates.md").read_text(encoding="utf-8")
+    shown = page.partition(tables.BEGIN)[2].partition(tables.END)[0]
+    record = read_json(tables.REFERENCE / "updates.json")
+    assert shown.strip() == updates_tables(record)

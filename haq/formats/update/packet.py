@@ -11,7 +11,7 @@ from haq.errors import UpdateError
 from haq.formats.update import manifest as manifests
 from haq.formats.update.manifest import Manifest, Member, Section, deflated
 from haq.formats.update.network import Network, Outline, Tensor, packed
-from haq.formats.update.options import Coded
+from haq.formats.update.options import Coded, is_lossy
 from haq.formats.update.plan import plan
 from haq.formats.update.sections import Reader, Steps, cut, encode
 from haq.formats.update.units import Unit, units
@@ -52,6 +52,12 @@ def write(sent: Sequence[Sent], bits: int | None = None) -> bytes:
     """
     if bits is not None and not 2 <= bits <= 8:
         raise UpdateError(f"{bits} bits: give 2 to 8, or none for an exact packet")
+    for one in sent if bits is not None else ():
+        if not any(map(is_lossy, units(one.network.outline))):
+            raise UpdateError(
+                f"{one.name!r} has no float32 tensor of two or more dimensions that {bits} bits "
+                "could round; leave the bits out"
+            )
     chosen = plan([(one.network, one.base) for one in sent], bits)
     coded = [[(part, encode(part, chosen.sets)) for part in cut(m)] for m in chosen.members]
     members = [_member(*pair) for pair in zip(sent, coded, strict=True)]

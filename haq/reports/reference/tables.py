@@ -1,7 +1,7 @@
-"""The README's tables of results, from the records in ``results/reference``.
+"""The tables of results in README.md and docs/, from the records in ``results/reference``.
 
 python -m haq.reports.reference.tables publish COMMIT RUN ...     copies runs that COMMIT made
-python -m haq.reports.reference.tables                            writes the README's tables
+python -m haq.reports.reference.tables                            writes the tables
 """
 
 import sys
@@ -27,6 +27,7 @@ from haq.reports.reference.searches import (
     transfers_table,
 )
 from haq.reports.reference.speed import depth_table, episode_sentence, original_tables
+from haq.reports.reference.updates import updates_tables
 from haq.runs.folder import read_json
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -79,13 +80,24 @@ TABLES: Sequence[tuple[Callable[[str, dict[str, Any]], bool], Callable[[Records]
 
 
 def write_readme(readme: Path = Path("README.md")) -> None:
-    """Put the table between the README's two marks."""
-    text = readme.read_text(encoding="utf-8")
+    """Put the tables between the README's two marks."""
+    _put(readme, results_table())
+
+
+def write_updates(page: Path = Path("docs/updates.md")) -> None:
+    """Put the tables of packets between the two marks of their page, where there are any."""
+    record = REFERENCE / "updates.json"
+    if record.exists():
+        _put(page, updates_tables(read_json(record)))
+
+
+def _put(page: Path, tables: str) -> None:
+    text = page.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise HaqError(f"{readme} has no {BEGIN} … {END}")
-    write_text(readme, f"{before}{BEGIN}\n\n{results_table()}\n\n{END}{after}")
+        raise HaqError(f"{page} has no {BEGIN} … {END}")
+    write_text(page, f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -95,6 +107,7 @@ def main(arguments: Sequence[str]) -> None:
             publish(run, arguments[1])
     else:
         write_readme()
+        write_updates()
 
 
 if __name__ == "__main__":
