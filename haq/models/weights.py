@@ -12,7 +12,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -49,12 +49,15 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     model.load_state_dict(weights, strict=False)
 
 
-def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def save_weights(
+    model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write the model's parameters and buffers to ``path``, which is never seen half-written.
 
     Args:
         model: Left as it is, on whatever device.
         path: Ends in .safetensors; folders that are missing are made, an old file is replaced.
+        metadata: Texts that the file holds as well, by name; see ``read_metadata``.
 
     Raises:
         ModelError: Another suffix, or the file cannot be written.
@@ -64,20 +67,39 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         raise ModelError(f"cannot write weights to {file}: the name must end in .safetensors")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(file, packed(model))
+        write_bytes(file, packed(model, metadata))
     except OSError as error:
         raise ModelError(f"cannot write weights to {file}: {_reason(error)}") from error
 
 
-def packed(model: nn.Module) -> bytes:
+def packed(model: nn.Module, metadata: Mapping[str, str] | None = None) -> bytes:
     """Return what ``save_weights`` writes: the model's parameters and buffers as safetensors."""
     # Cloned because tied weights share memory, which the format refuses.
-    return save(
-        {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in model.state_dict().items()
-        }
-    )
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }
+    return save(tensors, dict(metadata or {}) or None)
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Return the texts that a file of weights holds beside them; none of another kind of file.
+
+    Raises:
+        ModelError: The file is missing or damaged.
+    """
+    file = Path(path)
+    if file.suffix != ".safetensors":
+        return {}
+    try:
+        with file.open("rb"):
+            pass
+        with safe_open(file, "pt") as content:
+            return dict(content.metadata() or {})
+    except SafetensorError as error:
+        raise ModelError(f"{file} is truncated or not a safetensors file ({error})") from error
+    except OSError as error:
+        raise ModelError(f"cannot read weights from {file}: {_reason(error)}") from error
 
 
 def _read(file: Path) -> dict[str, Tensor]:
