@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from haq.cli.training import check_out
 from haq.datasets import Data, Outline, load, outline
@@ -18,6 +17,7 @@ from haq.runs.float_network import example, fresh_model
 from haq.runs.folder import provenance, write_json
 from haq.runs.job import Job
 from haq.runs.progress import OnProgress, Progress
+from haq.runs.pruning import take_over
 from haq.training.distilling import check_distilling, distilling
 from haq.training.scoring import score
 from haq.training.train import Step, train
@@ -76,7 +76,7 @@ def run_distillation(
 
     train(own.traced, images.train, epochs=epochs, lr=lr, seed=job.seed, objective=objective,
           on_step=on_step, keep=out.with_suffix(".part"))  # fmt: skip
-    _check_shared(student, own.traced)
+    take_over(student, own.traced)
     save_weights(student, out)
     out.with_suffix(".part").unlink(missing_ok=True)
     summary = {
@@ -90,12 +90,3 @@ def run_distillation(
     }  # fmt: skip
     write_json(out.with_suffix(".json"), summary)
     return summary
-
-
-def _check_shared(student: nn.Module, traced: nn.Module) -> None:
-    """Give the student what its captured copy learned, where they do not share a tensor."""
-    learned = traced.state_dict()
-    with torch.no_grad():
-        for name, value in student.state_dict().items():
-            if name in learned and learned[name].data_ptr() != value.data_ptr():
-                value.copy_(learned[name])

@@ -15,6 +15,7 @@ from haq.cli.distill import distill_command
 from haq.cli.export import export_command
 from haq.cli.inspect import inspect_command
 from haq.cli.profile import profile_command
+from haq.cli.prune import prune_command
 from haq.cli.search import search_command
 from haq.cli.serve import serve_command, token_app, worker_command
 from haq.cli.show import show_command
@@ -36,6 +37,7 @@ PANELS: Mapping[str, Mapping[str, Callable[..., None]]] = {
     "Networks and files": {
         "train": train_command,
         "distill": distill_command,
+        "prune": prune_command,
         "export": export_command,
         "verify": verify_command,
     },

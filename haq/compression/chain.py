@@ -38,7 +38,7 @@ def _factorised(traced: fx.GraphModule, sample: Sample, record: Record) -> nn.Mo
     for name, entry in layers.items():
         kind, ranks = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
         if not isinstance(kind, str) or not isinstance(ranks, list):
-            raise ModelError(f'layer {name!r} of a transform is [kind, ranks], not {entry!r}')
+            raise ModelError(f"layer {name!r} of a transform is [kind, ranks], not {entry!r}")
         module = factorisable(traced, name)
         plan = plan_for(name, module, kind, ranks)
         with torch.device(module.weight.device):

@@ -1,6 +1,6 @@
 """Gradual magnitude pruning: the smallest weights become zero, step by step, and stay zero."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -129,17 +129,18 @@ class Pruner:
     def __init__(
         self,
         model: nn.Module,
-        layers: Sequence[str],
-        schedule: Schedule,
+        shares: Mapping[str, float],
+        schedule: Schedule | None = None,
         scope: Scope = "layer",
     ):
         """Find the layers.
 
         Args:
             model: Its weights are pruned in place.
-            layers: Names of those that are pruned.
-            schedule: The sparsity of every step.
-            scope: As in ``Scope``.
+            shares: Layer to the share of its weights that is zero at the end.
+            schedule: The sparsity of every step; layers with another share than its own follow it
+                in proportion. None to hold the zeros that are there.
+            scope: As in ``Scope``; with "network" all layers together have the schedule's.
 
         Raises:
             HaqError: A layer has no weights, or would be left without any.
@@ -147,18 +148,22 @@ class Pruner:
         known = {name: module.weight for name, module in model.named_modules()
                  if isinstance(getattr(module, "weight", None), nn.Parameter)}  # fmt: skip
         self.weights: dict[str, nn.Parameter] = {
-            name: look_up(known, "layer", name) for name in layers
+            name: look_up(known, "layer", name) for name in shares
         }
-        self.schedule, self.scope = schedule, scope
+        self.shares, self.schedule, self.scope = dict(shares), schedule, scope
+        if schedule is not None:
+            self._masks(schedule.final)  # says now what would be left empty
+        self.resume()
+
+    def resume(self) -> None:
+        """Take the zeros that are there for the masks."""
         self.masks = {name: weight.detach() != 0 for name, weight in self.weights.items()}
-        masks_for(self.weights, schedule.final, scope)  # says now what would be left empty
 
     def before_step(self, step: int) -> None:
         """Choose the masks anew where the schedule says so, and apply them to the weights."""
-        if self.schedule.updates_at(step):
-            dense = {name: weight.detach() for name, weight in self.weights.items()}
-            self.masks = masks_for(dense, self.schedule.at(step), self.scope)
-        self.apply()
+        if self.schedule is not None and self.schedule.updates_at(step):
+            self.masks = self._masks(self.schedule.at(step))
+            self.apply()
 
     def before_update(self) -> None:
         """Take the gradients of pruned weights away, before the optimizer sees them."""
@@ -171,6 +176,20 @@ class Pruner:
         with torch.no_grad():
             for name, weight in self.weights.items():
                 weight.mul_(self.masks[name])
+
+    def finish(self) -> None:
+        """Reach the last sparsity, where a training was too short for its schedule."""
+        if self.schedule is not None:
+            self.masks = self._masks(self.schedule.final)
+            self.apply()
+
+    def _masks(self, sparsity: float) -> dict[str, Tensor]:
+        if self.scope == "network":
+            return masks_for(self.weights, sparsity, "network")
+        assert self.schedule is not None
+        done = sparsity / self.schedule.final if self.schedule.final else 0.0
+        shares = {name: share * done for name, share in self.shares.items()}
+        return masks_for(self.weights, shares)
 
     @property
     def sparsity(self) -> dict[str, float]:

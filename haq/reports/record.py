@@ -10,6 +10,7 @@ from torch import nn
 
 from haq.allocation.policy import Bits, Policy
 from haq.allocation.trials import Trial
+from haq.compression.chain import replayed
 from haq.errors import HaqError
 from haq.models import build, input_shape
 from haq.quantization.sensitivity import Sensitivity, load_sensitivity
@@ -104,6 +105,7 @@ def _planned(job: Job, summary: Mapping[str, Any], model: nn.Module | None) -> P
         size = images["shape"][-1] if input_shape(job.model) else None
         with torch.random.fork_rng(devices=[]):  # the first weights of a model are drawn
             model = build(job.model, classes=len(images["classes"]), width=job.width, size=size)
+            model = replayed(model, torch.zeros(1, *images["shape"]), job.transforms)
     return plan(job, model, images)
 
 

@@ -21,12 +21,13 @@ from haq.files import write_bytes, write_text
 from haq.reports.comparable import UNIFORM
 from haq.reports.compare import compared, comparison_csv, comparison_sections
 from haq.reports.page import render
-from haq.runs.float_network import check_float, example, fresh_model
+from haq.runs.float_network import check_float, example
 from haq.runs.folder import HOME, new_folder, read_json, write_job
 from haq.runs.job import Job, parse_job
 from haq.runs.plan import images_of, plan
 from haq.runs.progress import OnProgress
 from haq.runs.run import run
+from haq.runs.transforms import network_of, with_transforms
 
 
 class Sweep(BaseModel):
@@ -154,7 +155,7 @@ def _check(sweep: Sweep) -> None:
     check_float(job)
     if about is None:  # what a function of the user's own gives is known once it was called
         about = load(job.data, seed=job.seed, size=job.size)
-    model = fresh_model(job.model, about, job.width, job.seed)
+    model = network_of(with_transforms(job), about)
     for budget in sweep.budgets:
         asked = job.model_copy(update={"budgets": (budget, *job.budgets)})
         plan(asked, model, images_of(about), example(about))

@@ -248,6 +248,8 @@ def _folder(job: Job, out: str | Path | None, resume: bool) -> Path:
     before = read_job(folder)
     if job.episodes is None:
         job = job.model_copy(update={"episodes": before.episodes})
+    if not job.transforms:  # of a file of weights, as it was then
+        job = job.model_copy(update={"transforms": before.transforms})
     if before != job:
         changed = [name for name in Job.model_fields if getattr(before, name) != getattr(job, name)]
         raise RunError(f"run {folder} was asked for with another {', '.join(changed)}")

@@ -31,7 +31,7 @@ from haq.runs.calibration import (
     sensitivity_images,
     sensitivity_of_run,
 )
-from haq.runs.evaluator import CORRECTED_ON, Evaluator, Recipe, fine_tune
+from haq.runs.evaluator import CORRECTED_ON, Evaluator, Recipe, fine_tune, held_zeros
 from haq.runs.job import Job
 from haq.runs.metric import metric_of_job
 from haq.runs.pairs import Pairs
@@ -304,8 +304,10 @@ def _without_labels(recipe: Recipe) -> Recipe:
 def _round(
     job: Job, planned: Plan, split: Split, on_progress: OnProgress, model: nn.Module
 ) -> None:
-    report = partial(_report, on_progress, "round")
+    report, held = partial(_report, on_progress, "round"), held_zeros(model, planned.graph)
     adaround(model, planned.graph, split, steps=job.last_steps, seed=job.seed, on_step=report)
+    if held is not None:
+        held.apply()
 
 
 def _report(on_progress: OnProgress, stage: str, step: Step) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from haq.allocation.policy import Policy
 from haq.allocation.trials import Score
+from haq.compression.magnitude import Pruner
 from haq.datasets import Data, Split
 from haq.distillation.settings import DEFAULT, Distillation, distillation_of
 from haq.formats.onnx.runtime import Answer, exact_kernels, integer_answer, prepared
@@ -284,8 +285,31 @@ def _train(
         decay="weights",
         batch=recipe.batch,
         objective=objective,
+        constraint=held_zeros(model, graph),
         on_step=on_step,
     )
+
+
+SPARSE = 0.25
+"""Share of exact zeros from which a layer of a float network was pruned: training makes none."""
+
+
+def held_zeros(model: nn.Module, graph: Graph) -> Pruner | None:
+    """Return what holds the zeros of a quantized network where the float network was pruned.
+
+    Args:
+        model: The quantized network, with the weights of the float one so far.
+        graph: Of the float network.
+
+    Returns:
+        None where no layer was pruned.
+    """
+    shares = {}
+    for layer in graph.layers:
+        zeros = float((graph.traced.get_parameter(f"{layer.name}.weight") == 0).float().mean())
+        if zeros >= SPARSE:
+            shares[layer.name] = zeros
+    return Pruner(model, shares) if shares else None
 
 
 def policy_seed(seed: int, policy: Policy) -> int:

@@ -14,10 +14,10 @@ from haq.quantization.second_order import second_order
 from haq.quantization.sensitivity import save_sensitivity
 from haq.runs.calibration import sensitivity_images
 from haq.runs.evaluator import Evaluator, Recipe
-from haq.runs.float_network import fresh_model
 from haq.runs.folder import read_job, read_json, write_json
 from haq.runs.plan import images_of, plan
 from haq.runs.progress import OnProgress, Progress
+from haq.runs.transforms import network_of
 from haq.training.scoring import score
 
 
@@ -39,7 +39,7 @@ def write_figures(folder: Path, on_progress: OnProgress) -> None:
         raise RunError("the run is not finished")
     job = read_job(folder)
     data = load(job.data, seed=job.seed, size=job.size)
-    model = fresh_model(job.model, data, job.width, job.seed)
+    model = network_of(job, data)
     load_weights(model, folder / "float.safetensors")
     graph = plan(job, model, images_of(data)).graph
     clips = load_clips(folder / "clips.safetensors")

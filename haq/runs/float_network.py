@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from haq.compression.chain import chain_text
 from haq.datasets import Data, Outline, check_fits
 from haq.errors import HaqError, ModelError
 from haq.models import build, input_shape
@@ -73,7 +74,7 @@ def float_network(
     if not read_float(job, folder, model):
         epochs = 60 if job.float_epochs is None else job.float_epochs
         train_float(model, data, epochs, job.seed, folder / "float.part", on_progress)
-    save_weights(model, file)
+    save_weights(model, file, chain_text(job.transforms))
     (folder / "float.part").unlink(missing_ok=True)
 
 

@@ -38,6 +38,7 @@ class Job(BaseModel):
     width: Annotated[float, Field(gt=0, le=8)] = 1.0
     size: Annotated[int, Field(ge=1)] | None = None
     weights: Path | None = None
+    transforms: tuple[dict[str, Any], ...] = ()
     data: str = "digits"
     target: str | None = None
     batch: Annotated[int, Field(ge=1)] | None = None
@@ -116,6 +117,7 @@ _RULES = {
     "width": "a width multiplier is above 0 and at most 8",
     "size": "the height and width of an image are a whole number of pixels, 1 or more",
     "weights": "give the path of a file, such as resnet20.safetensors",
+    "transforms": "give the records of haq.compression.chain, each a mapping with its name",
     "batch": "a target computes a whole number of images at once, 1 or more",
     "max_drop": "the accuracy may drop by a number of percentage points above 0, such as 1.0",
     "minimise": "give what is to cost the least, such as size or latency",

@@ -20,6 +20,7 @@ from haq.runs.own import Own, own_task
 from haq.runs.plan import Plan, plan
 from haq.runs.progress import OnProgress, silent
 from haq.runs.run import prepare
+from haq.runs.transforms import with_transforms
 
 
 def make_env(  # noqa: PLR0913 - one keyword a field of the job
@@ -134,6 +135,6 @@ def _named(
 ) -> tuple[Plan, Evaluation]:
     if not isinstance(data, str) or evaluate is not None:
         raise HaqError(f"model {model!r} is a name: give a name for the data, and no evaluate")
-    job = parse_job(model=model, data=data, **fields)
+    job = with_transforms(parse_job(model=model, data=data, **fields))
     start = prepare(job, folder, say)
     return start.planned, labeled(job, folder, start.planned, start.data, say)

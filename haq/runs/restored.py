@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from haq.allocation.policy import Policy, read_policy
+from haq.compression.chain import replayed
 from haq.errors import RunError
 from haq.formats import checkpoint
 from haq.models import MODELS, build, input_shape
@@ -83,6 +84,7 @@ def _named(folder: Path, job: Job, images: Mapping[str, Any]) -> nn.Module:
         )
     size = images["shape"][-1] if input_shape(job.model) else None
     model = build(job.model, classes=len(images["classes"]), width=job.width, size=size)
+    model = replayed(model, _sample(images), job.transforms)
     # The layout that the search trained it in: it decides in which order sums are taken.
     return in_channels_last(model)
 
@@ -97,6 +99,7 @@ def origin(finished: Restored) -> checkpoint.Origin:
         tokens=images.get("tokens"),
         classes=len(images["classes"]) if "classes" in images else None,
         width=finished.job.width,
+        transforms=finished.job.transforms,
         data=images.get("data"),
         mean=tuple(images.get("mean", ())),
         std=tuple(images.get("std", ())),

@@ -9,13 +9,14 @@ from haq.datasets import Data, Outline, load, outline
 from haq.runs.accuracy_target import check_resolution
 from haq.runs.evaluation import labeled
 from haq.runs.executors.ray import check_ray
-from haq.runs.float_network import check_float, example, float_network, fresh_model, read_float
+from haq.runs.float_network import check_float, example, float_network, read_float
 from haq.runs.handover import tried
 from haq.runs.job import Job, check_threads
 from haq.runs.pace import stage_weights
 from haq.runs.plan import Plan, check_names, images_of, plan
 from haq.runs.play import play
 from haq.runs.progress import OnProgress, Progress, silent, with_share
+from haq.runs.transforms import network_of, with_transforms
 
 
 def run(job: Job, folder: Path, on_progress: OnProgress = silent) -> dict[str, Any]:
@@ -38,6 +39,7 @@ def run(job: Job, folder: Path, on_progress: OnProgress = silent) -> dict[str, A
         if new:
             check_threads(job)
         check_names(job)
+        job = with_transforms(job)
         on_progress = with_share(on_progress, stage_weights(job, trained))
         start = prepare(job, folder, on_progress)
     except BaseException:
@@ -76,7 +78,7 @@ def prepare(job: Job, folder: Path, on_progress: OnProgress) -> Start:
     check_float(job)
     if about is None:  # what a function of the user's own gives is known once it was called
         about = load(job.data, seed=job.seed, size=job.size)
-    model = fresh_model(job.model, about, job.width, job.seed)
+    model = network_of(job, about)
     read_float(job, folder, model)
     trained = job.weights is not None or (folder / "float.safetensors").exists()
     planned = tried(plan(job, model, images_of(about), example(about), trained=trained))

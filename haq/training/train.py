@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,26 @@ from haq.training.objective import Batch, Minimized, Moment, Objective, labels_a
 Decay = Literal["all", "weights"]
 """What weight decay is of: all parameters, or the weights of layers alone: no BatchNorm, no bias
 and no step of a quantizer."""
+
+
+class Constraint(Protocol):
+    """What holds of the weights at every step, such as that some are zero."""
+
+    def resume(self) -> None:
+        """Take over from the weights, which were read from a file."""
+        ...
+
+    def before_step(self, step: int) -> None:
+        """Change the weights before a step, counted from 0."""
+        ...
+
+    def before_update(self) -> None:
+        """Change the gradients before the optimizer sees them."""
+        ...
+
+    def apply(self) -> None:
+        """Change the weights after the optimizer did."""
+        ...
 
 
 class Step(NamedTuple):
@@ -60,6 +80,7 @@ def train(  # noqa: PLR0913 - all but two by keyword
     decay: Decay = "all",
     batch: int = 128,
     objective: Objective = labels_alone,
+    constraint: Constraint | None = None,
     on_step: Callable[[Step], None] | None = None,
     keep: Path | None = None,
 ) -> None:
@@ -78,6 +99,7 @@ def train(  # noqa: PLR0913 - all but two by keyword
         decay: "all" for a float network, "weights" for a quantized one.
         batch: Images a step.
         objective: What is minimized; see ``haq.training.distilling`` for a teacher.
+        constraint: What holds of the weights at every step.
         on_step: Called after every step.
         keep: A file that holds the state after every epoch, from which the same training goes on
             to the same weights after an interruption; for the caller to take away at the end.
@@ -102,11 +124,13 @@ def train(  # noqa: PLR0913 - all but two by keyword
         asked = json.dumps([*settings, *_sizes(model, split)])
         state = _begin(model, minimized.extra, total, lr, seed, groups, asked)
         done = read_state(state, keep) if keep else 0
+        if constraint is not None and done:
+            constraint.resume()
         for epoch in range(done, epochs):
             order = torch.randperm(len(split), generator=state.generator)
             for number, place in enumerate(batches, epoch * len(batches) + 1):
                 moment = Moment(number - 1, total, epoch, epochs)
-                step = _step(state, split, order[place], minimized, moment)
+                step = _step(state, split, order[place], minimized, moment, constraint)
                 if on_step:
                     on_step(step)
             if keep:
@@ -170,17 +194,30 @@ def _one_cycle(optimizer: torch.optim.Optimizer, total: int) -> LambdaLR:
     return LambdaLR(optimizer, share)
 
 
-def _step(state: State, split: Split, index: Tensor, minimized: Minimized, moment: Moment) -> Step:
+def _step(
+    state: State,
+    split: Split,
+    index: Tensor,
+    minimized: Minimized,
+    moment: Moment,
+    constraint: Constraint | None = None,
+) -> Step:
     """Take one step on the images at ``index`` and return the loss before it."""
     images, labels = split.batch(index, state.generator)
     state.optimizer.zero_grad()
+    if constraint is not None:
+        constraint.before_step(moment.done)
     terms = minimized.terms(Batch(index, channels_last(images), labels), moment)
     difference = torch.stack([*terms.values()]).sum()
     value = float(difference.detach())
     if not math.isfinite(value):
         raise DivergedError(f"training diverged: the loss is {value}; lower the learning rate")
     difference.backward()
+    if constraint is not None:
+        constraint.before_update()
     state.optimizer.step()
+    if constraint is not None:
+        constraint.apply()
     state.schedule.step()
     shown = {name: float(term.detach()) for name, term in terms.items()}
     return Step(moment.done + 1, moment.total, value, shown)

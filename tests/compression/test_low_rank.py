@@ -164,13 +164,20 @@ def test_ranks_are_chosen_by_the_energy_they_hold():
 
 def test_the_layers_run_in_onnx_runtime(tmp_path):
     layer = conv(16, 16, padding=1, stride=2).float()
-    x = images(16).float()
-    for number, plan in enumerate(
-        (Plan("separable", (7,)), Plan("tucker", (5, 6)), Plan("depthwise"))
-    ):
-        twin = factorised(layer, plan).eval()
-        file = tmp_path / f"{number}.onnx"
-        torch.onnx.export(twin, (x,), file, dynamo=True, verbose=False)
-        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-        (answer,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-        torch.testing.assert_close(torch.from_numpy(answer), twin(x), rtol=1e-4, atol=1e-5)
+    plans = Plan("separable", (7,)), Plan("tucker", (5, 6)), Plan("depthwise")
+    twins = nn.ModuleList(factorised(layer, plan) for plan in plans)
+
+    class All(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.twins = twins
+
+        def forward(self, x):
+            return torch.cat([twin(x) for twin in self.twins], 1)
+
+    x, file = images(16).float(), tmp_path / "all.onnx"
+    network = All().eval()
+    torch.onnx.export(network, (x,), file, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (answer,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(answer), network(x), rtol=1e-4, atol=1e-5)

@@ -79,7 +79,7 @@ def test_pruned_weights_stay_zero_through_momentum_and_decay(kind):
     if kind is torch.optim.SGD:
         more = {"momentum": 0.9, "nesterov": True}
     optimizer = kind(model.parameters(), lr=0.05, weight_decay=0.01, **more)
-    pruner = Pruner(model, ["0", "2"], Schedule(0.75, updates=5, every=2))
+    pruner = Pruner(model, {"0": 0.75, "2": 0.75}, Schedule(0.75, updates=5, every=2))
     zeros = {}
     for step in range(20):
         pruner.before_step(step)
@@ -100,4 +100,4 @@ def test_pruned_weights_stay_zero_through_momentum_and_decay(kind):
 
 def test_layers_that_are_not_there_are_named():
     with pytest.raises(HaqError, match="unknown layer '7'"):
-        Pruner(nn.Sequential(nn.Linear(2, 2)), ["7"], Schedule(0.5))
+        Pruner(nn.Sequential(nn.Linear(2, 2)), {"7": 0.5}, Schedule(0.5))

@@ -44,6 +44,8 @@ class Origin(BaseModel):
         inputs: Where one forward takes several tensors with names: name to shape and tokens.
         classes: Outputs; None where nobody knows.
         width: Width multiplier.
+        transforms: What changed the model before it was quantized, in order; see
+            ``haq.compression.chain``.
         data: Name of the data set; None where there was none.
         mean: To be subtracted from the pixels in [0, 1], per channel; empty where nobody knows.
         std: What they are divided by then.
@@ -61,6 +63,7 @@ class Origin(BaseModel):
     inputs: dict[str, InputShape] = {}
     classes: int | None = None
     width: float = 1.0
+    transforms: tuple[dict[str, Any], ...] = ()
     data: str | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from haq.allocation.policy import FLOAT, Bits
+from haq.compression.chain import replayed
 from haq.errors import CheckpointError, HaqError
 from haq.formats.checkpoint.header import (
     BYTES,
@@ -92,7 +93,7 @@ def _opened(file: Path) -> Iterator[tuple[BinaryIO, int]]:
 def _empty(content: Content, model: nn.Module | str | None) -> fx.GraphModule:
     """Return the network of a file with merged norms, and whatever values."""
     module, sample = _module(content, model)
-    graph = trace(module, sample)
+    graph = trace(replayed(module, sample, content.transforms), sample)
     _check_layers(content.layers, graph)
     policy = {row.name: Bits(row.weight_bits, row.act_bits) for row in content.layers}
     ones = torch.ones(())

@@ -83,7 +83,8 @@ def encode(network: fx.GraphModule, policy: Policy, origin: Origin) -> tuple[Con
     )
     merged = merge_norms(copy.deepcopy(network))
     # Left out where there are none, as versions before them wrote it.
-    absent = {name for name in ("skews", "tokens", "inputs") if not getattr(content, name)}
+    optional = ("skews", "tokens", "inputs", "transforms")
+    absent = {name for name in optional if not getattr(content, name)}
     text = content.model_dump_json(exclude=absent)
     data = serialize(_tensors(merged), {"haq": text})
     _check_results(data, network, merged, origin)

@@ -1,0 +1,288 @@
+"""``haq prune``: take weights, channels or ranks out of a network, and train what is left."""
+
+import copy
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from haq.allocation.policy import Bits
+from haq.compression.chain import Record, chain_text, factorisable
+from haq.compression.filters import keep_largest, prunable, remove
+from haq.compression.low_rank import KINDS, check_factorisable, factorised, plan_for
+from haq.compression.magnitude import Pruner, Scope, masks_for, schedule_over
+from haq.datasets import Data, Outline, load, outline
+from haq.distillation.settings import distillation_of
+from haq.errors import HaqError, look_up
+from haq.hw_profiles.measure import onnx_runtime
+from haq.hw_profiles.measured import FLOATS
+from haq.models.weights import load_weights, save_weights
+from haq.network.graph import Graph, trace
+from haq.network.modules import PRODUCTS
+from haq.runs.float_network import example
+from haq.runs.folder import provenance, write_json
+from haq.runs.job import Job
+from haq.runs.profiling.subject import Subject, lowering, placeholder_clips
+from haq.runs.progress import OnProgress, Progress
+from haq.runs.transforms import network_of, with_transforms
+from haq.training.distilling import distilling
+from haq.training.objective import Objective, labels_alone
+from haq.training.scoring import score
+from haq.training.train import Step, train
+
+BATCH = 64
+"""Images a step."""
+
+What = Literal["filters", "sparsity", "factorise"]
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What is taken out of a network.
+
+    Attributes:
+        what: "filters" removes whole channels, "sparsity" makes single weights zero, "factorise"
+            puts layers of low rank in the place of others.
+        share: Of the channels that stay, of the weights that become zero, or of the energy that
+            the ranks hold.
+        layers: Layer to its own share; for "factorise" to its ranks, or None. Empty for all
+            that suit.
+        kind: Of factorisation.
+        scope: Whether each layer has the sparsity, or all of them together.
+        residual: Whether channels that several layers compute together are removed too.
+    """
+
+    what: What
+    share: float
+    layers: Mapping[str, Any]
+    kind: str = "separable"
+    scope: Scope = "layer"
+    residual: bool = False
+
+
+def pruned(graph: Graph, sample: Tensor, asked: Pruning) -> tuple[nn.Module, Record, list[str]]:
+    """Return a network without what is taken out, its record, and sentences for the user.
+
+    Args:
+        graph: Of the network; left as it is.
+        sample: What one forward takes.
+        asked: What is taken out. For "sparsity" the network stays as it is: its weights become
+            zero while it is trained.
+
+    Raises:
+        HaqError: A layer does not suit, would be empty, or would not become smaller.
+    """
+    if asked.what == "filters":
+        return _without_filters(graph, sample, asked)
+    if asked.what == "factorise":
+        return _with_low_rank(graph, asked)
+    shares = _sparse(graph, asked)
+    weights = {name: graph.traced.get_parameter(f"{name}.weight") for name in shares}
+    masks_for(weights, asked.share if asked.scope == "network" else shares, asked.scope)
+    return copy.deepcopy(graph.traced), {"transform": "sparsity", "layers": shares}, []
+
+
+def _without_filters(
+    graph: Graph, sample: Tensor, asked: Pruning
+) -> tuple[nn.Module, Record, list[str]]:
+    known = prunable(graph.traced, sample)
+    shares = dict(asked.layers)
+    if not shares:
+        chosen = [family for family in known if family.inner or asked.residual]
+        shares = {family.name: asked.share for family in chosen}
+    if not shares:
+        raise HaqError(
+            "no layer has channels that it alone computes; give --residual to remove those that "
+            "several layers compute together"
+        )
+    keep = keep_largest(graph.traced, sample, shares)
+    network = remove(graph.traced, sample, keep)
+    left = [family.name for family in known if family.name not in keep]
+    notes = [f"whole stay {', '.join(left)}"] if left else []
+    return network, {"transform": "filters", "keep": keep}, notes
+
+
+def _with_low_rank(graph: Graph, asked: Pruning) -> tuple[nn.Module, Record, list[str]]:
+    network = copy.deepcopy(graph.traced)
+    entries: dict[str, list[Any]] = {}
+    notes: list[str] = []
+    for name in asked.layers or [layer.name for layer in graph.layers]:
+        if not asked.layers and not _suits(network, name, asked.kind):
+            continue
+        layer = factorisable(network, name)
+        try:
+            plan = plan_for(name, layer, asked.kind, asked.layers.get(name), asked.share)
+        except HaqError as error:
+            if asked.layers:
+                raise
+            notes.append(str(error))
+            continue
+        entries[name] = [plan.kind, list(plan.ranks)]
+        network.set_submodule(name, factorised(layer, plan))
+    if not entries:
+        why = notes[0] if notes else f"none is {KINDS[asked.kind]}"
+        raise HaqError(f"no layer becomes smaller as {asked.kind}: {why}")
+    return network, {"transform": "factorised", "layers": entries}, notes
+
+
+def _suits(network: fx.GraphModule, name: str, kind: str) -> bool:
+    look_up(KINDS, "factorisation", kind)
+    try:
+        check_factorisable(name, network.get_submodule(name), kind)
+    except HaqError:
+        return False
+    return True
+
+
+def _sparse(graph: Graph, asked: Pruning) -> dict[str, float]:
+    """Return the sparsity of each layer.
+
+    The first layer, depthwise ones and the last stay dense unless they are named: they have few
+    weights, and the most to lose.
+    """
+    if asked.layers:
+        known = {layer.name for layer in graph.layers}
+        for name in asked.layers:
+            factorisable(graph.traced, name)
+        return {name: float(share) for name, share in asked.layers.items() if name in known}
+    ends = {graph.layers[0].name, graph.layers[-1].name}
+    return {
+        layer.name: asked.share for layer in graph.layers
+        if layer.kind != "depthwise" and layer.name not in ends
+        and isinstance(graph.traced.get_submodule(layer.name), PRODUCTS)
+    }  # fmt: skip
+
+
+def run_pruning(
+    job: Job,
+    asked: Pruning,
+    out: Path,
+    epochs: int,
+    lr: float,
+    on_progress: OnProgress,
+    measure: bool = True,
+) -> dict[str, Any]:
+    """Prune the network of a job, train what is left and return what came of it.
+
+    The weights go to ``out``, with the transforms that made them, so that every command that reads
+    them knows the network they are of; the figures go to ``out`` with the suffix ``.json``.
+    Interrupted and asked for again in the same words, it goes on from the last whole epoch.
+
+    Args:
+        job: Model, data, weights and how to distil.
+        asked: What is taken out.
+        out: Ends in .safetensors.
+        epochs: Of training; 0 for none.
+        lr: Highest learning rate.
+        on_progress: Called often.
+        measure: Whether to measure the latency of both networks.
+
+    Raises:
+        HaqError: A name is unknown, or something cannot be pruned; before any image is read.
+    """
+    file = job.weights
+    if file is None:
+        raise HaqError("--weights: there is nothing to prune in a network without weights")
+    job = with_transforms(job)
+    torch.set_num_threads(job.threads or torch.get_num_threads())
+    about: Data | Outline = outline(job.data, job.size) or load(job.data, job.seed, job.size)
+    sample, model = example(about), network_of(job, about)
+    load_weights(model, file)
+    graph = trace(model, sample)
+    network, record, notes = pruned(graph, sample, asked)
+    student = trace(network, sample)
+    data = about if isinstance(about, Data) else load(job.data, job.seed, job.size)
+    before = score(model, data.test).accuracy
+    started = time.perf_counter()
+    settings = _Training(job, data, epochs, lr, out)
+    pruner = _trained(settings, asked, record, graph, student, on_progress)
+    take_over(network, student.traced)
+    if pruner is not None:
+        record = {**record, "layers": pruner.sparsity}
+    save_weights(network, out, chain_text([*job.transforms, record]))
+    out.with_suffix(".part").unlink(missing_ok=True)
+    summary = {
+        "model": job.model, "data": data.name, "epochs": epochs, "lr": lr, "seed": job.seed,
+        "transforms": [*job.transforms, record], "notes": notes,
+        "before": _figures(graph) | {"test_accuracy": before},
+        "after": _figures(student) | {"test_accuracy": score(network, data.test).accuracy},
+        "seconds": round(time.perf_counter() - started, 1),
+        **(_latencies(graph, student, sample) if measure else {}), **provenance(sys.argv),
+    }  # fmt: skip
+    write_json(out.with_suffix(".json"), summary)
+    return summary
+
+
+class _Training(NamedTuple):
+    """What is trained on, and how."""
+
+    job: Job
+    data: Data
+    epochs: int
+    lr: float
+    out: Path
+
+
+def _trained(
+    training: _Training,
+    asked: Pruning,
+    record: Record,
+    graph: Graph,
+    student: Graph,
+    on_progress: OnProgress,
+) -> Pruner | None:
+    """Train what is left, with the network as it was for a teacher; return what held the zeros."""
+    job, data, epochs, lr, out = training
+    pruner = None
+    if asked.what == "sparsity":
+        steps = epochs * -(-len(data.train) // BATCH)
+        schedule = schedule_over(max(record["layers"].values()), steps)
+        pruner = Pruner(student.traced, record["layers"], schedule, asked.scope)
+
+    def on_step(step: Step) -> None:
+        on_progress(Progress("prune", step.done, step.total, str(step)))
+
+    objective: Objective = labels_alone
+    if job.distill:
+        settings = distillation_of(job.distill)
+        objective = distilling(graph.traced, settings, student=student.traced)
+    train(student.traced, data.train, epochs=epochs, lr=lr, seed=job.seed, batch=BATCH,
+          objective=objective, constraint=pruner, on_step=on_step,
+          keep=out.with_suffix(".part"))  # fmt: skip
+    if pruner is not None:
+        pruner.finish()
+    return pruner
+
+
+def take_over(network: nn.Module, learned: nn.Module) -> None:
+    """Give a network what a captured copy of it learned, where they do not share a tensor."""
+    state = learned.state_dict()
+    with torch.no_grad():
+        for name, value in network.state_dict().items():
+            if name in state and state[name].data_ptr() != value.data_ptr():
+                value.copy_(state[name])
+
+
+def _figures(graph: Graph) -> dict[str, Any]:
+    weights = [graph.traced.get_parameter(f"{layer.name}.weight") for layer in graph.layers]
+    return {
+        "weights": sum(weight.numel() for weight in weights),
+        "non_zeros": sum(int((weight != 0).sum()) for weight in weights),
+        "macs": sum(layer.macs for layer in graph.layers),
+    }
+
+
+def _latencies(before: Graph, after: Graph, sample: Tensor) -> dict[str, Any]:
+    """Return how long both float networks take in ONNX Runtime, measured side by side."""
+    setup, sessions = onnx_runtime.Setup(), {}
+    for name, graph in (("before", before), ("after", after)):
+        lowered = lowering(Subject(name, graph, placeholder_clips(graph), sample[:1]))
+        policy: dict[str, Bits] = {layer.name: FLOATS for layer in graph.layers}
+        sessions[name] = onnx_runtime.session(lowered(policy), setup)
+    timings = onnx_runtime.measure(sessions, setup, rounds=30, seconds=10)
+    return {"latency_us": {name: round(timing.us, 1) for name, timing in timings.items()}}

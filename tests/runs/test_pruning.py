@@ -1,0 +1,148 @@
+"""``haq prune``, and what every later command makes of the file it wrote."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import haq
+from haq.cli.main import main
+from haq.errors import HaqError
+from haq.models import build
+from haq.models.weights import load_weights, save_weights
+from haq.runs.export import export_checkpoint, export_onnx
+from haq.runs.folder import read_json
+from haq.runs.job import parse_job
+from haq.runs.restored import restored
+from haq.runs.run import run
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    save_weights(build("digits_cnn"), "float.safetensors")
+    yield
+    torch.set_num_threads(threads)
+
+
+def prune(monkeypatch, *more, weights="float.safetensors", out="pruned.safetensors"):
+    arguments = [
+        "prune",
+        "--weights",
+        weights,
+        "--out",
+        out,
+        "--epochs",
+        "1",
+        "--no-measure",
+        *more,
+    ]
+    monkeypatch.setattr(sys, "argv", ["haq", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return end.value.code or 0
+
+
+QUICK = {"agent": "ilp", "val_images": 50, "calibration_images": 64, "rounding_steps": 2}
+
+
+def test_a_pruned_network_is_searched_resumed_and_exported(monkeypatch, tmp_path, capsys):
+    assert prune(monkeypatch, "--filters", "0.5", "--measure") == 0
+    assert set(json.loads(Path("pruned.json").read_text())["latency_us"]) == {"before", "after"}
+    assert prune(monkeypatch, "--sparsity", "0.6", weights="pruned.safetensors",
+                 out="both.safetensors") == 0  # fmt: skip
+    figures = json.loads(Path("both.json").read_text())
+    assert figures["after"]["weights"] == 8 * 9 + 8 * 16 * 9 + 16 * 9 + 16 * 32 + 32 * 10
+    zeros = figures["after"]["weights"] - figures["after"]["non_zeros"]
+    assert zeros == round(0.6 * 8 * 16 * 9) + round(0.6 * 16 * 32)  # ends and depthwise stay dense
+    assert "weights 2200 -> " in capsys.readouterr().out
+    job = parse_job(weights="both.safetensors", budgets=("avg_weight_bits=4",), final_epochs=1,
+                    finalists=0, **QUICK)  # fmt: skip
+    folder = tmp_path / "run"
+    folder.mkdir()
+    summary = run(job, folder)
+    Path("both.safetensors").unlink()  # the run needs it no more
+    assert [one["transform"] for one in read_json(folder / "job.json")["transforms"]] == [
+        "filters", "sparsity",
+    ]  # fmt: skip
+    assert {row["name"]: row["params"] for row in summary["layers"]}["conv2"] == 8 * 16 * 9 + 16
+    finished = restored(str(folder))
+    held = finished.network.get_submodule("conv2").weight
+    assert int((held == 0).sum()) >= round(
+        0.6 * held.numel()
+    )  # through rounding, an epoch and integers
+    export_checkpoint(str(folder), "q.safetensors")
+    x = torch.randn(3, 1, 8, 8)
+    assert torch.equal(haq.load("q.safetensors")(x), finished.network(x))
+    file = export_onnx(str(folder), "q.onnx")
+    shapes = {tuple(tensor.dims) for tensor in file.graph.initializer}
+    assert (16, 8, 3, 3) in shapes and (32, 16, 3, 3) not in shapes
+
+
+def test_a_factorised_network_is_one_that_is_read_again(monkeypatch):
+    more = ["--factorise", "tucker", "--energy", "0.6", "--distill", "kd:0.9+hint:1+taps:bn3"]
+    assert prune(monkeypatch, *more) == 0
+    figures = json.loads(Path("pruned.json").read_text())
+    assert figures["after"]["weights"] < figures["before"]["weights"]
+    assert prune(monkeypatch, "--filters", "0.5", weights="pruned.safetensors",
+                 out="again.safetensors") == 0  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "more, sentence",
+    [
+        ([], "give one of --filters, --sparsity and --factorise"),
+        (["--filters", "0.5", "--sparsity", "0.5"], "give one of --filters"),
+        (["--filters", "0"], "--filters 0: give a share above 0"),
+        (["--sparsity", "1"], "--sparsity 1: give a share above 0 and below 1"),
+        (["--filters", "0.001"], "keeping 0.001 of the 16 channels of layer 'conv1' would empty"),
+        (["--filters", "0.5", "--layer", "conv3"], "'conv3' cannot be removed: it is depthwise"),
+        (["--filters", "0.5", "--layer", "conv9"], "unknown layer 'conv9'"),
+        (["--filters", "0.5", "--layer", "conv1=much"], "--layer conv1=much: write NAME"),
+        (["--sparsity", "0.99", "--layer", "conv1=0.999"], "leave layer 'conv1' without weights"),
+        (["--factorise", "tuker"], "unknown factorisation 'tuker'; did you mean 'tucker'"),
+        (["--factorise", "two3x3"], "no layer becomes smaller as two3x3: none is a 5 x 5"),
+        (["--factorise", "linear", "--layer", "linear=9"], "a rank of at most 8 saves some"),
+        (["--factorise", "separable", "--layer", "conv4"], "'conv4' cannot become separable"),
+        (["--sparsity", "0.5", "--scope", "all"], "--scope all: give layer or network"),
+        (["--filters", "0.5", "--distill", "hint:1+taps:conv1"], "add regressor for a convolution"),
+    ],
+)
+def test_what_cannot_be_pruned_is_refused_and_leaves_nothing(monkeypatch, capsys, more, sentence):
+    assert prune(monkeypatch, *more) == 2
+    assert sentence in capsys.readouterr().err
+    assert [path.name for path in Path().iterdir()] == ["float.safetensors"]
+
+
+def test_pruning_goes_on_after_an_interruption_to_the_same_weights(monkeypatch, capsys):
+    from haq.training import train as training
+
+    whole = ["--sparsity", "0.7", "--epochs", "2"]
+    assert prune(monkeypatch, *whole, out="whole.safetensors") == 0
+    step = training._step
+
+    def interrupted(state, split, index, minimized, moment, constraint):
+        if moment.done == 20:
+            raise KeyboardInterrupt
+        return step(state, split, index, minimized, moment, constraint)
+
+    monkeypatch.setattr(training, "_step", interrupted)
+    assert prune(monkeypatch, *whole, out="part.safetensors") == 130
+    monkeypatch.setattr(training, "_step", step)
+    assert prune(monkeypatch, *whole, out="part.safetensors") == 0
+    one, other = build("digits_cnn"), build("digits_cnn")
+    load_weights(one, "whole.safetensors"), load_weights(other, "part.safetensors")
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
+
+
+def test_a_file_whose_transforms_do_not_suit_is_refused(tmp_path):
+    save_weights(build("digits_cnn"), "bad.safetensors", {"haq_transforms": '[{"transform": "x"}]'})
+    with pytest.raises(HaqError, match="the transforms of bad.safetensors: unknown transform 'x'"):
+        run(parse_job(weights="bad.safetensors", **QUICK), tmp_path / "run")
