@@ -31,6 +31,8 @@ from haq.runs.play import play
 from haq.runs.progress import OnProgress, Progress, silent, with_share
 from haq.runs.run import remove_unused, run
 
+_APART = {"model", "data"}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -81,7 +83,7 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
     train_images: int = 5000,
     val_images: int = 2500,
     lr: float | None = None,
-    distill: bool | str | Mapping[str, Any] = True,
+    distill: bool | str | Mapping[str, Any] | None = None,
     final_epochs: int | None = None,
     rounding_steps: int | None = None,
     threads: int | None = None,
@@ -143,7 +145,8 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
         lr: Highest learning rate of fine-tuning. None: the default of ``haq search``.
         distill: How to learn from the float network: losses with their weights, such as
             {"kd": 0.9, "hint": 1} or "kd:0.9+hint:1", and what ``haq.distillation.settings``
-            describes beside them. True: {"kd": 0.9}; False: labels alone.
+            describes beside them. None: {"kd": 0.9}, with ``paper`` labels alone; False: labels
+            alone.
         final_epochs: Epochs of fine-tuning for the policy chosen. None: 1 where its network was
             fine-tuned already (30 for "digits"), else 0. Inputs alone are learned from without
             labels.
@@ -167,7 +170,9 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
         HaqError: As on the command line.
     """
     given = locals()
-    fields = {name: given[name] for name in Job.model_fields if name not in ("model", "data")}
+    fields = {
+        name: given[name] for name in Job.model_fields if name in given and name not in _APART
+    }
     if agent == "guided" and (paper or max_drop is not None):
         fields["agent"] = None  # paper alone means ddpg, an accuracy target ilp
     say = on_progress or silent

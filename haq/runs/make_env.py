@@ -48,7 +48,7 @@ def make_env(  # noqa: PLR0913 - one keyword a field of the job
     train_images: int = 5000,
     val_images: int = 2500,
     lr: float | None = None,
-    distill: bool | str | Mapping[str, Any] = True,
+    distill: bool | str | Mapping[str, Any] | None = None,
     threads: int | None = None,
     width: float | None = None,
     size: int | None = None,

@@ -58,9 +58,10 @@ class Answer:
 def test_search_has_a_typed_keyword_for_every_field_of_a_job():
     parameters = inspect.signature(search).parameters
     own = {"evaluate", "out", "resume", "on_progress"}
-    assert set(parameters) == {*Job.model_fields, *own}
+    asked = {name: field for name, field in Job.model_fields.items() if name != "transforms"}
+    assert set(parameters) == {*asked, *own}
     assert all(p.annotation is not p.empty for p in parameters.values())
-    for name, field in Job.model_fields.items():
+    for name, field in asked.items():
         assert parameters[name].default in (field.default, None), name
         assert f"{name}: " in search.__doc__
 

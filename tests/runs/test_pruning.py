@@ -12,7 +12,7 @@ from haq.cli.main import main
 from haq.errors import HaqError
 from haq.models import build
 from haq.models.weights import load_weights, save_weights
-from haq.runs.export import export_checkpoint, export_onnx
+from haq.runs.export import export_checkpoint
 from haq.runs.folder import read_json
 from haq.runs.job import parse_job
 from haq.runs.restored import restored
@@ -53,8 +53,7 @@ QUICK = {"agent": "ilp", "val_images": 50, "calibration_images": 64, "rounding_s
 
 
 def test_a_pruned_network_is_searched_resumed_and_exported(monkeypatch, tmp_path, capsys):
-    assert prune(monkeypatch, "--filters", "0.5", "--measure") == 0
-    assert set(json.loads(Path("pruned.json").read_text())["latency_us"]) == {"before", "after"}
+    assert prune(monkeypatch, "--filters", "0.5") == 0
     assert prune(monkeypatch, "--sparsity", "0.6", weights="pruned.safetensors",
                  out="both.safetensors") == 0  # fmt: skip
     figures = json.loads(Path("both.json").read_text())
@@ -80,9 +79,6 @@ def test_a_pruned_network_is_searched_resumed_and_exported(monkeypatch, tmp_path
     export_checkpoint(str(folder), "q.safetensors")
     x = torch.randn(3, 1, 8, 8)
     assert torch.equal(haq.load("q.safetensors")(x), finished.network(x))
-    file = export_onnx(str(folder), "q.onnx")
-    shapes = {tuple(tensor.dims) for tensor in file.graph.initializer}
-    assert (16, 8, 3, 3) in shapes and (32, 16, 3, 3) not in shapes
 
 
 def test_a_factorised_network_is_one_that_is_read_again(monkeypatch):
@@ -143,6 +139,7 @@ def test_pruning_goes_on_after_an_interruption_to_the_same_weights(monkeypatch, 
 
 
 def test_a_file_whose_transforms_do_not_suit_is_refused(tmp_path):
-    save_weights(build("digits_cnn"), "bad.safetensors", {"haq_transforms": '[{"transform": "x"}]'})
+    bad = {"haq_transforms": '[{"transform": "x"}]'}
+    save_weights(build("digits_cnn"), "bad.safetensors", bad)
     with pytest.raises(HaqError, match="the transforms of bad.safetensors: unknown transform 'x'"):
         run(parse_job(weights="bad.safetensors", **QUICK), tmp_path / "run")
