@@ -18,6 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx, nn
 
 from haq.network.capture import Sample, evaluating
+from haq.network.inputs import arguments
 from haq.network.operators import kind_of
 
 KEPT = 0
@@ -107,7 +108,7 @@ def channels_of(traced: fx.GraphModule, sample: Sample) -> Channels:
         traced: From ``haq.network.graph.trace``.
         sample: What one forward takes.
     """
-    inputs = sample if isinstance(sample, tuple) else (sample,)
+    inputs = sample if isinstance(sample, tuple) else arguments(traced.graph, sample)
     run = _Numbers(traced)
     with torch.no_grad(), evaluating(traced):
         run.run(*(value[:1] if value.dim() else value for value in inputs))

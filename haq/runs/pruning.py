@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from haq.allocation.policy import Bits
 from haq.compression.chain import Record, chain_text, factorisable
@@ -23,6 +23,7 @@ from haq.hw_profiles.measure import onnx_runtime
 from haq.hw_profiles.measured import FLOATS
 from haq.models.weights import load_weights, save_weights
 from haq.network.graph import Graph, trace
+from haq.network.inputs import Inputs
 from haq.network.modules import PRODUCTS
 from haq.runs.float_network import example
 from haq.runs.folder import provenance, write_json
@@ -65,7 +66,7 @@ class Pruning:
     residual: bool = False
 
 
-def pruned(graph: Graph, sample: Tensor, asked: Pruning) -> tuple[nn.Module, Record, list[str]]:
+def pruned(graph: Graph, sample: Inputs, asked: Pruning) -> tuple[nn.Module, Record, list[str]]:
     """Return a network without what is taken out, its record, and sentences for the user.
 
     Args:
@@ -88,7 +89,7 @@ def pruned(graph: Graph, sample: Tensor, asked: Pruning) -> tuple[nn.Module, Rec
 
 
 def _without_filters(
-    graph: Graph, sample: Tensor, asked: Pruning
+    graph: Graph, sample: Inputs, asked: Pruning
 ) -> tuple[nn.Module, Record, list[str]]:
     known = prunable(graph.traced, sample)
     shares = dict(asked.layers)
@@ -277,11 +278,11 @@ def _figures(graph: Graph) -> dict[str, Any]:
     }
 
 
-def _latencies(before: Graph, after: Graph, sample: Tensor) -> dict[str, Any]:
+def _latencies(before: Graph, after: Graph, sample: Inputs) -> dict[str, Any]:
     """Return how long both float networks take in ONNX Runtime, measured side by side."""
     setup, sessions = onnx_runtime.Setup(), {}
     for name, graph in (("before", before), ("after", after)):
-        lowered = lowering(Subject(name, graph, placeholder_clips(graph), sample[:1]))
+        lowered = lowering(Subject(name, graph, placeholder_clips(graph), sample))
         policy: dict[str, Bits] = {layer.name: FLOATS for layer in graph.layers}
         sessions[name] = onnx_runtime.session(lowered(policy), setup)
     timings = onnx_runtime.measure(sessions, setup, rounds=30, seconds=10)
