@@ -82,11 +82,10 @@ def _add_dynamic(
     dynamic = str(module.dynamic)
     # Of its codes only the highest counts here: that of DynamicQuantizeLinear, or of a row.
     folded = fold(module, norm, InputGrid(torch.tensor(1.0), 255), rescaled=False)
-    scales = _scales(folded)
-    values: Array = np.ascontiguousarray(folded.weight.numpy().T)  # (in, out)
-    folded = folded._replace(weight=torch.from_numpy(values))
-    grid = Grid(np.float32(1), MIDDLE, 255)
-    code, zero = _weight_codes(file, label, folded, grid, depthwise=False)
+    scales, grid = _scales(folded), Grid(np.float32(1), MIDDLE, 255)
+    rows, zero = _written_codes(file, label, folded, grid, depthwise=False)
+    code = f"{label}.weight_columns"
+    file.first.append(helper.make_node("Transpose", [rows], [code], code, perm=[1, 0]))
     if folded.bias is None:
         add_dynamic_product(file, dynamic, tensor, (code, zero, scales), output, label)
         return
