@@ -16,13 +16,17 @@ from haq.network.modules import LayerModule, along_weight
 from haq.network.outputs import float_tensors
 from haq.network.sites import module_name
 from haq.quantization.calibration import Clips
+from haq.quantization.dynamic import round_tokens
 from haq.quantization.fake_quant import Rounding, quantize
+from haq.quantization.formats import round_input
+from haq.quantization.groups import round_groups
 from haq.quantization.quantizer import quantize as rounded
 from haq.training.numerics import has_bfloat16
 
-Kind = Literal["weights", "activations"]
-Widths = Mapping[Kind, Mapping[str, Sequence[int]]]
-"""Which bits to measure: of weights and of activations, layer to bits."""
+Kind = Literal["weights", "activations", "formats"]
+Widths = Mapping[Kind, Mapping[str, Sequence[Any]]]
+"""Which bits to measure: of weights and of activations, layer to bits; and of number formats that
+are more than bits (``haq.allocation.schemes``), layer to ``Bits``."""
 
 
 def normalising(graph: Graph, clips: Clips) -> fx.GraphModule:
@@ -34,21 +38,21 @@ def normalising(graph: Graph, clips: Clips) -> fx.GraphModule:
 
 
 class Place(NamedTuple):
-    """A tensor that can be rounded alone: the weights of a layer, or what layers read.
+    """What can be rounded alone: the weights of a layer, what layers read, or what a format rounds.
 
     Attributes:
-        kind: Which of the two.
+        kind: Which of the three.
         layers: The layer, or all that read the tensor.
-        bits: Which ones are asked for.
+        bits: Which ones are asked for; of formats the ``Bits``.
         nodes: The calls that compute something else then, in order of execution.
         round: From bits to a context in which the tensor is rounded.
     """
 
     kind: Kind
     layers: tuple[str, ...]
-    bits: tuple[int, ...]
+    bits: tuple[Any, ...]
     nodes: tuple[fx.Node, ...]
-    round: Callable[[int], AbstractContextManager[None]]
+    round: Callable[[Any], AbstractContextManager[None]]
 
 
 def places_of(graph: Graph, clips: Clips, model: fx.GraphModule, asked: Widths) -> list[Place]:
@@ -63,13 +67,18 @@ def places_of(graph: Graph, clips: Clips, model: fx.GraphModule, asked: Widths) 
     calls, places = _calls(model), []
     for layer in graph.layers:
         bits = tuple(b for b in asked["weights"].get(layer.name, ()) if b != FLOAT)
-        if bits:
+        formats = tuple(asked.get("formats", {}).get(layer.name, ()))
+        if bits or formats:
             module = model.get_submodule(layer.name)
             floats = model.get_parameter(f"{layer.name}.weight").data
             rounding = partial(_weights, module, floats, clips.weights[layer.name])
             nodes = {*calls.get(module, ()), *_reads(model, layer.name)}
             ordered = tuple(node for node in model.graph.nodes if node in nodes)
-            places.append(Place("weights", (layer.name,), bits, ordered, rounding))
+            if bits:
+                places.append(Place("weights", (layer.name,), bits, ordered, rounding))
+            if formats:
+                formatting = partial(_formatted, module, floats, clips, layer.name)
+                places.append(Place("formats", (layer.name,), formats, ordered, formatting))
     for point in graph.points:
         wanted = {bits for name in point.layers for bits in asked["activations"].get(name, ())}
         bits = tuple(sorted(wanted - {FLOAT}))
@@ -103,8 +112,12 @@ def rounded_at(places: Sequence[Place], policy: Policy | None) -> Iterator[None]
         for place in places if policy else ():
             assert policy is not None
             bits = policy[place.layers[0]]
+            if place.kind == "formats":
+                if bits.is_special:
+                    stack.enter_context(place.round(bits))
+                continue
             width = bits.weight if place.kind == "weights" else bits.act
-            if width != FLOAT:
+            if width != FLOAT and not (bits.is_special and place.kind == "weights"):
                 stack.enter_context(place.round(width))
         yield
 
@@ -120,6 +133,37 @@ def _weights(
         yield
     finally:
         module.weight.data = before
+
+
+@contextmanager
+def _formatted(
+    module: nn.Module, floats: Tensor, clips: Clips, name: str, bits: Bits
+) -> Iterator[None]:
+    """Round the weights of a layer, and what it reads, by a format that is more than bits."""
+
+    def reading(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        read = (
+            round_tokens(inputs[0], bits.block)
+            if bits.block
+            else round_input(inputs[0], bits.dynamic)
+        )
+        return read, *inputs[1:]
+
+    assert isinstance(module, LayerModule)
+    before = module.weight.data
+    if bits.block:
+        scales = clips.group_scales(name, module, bits)
+        module.weight.data = round_groups(floats, scales, bits.weight, bits.block)
+    else:
+        grid = along_weight(clips.weights[name][bits.weight], module)
+        module.weight.data = rounded(floats, bits.weight, grid)
+    hook = module.register_forward_pre_hook(reading) if bits.dynamic else None
+    try:
+        yield
+    finally:
+        module.weight.data = before
+        if hook is not None:
+            hook.remove()
 
 
 @contextmanager

@@ -31,7 +31,6 @@ from haq.network.modules import Product
 from haq.quantization.calibration import Clips
 from haq.quantization.interpreter import CopyingInterpreter
 from haq.quantization.places import (
-    Kind,
     Place,
     Widths,
     float_answers,
@@ -40,7 +39,7 @@ from haq.quantization.places import (
     quickly,
     rounded_at,
 )
-from haq.quantization.sensitivity import REMEMBERED, Sensitivity, parts_of
+from haq.quantization.sensitivity import REMEMBERED, Sensitivity, parts_of, tabulated
 from haq.quantization.statistics import FEW, channel_axis, restored
 from haq.training.numerics import channels_last
 
@@ -127,10 +126,7 @@ def marginal(
                     sums[at][bits] += added / len(images)
                 if on_place:
                     on_place(number * len(places) + at + 1, len(parts) * len(places))
-    tables: dict[Kind, dict[str, dict[int, float]]] = {"weights": {}, "activations": {}}
-    for place, values in zip(places, sums, strict=True):
-        tables[place.kind] |= dict.fromkeys(place.layers, values)
-    return Sensitivity(MEASURE, len(images), tables["weights"], tables["activations"])
+    return tabulated(MEASURE, len(images), places, sums)
 
 
 Gradients = Mapping[fx.Node, Sequence[Tensor]]
@@ -221,8 +217,10 @@ def _changes(tape: _Tape, place: Place, clips: Clips, images: int) -> Changes:
         for bits in place.bits:
             with quickly(), place.round(bits):
                 after = tape.again(node).float()
-            if place.kind == "weights" and len(place.nodes) == 1 and node.op == "call_module":
-                per_channel = clips.weights[place.layers[0]][bits].numel() > 1
+            of_layer = place.kind != "activations" and node.op == "call_module"
+            if of_layer and len(place.nodes) == 1:
+                plain = place.kind == "weights"
+                per_channel = plain and clips.weights[place.layers[0]][bits].numel() > 1
                 after = _corrected(tape, node, after, before, per_channel)
             rows.append(_by_image(after - before, images))
         changes[node] = torch.stack(rows, 1)

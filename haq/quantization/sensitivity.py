@@ -8,7 +8,7 @@ What comes before the rounded tensor is computed once for all bits, and only the
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,15 @@ from haq.network.graph import Graph
 from haq.network.inputs import Inputs
 from haq.quantization.calibration import Clips
 from haq.quantization.interpreter import CopyingInterpreter
-from haq.quantization.places import Kind, Widths, float_answers, normalising, places_of, quickly
+from haq.quantization.places import (
+    Kind,
+    Place,
+    Widths,
+    float_answers,
+    normalising,
+    places_of,
+    quickly,
+)
 from haq.training.numerics import channels_last
 
 IMAGES = 256
@@ -47,29 +55,46 @@ class Sensitivity:
         weights: Layer to bits to the measure where only the layer's weights are rounded.
         activations: Layer to bits to the measure where only the tensor is rounded that the layer
             reads; layers that read the same one have equal values.
+        formats: Layer to a number format, in words such as "w4g32", to the measure where only this
+            layer has it: its weights are rounded and, where that is dynamic, what it reads.
     """
 
     measure: str
     images: int
     weights: Mapping[str, Mapping[int, float]]
     activations: Mapping[str, Mapping[int, float]]
+    formats: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
-def widths(choices: Mapping[str, Sequence[Bits]]) -> dict[Kind, dict[str, tuple[int, ...]]]:
+def widths(choices: Mapping[str, Sequence[Bits]]) -> dict[Kind, dict[str, tuple[Any, ...]]]:
     """Return which bits are up to the search: of weights and of activations, layer to bits.
 
     >>> widths({"conv": (Bits(2, 8), Bits(4, 8)), "fc": (Bits(8, 8),)})
     {'weights': {'conv': (2, 4), 'fc': ()}, 'activations': {'conv': (), 'fc': ()}}
+
+    Number formats that are more than bits stand apart, each as it is.
+
+    >>> widths({"fc": (Bits(4, 32), Bits(4, 32, 32))})["formats"]
+    {'fc': (Bits(weight=4, act=32, block=32, dynamic=''),)}
     """
+    formats = {
+        name: tuple(b for b in pairs if b.is_special) if len(pairs) > 1 else ()
+        for name, pairs in choices.items()
+    }
 
     def several(bits: Iterable[int]) -> tuple[int, ...]:
         choices = sorted(set(bits))
         return tuple(choices) if len(choices) > 1 else ()
 
-    return {
-        "weights": {name: several(b.weight for b in pairs) for name, pairs in choices.items()},
+    weights = {
+        name: several([b.weight for b in pairs if not b.is_special] + [0] * bool(formats[name]))
+        for name, pairs in choices.items()
+    }
+    asked: dict[Kind, dict[str, tuple[Any, ...]]] = {
+        "weights": {name: tuple(b for b in bits if b) for name, bits in weights.items()},
         "activations": {name: several(b.act for b in pairs) for name, pairs in choices.items()},
     }
+    return asked | ({"formats": formats} if any(formats.values()) else {})
 
 
 def sensitivity(
@@ -112,10 +137,21 @@ def sensitivity(
                     sums[at][bits] += len(part) / len(images) * distance
                 if on_place:
                     on_place(number * len(places) + at + 1, len(parts) * len(places))
-    tables: dict[Kind, dict[str, dict[int, float]]] = {"weights": {}, "activations": {}}
-    for place, values in zip(places, sums, strict=True):
-        tables[place.kind] |= dict.fromkeys(place.layers, values)
-    return Sensitivity("kl", len(images), tables["weights"], tables["activations"])
+    return tabulated("kl", len(images), places, sums)
+
+
+def tabulated(
+    measure: str, images: int, places: Sequence[Place], values: Sequence[dict[Any, float]]
+) -> Sensitivity:
+    """Return what was measured at some places, by bits, as sensitivities."""
+    tables: dict[Kind, dict[str, dict[Any, float]]] = {
+        "weights": {}, "activations": {}, "formats": {}
+    }  # fmt: skip
+    for place, row in zip(places, values, strict=True):
+        if place.kind == "formats":
+            row = {str(bits): value for bits, value in row.items()}
+        tables[place.kind] |= dict.fromkeys(place.layers, row)
+    return Sensitivity(measure, images, **tables)
 
 
 class _Recorder(CopyingInterpreter):
@@ -159,6 +195,7 @@ def objective(known: Sensitivity, table: CostTable) -> dict[str, NDArray[np.floa
     """
     asked = widths(table.choices)
     first = {name: group[0] == name for name, group in readers(table.layers).items()}
+    formats = {name for name, special in asked.get("formats", {}).items() if special}
     losses = {}
     for layer in table.layers:
         name = layer.name
@@ -166,11 +203,23 @@ def objective(known: Sensitivity, table: CostTable) -> dict[str, NDArray[np.floa
         acts = _falling(known.activations.get(name, {}), asked["activations"][name], name)
         losses[name] = np.array(
             [
-                weights.get(bits.weight, 0.0) + (acts.get(bits.act, 0.0) if first[name] else 0.0)
+                (
+                    _of_format(known, name, bits)
+                    if bits.is_special and name in formats
+                    else weights.get(bits.weight, 0.0)
+                )
+                + (acts.get(bits.act, 0.0) if first[name] else 0.0)
                 for bits in table.choices[name]
             ]
         )
     return losses
+
+
+def _of_format(known: Sensitivity, name: str, bits: Bits) -> float:
+    value = known.formats.get(name, {}).get(str(bits))
+    if value is None:
+        raise RunError(f"the sensitivities know nothing of layer {name!r} at {bits}")
+    return max(value, 0.0)
 
 
 def _falling(values: Mapping[int, float], asked: Sequence[int], name: str) -> dict[int, float]:
@@ -185,7 +234,9 @@ def _falling(values: Mapping[int, float], asked: Sequence[int], name: str) -> di
 
 def save_sensitivity(known: Sensitivity, path: Path) -> None:
     """Write ``sensitivity.json``."""
-    tables = {"weights": known.weights, "activations": known.activations}
+    tables: dict[str, Any] = {"weights": known.weights, "activations": known.activations}
+    if known.formats:
+        tables["formats"] = known.formats
     content = {"measure": known.measure, "images": known.images, **tables}
     write_text(path, json.dumps(content, indent=2) + "\n")
 
@@ -205,6 +256,10 @@ def load_sensitivity(path: Path) -> Sensitivity:
             }
             for kind in ("weights", "activations")
         ]
-        return Sensitivity(content["measure"], content["images"], *tables)
+        formats = {
+            name: {str(bits): float(v) for bits, v in row.items()}
+            for name, row in content.get("formats", {}).items()
+        }
+        return Sensitivity(content["measure"], content["images"], tables[0], tables[1], formats)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path} cannot be read ({error}); take it away and resume") from error
