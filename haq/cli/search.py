@@ -80,6 +80,18 @@ def search_command(  # noqa: PLR0913 - one argument an option
         option(BITS, "Bits of all activations, 2 to 8, or search.", metavar="BITS",
                show_default="search for latency, energy and bops; else 8"),
     ] = None,
+    scheme: Annotated[
+        list[str] | None,
+        option(BITS, "What becomes of activations: static, weight-only (float), dynamic (8 bits "
+               "as a linear layer runs, a scale for each token) or dynamic-tensor (one for each "
+               "call). May be repeated.", metavar="NAME", show_default="static"),
+    ] = None,
+    groups: Annotated[
+        str | None,
+        option(BITS, "Weights of linear layers and embeddings that share a scale, such as 32,128; "
+               "0 for one scale a channel. With weight-only and dynamic.", metavar="SIZES",
+               show_default="one scale a channel"),
+    ] = None,
     pin: Annotated[
         list[str] | None,
         option(BITS, "Bits of one layer, as NAME=BITS, or none. May be repeated.",
@@ -207,6 +219,8 @@ def job_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     fields = {name: value for name, value in options.items() if name not in ("out", "resume")}
     budgets, pins = fields.pop("budget"), fields.pop("pin")
     fields |= {
+        "schemes": tuple(fields.pop("scheme") or ()) or None,
+        "groups": _groups(fields["groups"]),
         "weight_bits": _range(fields["weight_bits"]),
         "act_bits": _bits_or_search(fields["act_bits"]),
         "pins": _pins(list(pins or ())),
@@ -222,6 +236,13 @@ def _range(text: str) -> tuple[int, int]:
         return int(low), int(high if dots else low)
     except ValueError:
         raise HaqError(f"weight-bits {text!r}: write a range like 2..8, or one number") from None
+
+
+def _groups(text: str | None) -> tuple[int, ...] | None:
+    try:
+        return None if text is None else tuple(int(size) for size in text.split(","))
+    except ValueError:
+        raise HaqError(f"groups {text!r}: write sizes like 32,128, or one number") from None
 
 
 def _bits_or_search(text: str | None) -> int | str | None:

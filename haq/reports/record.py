@@ -82,7 +82,12 @@ def read_run(folder: Path, model: nn.Module | None = None) -> RunRecord:
 
 def _chosen(summary: Mapping[str, Any]) -> dict[str, Bits]:
     rows = summary.get("layers", [])
-    return {row["name"]: Bits(row["weight_bits"], row["act_bits"]) for row in rows}
+    return {
+        row["name"]: Bits(
+            row["weight_bits"], row["act_bits"], row.get("block", 0), row.get("dynamic", "")
+        )
+        for row in rows
+    }
 
 
 def _sensitivity(folder: Path) -> Sensitivity | None:

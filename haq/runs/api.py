@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from haq.allocation.policy import Bits, read_policy
+from haq.allocation.schemes import Scheme
 from haq.allocation.trials import Trial
 from haq.datasets import Data
 from haq.errors import HaqError, RunError
@@ -69,6 +70,8 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
     batch: int | None = None,
     weight_bits: tuple[int, int] = (2, 8),
     act_bits: int | Literal["search"] | None = None,
+    schemes: Sequence[Scheme] = ("static",),
+    groups: Sequence[int] = (),
     pins: Mapping[str, int] | None = None,
     agent: str = "guided",
     paper: bool = False,
@@ -126,6 +129,11 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
         weight_bits: Fewest and most bits of weights, within 2 to 8.
         act_bits: Bits of all activations, 2 to 8, or "search". None: searched for budgets on
             latency, energy or bops, else 8.
+        schemes: What becomes of activations, one or several of "static" (rounded once for all
+            readers), "weight-only" (float), "dynamic" (rounded to 8 bits as a linear layer runs,
+            with a scale for each token) and "dynamic-tensor" (with one for each call).
+        groups: Sizes of groups of weights of linear layers and embeddings that share a scale: 32,
+            64, 128, or 0 for one scale a channel. They go with "weight-only" and "dynamic".
         pins: Layer to the bits of its weights and activations. None: 8 in the first and the last.
         agent: "guided", "ilp" (one policy, at once), "ddpg", "random", "uniform".
         paper: Run ``agent="ddpg"`` as the paper describes it.

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from haq.allocation.policy import BLOCKS
+from haq.allocation.schemes import SCHEMES, Formats, Scheme
 from haq.distillation.settings import DEFAULT, read_distillation
 from haq.errors import HaqError
 
@@ -57,6 +59,8 @@ class Job(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     weight_bits: tuple[Width, Width] = (2, 8)
     act_bits: Width | Literal["search"] | None = None
+    schemes: tuple[Scheme, ...] = ("static",)
+    groups: tuple[int, ...] = ()
     pins: dict[str, Width] | None = None
     clipping: str = "kl"
     per_channel: bool = True
@@ -92,6 +96,11 @@ class Job(BaseModel):
         return default if self.rounding_steps is None else self.rounding_steps
 
     @property
+    def formats(self) -> Formats:
+        """Among which number formats the search chooses."""
+        return Formats(self.schemes, self.groups)
+
+    @property
     def fixed_act_bits(self) -> int | None:
         """The activations' width where it is fixed, None where it is searched."""
         if isinstance(self.act_bits, int):
@@ -111,7 +120,12 @@ BY_AGENT: Mapping[str, Mapping[str, object]] = {
 }
 """What an agent asks for unless the user says otherwise."""
 
-_OPTIONS = {"budgets": "--budget", "pins": "--pin", "per_channel": "--per-tensor"}
+_OPTIONS = {
+    "budgets": "--budget",
+    "pins": "--pin",
+    "schemes": "--scheme",
+    "per_channel": "--per-tensor",
+}
 
 _RULES = {
     "width": "a width multiplier is above 0 and at most 8",
@@ -131,6 +145,9 @@ _RULES = {
     "seed": "a seed is a whole number from 0 to 4294967295",
     "weight_bits": "weights have 2 to 8 bits; give a range within 2..8, or one number",
     "act_bits": "activations have 2 to 8 bits; give one number, or search",
+    "schemes": f"give {', '.join(SCHEMES[:-1])} or {SCHEMES[-1]}",
+    "groups": f"give the weights of a group, {', '.join(map(str, BLOCKS))}, or 0 for one scale a "
+    "channel",
     "pins": "a pin is 2 to 8 bits; leave the layer out to let the search decide, or give "
     "--pin none",
     "calibration_images": "give a whole number of images, 1 or more",
@@ -179,6 +196,10 @@ def parse_job(**fields: object) -> Job:
     except ValidationError as error:
         raise _job_error(error.errors()[0]) from error
     _check_together(job)
+    try:
+        job.formats.check()
+    except HaqError as error:
+        raise JobError("groups" if any(job.groups) else "schemes", str(error)) from error
     threads = job.threads
     if threads is None and (job.workers > 1 or job.ray is not None):
         threads = max(1, default_threads() // job.workers)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from haq.allocation.schemes import Scheme
 from haq.datasets import Data
 from haq.envs.observations import Features
 from haq.envs.quantization import QuantizationEnv
@@ -38,6 +39,8 @@ def make_env(  # noqa: PLR0913 - one keyword a field of the job
     batch: int | None = None,
     weight_bits: tuple[int, int] = (2, 8),
     act_bits: int | Literal["search"] | None = None,
+    schemes: Sequence[Scheme] = ("static",),
+    groups: Sequence[int] = (),
     pins: Mapping[str, int] | None = None,
     evaluation: Literal["finetune", "cheap"] = "cheap",
     score: Literal["metric", "accuracy", "loss", "agreement"] = "metric",
@@ -78,6 +81,8 @@ def make_env(  # noqa: PLR0913 - one keyword a field of the job
         batch: As above.
         weight_bits: As above.
         act_bits: As above.
+        schemes: As above.
+        groups: As above.
         pins: As above.
         evaluation: As above.
         score: What the reward is made of: the "reward" of ``haq.search``.

@@ -115,6 +115,7 @@ def plan(
         *_float_notes(model, graph),
         *_cost_notes(graph, target),
         *_pin_notes(pins, graph.layers, target),
+        *_format_notes(choices),
     )
     return Plan(model, sample, graph, target, table, budgets, job.budgets, images, notes)
 
@@ -149,7 +150,9 @@ def _check_budgets(
     try:
         fit(most_bits(table), table, budgets)
     except BudgetError as error:
-        free = permitted(graph.layers, target, job.weight_bits, job.fixed_act_bits)
+        free = permitted(
+            graph.layers, target, job.weight_bits, job.fixed_act_bits, formats=job.formats
+        )
         unpinned = tabulate(graph.layers, free, target, sum(graph.float_parameters.values()))
         if is_asked(job):
             unpinned = with_coded_size(unpinned, graph, clips_of_weights(graph, job, unpinned))
@@ -196,13 +199,23 @@ def _cost_notes(graph: Graph, target: Target | None) -> Iterator[str]:
         )
 
 
+def _format_notes(choices: Mapping[str, Sequence[Bits]]) -> Iterator[str]:
+    """Yield a sentence on layers for which there is no scheme of those asked for."""
+    floats = [name for name, pairs in choices.items() if [*pairs] == [(FLOAT, FLOAT)]]
+    if floats:
+        yield f"{listed(floats)} stay float: none of the schemes asked for has kernels for them"
+
+
 def _pins(job: Job, layers: Sequence[Layer], target: Target | None) -> dict[str, int | Bits]:
     """Return the pins of a job; without any, 8 bits in the first and the last layer.
 
-    Where the target does not offer such a pair, the first and the last layer have the nearest one
+    Nothing is pinned by itself where no activations are static. Where the target does not offer
+    such a pair, the first and the last layer have the nearest one
     below it, and no pin without one. A pin of the user gives way by one bit only, for integer
     kernels that saturate at 8.
     """
+    if job.pins is None and "static" not in job.schemes:
+        return {}
     if job.pins is None:
         ends = edges(layers)
         nearest = {x.name: nearest_pin(x, 8, target) for x in layers if x.name in ends}
@@ -234,10 +247,10 @@ def _choices(
 
     Where a layer may stay float, the first and the last may too, unless the user pinned them.
     """
-    pinned = permitted(layers, target, job.weight_bits, job.fixed_act_bits, pins)
+    pinned = permitted(layers, target, job.weight_bits, job.fixed_act_bits, pins, job.formats)
     if job.pins is not None:
         return pinned
-    free = permitted(layers, target, job.weight_bits, job.fixed_act_bits)
+    free = permitted(layers, target, job.weight_bits, job.fixed_act_bits, formats=job.formats)
     floats = Bits(FLOAT, FLOAT)
     more = {name: (floats,) for name in pins if floats in free[name]}
     widened = {name: (*pairs, *more.get(name, ())) for name, pairs in pinned.items()}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from haq.allocation.budgets import fit, most_bits, solve
 from haq.allocation.policy import Bits
+from haq.allocation.schemes import Scheme
 from haq.quantization.calibration import Clips, calibrate, calibrate_weights
 from haq.quantization.second_order import second_order
 from haq.quantization.sensitivity import objective, widths
@@ -31,6 +32,8 @@ def quick_policy(  # noqa: PLR0913 - one keyword a field of the job
     batch: int | None = None,
     weight_bits: tuple[int, int] = (2, 8),
     act_bits: int | Literal["search"] | None = None,
+    schemes: Sequence[Scheme] = ("static",),
+    groups: Sequence[int] = (),
     pins: Mapping[str, int] | None = None,
     clipping: str = "kl",
     per_channel: bool = True,
@@ -51,6 +54,8 @@ def quick_policy(  # noqa: PLR0913 - one keyword a field of the job
         batch: As above.
         weight_bits: As above.
         act_bits: As above.
+        schemes: As above.
+        groups: As above.
         pins: As above.
         clipping: As above.
         per_channel: As above.
@@ -63,6 +68,7 @@ def quick_policy(  # noqa: PLR0913 - one keyword a field of the job
     given = {
         "budgets": (budgets,) if isinstance(budgets, str) else tuple(budgets), "target": target,
         "batch": batch, "weight_bits": weight_bits, "act_bits": act_bits, "pins": pins,
+        "schemes": tuple(schemes), "groups": tuple(groups),
         "clipping": clipping, "per_channel": per_channel, "seed": seed, "agent": "ilp",
     }  # fmt: skip
     task = own_task(model, inputs, None, given)

@@ -129,6 +129,7 @@ def layer_rows(planned: Plan, policy: Policy) -> list[dict[str, Any]]:
                 "cost": {q: float(row[layer.name][place]) for q, row in table.rows.items()},
                 "cost_w8a8": eight,
             }
+            | ({"block": bits.block, "dynamic": bits.dynamic} if bits.is_special else {})
         )  # fmt: skip
     return rows
 

@@ -1,0 +1,103 @@
+"""Searches among number formats: groups of weights, float and dynamic activations."""
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from typer.testing import CliRunner
+
+import haq
+from haq.allocation.policy import Bits
+from haq.cli.main import app
+from haq.errors import HaqError
+from haq.runs.job import parse_job
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(50, 64)
+        self.wide = nn.Linear(64, 96)
+        self.out = nn.Linear(96, 5)
+
+    def forward(self, x):
+        return self.out(functional.gelu(self.wide(self.words(x))).mean(1))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    torch.manual_seed(0)
+    model, inputs = Words().eval(), torch.randint(50, (64, 6))
+    folder = tmp_path_factory.mktemp("runs") / "words"
+    run = haq.search(
+        model, inputs, budgets=["avg_weight_bits=4"], agent="ilp", out=folder,
+        schemes=["weight-only", "dynamic"], groups=[32, 0],
+    )  # fmt: skip
+    return model, inputs, run
+
+
+def test_a_search_chooses_among_formats_and_keeps_its_budget(run):
+    _, _, found = run
+    assert all(bits.act == 32 for bits in found.policy.values())
+    assert set(found.policy["words"].row()[2:]) <= {32} and not found.policy["words"].dynamic
+    assert found.summary["cost"]["avg_weight_bits"] <= 4
+
+
+def test_its_file_answers_as_its_network(run, tmp_path):
+    _, inputs, found = run
+    haq.export_onnx(found, tmp_path / "words.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "words.onnx")
+    answers = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})[0]
+    with torch.no_grad():
+        expected = found.model(inputs).numpy()
+    assert np.abs(answers - expected).max() < 2e-2 * np.abs(expected).max()
+
+
+def test_its_report_and_resumption_know_its_formats(run):
+    model, inputs, found = run
+    rows = {row["name"]: row for row in found.summary["layers"]}
+    for name, bits in found.policy.items():
+        assert (rows[name].get("block", 0), rows[name].get("dynamic", "")) == (
+            bits.block, bits.dynamic
+        )  # fmt: skip
+    from haq.reports.record import read_run
+
+    assert read_run(found.folder).policy == found.policy
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--groups", "32"], "groups of 32 weights go with the schemes weight-only and dynamic"),
+        (["--scheme", "weight-only", "--groups", "48"], "groups of 48: give 32, 64, 128"),
+        (["--scheme", "weight-only", "--groups", "a"], "write sizes like 32,128"),
+        (["--scheme", "float"], "static, weight-only, dynamic or dynamic-tensor"),
+    ],
+)
+def test_the_command_line_refuses_formats_that_do_not_go_together(options, message):
+    result = CliRunner().invoke(app, ["search", *options])
+    said = " ".join(str(result.exception or result.output).split())
+    assert result.exit_code != 0 and message in said
+
+
+def test_a_target_without_such_kernels_is_refused():
+    model, inputs = Words().eval(), torch.randint(50, (64, 6))
+    with pytest.raises(HaqError, match="layer 'wide' .*"):
+        haq.search(
+            model, inputs, target="bismo-edge", budgets=["latency=50%w8a8"], agent="ilp",
+            schemes=["weight-only"], groups=[32],
+        )  # fmt: skip
+
+
+def test_a_job_keeps_its_formats():
+    job = parse_job(schemes=("weight-only",), groups=(32, 128))
+    assert type(job).model_validate_json(job.model_dump_json()) == job
+    assert Bits(4, 32, 128) in job.formats.offered(_layer())
+
+
+def _layer():
+    from haq.network.layers import Layer
+
+    return Layer("fc", "linear", c_in=64, c_out=8, weights=512)
