@@ -56,7 +56,7 @@ def test_its_file_answers_as_its_network(run, tmp_path):
 
 
 def test_its_report_and_resumption_know_its_formats(run):
-    model, inputs, found = run
+    _, _, found = run
     rows = {row["name"]: row for row in found.summary["layers"]}
     for name, bits in found.policy.items():
         assert (rows[name].get("block", 0), rows[name].get("dynamic", "")) == (
