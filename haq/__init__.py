@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from haq.formats.checkpoint import load
     from haq.formats.update.difference import diff
     from haq.formats.update.pack import pack, unpack
+    from haq.models.onnx.load import load_onnx
     from haq.runs.api import Run, search
     from haq.runs.export import export_checkpoint, export_onnx
     from haq.runs.frames import load_run
@@ -29,6 +30,7 @@ __all__ = [
     "export_checkpoint",
     "export_onnx",
     "load",
+    "load_onnx",
     "load_run",
     "make_env",
     "pack",
@@ -43,6 +45,7 @@ _MODULES = {
     "export_checkpoint": "haq.runs.export",
     "export_onnx": "haq.runs.export",
     "load": "haq.formats.checkpoint",
+    "load_onnx": "haq.models.onnx.load",
     "load_run": "haq.runs.frames",
     "make_env": "haq.runs.make_env",
     "pack": "haq.formats.update.pack",

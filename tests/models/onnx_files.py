@@ -24,13 +24,17 @@ def array(*shape, seed=1, low=-1.0):
     return np.random.default_rng(seed).uniform(low, 1, shape).astype(np.float32)
 
 
+def floats(name):
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+
+
 def graph_of(nodes, inputs, outputs, constants=(), opset=21, name="network"):
     """Return a model; inputs are names with (type, shape), outputs are names."""
     return helper.make_model(
         helper.make_graph(
             nodes, name,
             [helper.make_tensor_value_info(n, kind, shape) for n, (kind, shape) in inputs.items()],
-            [onnx.ValueInfoProto(name=n) if isinstance(n, str) else n for n in outputs],
+            [floats(n) if isinstance(n, str) else n for n in outputs],
             [numpy_helper.from_array(np.asarray(v), n) for n, v in dict(constants).items()],
         ),
         opset_imports=[helper.make_opsetid("", opset)], ir_version=10,
@@ -54,7 +58,8 @@ def model_of(operator, operands, attributes, outputs=1, opset=21):
             constants[name] = operand
     results = [f"result{place}" for place in range(outputs)]
     node = helper.make_node(operator, names, results, "node", **attributes)
-    return graph_of([node], inputs, results, constants, opset)
+    untyped = [onnx.ValueInfoProto(name=name) for name in results]
+    return graph_of([node], inputs, untyped, constants, opset)
 
 
 def values_of(operands, rows, seed=0):

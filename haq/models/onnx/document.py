@@ -188,7 +188,7 @@ def _modern(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(_with_shapes(model))
     except Exception as error:  # of several kinds without a base of their own
         raise ModelError(f"{path} is not valid ONNX: {_first_line(error)}") from error
     for part in graphs(model.graph):
@@ -199,6 +199,19 @@ def _modern(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
                     f"node {label(node)!r}; only ONNX's own are read"
                 )
     return model
+
+
+def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy whose outputs have types and shapes, which ONNX Runtime does without."""
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
+    for part in graphs(whole.graph):
+        for value in part.output:
+            if not value.HasField("type"):
+                value.type.tensor_type.elem_type = TensorProto.FLOAT
+            if value.type.HasField("tensor_type"):
+                value.type.tensor_type.shape.SetInParent()
+    return whole
 
 
 def brought_to_opset(model: onnx.ModelProto) -> onnx.ModelProto:

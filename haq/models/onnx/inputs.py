@@ -131,6 +131,18 @@ Dim = int | str
 """A fixed size, or the name of one that is free; "" for one without a name."""
 
 
+def dims_of_first(
+    model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]], values: Mapping[str, Any]
+) -> Sequence[Dim]:
+    """Return the sizes of the first input that is not fixed, free ones by name."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    free = (v for v in model.graph.input if v.name not in stored and v.name not in values)
+    first = next(free, None)
+    if first is None:
+        return ()
+    return list(shapes[first.name]) if first.name in shapes else _dims(first)
+
+
 def _dims(value: onnx.ValueInfoProto) -> list[Dim]:
     return [
         dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param

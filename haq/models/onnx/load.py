@@ -32,7 +32,7 @@ def load_onnx(
     Args:
         path: The file.
         shapes: Name of an input to its shape, batch axis included: where the file leaves sizes open
-            that are no batch.
+            that are no batch. Under "" that of the first input, without its batch axis.
         values: Name of an input to what it always has, an array or a number that fills it: for
             inputs without a batch axis, and those on which a branch depends.
         sample: Inputs (N, ...) in the file's order, without those in ``values``; their shapes

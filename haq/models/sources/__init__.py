@@ -7,7 +7,7 @@ these functions: whoever names no such model does not need them.
 from collections.abc import Mapping
 
 from haq.errors import ModelError
-from haq.models.sources import hugging_face, timm_models, vision
+from haq.models.sources import hugging_face, onnx_file, timm_models, vision
 from haq.models.sources.source import Card, Named, Source, Wanted
 
 __all__ = ["SOURCES", "Card", "Named", "Source", "Wanted", "about", "named"]
@@ -24,6 +24,10 @@ SOURCES: Mapping[str, Source] = {
     "hf": Source(
         "a folder as save_pretrained of transformers writes it", "hf:DIR",
         hugging_face.card, hugging_face.build, None,
+    ),
+    "onnx": Source(
+        "a float ONNX file", "onnx:net.onnx",
+        onnx_file.card, onnx_file.build, None,
     ),
 }  # fmt: skip
 """Prefix of a name to where such models come from."""
