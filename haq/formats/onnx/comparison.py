@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from haq.formats.onnx.reference import Difference, simulate, simulate_from
-from haq.formats.onnx.runtime import opened
+from haq.formats.onnx.runtime import answered, opened
 from haq.formats.onnx.values import Array
 from haq.network.outputs import taken_apart
 
@@ -120,7 +120,7 @@ def error(file: onnx.ModelProto, network: nn.Module, images: Tensor, exact: bool
         exact: Whether to run the file with kernels that are exact on every CPU.
     """
     session = opened(file.SerializeToString(), exact)
-    answers = session.run(None, {session.get_inputs()[0].name: images.numpy()})[0]
+    answers = answered(session, images)
     results = _exactly(network, images)
     expected = taken_apart(results)[1][0].double().reshape(len(images), -1).numpy()
     apart = np.linalg.norm(answers.reshape(expected.shape) - expected, axis=1)

@@ -46,28 +46,37 @@ class Layout(NamedTuple):
             return [named[one.name].numpy() for one in self.inputs]
         return [tensor.numpy() for tensor in tensors_of(inputs)]
 
-    def feeds(self, rows: Sequence[Array]) -> Iterator[dict[str, Array]]:
-        """Yield what a file is given for rows: all at once, or as many as it takes."""
+    def feed(self, rows: Sequence[Array]) -> dict[str, Array]:
+        """Return what a file is given for rows, in the order of its inputs."""
+        given = {one.name: one.fed(v) for one, v in zip(self.inputs, rows, strict=True)}
         count = len(rows[0])
-        each = self.inputs[0].rows or max(count, 1)
+        fixed = {
+            name: np.repeat(value, count, self.axes[name]) if name in self.axes else value
+            for name, value in self.fixed.items()
+        }
+        return {**given, **fixed}
+
+    def parts(self, feed: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
+        """Yield a feed in parts of as many rows as the file takes, the last one filled up."""
+        axes = {**{one.name: one.axis for one in self.inputs}, **self.axes}
+        count, each = self._rows_in(feed), self.inputs[0].rows or 1
         for start in range(0, count, each):
             places = np.minimum(np.arange(start, start + each), count - 1)
-            given = {
-                one.name: one.fed(values[places])
-                for one, values in zip(self.inputs, rows, strict=True)
+            yield {
+                name: value.take(places, axes[name]) if name in axes else value
+                for name, value in feed.items()
             }
-            fixed = {
-                name: np.repeat(value, len(places), self.axes[name]) if name in self.axes else value
-                for name, value in self.fixed.items()
-            }
-            yield {**given, **fixed}
 
-    def joined(self, parts: Sequence[Array], count: int) -> Array:
-        """Return the first outputs of ``feeds`` as one, the rows along its first axis."""
-        if self.output_axis is None:
+    def _rows_in(self, feed: Mapping[str, Array]) -> int:
+        return int(feed[self.inputs[0].name].shape[self.inputs[0].axis])
+
+    def joined(self, parts: Sequence[Array], feed: Mapping[str, Array]) -> Array:
+        """Return an output of all parts of a feed as one."""
+        count, each = self._rows_in(feed), self.inputs[0].rows or 1
+        axis = next((a for a, size in enumerate(parts[0].shape) if size == each), None)
+        if axis is None:
             return parts[0]
-        moved = [np.moveaxis(part, self.output_axis, 0) for part in parts]
-        return np.ascontiguousarray(np.concatenate(moved)[:count])
+        return np.ascontiguousarray(np.concatenate(parts, axis).take(range(count), axis))
 
 
 def text_of(origin: Origin) -> str:

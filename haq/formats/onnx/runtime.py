@@ -5,9 +5,9 @@ fraction of the time that rounding takes in floating point.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from torch import Tensor, fx, nn
 
 from haq.errors import ModelError
-from haq.formats.onnx.layout import KEY, layout_of
+from haq.formats.onnx.layout import KEY, Layout, layout_of
 from haq.formats.onnx.lower import lower
 from haq.formats.onnx.saturation import EXACT_KERNELS
 from haq.formats.onnx.template import Template, template
@@ -27,6 +27,39 @@ from haq.quantization.fake_quant import Quantized
 
 Answer = Callable[[Inputs], Tensor]
 """From inputs (N, ...) to the first output (N, ...), float32."""
+
+
+class Session(Protocol):
+    """What runs a file: a session of ONNX Runtime, or ``RowsAtATime``."""
+
+    def run(self, outputs: Sequence[str] | None, feed: Mapping[str, Any]) -> list[Any]:
+        """Return outputs for a feed."""
+
+    def get_inputs(self) -> Any:
+        """Return what describes the inputs."""
+
+    def get_modelmeta(self) -> Any:
+        """Return what holds the metadata."""
+
+
+class RowsAtATime:
+    """A session of a file that takes so many rows at a time alone, for any number of them."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, layout: Layout):
+        self._session, self._layout = session, layout
+
+    def run(self, outputs: Sequence[str] | None, feed: Mapping[str, Any]) -> list[Any]:
+        """Return outputs for all rows of a feed."""
+        parts = [self._session.run(outputs, part) for part in self._layout.parts(feed)]
+        return [self._layout.joined(each, feed) for each in zip(*parts, strict=True)]
+
+    def get_inputs(self) -> Any:
+        """Return what describes the inputs."""
+        return self._session.get_inputs()
+
+    def get_modelmeta(self) -> Any:
+        """Return what holds the metadata."""
+        return self._session.get_modelmeta()
 
 
 def prepared(network: fx.GraphModule, image: Inputs) -> Template | None:
@@ -74,19 +107,24 @@ def integer_answer(exported: Template, network: nn.Module) -> Answer | None:
     return answer
 
 
-def answered(session: onnxruntime.InferenceSession, inputs: Inputs) -> NDArray[Any]:
+def answered(session: Session, inputs: Inputs) -> NDArray[Any]:
     """Return the first output of a file for the rows that its network takes, (N, ...)."""
+    first: NDArray[Any] = session.run(None, fed(session, inputs))[0]
+    layout = _layout(session)
+    axis = layout.output_axis if layout else None
+    return np.ascontiguousarray(np.moveaxis(first, axis, 0)) if axis else first
+
+
+def _layout(session: Session) -> Layout | None:
     text = session.get_modelmeta().custom_metadata_map.get(KEY)
-    if text is None:
-        first: NDArray[Any] = session.run(None, fed(session, inputs))[0]
-        return first
-    layout = layout_of(text)
-    feeds = layout.feeds(layout.rows_of(inputs))
-    return layout.joined([session.run(None, each)[0] for each in feeds], len(inputs))
+    return layout_of(text) if text else None
 
 
-def fed(session: onnxruntime.InferenceSession, inputs: Inputs) -> dict[str, NDArray[Any]]:
+def fed(session: Session, inputs: Inputs) -> dict[str, NDArray[Any]]:
     """Return what a session is given for inputs: by name, or in the order of its inputs."""
+    layout = _layout(session)
+    if layout is not None:
+        return layout.feed(layout.rows_of(inputs))
     names = [one.name for one in session.get_inputs()]
     if isinstance(inputs, Batch) and inputs.names:
         named = dict(zip(inputs.names, inputs.tensors, strict=True))
@@ -100,7 +138,7 @@ def _all_integer(network: fx.GraphModule) -> bool:
     return all(isinstance(part, Quantized) for part in parts)
 
 
-def opened(file: bytes, exact: bool = False) -> onnxruntime.InferenceSession:
+def opened(file: bytes, exact: bool = False) -> Session:
     """Return a session with as many threads as PyTorch has.
 
     Args:
@@ -117,9 +155,14 @@ def opened(file: bytes, exact: bool = False) -> onnxruntime.InferenceSession:
     if exact:
         options.add_session_config_entry(EXACT_KERNELS, "1")
     try:
-        return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        session: Session = onnxruntime.InferenceSession(
+            file, options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # its exceptions have no common base of their own
         raise ModelError(f"ONNX Runtime does not load the model: {error}") from error
+    layout = _layout(session)
+    limited = layout is not None and layout.inputs[0].rows is not None
+    return RowsAtATime(session, layout) if layout is not None and limited else session
 
 
 @cache
