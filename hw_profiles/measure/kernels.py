@@ -62,7 +62,7 @@ class Origins:
             owners |= dict.fromkeys(filter(None, node.output), owner)
             self.layers[node.name] = owner or layers[0]
         read = {tensor.name.rpartition(".")[0] for tensor in exported.initializer}
-        named = {node.name.partition("/")[0] for node in exported.node}
+        named = {self._layer(node.name) for node in exported.node}
         for name in (self._known.keys() & read) - named:  # a matrix of an LSTM has no node
             self.kernels[name].append(_DEQUANTIZED)
         for name in lookups:  # one of constant rows is carried out when the file is loaded

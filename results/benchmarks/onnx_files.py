@@ -4,9 +4,10 @@ python results/benchmarks/onnx_files.py --packages DIR [--only NAME]
 
 DIR holds the wheels of rapidocr-onnxruntime, silero-vad, magika and nudenet, as ``pip download
 --no-deps`` brings them; the files in them are unpacked into a temporary folder and kept nowhere.
-Writes results/reference/onnx_files.json after every file. Weights have 4 to 8 bits, 6 on average, by
-sensitivities without labels, activations 8. Inputs are made here or come with scikit-learn: photos,
-drawn text, sources of Python, tones in noise; those that are compared were not calibrated on.
+Writes results/reference/onnx_files.json after every file. Weights have 4 to 8 bits, 6 on average,
+by sensitivities without labels, activations 8. Inputs are made here or come with scikit-learn:
+photos, drawn text, files of the standard library, tones in noise; those that are compared were not
+calibrated on.
 """
 
 import argparse
@@ -46,7 +47,9 @@ FILES = {
     "nudenet": ("nudenet/320n.onnx", {"images": (1, 3, 160, 160)}, {}, "photos"),
     "magika": ("magika/models/standard_v3_3/model.onnx", {}, {}, "bytes"),
     "silero": (SILERO + "silero_vad.onnx", {"input": (1, 576)}, {"sr": 16000}, "sound"),
-    "silero op15": (SILERO + "silero_vad_16k_op15.onnx", {"input": (1, 576)}, {"sr": 16000}, "sound"),
+    "silero op15": (
+        SILERO + "silero_vad_16k_op15.onnx", {"input": (1, 576)}, {"sr": 16000}, "sound",
+    ),
     "silero half": (SILERO + "silero_vad_half.onnx", {"input": (1, 576)}, {}, "sound"),
     "silero ifless": (
         SILERO + "silero_vad_op18_ifless.onnx", {"input": (1, 576)}, {"sr": 16000}, "sound",
@@ -175,7 +178,7 @@ def measured(name, folder):
         "fixed": {key: np.asarray(value).tolist() for key, value in values.items()},
         "operators": len(network.origin.model().graph.node), "layers": len(graph.layers),
         "share_of_weights_in_layers": weights / (weights + sum(graph.float_parameters.values())),
-        "import_largest_relative_difference": float(np.abs(own - floats).max() / np.abs(floats).max()),
+        "import_relative_difference": float(np.abs(own - floats).max() / np.abs(floats).max()),
         "cpu_seconds": {"import": importing, "capture": capturing},
     }  # fmt: skip
     data = some if torch.is_tensor(some) else dict(zip(some.names, some.tensors, strict=True))

@@ -17,6 +17,7 @@ from haq.errors import ModelError
 from haq.formats.onnx.layout import KEY, text_of
 from haq.models.onnx.branches import drop_unused
 from haq.models.onnx.network import Origin
+from haq.models.onnx.operators.recurrent import GATES
 from haq.network.naming import TENSORS
 from haq.quantization.fake_quant import Rounding
 
@@ -53,7 +54,7 @@ def from_original(
     """
     model = origin.model()
     _store_constants(model.graph, origin)
-    rewritten = _Rewritten(model.graph, network, layers, norms, origin.shapes, domain).nodes()
+    rewritten = _Rewritten(model.graph, network, layers, norms, origin, domain).nodes()
     del model.graph.node[:]
     model.graph.node.extend(rewritten)
     drop_unused(model.graph)
@@ -92,7 +93,12 @@ def _unnamed(
     network: fx.GraphModule, layers: Sequence[str], norms: Mapping[str, str], origin: Origin
 ) -> dict[str, Tensor]:
     """Return the parameters that stay float and are no constants of the file as they are."""
-    written = tuple(f"{name}." for name in (*layers, *norms.values()))
+    recurrent = {
+        origin.modules[n.output[0]]
+        for n in origin.model().graph.node
+        if n.op_type in GATES and n.output[0] in origin.modules
+    }
+    written = tuple(f"{name}." for name in (*layers, *norms.values(), *recurrent))
     roundings = {name for name, module in network.named_modules() if isinstance(module, Rounding)}
     return {
         path: value.clone() for path, value in network.state_dict().items()
@@ -106,11 +112,13 @@ class _Rewritten:
 
     def __init__(
         self, graph: onnx.GraphProto, network: fx.GraphModule, layers: Sequence[str],
-        norms: Mapping[str, str], shapes: Mapping[str, Sequence[int]], domain: str,
+        norms: Mapping[str, str], origin: Origin, domain: str,
     ):  # fmt: skip
         self._graph, self._network = graph, network
-        self._shapes, self._domain = shapes, domain
+        self._origin, self._domain = origin, domain
+        self._weights: dict[str, str] = {}  # parameter to the tensor that holds it
         self._layers, self._norms = set(layers), set(norms.values())
+        self._state = network.state_dict()
         by_name = {node.name: node for node in network.graph.nodes}
         tensors: Mapping[str, str] = network.meta[TENSORS]
         self._values = {name: by_name[node] for name, node in tensors.items() if node in by_name}
@@ -207,9 +215,58 @@ class _Rewritten:
             copy = onnx.NodeProto.FromString(node.SerializeToString())
             for place, name in enumerate(node.input):
                 copy.input[place] = self._read(node, place, name)
+            if node.op_type in GATES and node.output[0] in self._origin.modules:
+                self._put_weights(copy, self._origin.modules[node.output[0]])
             self._result.append(copy)
         for name in node.output:
             self._hold(name)
+
+    def _put_weights(self, node: onnx.NodeProto, path: str) -> None:
+        """Let an LSTM or GRU read its weights and biases from those of the network."""
+        for place, kinds in ((1, ["weight_ih"]), (2, ["weight_hh"]), (3, ["bias_ih", "bias_hh"])):
+            directions = []
+            for ending in ("_l0", "_l0_reverse"):
+                names = [f"{path}.{kind}{ending}" for kind in kinds]
+                parts = [self._parameter(n, node.op_type) for n in names if self._has(n)]
+                if len(parts) > 1:
+                    parts = [self._add("Concat", parts, f"{names[0]}.both", axis=0)]
+                directions += parts
+            if directions:
+                first = self._constant([0])
+                ends = [self._add("Unsqueeze", [d, first], f"{d}.row") for d in directions]
+                whole = f"{node.output[0]}/{kinds[0]}"
+                node.input[place] = self._add("Concat", ends, whole, axis=0)
+
+    def _has(self, name: str) -> bool:
+        return f"{name}.weight" in self._state or name in self._state
+
+    def _parameter(self, name: str, kind: str) -> str:
+        """Return the tensor that holds a parameter, its gates in ONNX's order."""
+        if name in self._weights:
+            return self._weights[name]
+        if name in self._layers:
+            tensor = f"{name}.matrix"
+            self._mark("weight", None, tensor, name, "")
+            value = self._state[f"{name}.weight"]
+        else:
+            key = name if name in self._state else f"{name}.weight"
+            tensor, value = key, self._state[key]
+            self._graph.initializer.append(numpy_helper.from_array(value.numpy(), key))
+        rows = np.arange(len(value)).reshape(len(GATES[kind]), -1)
+        order = rows[np.argsort(GATES[kind])].reshape(-1)
+        self._weights[name] = self._add(
+            "Gather", [tensor, self._constant(order.tolist())], f"{name}.gates", axis=0
+        )
+        return self._weights[name]
+
+    def _constant(self, values: list[int]) -> str:
+        name = f"haq/constant{len(self._graph.initializer)}"
+        self._graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
+        return name
+
+    def _add(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        self._result.append(helper.make_node(kind, inputs, [output], output, **attributes))
+        return output
 
     def _layer(self, call: fx.Node) -> fx.Node | None:
         """Return the call of the layer whose result a node gives, with its BatchNorm or padding."""
@@ -283,9 +340,11 @@ class _Rewritten:
                     self._holding[user] = output
                     waiting.append(user)
 
-    def _mark(self, kind: str, tensor: str, output: str, name: str, like: str) -> None:
-        marker = helper.make_node(kind, [tensor], [output], f"{output}/{kind}", domain=self._domain)
-        shape = list(self._shapes.get(like, []))
+    def _mark(self, kind: str, tensor: str | None, output: str, name: str, like: str) -> None:
+        marker = helper.make_node(
+            kind, [tensor] if tensor else [], [output], f"{output}/{kind}", domain=self._domain
+        )
+        shape = list(self._origin.shapes.get(like, []))
         marker.attribute.append(helper.make_attribute("name", name))
         marker.attribute.append(
             helper.make_attribute("shape", shape, attr_type=onnx.AttributeProto.INTS)

@@ -56,7 +56,7 @@ def network_of(
     )
     worked_out = {name: constants[name] for name in builder.stored.values() if weights[name]}
     origin = Origin(
-        flat.SerializeToString(), inputs.given, outputs, inputs.fixed, inputs.axes,
+        flat.SerializeToString(), inputs.given, outputs, inputs.fixed, inputs.axes, builder.modules,
         _shapes(flat, shaped), builder.stored, worked_out,
     )  # fmt: skip
     return builder.network(origin)

@@ -70,6 +70,7 @@ class Origin:
         outputs: Name of each output in the file, and the axis along which its rows lie.
         fixed: Inputs of the file that always have the same value, one row of it.
         axes: The axis of rows of those among them that have one.
+        modules: The first output of a node of the file to the path of the module that computes it.
         shapes: Of the file's float tensors, -1 where a size is free.
         stored: Path of each parameter and buffer to the file's tensor whose values it has.
         worked_out: The tensors among these that the file computes from its constants.
@@ -80,6 +81,7 @@ class Origin:
     outputs: tuple[tuple[str, int | None], ...]
     fixed: Mapping[str, Array]
     axes: Mapping[str, int]
+    modules: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
     stored: Mapping[str, str]
     worked_out: Mapping[str, Array]
@@ -167,11 +169,13 @@ class Builder:
     Attributes:
         steps: So far.
         stored: See ``Origin``.
+        modules: See ``Origin``.
     """
 
     def __init__(self, graph: onnx.GraphProto, constants: Constants, weights: Collection[str]):
         self.steps: list[Step] = []
         self.stored: dict[str, str] = {}
+        self.modules: dict[str, str] = {}
         self._weights = weights
         self._root = nn.Module()
         self._constants = constants
@@ -199,7 +203,7 @@ class Builder:
         read = OPERATORS[node.kind](node)
         module, sized = "", None
         if isinstance(read, Module):
-            module = self._install(node, read)
+            module = self.modules[node.outputs[0]] = self._install(node, read)
         elif isinstance(read, Sized):
             sized = read
         run = read if not isinstance(read, Module | Sized) else read.run

@@ -8,17 +8,18 @@ from torch import Tensor, nn
 
 from haq.models.onnx.node import Module, Node
 
-_LSTM_GATES, _GRU_GATES = (0, 2, 3, 1), (1, 0, 2)  # ONNX: iofc and zrh; torch: ifco and rzn
+GATES: Mapping[str, tuple[int, ...]] = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2)}
+"""Of an operator, the gates in PyTorch's order by their places in ONNX's: iofc and zrh there."""
 
 
 def _lstm(node: Node) -> Module:
-    return _recurrent(node, nn.LSTM, _LSTM_GATES, 2)
+    return _recurrent(node, nn.LSTM, GATES["LSTM"], 2)
 
 
 def _gru(node: Node) -> Module:
     if not node.get("linear_before_reset", 0):
         raise node.refused("linear_before_reset=0, which PyTorch's GRU does not compute")
-    return _recurrent(node, nn.GRU, _GRU_GATES, 1)
+    return _recurrent(node, nn.GRU, GATES["GRU"], 1)
 
 
 def _recurrent(node: Node, kind: Any, gates: tuple[int, ...], states: int) -> Module:
