@@ -38,6 +38,9 @@ do: the drop is predicted on other images, and from few that are lost."""
 REPAIR = 4.0
 """By how much less damage the next one has: about one bit everywhere."""
 
+SPARE = 2
+"""Lost images that a bound should bear: where it bears fewer, the first policy is safer still."""
+
 MOST_OPTIMISTIC = 4.0
 """By how much more is lost on validation than on training images, at most."""
 
@@ -162,7 +165,8 @@ def reach(search: Search) -> tuple[Trial, fx.GraphModule, dict[str, Any]]:
     assert pairs is not None and job.max_drop is not None
     front, rows = _Front(search), list[dict[str, Any]]()
     candidates: list[tuple[float, Trial, fx.GraphModule]] = []
-    for (trial, model), risk in zip(_candidates(search, front), RISKS, strict=False):
+    risks = [risk for risk in RISKS if _borne(search, risk) >= 0]
+    for risk, (trial, model) in zip(risks, _candidates(search, front), strict=False):
         seen = pairs.verification(model)
         bound = largest_drop(seen, risk)
         rows.append({
@@ -184,7 +188,7 @@ def _candidates(search: Search, front: _Front) -> Iterator[tuple[Trial, fx.Graph
     """Yield finished networks to verify, each of less damage than the one before."""
     played = list(_bisected(search))
     keeping = [one.limit for one in played if one.keeps]
-    limit = max(keeping) / MARGIN if keeping else front.least
+    limit = max(keeping) / _margin(search) if keeping else front.least
     policies = [front.policy(limit / REPAIR**step) for step in range(len(RISKS))]
     different = [b for a, b in pairwise([{}, *policies]) if a != b]
     for policy in different:
@@ -193,6 +197,20 @@ def _candidates(search: Search, front: _Front) -> Iterator[tuple[Trial, fx.Graph
         search.evaluation.finish(model, False)
         convert_and_check(model, search.planned.graph.traced, search.evaluation.images)
         yield trial or _trial(search, len(search.trials), policy)[0], model
+
+
+def _margin(search: Search) -> float:
+    return MARGIN * REPAIR ** (SPARE - min(_borne(search, RISKS[0]), SPARE))
+
+
+def _borne(search: Search, risk: float) -> int:
+    """Return how many images may be lost and none gained; -1 where the bound bears none."""
+    pairs, most = search.evaluation.pairs, search.job.max_drop
+    assert pairs is not None and most is not None
+    lost = 0
+    while lost <= SPARE and largest_drop(Paired(pairs.images, 1.0, lost, 0), risk) <= most / 100:
+        lost += 1
+    return lost - 1
 
 
 def _summary(search: Search, rows: list[dict[str, Any]], place: int) -> dict[str, Any]:

@@ -191,6 +191,11 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
         folder = _folder(job, out, resume)
         run(job, folder, say)
         return _run(folder, None)
+    if max_drop is not None and (evaluate is not None or isinstance(data, Tensor)):
+        raise HaqError(
+            f"max_drop={max_drop:g} counts labelled images: give data as three splits, and no "
+            "evaluate="
+        )
     task = own_task(model, data, evaluate, fields)
     return _search(task, evaluate, out, resume, say)
 
@@ -200,12 +205,7 @@ def _search(
 ) -> Run:
     job = task.job
     check_ray(job)
-    if job.max_drop is not None:
-        if task.data is None or evaluate is not None:
-            raise HaqError(
-                f"max_drop={job.max_drop:g} counts labelled images: give data as three splits, and "
-                "no evaluate="
-            )
+    if task.data is not None:
         check_resolution(job, len(task.data.val))
     if not resume:
         check_threads(job)

@@ -33,6 +33,7 @@ from haq.runs.calibration import (
 )
 from haq.runs.evaluator import CORRECTED_ON, Evaluator, Recipe, fine_tune, held_zeros
 from haq.runs.job import Job
+from haq.runs.judge import Judge
 from haq.runs.metric import metric_of_job
 from haq.runs.pairs import Pairs
 from haq.runs.plan import Plan
@@ -73,6 +74,8 @@ class Evaluation(NamedTuple):
             search whose episodes do without; None where that is what episodes score.
         sensitivity: What each choice of each layer does, for the agents that want to know.
         impatient: Whether hopeless evaluations are stopped early.
+        judge: Compares finalists on other images than those of the score; None where they are
+            compared by their scores.
         pairs: Networks beside the float network, for an accuracy target; None for other searches.
         notes: Sentences for the user about what is not as good as it could be.
         metric: What scores are of.
@@ -89,6 +92,7 @@ class Evaluation(NamedTuple):
     tuned: Callable[[Policy], fx.GraphModule] | None = None
     sensitivity: Mapping[str, NDArray[Any]] | None = None
     impatient: bool = False
+    judge: Judge | None = None
     pairs: Pairs | None = None
     notes: tuple[str, ...] = ()
     metric: Metric = METRICS["top1"]
@@ -132,6 +136,7 @@ def labeled(
         tuned=scorer.tuned if data.labels != "none" else None,
         sensitivity=_sensitivity(job, folder, planned, clips, images, on_progress),
         impatient=cheap,
+        judge=Judge(evaluator) if own is None and metric.name == "top1" else None,
         pairs=None if job.max_drop is None else Pairs(evaluator, data.val),
         notes=(*_notes(plain), *_notes_of_target(job, evaluator, data)),
         metric=metric,

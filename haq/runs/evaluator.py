@@ -41,6 +41,9 @@ OnStep = Callable[[Step], None]
 CORRECTED_ON = 256
 """Images on which statistics are corrected; more hardly change a score."""
 
+LEAST_UNSEEN = 250
+"""Validation images that are worth judging by, beside those that score."""
+
 
 KD = distillation_of(DEFAULT)
 
@@ -107,9 +110,11 @@ class Evaluator:
         generator = torch.Generator().manual_seed(seed)
         # At random: in a folder the images of a class stand together.
         chosen = torch.randperm(len(data.train), generator=generator)[: recipe.train_images]
-        picked = torch.randperm(len(data.val), generator=generator)[: recipe.val_images]
+        order = torch.randperm(len(data.val), generator=generator)
+        picked, rest = order[: recipe.val_images], order[recipe.val_images :][: recipe.val_images]
         self._generator, self._chosen = generator, chosen
         self.validation = freeze(Part(data.val, picked))
+        self.unseen = Part(data.val, rest) if len(rest) >= LEAST_UNSEEN else None
 
     @cached_property
     def images(self) -> Part | Frozen:
@@ -140,7 +145,16 @@ class Evaluator:
 
     def __getstate__(self) -> dict[str, Any]:
         # Whoever unpickles it gives it its graph, which does not come out of a pickle as it was.
-        left_out = {"graph", "data", "teacher", "_lowering", "_template", "_generator", "_chosen"}
+        left_out = {
+            "graph",
+            "data",
+            "unseen",
+            "teacher",
+            "_lowering",
+            "_template",
+            "_generator",
+            "_chosen",
+        }
         return {name: value for name, value in vars(self).items() if name not in left_out}
 
     def tuned(self, policy: Policy) -> fx.GraphModule:

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors.torch import load
 from torch import fx
@@ -18,6 +18,7 @@ from haq.runs.coded_size import kept, summary_fields
 from haq.runs.evaluation import Evaluation
 from haq.runs.executors import Request
 from haq.runs.folder import read_json, write_json
+from haq.runs.judge import winner
 from haq.runs.plan import Plan
 from haq.runs.scoring import score_key
 from haq.runs.state import Search, policy_key, save_network
@@ -111,30 +112,55 @@ def _restored(
     return in_channels_last(model)
 
 
+class _Entrant(NamedTuple):
+    """A network that may be handed over; without weights it is the one of its episode."""
+
+    trial: Trial
+    weights: bytes | None
+    score: Score
+
+
 def _play_off(search: Search) -> tuple[Trial, bytes | None, list[dict[str, Any]]]:
     """Give the best trials the paper's epoch; return the best of them, its weights, and all scores.
 
-    They are compared by accuracy on the same validation images, whatever the episodes rewarded.
-    There are no weights where no epoch made any of them better than all were without.
+    Beside them stands the best network of the episodes: without weights where no epoch made any of
+    them better. How they are compared says ``haq.runs.judge``, or their scores where it cannot.
     """
-    finalists = _finalists(search)
+    finalists, judge = _finalists(search), search.evaluation.judge
     top = min(finalists, key=lambda trial: (-trial.accuracy, rank(trial)))
-    reached = Score(top.accuracy, top.loss)
-    pending = [search.executor.submit(Request(t.policy, "tuned", least=reached)) for t in finalists]
-    rows, weights = [], None
+    untuned = _Entrant(top, None, Score(top.accuracy, top.loss))
+    # Weights come back only from networks that are to be compared.
+    least = untuned.score if judge is None else None
+    pending = [search.executor.submit(Request(t.policy, "tuned", least=least)) for t in finalists]
+    entrants = [untuned]
     for trial, waited_for in zip(finalists, pending, strict=True):
         result = waited_for()
-        if result.score is None:
-            continue
-        rows.append(
-            {
-                "episode": trial.episode, "val_accuracy": trial.accuracy,
-                "tuned_val_accuracy": result.score.accuracy, "tuned_val_loss": result.score.loss,
-            }
-        )  # fmt: skip
-        if score_key(result.score, "metric") > score_key(reached, "metric"):
-            reached, weights, top = result.score, result.weights, trial
-    return top, weights, rows
+        if result.score is not None:
+            entrants.append(_Entrant(trial, result.weights, result.score))
+    rows = [
+        {
+            "episode": trial.episode, "val_accuracy": trial.accuracy,
+            "tuned_val_accuracy": score.accuracy, "tuned_val_loss": score.loss,
+        }
+        for trial, _, score in entrants[1:]
+    ]  # fmt: skip
+    if judge is None:
+        # Of equals the first: the network of the episode.
+        best_one = max(entrants, key=lambda entrant: score_key(entrant.score, "metric"))
+    else:
+        judged = [judge.judged(_network(search, entrant)) for entrant in entrants]
+        best_one = entrants[winner(judged)]
+        for row, one in zip(rows, judged[1:], strict=True):
+            row |= {"judged_accuracy": one.accuracy, "judged_divergence": one.divergence,
+                    "judged_apart": judge.apart}  # fmt: skip
+    return best_one.trial, best_one.weights, rows
+
+
+def _network(search: Search, entrant: _Entrant) -> fx.GraphModule:
+    evaluation = search.evaluation
+    if entrant.weights is None:
+        return evaluation.network(entrant.trial.policy)
+    return _restored(search.planned, evaluation, entrant.trial.policy, entrant.weights)
 
 
 def _finalists(search: Search) -> list[Trial]:
