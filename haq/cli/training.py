@@ -13,7 +13,11 @@ from haq.models.weights import save_weights
 from haq.runs.float_network import fresh_model, train_float
 from haq.runs.folder import provenance, write_json
 from haq.runs.job import Job
+from haq.runs.metric import metric_of_job
+from haq.runs.named import reading_of
+from haq.runs.plan import images_of
 from haq.runs.progress import OnProgress
+from haq.runs.run import suited
 from haq.training.scoring import score
 
 
@@ -44,11 +48,14 @@ def run_training(
     """
     check_out(out)
     torch.set_num_threads(job.threads or torch.get_num_threads())
-    about = outline(job.data, job.size)
+    reading = reading_of(job)
+    about = outline(job.data, job.size, reading)
     if about is not None:  # says now that the network does not suit the images
-        fresh_model(job.model, about, job.width, job.seed)
-    images = load(job.data, seed=job.seed, size=job.size)
-    network = fresh_model(job.model, images, job.width, job.seed)
+        fresh_model(job.model, about, job.width, job.seed, metric_of_job(job, images_of(about)))
+    images = load(job.data, job.seed, job.size, reading)
+    suited(job.model_copy(update={"float_epochs": epochs}), images)
+    metric = metric_of_job(job, images_of(images))
+    network = fresh_model(job.model, images, job.width, job.seed, metric)
     started = time.perf_counter()
     train_float(network, images, epochs, job.seed, out.with_suffix(".part"), on_progress, lr)
     save_weights(network, out)

@@ -12,9 +12,9 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any, cast
 
-from haq.datasets import cifar10, digits, folder
+from haq.datasets import arrow, cifar10, digits, folder, text
 from haq.datasets.splits import from_splits
-from haq.datasets.tensors import Data, Outline, Split, TensorSplit
+from haq.datasets.tensors import AS_IT_IS, Data, Outline, Reading, Split, TensorSplit
 from haq.errors import DataError, look_up
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "OUTLINES",
     "Data",
     "Outline",
+    "Reading",
     "Split",
     "TensorSplit",
     "check_fits",
@@ -30,30 +31,36 @@ __all__ = [
     "outline",
 ]
 
-DATASETS: Mapping[str, Callable[[str, int, int | None], Data]] = {
+DATASETS: Mapping[str, Callable[[str, int, int | None, Reading], Data]] = {
     "cifar10": cifar10.load,
+    "dataset": arrow.load,
     "digits": digits.load,
     "folder": folder.load,
+    "text": text.load,
 }
-"""Name to a function of what follows the colon, the seed of splits, and the image size."""
+"""Name to a function of what follows the colon, the seed of splits, the image size and what the
+model asks for."""
 
-OUTLINES: Mapping[str, Callable[[str, int | None], Outline]] = {
+OUTLINES: Mapping[str, Callable[[str, int | None, Reading], Outline]] = {
     "cifar10": cifar10.outline,
     "digits": digits.outline,
     "folder": folder.outline,
 }
-"""Name to a function of what follows the colon and the image size, which reads no image."""
+"""Name to a function of what follows the colon, the image size and what the model asks for, which
+reads no image; data without such a function are read."""
 
 
-def load(spec: str, seed: int = 0, size: int | None = None) -> Data:
+def load(spec: str, seed: int = 0, size: int | None = None, reading: Reading = AS_IT_IS) -> Data:
     """Return the data that ``spec`` names.
 
     Args:
-        spec: "digits", "cifar10:DIR", "folder:DIR", or "package.module:factory": a function
-            without arguments that returns train, val and test, see ``from_splits``; it is
-            imported with the current folder on the path.
+        spec: "digits", "cifar10:DIR", "folder:DIR", "dataset:DIR", "text:FILE", or
+            "package.module:factory": a function without arguments that returns train, val and test,
+            see ``from_splits``; it is imported with the current folder on the path.
         seed: Splits a folder that is not split yet; the splits of the others are fixed.
-        size: Height and width of an image; only a folder's images are brought to it.
+        size: Height and width of an image; only images from files are brought to it.
+        reading: What the model asks for: size, mean and std of images from files, tokenizer and
+            length of text.
 
     Raises:
         HaqError: The name is unknown.
@@ -63,20 +70,22 @@ def load(spec: str, seed: int = 0, size: int | None = None) -> Data:
     if _is_factory(name, rest):
         data = from_splits(_factory(name, rest)(), spec)
     else:
-        data = look_up(DATASETS, "data", name)(rest, seed, size)
+        data = look_up(DATASETS, "data", name)(rest, seed, size, reading)
     _check_size(data, size)
     return data
 
 
-def outline(spec: str, size: int | None = None) -> Outline | None:
+def outline(spec: str, size: int | None = None, reading: Reading = AS_IT_IS) -> Outline | None:
     """Return shape and classes of the data that ``spec`` names, before they are read.
 
     Args:
         spec: As for ``load``.
         size: As for ``load``.
+        reading: As for ``load``.
 
     Returns:
-        None for a function of the user's own, which has to be called.
+        None for a function of the user's own, which has to be called, and for text and tables,
+        which have to be read.
 
     Raises:
         HaqError: The name is unknown.
@@ -86,7 +95,10 @@ def outline(spec: str, size: int | None = None) -> Outline | None:
     if _is_factory(name, rest):
         _factory(name, rest)
         return None
-    about = look_up(OUTLINES, "data", name)(rest, size)
+    look_up(DATASETS, "data", name)
+    if name not in OUTLINES:
+        return None
+    about = OUTLINES[name](rest, size, reading)
     _check_size(about, size)
     return about
 

@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from haq.datasets.tensors import (
+    AS_IT_IS,
     IMAGENET_MEAN,
     IMAGENET_STD,
     Data,
     LazySplit,
     Outline,
+    Reading,
     TensorSplit,
     decode,
     flip,
@@ -40,7 +42,7 @@ Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Images (N, 3, 32, 32) and labels (N,)."""
 
 
-def load(where: str, seed: int = 0, size: int | None = None) -> Data:
+def load(where: str, seed: int = 0, size: int | None = None, reading: Reading = AS_IT_IS) -> Data:
     """Return CIFAR-10, 45000 / 5000 / 10000 images; training images move by 4 pixels and flip.
 
     Args:
@@ -49,6 +51,7 @@ def load(where: str, seed: int = 0, size: int | None = None) -> Data:
             with ``data_batch_1.bin`` … ``test_batch.bin``, itself or in ``cifar-10-batches-bin``.
         seed: Not used: the splits are fixed.
         size: Not used: the images are 32 x 32.
+        reading: Not used.
 
     Raises:
         DataError: Something in the directory is missing or damaged.
@@ -75,7 +78,7 @@ def load(where: str, seed: int = 0, size: int | None = None) -> Data:
     )
 
 
-def outline(where: str, size: int | None = None) -> Outline:
+def outline(where: str, size: int | None = None, reading: Reading = AS_IT_IS) -> Outline:
     """Return shape and classes of CIFAR-10, once its files are there; none is read.
 
     Raises:

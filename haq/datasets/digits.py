@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from haq.datasets.tensors import Data, Outline, TensorSplit, shift, stratify
+from haq.datasets.tensors import AS_IT_IS, Data, Outline, Reading, TensorSplit, shift, stratify
 from haq.errors import DataError
 
 CLASSES = tuple("0123456789")
@@ -15,7 +15,9 @@ STD = (0.354,)
 SEED = 0  # of the splits, which are the same in every run
 
 
-def load(where: str = "", seed: int = 0, size: int | None = None) -> Data:
+def load(
+    where: str = "", seed: int = 0, size: int | None = None, reading: Reading = AS_IT_IS
+) -> Data:
     """Return the digits in three fixed splits, about 60 : 20 : 20, stratified by class.
 
     Pixels count from 0 to 16 in the source; here they are bytes, ``15 * value``. Training images
@@ -25,6 +27,7 @@ def load(where: str = "", seed: int = 0, size: int | None = None) -> Data:
         where: Must be empty.
         seed: Not used: the splits are fixed.
         size: Not used: the images are 8 x 8.
+        reading: Not used.
 
     Raises:
         DataError: ``where`` is not empty.
@@ -45,7 +48,7 @@ def load(where: str = "", seed: int = 0, size: int | None = None) -> Data:
     return Data("digits", CLASSES, SHAPE, MEAN, STD, train, val, test)
 
 
-def outline(where: str = "", size: int | None = None) -> Outline:
+def outline(where: str = "", size: int | None = None, reading: Reading = AS_IT_IS) -> Outline:
     """Return shape and classes of the digits.
 
     Raises:

@@ -18,11 +18,13 @@ from PIL import Image
 from torch import Tensor
 
 from haq.datasets.tensors import (
+    AS_IT_IS,
     IMAGENET_MEAN,
     IMAGENET_STD,
     UNDECODABLE,
     Data,
     Outline,
+    Reading,
     decode,
     flip,
     normalise,
@@ -44,14 +46,18 @@ class FolderSplit:
     """A split whose images lie in files.
 
     Attributes:
-        paths: The file of every image.
+        paths: The file of every image, or what it holds.
         labels: (N,) int64.
         size: Height and width that the images are brought to.
+        mean: Subtracted from x / 255.
+        std: Divided by afterwards.
     """
 
-    paths: tuple[Path, ...]
+    paths: tuple[Path | bytes, ...]
     labels: Tensor
     size: int
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -80,11 +86,11 @@ class FolderSplit:
         images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)  # (B, 3, size, size)
         if generator is not None:
             images = flip(images, generator)
-        return normalise(images, IMAGENET_MEAN, IMAGENET_STD), self.labels[index]
+        return normalise(images, self.mean, self.std), self.labels[index]
 
 
-def _pixels(path: Path, size: int, draw: Sequence[float] | None) -> NDArray[np.uint8]:
-    image = decode(path, f"image {path}")
+def _pixels(path: Path | bytes, size: int, draw: Sequence[float] | None) -> NDArray[np.uint8]:
+    image = decode(path, f"image {path}" if isinstance(path, Path) else "an image")
     box = middle(*image.size, size) if draw is None else part(*image.size, draw)
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
@@ -125,40 +131,43 @@ def part(width: int, height: int, draw: Sequence[float]) -> Box:
     return left, upper, left + wide, upper + high
 
 
-def load(where: str, seed: int = 0, size: int | None = None) -> Data:
+def load(where: str, seed: int = 0, size: int | None = None, reading: Reading = AS_IT_IS) -> Data:
     """Return the images in the folder ``where``, brought to ``size`` x ``size``, in RGB.
 
     Args:
         where: A directory with ``train``, ``val`` and ``test`` holding a folder per class each, or
             with a folder per class.
         seed: Splits the images of the second kind: 70 : 15 : 15 in every class, one at least.
-        size: Height and width, 224 unless given.
+        size: Height and width; those of the reading unless given, or 224.
+        reading: Size, mean and std that a model asks for; ImageNet's mean and std without them.
 
     Raises:
         DataError: A folder is missing or empty, a class is known to one split only, or a file is
             not an image.
     """
-    root, size = _root(where), _side(size)
+    root, size = _root(where), _side(reading.size if size is None else size)
     classes, parts = _presplit(root) if _is_presplit(root) else _split(root, seed)
-    train, val, test = (FolderSplit(paths, torch.tensor(y), size) for paths, y in parts)
-    shape = (3, size, size)
-    return Data("folder", classes, shape, IMAGENET_MEAN, IMAGENET_STD, train, val, test)
+    mean, std = reading.mean or IMAGENET_MEAN, reading.std or IMAGENET_STD
+    train, val, test = (FolderSplit(paths, torch.tensor(y), size, mean, std) for paths, y in parts)
+    return Data("folder", classes, (3, size, size), mean, std, train, val, test)
 
 
-def outline(where: str, size: int | None = None) -> Outline:
+def outline(where: str, size: int | None = None, reading: Reading = AS_IT_IS) -> Outline:
     """Return shape and classes of the images in a folder, of which none is opened.
 
     Args:
         where: As for ``load``.
         size: As for ``load``.
+        reading: As for ``load``.
 
     Raises:
         DataError: The folder is missing, or has no classes.
     """
-    root, size = _root(where), _side(size)
+    root, size = _root(where), _side(reading.size if size is None else size)
     folders = _class_folders(root / "train" if _is_presplit(root) else root)
     classes = tuple(folder.name for folder in folders)
-    return Outline("folder", classes, (3, size, size), IMAGENET_MEAN, IMAGENET_STD)
+    mean, std = reading.mean or IMAGENET_MEAN, reading.std or IMAGENET_STD
+    return Outline("folder", classes, (3, size, size), mean, std)
 
 
 def _root(where: str) -> Path:

@@ -131,6 +131,8 @@ def columns_of(split: Any, what: str) -> Columns:
     Raises:
         DataError: It is none of these, or its items do not fit together.
     """
+    if isinstance(split, Columns):
+        return split
     if isinstance(split, Tensor | Batch):
         return Columns(split, None)
     if isinstance(split, Mapping):
@@ -317,7 +319,7 @@ def _times(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def parts_of(rows: Sequence[Any]) -> Iterator[Any]:
+def parts_of(rows: Any) -> Iterator[Any]:
     """Yield the three parts of rows in order: 80, 10 and 10 %, one row each at least."""
     tenth = max(1, len(rows) // 10)
     yield from (rows[: -2 * tenth], rows[-2 * tenth : -tenth], rows[-tenth:])

@@ -35,6 +35,32 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 """Images (B, C, H, W), any dtype, to changed images of the same shape and dtype."""
 
 
+class Reading(NamedTuple):
+    """How data are brought to what a model takes; what is None or empty is as the data have it.
+
+    Attributes:
+        size: Height and width of images that have none of their own.
+        mean: Subtracted from x / 255 of images from files, per channel.
+        std: Divided by afterwards.
+        tokenizer: Folder of the tokenizer that reads text.
+        length: Most tokens of one input.
+        tokens: How many tokens the model knows.
+        next_token: Whether text is to be foretold, token by token.
+    """
+
+    size: int | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    tokenizer: str | None = None
+    length: int = 128
+    tokens: int | None = None
+    next_token: bool = False
+
+
+AS_IT_IS = Reading()
+"""For models that say nothing of their data."""
+
+
 class Split(Protocol):
     """Labelled images of one part of a data set: train, val or test."""
 

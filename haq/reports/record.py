@@ -5,18 +5,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from haq.allocation.policy import Bits, Policy
 from haq.allocation.trials import Trial
 from haq.compression.chain import replayed
 from haq.errors import HaqError
-from haq.models import build, input_shape
 from haq.quantization.sensitivity import Sensitivity, load_sensitivity
 from haq.runs.folder import read_job, read_json, read_trials
 from haq.runs.job import Job
+from haq.runs.named import rebuilt
 from haq.runs.plan import Plan, plan
+from haq.runs.sample import load_sample
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def read_run(folder: Path, model: nn.Module | None = None) -> RunRecord:
     planned = None
     if summary:
         try:
-            planned = _planned(job, summary, model)
+            planned = _planned(folder, job, summary, model)
         except HaqError as error:
             missing["plan"] = f"The layers' choices are not known here: {error}."
     sensitivity = _sensitivity(folder)
@@ -104,14 +104,11 @@ def _read(path: Path) -> dict[str, Any] | None:
     return read_json(path) if path.exists() else None
 
 
-def _planned(job: Job, summary: Mapping[str, Any], model: nn.Module | None) -> Plan:
+def _planned(folder: Path, job: Job, summary: Mapping[str, Any], model: nn.Module | None) -> Plan:
     images = summary["images"]
     if model is None:
-        size = images["shape"][-1] if input_shape(job.model) else None
-        with torch.random.fork_rng(devices=[]):  # the first weights of a model are drawn
-            model = build(job.model, classes=len(images["classes"]), width=job.width, size=size)
-            model = replayed(model, torch.zeros(1, *images["shape"]), job.transforms)
-    return plan(job, model, images)
+        model = replayed(rebuilt(job, images), sample_of(folder, images), job.transforms)
+    return plan(job, model, images, load_sample(folder))
 
 
 def kind_of(record: RunRecord) -> str:

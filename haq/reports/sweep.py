@@ -24,9 +24,10 @@ from haq.reports.page import render
 from haq.runs.float_network import check_float, example
 from haq.runs.folder import HOME, new_folder, read_json, write_job
 from haq.runs.job import Job, parse_job
+from haq.runs.named import reading_of
 from haq.runs.plan import images_of, plan
 from haq.runs.progress import OnProgress
-from haq.runs.run import run
+from haq.runs.run import run, suited
 from haq.runs.transforms import network_of, with_transforms
 
 
@@ -151,10 +152,12 @@ def start(sweep: Sweep, name: str | None) -> Path:
 def _check(sweep: Sweep) -> None:
     """Say now, not after hours, that a search of the sweep cannot be done."""
     job = sweep.job
-    about: Data | Outline | None = outline(job.data, job.size)
+    reading = reading_of(job)
+    about: Data | Outline | None = outline(job.data, job.size, reading)
     check_float(job)
     if about is None:  # what a function of the user's own gives is known once it was called
-        about = load(job.data, seed=job.seed, size=job.size)
+        about = load(job.data, job.seed, job.size, reading)
+    job = suited(job, about)
     model = network_of(with_transforms(job), about)
     for budget in sweep.budgets:
         asked = job.model_copy(update={"budgets": (budget, *job.budgets)})

@@ -15,8 +15,11 @@ from haq.quantization.sensitivity import save_sensitivity
 from haq.runs.calibration import sensitivity_images
 from haq.runs.evaluator import Evaluator, Recipe
 from haq.runs.folder import read_job, read_json, write_json
+from haq.runs.metric import metric_of_job
+from haq.runs.named import check_files_of_model, reading_of
 from haq.runs.plan import images_of, plan
 from haq.runs.progress import OnProgress, Progress
+from haq.runs.sample import load_sample
 from haq.runs.transforms import network_of
 from haq.training.scoring import score
 
@@ -38,10 +41,12 @@ def write_figures(folder: Path, on_progress: OnProgress) -> None:
         # One that goes on later might take the sensitivities for its own.
         raise RunError("the run is not finished")
     job = read_job(folder)
-    data = load(job.data, seed=job.seed, size=job.size)
+    check_files_of_model(folder, job, weights=False)
+    data = load(job.data, job.seed, job.size, reading_of(job))
+    metric = metric_of_job(job, images_of(data))
     model = network_of(job, data)
     load_weights(model, folder / "float.safetensors")
-    graph = plan(job, model, images_of(data)).graph
+    graph = plan(job, model, images_of(data), load_sample(folder)).graph
     clips = load_clips(folder / "clips.safetensors")
     if "sensitivity.json" in missing:
         images = sensitivity_images(data, job.seed)
@@ -54,7 +59,7 @@ def write_figures(folder: Path, on_progress: OnProgress) -> None:
     if "uniform.json" in missing:
         network = quantize(graph, uniform(graph, 8, 8), clips).eval()
         # The validation images of the run's own episodes; nothing is tuned on the training images.
-        recipe = Recipe(train_images=2, val_images=job.val_images, distill=None)
+        recipe = Recipe(2, job.val_images, distill=None, metric=metric)
         accuracy = {
             "val_accuracy": Evaluator(graph, clips, data, recipe, job.seed).score(network).accuracy,
             "test_accuracy": score(network, data.test).accuracy,

@@ -8,28 +8,42 @@ from torch import Tensor, nn
 from haq.compression.chain import chain_text
 from haq.datasets import Data, Outline, check_fits
 from haq.errors import HaqError, ModelError
+from haq.metrics import METRICS, Metric
 from haq.models import build, input_shape
 from haq.models.weights import load_weights, save_weights
 from haq.network.inputs import Inputs, call
+from haq.network.outputs import main_tensor
 from haq.runs.folder import write_job
 from haq.runs.job import Job
+from haq.runs.named import brings_weights
 from haq.runs.progress import OnProgress, Progress
 from haq.training.numerics import in_channels_last
+from haq.training.scoring import check_metric
 from haq.training.train import Step, train
 
 
-def fresh_model(name: str, data: Data | Outline, width: float, seed: int) -> nn.Module:
+def fresh_model(
+    name: str, data: Data | Outline, width: float, seed: int, metric: Metric | None = None
+) -> nn.Module:
     """Return a model for the images and classes of a data set, its weights drawn from the seed.
 
+    Args:
+        name: Of the model; one with a prefix may have its weights with it.
+        data: What it is for.
+        width: Width multiplier.
+        seed: Of its weights.
+        metric: What it will be scored by; None: accuracy.
+
     Raises:
-        HaqError: There is no such model, or the images do not fit it.
+        HaqError: There is no such model, or the images or the metric do not fit it.
     """
     torch.manual_seed(seed)
     own = input_shape(name)
     size = data.shape[-1] if own else None
     check_fits(data, name, input_shape(name, size) if own and own[0] == data.shape[0] else own)
-    model = build(name, classes=len(data.classes), width=width, size=size)
-    _check_outputs(name, model, data)
+    asked = None if metric is None else metric.name
+    model = build(name, len(data.classes) or None, width, size, asked)
+    _check_outputs(name, model, data, METRICS["top1"] if metric is None else metric)
     # The layout decides in which order sums are taken: the same for every start of a run.
     return in_channels_last(model)
 
@@ -41,14 +55,22 @@ def example(data: Data | Outline) -> Inputs:
     return torch.randn(1, *data.shape, generator=torch.Generator().manual_seed(0))
 
 
-def _check_outputs(name: str, model: nn.Module, data: Data | Outline) -> None:
-    """Refuse a model that does not give a number for each class, at least."""
+def _check_outputs(name: str, model: nn.Module, data: Data | Outline, metric: Metric) -> None:
+    """Refuse a model that does not give what the metric counts, or a number for each class."""
     try:
         with torch.no_grad():
             output = call(model.eval(), example(data))
+            output = output if isinstance(output, Tensor) else main_tensor(output)
     except Exception as error:
         shape = "x".join(map(str, data.shape))
         raise ModelError(f"model {name} does not run on images of {shape}: {error}") from error
+    if data.labels != "classes":
+        labels = (
+            data.train.batch(torch.zeros(1, dtype=torch.int64))[1]
+            if isinstance(data, Data)
+            else None
+        )
+        return check_metric(metric, output, labels if data.labels != "none" else None)
     classes = len(data.classes)
     tensor = isinstance(output, Tensor)
     if not tensor or output.dim() != 2 or len(output) != 1 or output.shape[1] < classes:
@@ -57,6 +79,7 @@ def _check_outputs(name: str, model: nn.Module, data: Data | Outline) -> None:
             f"model {name} gives {got} for one image; {data.name} has {classes} classes, so it "
             f"must give one tensor (1, {classes})"
         )
+    check_metric(metric, output, torch.zeros(1, dtype=torch.int64))
 
 
 def float_network(
@@ -91,7 +114,7 @@ def read_float(job: Job, folder: Path, model: nn.Module) -> bool:
     file = of_run if of_run.exists() else job.weights
     if file is not None:
         load_weights(model, file)
-    return file is not None
+    return file is not None or brings_weights(job)
 
 
 def check_float(job: Job) -> None:
@@ -100,7 +123,8 @@ def check_float(job: Job) -> None:
     Raises:
         HaqError: It does not.
     """
-    if job.weights is None and job.float_epochs is None and job.data != "digits":
+    given = job.weights is not None or job.float_epochs is not None or brings_weights(job)
+    if not given and job.data != "digits":
         raise HaqError(
             f"model {job.model} needs weights: give --weights FILE (haq train makes one), "
             "or --float-epochs N to train it within the run"

@@ -142,4 +142,4 @@ def _named(
         raise HaqError(f"model {model!r} is a name: give a name for the data, and no evaluate")
     job = with_transforms(parse_job(model=model, data=data, **fields))
     start = prepare(job, folder, say)
-    return start.planned, labeled(job, folder, start.planned, start.data, say)
+    return start.planned, labeled(start.job, folder, start.planned, start.data, say)

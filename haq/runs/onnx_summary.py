@@ -30,6 +30,7 @@ from haq.runs import folder as folders
 from haq.runs.api import Run
 from haq.runs.export import FORMAT
 from haq.runs.handover import SETUP, check_kernels
+from haq.runs.named import reading_of
 from haq.runs.progress import OnProgress, Progress, silent
 from haq.runs.restored import Restored, restored
 
@@ -79,7 +80,7 @@ def _data(finished: Restored) -> Data | None:
     name = finished.job.data
     if name.partition(":")[0] not in DATASETS and ":" not in name:
         return None
-    return load(name, seed=finished.job.seed, size=finished.job.size)
+    return load(name, finished.job.seed, finished.job.size, reading_of(finished.job))
 
 
 def answers(

@@ -18,6 +18,7 @@ from haq.runs.job import Job
 from haq.runs.pace import with_episodes
 from haq.runs.plan import Plan
 from haq.runs.progress import OnProgress, Progress, silent
+from haq.runs.sample import save_sample
 from haq.runs.scoring import Scorer
 from haq.runs.state import Search, repair_network
 from haq.runs.summary import write_summary
@@ -46,6 +47,7 @@ def play(
         summary = read_json(folder / "summary.json")
         if summary["state"] == "finished":
             return summary
+    save_sample(folder, evaluation.images)
     repair_network(folder, evaluation, trials)
     try:
         with closing(executor or _executor(planned, evaluation)) as executor:

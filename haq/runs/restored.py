@@ -6,39 +6,36 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from haq.allocation.policy import Policy, read_policy
 from haq.compression.chain import replayed
 from haq.errors import RunError
 from haq.formats import checkpoint
-from haq.models import MODELS, build, input_shape
+from haq.models import MODELS
 from haq.models.weights import load_weights
 from haq.network.graph import trace
-from haq.network.inputs import blank_input
+from haq.network.inputs import Inputs, InputShape
 from haq.quantization.calibration import load_clips
 from haq.quantization.fake_quant import quantize
 from haq.runs import folder as folders
 from haq.runs.api import Run
 from haq.runs.job import Job
+from haq.runs.named import check_files_of_model, rebuilt
+from haq.runs.sample import sample_of
 from haq.training.numerics import in_channels_last
 
 _VERSIONS = ("haq", "torch", "python")
 
 
 class Restored(NamedTuple):
-    """A finished run with its network."""
+    """A finished run with its network, and the inputs that it kept, or made-up ones."""
 
     job: Job
     summary: Mapping[str, Any]
     policy: Policy
     network: fx.GraphModule
-
-    @property
-    def sample(self) -> Tensor:
-        """An input of the network (1, ...)."""
-        return _sample(self.summary["images"])
+    sample: Inputs
 
 
 def restored(run: Run | str | os.PathLike[str], model: nn.Module | None = None) -> Restored:
@@ -63,17 +60,13 @@ def restored(run: Run | str | os.PathLike[str], model: nn.Module | None = None) 
         )
     policy = read_policy(folder / "policy.json")
     if isinstance(run, Run) and isinstance(run.model, fx.GraphModule):
-        return Restored(job, summary, policy, run.model)
-    with torch.random.fork_rng(devices=[]):  # the first weights of a model are drawn
-        module = _named(folder, job, summary["images"]) if model is None else model
-    graph = trace(module, _sample(summary["images"]))
+        return Restored(job, summary, policy, run.model, sample_of(folder, summary["images"]))
+    module = _named(folder, job, summary["images"]) if model is None else model
+    sample = sample_of(folder, summary["images"])
+    graph = trace(module, sample)
     network = quantize(graph, policy, load_clips(folder / "clips.safetensors"))
     load_weights(network, folder / "weights.safetensors")
-    return Restored(job, summary, policy, network)
-
-
-def _sample(images: Mapping[str, Any]) -> Tensor:
-    return blank_input(images["shape"], images.get("tokens"))
+    return Restored(job, summary, policy, network, sample)
 
 
 def _named(folder: Path, job: Job, images: Mapping[str, Any]) -> nn.Module:
@@ -82,9 +75,8 @@ def _named(folder: Path, job: Job, images: Mapping[str, Any]) -> nn.Module:
             f"run {folder} searched a module of its caller's own ({job.model}): give "
             "model= such a module, or what haq.search returned in place of the run's name"
         )
-    size = images["shape"][-1] if input_shape(job.model) else None
-    model = build(job.model, classes=len(images["classes"]), width=job.width, size=size)
-    model = replayed(model, _sample(images), job.transforms)
+    check_files_of_model(folder, job, weights=False)
+    model = replayed(rebuilt(job, images), sample_of(folder, images), job.transforms)
     # The layout that the search trained it in: it decides in which order sums are taken.
     return in_channels_last(model)
 
@@ -97,6 +89,7 @@ def origin(finished: Restored) -> checkpoint.Origin:
         model=finished.job.model,
         shape=tuple(images["shape"]),
         tokens=images.get("tokens"),
+        inputs={name: InputShape(**one) for name, one in images.get("inputs", {}).items()},
         classes=len(images["classes"]) if "classes" in images else None,
         width=finished.job.width,
         transforms=finished.job.transforms,

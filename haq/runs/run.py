@@ -6,12 +6,19 @@ from typing import Any, NamedTuple
 import torch
 
 from haq.datasets import Data, Outline, load, outline
+from haq.errors import DataError
 from haq.runs.accuracy_target import check_resolution
 from haq.runs.evaluation import labeled
 from haq.runs.executors.ray import check_ray
 from haq.runs.float_network import check_float, example, float_network, read_float
 from haq.runs.handover import tried
 from haq.runs.job import Job, check_threads
+from haq.runs.named import (
+    brings_weights,
+    check_files_of_model,
+    reading_of,
+    write_files_of_model,
+)
 from haq.runs.pace import stage_weights
 from haq.runs.plan import Plan, check_names, images_of, plan
 from haq.runs.play import play
@@ -46,6 +53,7 @@ def run(job: Job, folder: Path, on_progress: OnProgress = silent) -> dict[str, A
         if new:
             remove_unused(folder)
         raise
+    job = start.job
     evaluation = labeled(job, folder, start.planned, start.data, on_progress)
     return play(job, folder, start.planned, evaluation, on_progress)
 
@@ -53,6 +61,7 @@ def run(job: Job, folder: Path, on_progress: OnProgress = silent) -> dict[str, A
 class Start(NamedTuple):
     """What a run by names begins with: its plan, on a trained float network, and its data."""
 
+    job: Job
     planned: Plan
     data: Data
 
@@ -74,20 +83,42 @@ def prepare(job: Job, folder: Path, on_progress: OnProgress) -> Start:
     check_names(job)
     if job.threads:
         torch.set_num_threads(job.threads)
-    about: Data | Outline | None = outline(job.data, job.size)
+    reading = reading_of(job)
+    about: Data | Outline | None = outline(job.data, job.size, reading)
     check_float(job)
+    check_files_of_model(folder, job, weights=True)
     if about is None:  # what a function of the user's own gives is known once it was called
-        about = load(job.data, seed=job.seed, size=job.size)
+        about = load(job.data, job.seed, job.size, reading)
+    job = suited(job, about)
     model = network_of(job, about)
     read_float(job, folder, model)
-    trained = job.weights is not None or (folder / "float.safetensors").exists()
+    trained = (
+        job.weights is not None or (folder / "float.safetensors").exists() or brings_weights(job)
+    )
     planned = tried(plan(job, model, images_of(about), example(about), trained=trained))
     if planned.notes:
         on_progress(Progress("plan", 1, 1, "; ".join(planned.notes)))
-    data = about if isinstance(about, Data) else load(job.data, seed=job.seed, size=job.size)
+    data = about if isinstance(about, Data) else load(job.data, job.seed, job.size, reading)
     check_resolution(job, len(data.val))
     float_network(job, folder, model, data, on_progress)
-    return Start(planned, data)
+    write_files_of_model(folder, job)
+    return Start(job, planned, data)
+
+
+def suited(job: Job, about: Data | Outline) -> Job:
+    """Return the job as its data allow: without labels nothing is fine-tuned.
+
+    Raises:
+        DataError: It fine-tunes in every episode, or trains the float network.
+    """
+    if about.labels != "none":
+        return job
+    if job.evaluation == "finetune" or job.final_epochs or job.float_epochs:
+        raise DataError(
+            f"data {job.data} have no labels, so nothing can be trained on them: leave epochs out "
+            "and give --evaluation cheap"
+        )
+    return job.model_copy(update={"finalists": 0})
 
 
 def remove_unused(folder: Path) -> None:

@@ -9,6 +9,8 @@ from haq.errors import HaqError, ModelError
 from haq.models.weights import read_metadata
 from haq.runs.float_network import example, fresh_model
 from haq.runs.job import Job
+from haq.runs.metric import metric_of_job
+from haq.runs.plan import images_of
 
 
 def with_transforms(job: Job) -> Job:
@@ -32,7 +34,8 @@ def network_of(job: Job, data: Data | Outline) -> nn.Module:
     Raises:
         HaqError: There is no such model, the images do not fit it, or a transform does not.
     """
-    model = fresh_model(job.model, data, job.width, job.seed)
+    metric = metric_of_job(job, images_of(data))
+    model = fresh_model(job.model, data, job.width, job.seed, metric)
     if not job.transforms:
         return model
     try:

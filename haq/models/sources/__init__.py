@@ -4,13 +4,14 @@ A new kind is a file with two functions, and a line in ``SOURCES``. Libraries ar
 these functions: whoever names no such model does not need them.
 """
 
+import hashlib
 from collections.abc import Mapping
 
 from haq.errors import ModelError
 from haq.models.sources import hugging_face, onnx_file, timm_models, vision
 from haq.models.sources.source import Card, Named, Source, Wanted
 
-__all__ = ["SOURCES", "Card", "Named", "Source", "Wanted", "about", "named"]
+__all__ = ["SOURCES", "Card", "Named", "Source", "Wanted", "about", "fingerprint", "named"]
 
 SOURCES: Mapping[str, Source] = {
     "torchvision": Source(
@@ -23,7 +24,7 @@ SOURCES: Mapping[str, Source] = {
     ),
     "hf": Source(
         "a folder as save_pretrained of transformers writes it", "hf:DIR",
-        hugging_face.card, hugging_face.build, None,
+        hugging_face.card, hugging_face.build, None, hugging_face.files,
     ),
     "onnx": Source(
         "a float ONNX file", "onnx:net.onnx",
@@ -58,3 +59,19 @@ def about(name: str) -> Card | None:
     """
     known = named(name)
     return known.source.card(known.rest) if known else None
+
+
+def fingerprint(name: str) -> dict[str, str]:
+    """Return the files that a model with a prefix is made of: name to sha256; empty without files.
+
+    Raises:
+        ModelError: There is no such model.
+    """
+    known = named(name)
+    if known is None or known.source.files is None:
+        return {}
+    digests = {}
+    for path in known.source.files(known.rest):
+        with path.open("rb") as file:
+            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests

@@ -3,9 +3,8 @@
 Only transformers' own classes are used: no code from the folder, no pickle, no network.
 """
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -49,9 +48,18 @@ def card(rest: str) -> Card:
         weights=any((folder / name).is_file() for name in WEIGHTS),
         tokens=text.vocab_size if is_text else None,
         inputs=("input_ids", "attention_mask") if is_text else (),
-        fingerprint=_fingerprint(folder),
-        facts={"model_type": config.model_type, "architecture": _architecture(config)},
+        facts={
+            "model_type": config.model_type,
+            "architecture": _architecture(config),
+            "positions": getattr(text, "max_position_embeddings", None) if is_text else None,
+        },
     )
+
+
+def files(rest: str) -> Sequence[Path]:
+    """Return the config and the weights of a folder."""
+    folder = _folder(rest)
+    return [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
 
 
 def build(rest: str, wanted: Wanted) -> nn.Module:
@@ -193,16 +201,6 @@ def _size(config: Mapping[str, Any], images: Mapping[str, Any]) -> tuple[int, in
         if isinstance(given, list | tuple) and len(given) == 2 and None not in given:
             return int(given[0]), int(given[1])
     return None
-
-
-def _fingerprint(folder: Path) -> dict[str, str]:
-    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
-    return {path.name: _sha256(path) for path in files}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _first_line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -27,7 +28,6 @@ class Card:
         weights: Whether its weights come with it, so that none have to be given.
         tokens: How many values its tokens may have, from 0 up; None where it takes no tokens.
         inputs: Names of the tensors that its forward takes, where they have names.
-        fingerprint: Of the files that it is made of: name to sha256; empty without files.
         facts: What else a report may show.
     """
 
@@ -39,7 +39,6 @@ class Card:
     weights: bool = False
     tokens: int | None = None
     inputs: tuple[str, ...] = ()
-    fingerprint: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -68,6 +67,8 @@ class Source:
         build: From what follows the prefix and what is wanted to the network. Where the card says
             so it has its weights, else those are drawn from torch's current random state.
         names: All names there are; None where a path follows the prefix.
+        files: From what follows the prefix to the files that such a model is made of; None where it
+            is made of none.
     """
 
     what: str
@@ -75,6 +76,7 @@ class Source:
     card: Callable[[str], Card]
     build: Callable[[str, Wanted], nn.Module]
     names: Callable[[], Sequence[str]] | None = None
+    files: Callable[[str], Sequence[Path]] | None = None
 
 
 class Named(NamedTuple):

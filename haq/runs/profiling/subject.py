@@ -17,11 +17,16 @@ from haq.models import build, input_shape
 from haq.models.weights import load_weights
 from haq.network.capture import Sample
 from haq.network.graph import Graph, trace
+from haq.network.inputs import Inputs
 from haq.quantization.calibration import Clips, calibrate
 from haq.quantization.fake_quant import quantize
 from haq.quantization.quantizer import BITS
 from haq.runs.calibration import calibration_batches
 from haq.runs.float_network import fresh_model
+from haq.runs.job import parse_job
+from haq.runs.metric import metric_of_job
+from haq.runs.named import SIZE, reading_of, takes_tokens
+from haq.runs.plan import images_of
 
 PLACEHOLDER_CLIP = 6.0
 """Where activations are clipped without data: latency does not depend on it (ReLU6 fits in)."""
@@ -69,18 +74,23 @@ def subject(
         HaqError: A name is unknown, or something does not fit.
     """
     if data is not None:
-        images = load_data(data, seed=seed, size=size)
-        network, shape = fresh_model(model, images, width, seed), images.shape
+        job = parse_job(model=model, data=data, size=size, seed=seed)
+        images = load_data(data, seed, size, reading_of(job))
+        metric = metric_of_job(job, images_of(images))
+        network, shape = fresh_model(model, images, width, seed, metric), images.shape
     else:
         known = input_shape(model, size)
         if known is None and size is None:
-            raise HaqError(f"model {model}: give --size, the height and width of its images")
+            way = "--data, inputs that it takes" if takes_tokens(model) else SIZE
+            raise HaqError(f"model {model}: give {way}")
         shape = known or (3, size or 1, size or 1)
         torch.manual_seed(seed)
         network = build(model, None, width, size)
     if weights is not None:
         load_weights(network, weights)
-    sample = torch.zeros(1, *shape)
+    sample: Inputs = torch.zeros(1, *shape)
+    if data is not None:
+        sample, _ = images.train.batch(torch.zeros(1, dtype=torch.int64))
     graph = trace(network, sample)
     if data is None:
         return Subject(model, graph, placeholder_clips(graph), sample)
