@@ -6,7 +6,7 @@ A trial is one line of JSON, written when its episode ends.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import NamedTuple
 
 from haq.allocation.policy import Bits
@@ -15,6 +15,9 @@ from haq.errors import RunError, look_up
 
 class Score(NamedTuple):
     """How good a policy is: higher accuracy is better, the loss is only noted.
+
+    The accuracy is the score of the run's metric (``haq.metrics``): accuracy, unless another one is
+    asked for.
 
     One that was ``stopped`` is an estimate from some of the images: the rest could not make the
     policy the best.
@@ -33,7 +36,8 @@ class Trial:
         episode: Counted from 0.
         policy: The bits that were evaluated.
         cost: Quantity to cost, in the units of the cost table.
-        accuracy: On validation data, a share in [0, 1] (or what the caller's score is).
+        accuracy: On validation data, a share in [0, 1] (or the score of another metric, or what the
+            caller's is).
         loss: On validation data; NaN where nobody measured it.
         reward: What the agent learned from.
         seconds: What the evaluation took.
@@ -51,12 +55,21 @@ class Trial:
     cached: bool = False
     stopped: bool = False
 
-    def line(self) -> str:
-        """Return the trial as one line of JSON, without the newline; bits are lists."""
+    def line(self, word: str = "accuracy", value: float | None = None) -> str:
+        """Return the trial as one line of JSON, without the newline; bits are lists.
+
+        Args:
+            word: What the metric is called there.
+            value: Its value; None where that is the score itself, which is kept beside it else.
+        """
         policy = {name: bits.row() for name, bits in self.policy.items()}
         loss = None if math.isnan(self.loss) else self.loss
-        fields = asdict(self) | {"policy": policy, "loss": loss}
-        return json.dumps(fields)
+        parts = {
+            word if name == "accuracy" else name: part for name, part in asdict(self).items()
+        } | {"policy": policy, "loss": loss}
+        if value is not None:
+            parts |= {word: value, "metric_score": self.accuracy}
+        return json.dumps(parts)
 
     @staticmethod
     def from_line(line: str) -> "Trial":
@@ -66,12 +79,18 @@ class Trial:
             RunError: The line is torn or not a trial.
         """
         try:
-            fields = json.loads(line)
-            policy = {name: Bits(*bits) for name, bits in fields.pop("policy").items()}
-            loss = math.nan if fields["loss"] is None else fields["loss"]
-            return Trial(**fields | {"policy": policy, "loss": loss})
+            parts = json.loads(line)
+            policy = {name: Bits(*bits) for name, bits in parts.pop("policy").items()}
+            loss = math.nan if parts["loss"] is None else parts["loss"]
+            (word,) = parts.keys() - _OTHERS  # the metric's
+            value = parts.pop(word)
+            parts["accuracy"] = parts.pop("metric_score", value)
+            return Trial(**parts | {"policy": policy, "loss": loss})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(f"not a trial: {line[:80]!r} ({error})") from error
+
+
+_OTHERS = {field.name for field in fields(Trial)} - {"accuracy"} | {"metric_score"}
 
 
 def best(trials: Sequence[Trial]) -> Trial:

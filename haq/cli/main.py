@@ -14,6 +14,7 @@ from haq.cli.cost import cost_command
 from haq.cli.distill import distill_command
 from haq.cli.export import export_command
 from haq.cli.inspect import inspect_command
+from haq.cli.models import models_command
 from haq.cli.profile import profile_command
 from haq.cli.prune import prune_command
 from haq.cli.search import search_command
@@ -35,6 +36,7 @@ PANELS: Mapping[str, Mapping[str, Callable[..., None]]] = {
         "compare": compare_command,
     },
     "Networks and files": {
+        "models": models_command,
         "train": train_command,
         "distill": distill_command,
         "prune": prune_command,

@@ -5,6 +5,7 @@ Nothing heavy is imported here, so that ``haq --help`` is instant.
 
 from collections.abc import Callable, Collection
 from inspect import Signature, signature
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -29,19 +30,34 @@ def option(panel: str, text: str, *names: str, metavar: str | None = None, **mor
 
 Model = Annotated[
     str,
-    option(NETWORK, "Name such as resnet20 or mobilenet_v2, or package.module:factory.",
-           metavar="NAME"),
+    option(NETWORK, "Name such as resnet20, torchvision:NAME, timm:NAME, hf:DIR (haq models lists "
+           "all), or package.module:factory.", metavar="NAME"),
 ]  # fmt: skip
 Data = Annotated[
     str,
-    option(NETWORK, "Images: digits, cifar10:DIR, folder:DIR or package.module:factory.",
-           metavar="NAME"),
+    option(NETWORK, "digits, cifar10:DIR, folder:DIR (images), dataset:DIR (of Hugging Face's "
+           "datasets), text:FILE or package.module:factory.", metavar="NAME"),
 ]  # fmt: skip
 Width = Annotated[float, option(NETWORK, "Width multiplier of MobileNets.", metavar="FACTOR")]
 Size = Annotated[
     int | None,
-    option(NETWORK, "Height and width of folder: images, in pixels.", metavar="N",
-           show_default="224"),
+    option(NETWORK, "Height and width of images from files, in pixels.", metavar="N",
+           show_default="the model's own, or 224"),
+]  # fmt: skip
+Metric = Annotated[
+    str | None,
+    option(NETWORK, "What networks are scored by: top1, top5, miou or perplexity by labels; cosine "
+           "or agreement with the float network without.", metavar="NAME",
+           show_default="top1; perplexity for tokens, miou for pixels, agreement without labels"),
+]  # fmt: skip
+Tokenizer = Annotated[
+    Path | None,
+    option(NETWORK, "Folder of the tokenizer that reads text.", metavar="DIR",
+           show_default="the model's own folder"),
+]  # fmt: skip
+Length = Annotated[
+    int | None,
+    option(NETWORK, "Most tokens of one input of text.", metavar="N", show_default="128"),
 ]  # fmt: skip
 Seed = Annotated[int, option(SEARCH, "Number that decides everything random.", metavar="N")]
 Threads = Annotated[

@@ -17,10 +17,13 @@ from haq.cli.options import (
     TRAINING,
     Data,
     Distill,
+    Length,
+    Metric,
     Model,
     Seed,
     Size,
     Threads,
+    Tokenizer,
     Width,
     check_alone,
     given,
@@ -46,6 +49,9 @@ def search_command(  # noqa: PLR0913 - one argument an option
     ] = None,
     width: Width = 1.0,
     size: Size = None,
+    metric: Metric = None,
+    tokenizer: Tokenizer = None,
+    length: Length = None,
     target: Annotated[
         str | None,
         option(HARDWARE, "Name that haq targets lists, or FILE.json, or table:FILE.csv.",
@@ -115,8 +121,9 @@ def search_command(  # noqa: PLR0913 - one argument an option
     ] = None,
     reward: Annotated[
         str | None,
-        option(SEARCH, "accuracy, loss, or agreement with the float network.", metavar="NAME",
-               show_default="agreement for guided, else accuracy"),
+        option(SEARCH, "metric (accuracy says the same of top1), loss, or agreement with the "
+               "float network.", metavar="NAME",
+               show_default="agreement for guided, unless --metric is given; else metric"),
     ] = None,
     finalists: Annotated[
         int | None,

@@ -9,10 +9,13 @@ from haq.cli.options import (
     RUN,
     TRAINING,
     Data,
+    Length,
+    Metric,
     Model,
     Seed,
     Size,
     Threads,
+    Tokenizer,
     Width,
     option,
     threads_for,
@@ -27,6 +30,9 @@ def train_command(  # noqa: PLR0913 - one argument an option
     data: Data = "digits",
     width: Width = 1.0,
     size: Size = None,
+    metric: Metric = None,
+    tokenizer: Tokenizer = None,
+    length: Length = None,
     epochs: Annotated[
         int, option(TRAINING, "Epochs of training.", metavar="N", min=1)
     ] = 30,
@@ -40,6 +46,7 @@ def train_command(  # noqa: PLR0913 - one argument an option
     """Train a float network."""
     from haq.cli.terminal.progress import progress
     from haq.cli.training import run_training
+    from haq.metrics import metric_of
     from haq.runs.job import parse_job
 
     job = parse_job(
@@ -47,6 +54,9 @@ def train_command(  # noqa: PLR0913 - one argument an option
         data=data,
         width=width,
         size=size,
+        metric=metric,
+        tokenizer=tokenizer,
+        length=length,
         seed=seed,
         threads=threads_for(threads, data),
     )
@@ -58,7 +68,8 @@ def train_command(  # noqa: PLR0913 - one argument an option
             raise
         typer.echo("haq: interrupted; the same command goes on from the last epoch", err=True)
         raise typer.Exit(130) from None
+    said = metric_of(summary)
     typer.echo(
-        f"validation accuracy {summary['val_accuracy']:.2%}, "
-        f"test accuracy {summary['test_accuracy']:.2%}; weights in {out}"
+        f"validation {said.said} {said.text(summary[said.key('val')])}, "
+        f"test {said.said} {said.text(summary[said.key('test')])}; weights in {out}"
     )

@@ -62,8 +62,10 @@ def run_training(
     out.with_suffix(".part").unlink(missing_ok=True)
     summary = {
         "model": job.model, "data": images.name, "epochs": epochs, "lr": lr, "seed": job.seed,
-        "val_accuracy": score(network, images.val).accuracy,
-        "test_accuracy": score(network, images.test).accuracy,
+        "metric": metric.name, **{
+            metric.key(part): metric.of_score(score(network, split, metric=metric).accuracy)
+            for part, split in (("val", images.val), ("test", images.test))
+        },
         "seconds": round(time.perf_counter() - started, 1),
         **provenance(sys.argv),
     }  # fmt: skip

@@ -17,7 +17,7 @@ class Cosine(Metric):
     """
 
     name, said, word = "cosine", "cosine to the float network", "cosine"
-    needs = "reference"
+    needs, format = "reference", ".4f"
 
     def sums(
         self, answer: "Tensor", labels: "Tensor", reference: "Tensor | None", mask: "Tensor | None"

@@ -25,6 +25,7 @@ class Metric(ABC):
         word: The same in names of fields, such as "final_test_accuracy".
         higher: Whether higher values are better.
         unit: Of its values as they are shown; empty for plain numbers.
+        format: Of values on the axes of charts and beside points, as d3 and Python both write it.
         needs: What it counts: "labels", "reference" (the float network's answers), or nothing.
     """
 
@@ -33,7 +34,17 @@ class Metric(ABC):
     word: ClassVar[str]
     higher: ClassVar[bool] = True
     unit: ClassVar[str] = ""
+    format: ClassVar[str] = ".4g"
     needs: ClassVar[str] = "labels"
+
+    def key(self, stage: str) -> str:
+        """Return the name of a figure in summaries.
+
+        >>> from haq.metrics import METRICS
+        >>> METRICS["top1"].key("final_test"), METRICS["miou"].key("float_val")
+        ('final_test_accuracy', 'float_val_mean_iou')
+        """
+        return f"{stage}_{self.word}"
 
     @abstractmethod
     def sums(
@@ -100,6 +111,7 @@ class Share(Metric):
     """A metric that is the share of answers which are right."""
 
     unit = "%"
+    format = ".2%"
 
     def value(self, sums: "Tensor") -> float:
         """Return right answers as a share of all, in [0, 1]."""

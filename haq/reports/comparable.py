@@ -7,6 +7,7 @@ from statistics import stdev
 from typing import Any, NamedTuple
 
 from haq.allocation.costs import WITHOUT_TARGET
+from haq.metrics import metric_of
 from haq.reports.charts.theme import Row
 
 UNIFORM = "uniform"
@@ -26,7 +27,10 @@ def by_test_set(summaries: Sequence[Mapping[str, Any]]) -> list[int]:
     numbers: dict[str, int] = {}
     return [
         numbers.setdefault(
-            json.dumps([summary.get(part) for part in ("images", "test_set")], sort_keys=True),
+            json.dumps(
+                [metric_of(summary).name, *(summary.get(part) for part in ("images", "test_set"))],
+                sort_keys=True,
+            ),
             len(numbers) + 1,
         )
         for summary in summaries

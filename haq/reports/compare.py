@@ -11,6 +11,8 @@ from typing import Any
 
 from haq.allocation.costs import WITHOUT_TARGET
 from haq.errors import HaqError, RunError
+from haq.metrics import METRICS, metric_of
+from haq.metrics.metric import Share
 from haq.reports.charts.best import best_so_far_chart
 from haq.reports.charts.front import MEASURES, front_chart, quantities
 from haq.reports.charts.policies import policies_chart
@@ -52,6 +54,7 @@ def compared(folders: Sequence[Path]) -> list[Row]:
 
 
 def _row(name: str, job: Job, summary: Mapping[str, Any]) -> dict[str, Any]:
+    metric = metric_of(summary)
     return {
         "run": name, "state": summary["state"], "model": job.model,
         "data": job.data.partition(":")[0], "test_set": 1, "target": job.target or "",
@@ -59,16 +62,17 @@ def _row(name: str, job: Job, summary: Mapping[str, Any]) -> dict[str, Any]:
         "budget": " ".join(job.budgets),
         "episodes": summary["episodes"], "evaluations": summary["evaluations"],
         "evaluation_seconds": summary["evaluation_seconds"],
-        **{name: summary.get(name) for name in _ACCURACIES},
+        **{f"{stage}_accuracy": summary.get(metric.key(stage)) for stage in _STAGES},
+        "metric": metric.name,
         **summary["cost"], "units": summary["units"],
         "treatment": treatment(job.model_dump(mode="json")),
     }  # fmt: skip
 
 
-_ACCURACIES = (
-    "float_val_accuracy", "episode_val_accuracy", "final_val_accuracy", "float_test_accuracy",
-    "episode_test_accuracy", "final_test_accuracy",
+_STAGES = (
+    "float_val", "episode_val", "final_val", "float_test", "episode_test", "final_test",
 )  # fmt: skip
+"""Of values of the metric; in rows they are called as accuracies are, whatever the metric."""
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -84,9 +88,15 @@ def _names(folders: Sequence[Path]) -> list[str]:
 def comparison_csv(rows: Sequence[Row]) -> str:
     """Return the rows as CSV; the names of quantities carry their units."""
     units = quantities(rows)
-    columns = [name for name in rows[0] if name not in (*units, "units", "treatment")]
+    metrics = {metric_of(row) for row in rows}
+    hidden = ("units", "treatment", *(() if metrics != {METRICS["top1"]} else ("metric",)))
+    columns = [name for name in rows[0] if name not in (*units, *hidden)]
     columns += list(units)
-    heads = [f"{name} ({units[name]})" if name in units else name for name in columns]
+    word = "_value" if len(metrics) > 1 else f"_{next(iter(metrics)).word}"
+    heads = [
+        f"{name} ({units[name]})" if name in units else name.replace("_accuracy", word)
+        for name in columns
+    ]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(heads)
@@ -156,7 +166,8 @@ def _sections(folders: Sequence[Path], rows: Sequence[Row]) -> list[Section]:
     sections = [*_against(rows), *_front(rows)]
     sections.append(Section("runs", "Runs", tables=[_table(rows)]))
     trials = {row["run"]: read_trials(folder) for folder, row in zip(folders, rows, strict=True)}
-    sections.append(Section("progress", "The searches", charts=[[best_so_far_chart(trials)]]))
+    chart = best_so_far_chart(trials, metric_of(rows[0]))
+    sections.append(Section("progress", "The searches", charts=[[chart]]))
     layers = [read_json(folder / "summary.json")["layers"] for folder in folders]
     return [*sections, _policies([row["run"] for row in rows], layers)]
 
@@ -166,26 +177,39 @@ def _against(rows: Sequence[Row]) -> list[Section]:
     differences = against_uniform(rows)
     if not differences:
         return []
-    columns = ("budget", "agent", "seeds", "test accuracy", "best uniform bits", "points", "±")
+    metric = metric_of(rows[0])
+    share = isinstance(metric, Share)
+    what = "points" if share else "difference"
+    columns = ("budget", "agent", "seeds", f"test {metric.said}", "best uniform bits", what, "±")
     cells = [
         [
             Cell(one.budget), Cell(one.agent), number(one.seeds),
-            number(one.accuracy, f"{one.accuracy:.2%}"), number(one.uniform, f"{one.uniform:.2%}"),
-            number(one.points, points(one.points)),
-            number(one.error, None if one.error is None else f"{one.error:.2f}"),
+            number(one.accuracy, metric.text(one.accuracy)),
+            number(one.uniform, metric.text(one.uniform)),
+            number(one.points, points(one.points) if share
+                   else metric.difference(one.accuracy, one.uniform)),
+            number(one.error, _error(one.error, share)),
         ]
         for one in differences
     ]  # fmt: skip
     above = sum(round(one.points, 2) > 0 for one in differences)
     below = sum(round(one.points, 2) < 0 for one in differences)
     lead = (
-        f"Of {len(differences)} results {above} have a higher and {below} a lower test accuracy "
+        f"Of {len(differences)} results {above} have a higher and {below} a lower test "
+        f"{metric.said} "
         "than the best uniform bits within the same budget, which had the same evaluation and "
         "fine-tuning."
     )
     note = "±: standard error over the seeds. Without it, look at more seeds before you conclude."
     table = Table("Against uniform bits", columns, cells, "uniform-table")
     return [Section("uniform", "Better than uniform bits?", lead, tables=[table], notes=[note])]
+
+
+def _error(error: float | None, share: bool) -> str | None:
+    """Return a standard error, in points of a share, else in the metric's own unit."""
+    if error is None:
+        return None
+    return f"{error:.2f}" if share else f"{error / 100:.3g}"
 
 
 def _front(rows: Sequence[Row]) -> list[Section]:
@@ -198,7 +222,8 @@ def _front(rows: Sequence[Row]) -> list[Section]:
     charts = [front_chart(rows, q, field, UNIFORM) for q in shared for field in fields]
     if not charts:
         return []
-    return [Section("front", "Accuracy and cost", "Where each run ended.", charts=[charts])]
+    said = metric_of(rows[0]).said.capitalize()
+    return [Section("front", f"{said} and cost", "Where each run ended.", charts=[charts])]
 
 
 def _policies(runs: Sequence[str], layers: Sequence[Sequence[Row]]) -> Section:
@@ -225,7 +250,7 @@ def _table(rows: Sequence[Row]) -> Table:
         line = [Cell(row[field]) for field in named]
         line.append(number(row["seed"]))
         line += [
-            number(row[field], None if row[field] is None else f"{row[field]:.2%}")
+            number(row[field], None if row[field] is None else metric_of(row).text(row[field]))
             for field in ("final_test_accuracy", "final_val_accuracy", "episode_val_accuracy",
                           "float_test_accuracy")
         ]  # fmt: skip

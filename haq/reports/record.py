@@ -11,6 +11,7 @@ from haq.allocation.policy import Bits, Policy
 from haq.allocation.trials import Trial
 from haq.compression.chain import replayed
 from haq.errors import HaqError
+from haq.metrics import metric_of
 from haq.quantization.sensitivity import Sensitivity, load_sensitivity
 from haq.runs.folder import read_job, read_json, read_trials
 from haq.runs.job import Job
@@ -112,7 +113,5 @@ def _planned(folder: Path, job: Job, summary: Mapping[str, Any], model: nn.Modul
 
 
 def kind_of(record: RunRecord) -> str:
-    """Return what the accuracy of the run's trials is called."""
-    share = all(0 <= trial.accuracy <= 1 for trial in record.trials)
-    of_classes = "classes" in record.summary.get("images", {})
-    return "validation accuracy" if share and of_classes else "score"
+    """Return what the values of the run's metric on validation inputs are called."""
+    return f"validation {metric_of(record.summary).said}"

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from haq.metrics import metric_of
 from haq.reports.charts.theme import Chart
 from haq.reports.layer_table import layers_section
 from haq.reports.page import Cell, Section, Table, number, plain, render
@@ -94,7 +95,7 @@ def _sections(record: RunRecord) -> list[Section]:
     for key in order:
         title = titles.get(key) or charts[key][0].title.partition(",")[0]
         choice = [charts[key]] if key in charts else []
-        lead = LEADS[f"progress by {record.job.reward}" if key == "progress" else key]
+        lead = _lead_of_progress(record) if key == "progress" else LEADS[key]
         tables = _finalists(record) if key == "progress" else []
         sections.append(Section(key, title, lead, (), tables, choice, shown[key]))
     return [*sections, layers_section(record), _provenance(record)]
@@ -115,18 +116,28 @@ LEADS = {
 }  # fmt: skip
 
 
+def _lead_of_progress(record: RunRecord) -> str:
+    job, metric = record.job, metric_of(record.summary)
+    if not job.by_metric or metric.name == "top1":
+        return LEADS[f"progress by {'accuracy' if job.by_metric else job.reward}"]
+    if metric.name == "perplexity":
+        return "The reward is ten times the nats per token won or lost against the float network."
+    return f"The reward is ten times the {metric.said} won or lost against the float network."
+
+
 def _finalists(record: RunRecord) -> list[Table]:
     """Return what the last candidates reached after an epoch each, where there was such a round."""
     columns = ("episode", "without", "after an epoch", "loss after it")
+    metric = metric_of(record.summary)
+    before, after = metric.key("val"), metric.key("tuned_val")
     rows = [
         [
-            number(row["episode"]), number(row["val_accuracy"], f"{row['val_accuracy']:.2%}"),
-            number(row["tuned_val_accuracy"], f"{row['tuned_val_accuracy']:.2%}"),
-            number(row["tuned_val_loss"]),
+            number(row["episode"]), number(row[before], metric.text(row[before])),
+            number(row[after], metric.text(row[after])), number(row["tuned_val_loss"]),
         ]
         for row in record.summary.get("finalists", [])
     ]  # fmt: skip
-    caption = "Finalists: validation accuracy without and with an epoch of fine-tuning"
+    caption = f"Finalists: validation {metric.said} without and with an epoch of fine-tuning"
     return [Table(caption, columns, rows, "finalists")] if rows else []
 
 

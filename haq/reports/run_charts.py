@@ -9,6 +9,7 @@ from haq.allocation.costs import WITHOUT_TARGET
 from haq.allocation.policy import Bits
 from haq.errors import TargetError
 from haq.hw_profiles.ceilings import ceilings
+from haq.metrics import metric_of
 from haq.network.layers import Layer
 from haq.reports.charts.bits import bits_chart
 from haq.reports.charts.progress import progress_chart
@@ -36,7 +37,8 @@ def all_charts(record: RunRecord) -> list[Chart]:
             roofline(record),
         ]
     if record.trials:
-        charts.append(progress_chart(record.trials, noise(record), kind_of(record)))
+        metric = metric_of(record.summary)
+        charts.append(progress_chart(record.trials, noise(record), kind_of(record), metric))
         charts += _trials_charts(record)
     return [chart for chart in charts if chart is not None]
 
@@ -70,11 +72,11 @@ def _trials_charts(record: RunRecord) -> list[Chart]:
     units = {**WITHOUT_TARGET, **record.summary.get("units", {})}
     limits = {budget["quantity"]: budget["limit"] for budget in record.summary.get("budgets", [])}
     quantities = dict.fromkeys([*limits, *record.trials[0].cost])
-    charts = []
+    charts, metric = [], metric_of(record.summary)
     for at, quantity in enumerate(quantities):
         chart = trials_chart(
             record.trials, quantity, units.get(quantity, ""), kind_of(record), limits.get(quantity),
-            record.summary.get("float_val_accuracy"), record.summary.get("best_episode"),
+            record.summary.get(metric.key("float_val")), record.summary.get("best_episode"), metric,
         )  # fmt: skip
         key = "trials" if at == 0 else f"trials-{quantity}"
         charts.append(chart._replace(key=key, title=f"All trials, by {quantity}"))

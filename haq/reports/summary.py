@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from haq.reports.charts.theme import amount, counted, points, spoken
+from haq.metrics import Metric, metric_of
+from haq.reports.charts.theme import amount, counted, spoken
 from haq.reports.page import Card, Cell, Section, Table, number
 from haq.reports.record import RunRecord, kind_of
 from haq.reports.side_by_side import Three, side_by_side
@@ -27,24 +28,25 @@ def summary_section(record: RunRecord) -> Section:
 
 
 def _accuracy_card(record: RunRecord) -> Card:
-    summary, final = record.summary, record.summary.get("final_test_accuracy")
+    summary, metric = record.summary, metric_of(record.summary)
+    final = summary.get(metric.key("final_test"))
     if final is None:
-        top, share = summary["episode_val_accuracy"], kind_of(record) != "score"
-        return Card(f"Best {kind_of(record)} so far", _accuracy(top, share),
-                    f"float {_accuracy(summary['float_val_accuracy'], share)}")  # fmt: skip
-    drop = 100 * (final - summary["float_test_accuracy"])
-    note = f"{points(drop)} points from float ({summary['float_test_accuracy']:.2%})"
-    return Card("Test accuracy", f"{final:.2%}", note)
+        top, floats = summary[metric.key("episode_val")], summary[metric.key("float_val")]
+        return Card(f"Best {kind_of(record)} so far", _value(top, metric),
+                    f"float {_value(floats, metric)}")  # fmt: skip
+    floats = summary[metric.key("float_test")]
+    note = f"{metric.difference(final, floats)} from float ({metric.text(floats)})"
+    return Card(f"Test {metric.said}", metric.text(final), note)
 
 
 def _uniform_card(summary: Mapping[str, Any]) -> list[Card]:
-    versus = versus_uniform(summary)
-    if versus is None or not all(0 <= share <= 1 for share in (versus.own, versus.uniform)):
+    versus, metric = versus_uniform(summary), metric_of(summary)
+    if versus is None:
         return []
-    gain = points(100 * (versus.own - versus.uniform))
-    shown = "the same policy" if versus.same else f"{gain} points"
+    shown = "the same policy" if versus.same else metric.difference(versus.own, versus.uniform)
     when = ", after an epoch each" if versus.tuned else ""
-    note = f"validation: {versus.own:.2%}, best uniform bits {versus.uniform:.2%}{when}"
+    own, uniform = metric.text(versus.own), metric.text(versus.uniform)
+    note = f"validation: {own}, best uniform bits {uniform}{when}"
     return [Card("Against uniform bits", shown, note)]
 
 
@@ -98,12 +100,17 @@ def _measured(latency: Mapping[str, Any]) -> list[Card]:
 def _in_onnx_runtime(onnx: Mapping[str, Any]) -> list[Card]:
     cards = []
     if "test_images" in onnx:
-        note = (
-            f"{onnx['top1_agreement']:.2%} of {onnx['compared_images']} answers are those of "
-            f"PyTorch ({onnx['torch_test_accuracy']:.2%})"
-        )
-        accuracy = f"{onnx['onnxruntime_test_accuracy']:.2%}"
-        cards.append(Card("Test accuracy in ONNX Runtime", accuracy, note))
+        metric = metric_of(onnx)
+        torch_value = metric.text(onnx[metric.key("torch_test")])
+        if "top1_agreement" in onnx:
+            note = (
+                f"{onnx['top1_agreement']:.2%} of {onnx['compared_images']} answers are those of "
+                f"PyTorch ({torch_value})"
+            )
+        else:
+            note = f"cosine to PyTorch's answers {onnx['cosine_to_torch']:.4f} ({torch_value})"
+        value = metric.text(onnx[metric.key("onnxruntime_test")])
+        cards.append(Card(f"Test {metric.said} in ONNX Runtime", value, note))
     if onnx:
         times = {name: onnx["latency"][name]["value"] for name in _COMPARED}
         own = times.pop("this")
@@ -133,26 +140,25 @@ def _span(widths: Sequence[int]) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def _accuracy(value: float | None, share: bool = True) -> str:
+def _value(value: float | None, metric: Metric) -> str:
     if value is None or not math.isfinite(value):
         return "–"  # noqa: RUF001 - a dash
-    return f"{value:.2%}" if share else amount(value)
+    return metric.text(value)
 
 
 def _comparison(record: RunRecord, costs: Mapping[str, Three]) -> Table:
-    summary, share = record.summary, kind_of(record) != "score"
+    summary, metric = record.summary, metric_of(record.summary)
     rows: list[list[Cell]] = []
-    for label, mine, name in (
-        ("validation", "final_val_accuracy", "val_accuracy"),
-        ("test", "final_test_accuracy", "test_accuracy"),
-    ):
-        now = summary.get(mine)
+    for label, part in (("validation", "val"), ("test", "test")):
+        now = summary.get(metric.key(f"final_{part}"))
         if label == "validation" and now is None:
-            now = summary["episode_val_accuracy"]
-        accuracies = [summary.get(f"float_{name}"), record.uniform.get(name), now]
-        if any(value is not None for value in accuracies):
-            kind = f"{label} accuracy" if share else f"score ({label})"
-            rows.append([Cell(kind), *(number(v, _accuracy(v, share)) for v in accuracies)])
+            now = summary[metric.key("episode_val")]
+        values = [
+            summary.get(metric.key(f"float_{part}")), record.uniform.get(metric.key(part)), now
+        ]  # fmt: skip
+        if any(value is not None for value in values):
+            kind = f"{label} {metric.said}"
+            rows.append([Cell(kind), *(number(v, _value(v, metric)) for v in values)])
     for quantity, three in costs.items():
         # Where the name says the unit, it is not said again.
         unit = "" if spoken(quantity) != quantity else summary["units"][quantity]

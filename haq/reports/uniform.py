@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from haq.reports.charts.theme import points
+from haq.metrics import metric_of
 
 
 class Versus(NamedTuple):
     """The policy of a run and the best uniform bits, on the same validation images.
 
     Attributes:
-        own: Validation accuracy of the run's policy.
+        own: The metric of the run's policy on validation inputs, such as accuracy.
         uniform: That of the best uniform bits within the budgets.
         tuned: Whether both are after an epoch of fine-tuning.
         same: Whether they are the same policy.
@@ -28,15 +28,15 @@ def versus_uniform(summary: Mapping[str, Any]) -> Versus | None:
     Both accuracies are of the same kind: after an epoch of fine-tuning where both had one, else
     as they were in their episodes.
     """
-    reference = summary.get("best_uniform")
-    if not reference or "val_accuracy" not in reference or _lowered(summary):
+    reference, key = summary.get("best_uniform"), metric_of(summary).key
+    if not reference or key("val") not in reference or _lowered(summary):
         return None
-    tuned = {row["episode"]: row["tuned_val_accuracy"] for row in summary.get("finalists", [])}
+    tuned = {row["episode"]: row[key("tuned_val")] for row in summary.get("finalists", [])}
     own, other = summary["best_episode"], reference["episode"]
     if own in tuned and other in tuned:
         return Versus(tuned[own], tuned[other], True, own == other)
     return Versus(
-        summary["episode_val_accuracy"], reference["val_accuracy"], False, own == other
+        summary[key("episode_val")], reference[key("val")], False, own == other
     )  # fmt: skip
 
 
@@ -66,10 +66,11 @@ def uniform_sentence(summary: Mapping[str, Any]) -> str:
     name = f"the best uniform bits within the budgets ({bits}; episode {reference['episode']})"
     if versus.same:
         return f"The policy chosen is {name}: the search found nothing better."
-    gain = points(100 * (versus.own - versus.uniform))
-    verdict = "no difference" if gain == "0.00" else f"{gain} points"
+    metric = metric_of(summary)
+    gain = metric.difference(versus.own, versus.uniform)
+    verdict = "no difference" if not any(digit in gain for digit in "123456789") else gain
     when = "after an epoch of fine-tuning each" if versus.tuned else "as in their episodes"
     return (
-        f"Against {name}: {verdict} of validation accuracy ({versus.own:.2%} against "
-        f"{versus.uniform:.2%}, {when}; on the images that the policy was chosen on)."
+        f"Against {name}: {verdict} of validation {metric.said} ({metric.text(versus.own)} against "
+        f"{metric.text(versus.uniform)}, {when}; on the images that the policy was chosen on)."
     )

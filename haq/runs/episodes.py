@@ -26,18 +26,23 @@ def episodes(search: Search) -> Iterator[Trial]:
     floats = evaluation.float_score
     reward: Literal["accuracy", "loss"] = "accuracy" if job.by_metric else "loss"
     env = environment(search.planned, evaluation, reward, requests.score)
+    metric = evaluation.metric
+
+    def shown(score: float) -> str:
+        return metric.text(metric.of_score(score))
+
     options: dict[str, Any] = {"paper": True} if job.paper else {}
     agent = find(job.agent)(env, count, job.seed, **options)
     played = play_agent(agent, env, count, window=requests.window, ahead=requests.ahead)
     for number, episode in enumerate(played):
         if number >= requests.replayed:
             trial = _trial(number, episode, requests.result)
-            append_trial(search.folder, trial)
+            append_trial(search.folder, trial, evaluation.metric)
             trials.append(trial)
             _keep_best(search.folder, trials, requests.result)
             yield trial
         top = best(trials[: number + 1])
-        note = f"best {top.accuracy:.2%} (float {floats.accuracy:.2%})"
+        note = f"best {shown(top.accuracy)} (float {shown(floats.accuracy)})"
         search.on_progress(Progress("search", number + 1, count, note))
 
 

@@ -18,7 +18,8 @@ from haq.formats.onnx.runtime import exact_kernels
 from haq.formats.onnx.saturation import EXACT_KERNELS, exact_but_slower, saturating
 from haq.formats.onnx.template import template
 from haq.formats.onnx.writer import Cpu
-from haq.network.inputs import random_inputs
+from haq.metrics import metric_of
+from haq.network.inputs import Inputs, random_inputs
 from haq.runs.api import Run
 from haq.runs.handover import check_kernels
 from haq.runs.restored import Restored, origin, restored
@@ -106,14 +107,21 @@ def _metadata(finished: Restored, cpu: Cpu) -> dict[str, Any]:
     layers = {name: list(bits.row()) for name, bits in finished.policy.items()}
     source = origin(finished).model_dump(mode="json")
     classes = finished.summary["images"].get("classes")
-    return {
-        "haq": {"format": FORMAT, "cpu": cpu, "policy": layers, "class_names": classes, **source}
-    }
+    about = {
+        "format": FORMAT, "cpu": cpu, "policy": layers, "class_names": classes,
+        "metric": metric_of(finished.summary).name,
+    }  # fmt: skip
+    return {"haq": {**about, **source}}
 
 
-def _compared(finished: Restored) -> Tensor:
-    """Return random inputs, or zeros where the network takes no random ones, as floats for ids."""
-    images = finished.summary["images"]
+def _compared(finished: Restored) -> Inputs:
+    """Return inputs that the run kept if they are tokens or several, else random ones.
+
+    They are zeros where the network takes no random ones, such as floats for ids.
+    """
+    images, rows = finished.summary["images"], finished.rows
+    if rows is not None and not (isinstance(rows, Tensor) and rows.is_floating_point()):
+        return rows
     inputs = random_inputs(images["shape"], COMPARED, images.get("tokens"))
     try:
         with torch.no_grad():
@@ -123,7 +131,7 @@ def _compared(finished: Restored) -> Tensor:
     return inputs
 
 
-def check_answers(file: onnx.ModelProto, network: nn.Module, images: Tensor, cpu: Cpu) -> None:
+def check_answers(file: onnx.ModelProto, network: nn.Module, images: Inputs, cpu: Cpu) -> None:
     """Compare a few answers of a new file in ONNX Runtime with those of the PyTorch network.
 
     Args:

@@ -22,6 +22,7 @@ from haq.runs.progress import OnProgress, Progress
 from haq.runs.sample import load_sample
 from haq.runs.transforms import network_of
 from haq.training.scoring import score
+from haq.training.teacher import teacher_from
 
 
 def write_figures(folder: Path, on_progress: OnProgress) -> None:
@@ -60,11 +61,15 @@ def write_figures(folder: Path, on_progress: OnProgress) -> None:
         network = quantize(graph, uniform(graph, 8, 8), clips).eval()
         # The validation images of the run's own episodes; nothing is tuned on the training images.
         recipe = Recipe(2, job.val_images, distill=None, metric=metric)
+        evaluator = Evaluator(graph, clips, data, recipe, job.seed)
+        reference = teacher_from(graph.traced) if metric.needs == "reference" else None
+        tested = score(network, data.test, reference=reference, metric=metric)
         accuracy = {
-            "val_accuracy": Evaluator(graph, clips, data, recipe, job.seed).score(network).accuracy,
-            "test_accuracy": score(network, data.test).accuracy,
+            metric.key("val"): evaluator.score(network).accuracy,
+            metric.key("test"): tested.accuracy,
         }
-        write_json(folder / "uniform.json", accuracy)
+        values = {name: metric.of_score(score) for name, score in accuracy.items()}
+        write_json(folder / "uniform.json", values)
 
 
 def _every_width(graph: Graph) -> Widths:

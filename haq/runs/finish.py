@@ -36,12 +36,12 @@ def finish(search: Search) -> tuple[Trial, dict[str, Any]]:
         The trial, and what the summary says of all this.
     """
     started = time.perf_counter()
-    evaluation = search.evaluation
+    evaluation, metric = search.evaluation, search.evaluation.metric
     summary: dict[str, Any] = {}
     if evaluation.test:
         assert evaluation.test_set is not None
         summary["test_set"] = evaluation.test_set()
-        summary["float_test_accuracy"] = _float_test(search)
+        summary[metric.key("float_test")] = metric.of_score(_float_test(search))
     if search.job.max_drop is None:
         top, model, more = _finished(search)
     else:
@@ -49,20 +49,25 @@ def finish(search: Search) -> tuple[Trial, dict[str, Any]]:
     summary |= more
     summary |= summary_fields(search, top, model)
     if evaluation.test:
-        summary["final_test_accuracy"] = evaluation.test(model, "test").accuracy
+        value = metric.of_score(evaluation.test(model, "test").accuracy)
+        summary[metric.key("final_test")] = value
+        interval = metric.interval(value, summary["test_set"]["images"])
+        if interval is not None:
+            summary["final_test_interval"] = list(interval)
     save_network(search.folder, top.policy, packed(model))
     return top, summary | {"finish_seconds": round(time.perf_counter() - started, 1)}
 
 
 def _finished(search: Search) -> tuple[Trial, fx.GraphModule, dict[str, Any]]:
     """Return the trial that was chosen, its finished network and its summary."""
-    evaluation = search.evaluation
+    evaluation, metric = search.evaluation, search.evaluation.metric
     top, model, tuned, summary = _chosen(search)
     if evaluation.test and evaluation.tuned is None:
-        summary["episode_test_accuracy"] = evaluation.test(model, "test episode").accuracy
+        score = evaluation.test(model, "test episode")
+        summary[metric.key("episode_test")] = metric.of_score(score.accuracy)
     evaluation.finish(model, tuned)
     convert_and_check(model, search.planned.graph.traced, evaluation.images)
-    summary["final_val_accuracy"] = evaluation.score(model).accuracy
+    summary[metric.key("final_val")] = metric.of_score(evaluation.score(model).accuracy)
     return top, model, summary
 
 
@@ -127,6 +132,7 @@ def _play_off(search: Search) -> tuple[Trial, bytes | None, list[dict[str, Any]]
     them better. How they are compared says ``haq.runs.judge``, or their scores where it cannot.
     """
     finalists, judge = _finalists(search), search.evaluation.judge
+    metric = search.evaluation.metric
     top = min(finalists, key=lambda trial: (-trial.accuracy, rank(trial)))
     untuned = _Entrant(top, None, Score(top.accuracy, top.loss))
     # Weights come back only from networks that are to be compared.
@@ -139,8 +145,8 @@ def _play_off(search: Search) -> tuple[Trial, bytes | None, list[dict[str, Any]]
             entrants.append(_Entrant(trial, result.weights, result.score))
     rows = [
         {
-            "episode": trial.episode, "val_accuracy": trial.accuracy,
-            "tuned_val_accuracy": score.accuracy, "tuned_val_loss": score.loss,
+            "episode": trial.episode, metric.key("val"): metric.of_score(trial.accuracy),
+            metric.key("tuned_val"): metric.of_score(score.accuracy), "tuned_val_loss": score.loss,
         }
         for trial, _, score in entrants[1:]
     ]  # fmt: skip

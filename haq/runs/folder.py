@@ -22,6 +22,7 @@ from typing import Any
 from haq.allocation.trials import Trial
 from haq.errors import RunError
 from haq.files import write_text
+from haq.metrics import METRICS, Metric
 from haq.runs.job import Job, parse_job
 
 HOME = Path("results")
@@ -116,10 +117,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def append_trial(folder: Path, trial: Trial) -> None:
-    """Add one line to ``trials.jsonl`` and wait until it is on the disk."""
+def append_trial(folder: Path, trial: Trial, metric: Metric = METRICS["top1"]) -> None:
+    """Add one line to ``trials.jsonl`` and wait until it is on the disk.
+
+    Args:
+        folder: Of the run.
+        trial: To add.
+        metric: What its score is of; the line has its name and its value.
+    """
+    value = metric.of_score(trial.accuracy)
+    line = trial.line(metric.word, None if value == trial.accuracy else value)
     with (folder / "trials.jsonl").open("a", encoding="utf-8") as file:
-        file.write(trial.line() + "\n")
+        file.write(line + "\n")
         file.flush()
         os.fsync(file.fileno())
 

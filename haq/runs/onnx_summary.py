@@ -3,7 +3,7 @@
 import copy
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, fx, nn
 
 from haq.allocation.policy import FLOAT
+from haq.allocation.trials import Score
 from haq.datasets import DATASETS, Data, load
 from haq.formats.onnx.lower import lower
 from haq.formats.onnx.runtime import fed
@@ -23,16 +24,20 @@ from haq.formats.onnx.template import template
 from haq.formats.onnx.values import Array
 from haq.hw_profiles.measure import onnx_runtime, timing
 from haq.hw_profiles.measure.timing import Timing
-from haq.network.inputs import Inputs, call, random_inputs
-from haq.network.outputs import main_tensor
+from haq.metrics import METRICS, Metric, metric_of
+from haq.models.weights import load_weights
+from haq.network.inputs import Inputs, random_inputs
 from haq.quantization.fake_quant import Quantized, Rounding, set_plain
 from haq.runs import folder as folders
 from haq.runs.api import Run
 from haq.runs.export import FORMAT
 from haq.runs.handover import SETUP, check_kernels
-from haq.runs.named import reading_of
+from haq.runs.named import reading_of, rebuilt
 from haq.runs.progress import OnProgress, Progress, silent
 from haq.runs.restored import Restored, restored
+from haq.runs.samples import Part, Shown
+from haq.training.scoring import Reference, logits, score, score_answers
+from haq.training.teacher import teacher_from
 
 AGREEING = 2000
 """Test images on which the file's answers are compared with those of the PyTorch network."""
@@ -66,7 +71,9 @@ def summarise(
         "vnni_only": [one.layer for one in saturating(file)],
     }
     if data is not None:
-        summary |= answers(file, finished.network, data, on_progress)
+        metric = metric_of(finished.summary)
+        before = _float_network(run, finished, model) if metric.needs == "reference" else None
+        summary |= answers(file, finished.network, data, on_progress, metric, before)
     floats = _float_file(run, finished)
     summary |= {"latency": _latencies(file, floats, data, on_progress)}
     summary["provenance"] = folders.provenance(["haq", "export"])
@@ -84,33 +91,80 @@ def _data(finished: Restored) -> Data | None:
 
 
 def answers(
-    file: onnx.ModelProto, network: nn.Module, data: Data, on_progress: OnProgress = silent
+    file: onnx.ModelProto,
+    network: nn.Module,
+    data: Data,
+    on_progress: OnProgress = silent,
+    metric: Metric = METRICS["top1"],
+    floats: nn.Module | None = None,
 ) -> dict[str, Any]:
-    """Return accuracy and agreement of a file and its PyTorch network on all test images."""
-    session = onnx_runtime.session(file.SerializeToString(), SETUP)
-    right = agree = compared = own = 0
-    for images, labels in batches(data.test, on_progress):
-        classes = session.run(None, fed(session, images))[0].argmax(1)
-        right += int((classes == labels.numpy()).sum())
-        with torch.no_grad():
-            expected = main_tensor(call(network, images)).argmax(1).numpy()
-        own += int((expected == labels.numpy()).sum())
-        if compared < AGREEING:
-            agree += int((classes == expected).sum())
-            compared += len(images)
-    count = len(data.test)
+    """Return the metric and the agreement of a file and its PyTorch network on all test inputs.
+
+    Args:
+        file: The network's.
+        network: In PyTorch.
+        data: Takes their test inputs.
+        on_progress: Called often.
+        metric: What counts.
+        floats: The float network, where the metric needs it.
+
+    Returns:
+        What ``onnx.json`` holds of answers: of logits the share of equal classes, of others the
+        cosine between both answers.
+    """
+    reference = None if floats is None else teacher_from(floats)
+    own = score(network, data.test, _BATCH, reference=reference, metric=metric)
+    some = Part(data.test, torch.arange(min(AGREEING, len(data.test))))
+    first = logits(network, data.test.batch(torch.zeros(1, dtype=torch.int64))[0])
+    alike = METRICS["agreement" if first.dim() == 2 and data.classes else "cosine"]
+    answer = _answer_of(file)
+    both = score_answers(answer, some, _BATCH, reference=teacher_of(network), metric=alike)
     return {
-        "test_images": count, "onnxruntime_test_accuracy": right / count,
-        "torch_test_accuracy": own / count,
-        "compared_images": compared, "top1_agreement": agree / compared,
+        "test_images": len(data.test), "metric": metric.name,
+        metric.key("onnxruntime_test"): metric.of_score(
+            tested(file, data, metric, on_progress, reference).accuracy
+        ),
+        metric.key("torch_test"): metric.of_score(own.accuracy),
+        "compared_images": len(some),
+        "top1_agreement" if alike.name == "agreement" else "cosine_to_torch": both.accuracy,
     }  # fmt: skip
 
 
-def batches(split: Any, on_progress: OnProgress) -> Iterator[tuple[Inputs, Tensor]]:
-    """Yield all images of a split with their labels."""
-    for index in torch.arange(len(split)).split(_BATCH):
-        yield split.batch(index)
-        on_progress(Progress("test", int(index[-1]) + 1, len(split)))
+def tested(
+    file: onnx.ModelProto,
+    data: Data,
+    metric: Metric,
+    on_progress: OnProgress,
+    reference: Reference | None = None,
+) -> Score:
+    """Return the score of a file's answers in ONNX Runtime on all test inputs."""
+    count = len(data.test)
+    shown = Shown(data.test, lambda done: on_progress(Progress("test", done, count)))
+    return score_answers(_answer_of(file), shown, _BATCH, reference=reference, metric=metric)
+
+
+def _answer_of(file: onnx.ModelProto) -> Callable[[Inputs], Tensor]:
+    session = onnx_runtime.session(file.SerializeToString(), SETUP)
+
+    def answer(inputs: Inputs) -> Tensor:
+        return torch.from_numpy(session.run(None, fed(session, inputs))[0])
+
+    return answer
+
+
+def teacher_of(network: nn.Module) -> Reference:
+    """Return what gives a network's own answers, computed in float32."""
+    return lambda index, inputs: logits(network, inputs)
+
+
+def _float_network(
+    run: Run | str | os.PathLike[str], finished: Restored, model: nn.Module | None
+) -> nn.Module:
+    folder = run.folder if isinstance(run, Run) else folders.find_folder(os.fspath(run))
+    floats = rebuilt(finished.job, finished.summary["images"]) if model is None else model
+    floats = copy.deepcopy(floats)
+    load_weights(floats, folder / "float.safetensors")
+    return floats.eval()
 
 
 def _float_file(run: Run | str | os.PathLike[str], finished: Restored) -> onnx.ModelProto:

@@ -12,6 +12,7 @@ from haq.allocation.policy import Policy, read_policy
 from haq.compression.chain import replayed
 from haq.errors import RunError
 from haq.formats import checkpoint
+from haq.metrics import metric_of
 from haq.models import MODELS
 from haq.models.weights import load_weights
 from haq.network.graph import trace
@@ -84,7 +85,10 @@ def _named(folder: Path, job: Job, images: Mapping[str, Any]) -> nn.Module:
 def origin(finished: Restored) -> checkpoint.Origin:
     """Return what a file that is taken away says of the run it comes from."""
     images, versions = finished.summary["images"], finished.summary["provenance"]["versions"]
-    accuracy = {key: value for key, value in finished.summary.items() if key.endswith("_accuracy")}
+    metric = metric_of(finished.summary)
+    accuracy = {
+        key: value for key, value in finished.summary.items() if key.endswith(f"_{metric.word}")
+    }
     return checkpoint.Origin(
         model=finished.job.model,
         shape=tuple(images["shape"]),

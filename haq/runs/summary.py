@@ -13,6 +13,7 @@ from haq.allocation.costs import CODED, reference, total
 from haq.allocation.policy import Bits, Policy
 from haq.allocation.trials import Trial
 from haq.errors import TargetError
+from haq.metrics import METRICS, Metric
 from haq.network.layers import Layer
 from haq.runs.evaluation import Evaluation
 from haq.runs.folder import provenance, write_json
@@ -40,16 +41,17 @@ def write_summary(
         top: The trial whose policy is handed over.
         more: What is known at the end alone.
     """
-    table, policy = planned.table, top.policy
+    table, policy, metric = planned.table, top.policy, evaluation.metric
     summary = {
         "format": "haq-run/1",
         "state": state,
-        "float_val_accuracy": evaluation.float_score.accuracy,
+        "metric": metric.name,
+        metric.key("float_val"): metric.of_score(evaluation.float_score.accuracy),
         "best_episode": top.episode,
-        "episode_val_accuracy": top.accuracy,
+        metric.key("episode_val"): metric.of_score(top.accuracy),
         **more,
         **_evaluations(trials),
-        "best_uniform": best_uniform(planned, trials),
+        "best_uniform": best_uniform(planned, trials, metric),
         "budgets": _budgets(planned, policy),
         "cost": {quantity: total(table, policy, quantity) for quantity in table.units},
         "units": dict(table.units),
@@ -66,7 +68,9 @@ def write_summary(
     return summary
 
 
-def best_uniform(planned: Plan, trials: Sequence[Trial]) -> dict[str, Any] | None:
+def best_uniform(
+    planned: Plan, trials: Sequence[Trial], metric: Metric = METRICS["top1"]
+) -> dict[str, Any] | None:
     """Return what is known of the best uniform bits within the budgets: what a search must beat.
 
     Returns:
@@ -86,7 +90,8 @@ def best_uniform(planned: Plan, trials: Sequence[Trial]) -> dict[str, Any] | Non
     tried = next((trial for trial in trials if trial.policy == policy and not trial.stopped), None)
     if tried is None:
         return bits
-    return bits | {"episode": tried.episode, "val_accuracy": tried.accuracy}
+    value = metric.of_score(tried.accuracy)
+    return bits | {"episode": tried.episode, metric.key("val"): value}
 
 
 def _evaluations(trials: Sequence[Trial]) -> dict[str, Any]:

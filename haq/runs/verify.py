@@ -10,17 +10,17 @@ import onnx
 import torch
 
 from haq.allocation.policy import Bits, Policy
-from haq.datasets import Data
+from haq.datasets import Data, Reading
 from haq.errors import DataError, HaqError, ModelError
 from haq.formats.onnx.comparison import Comparison, compare
-from haq.formats.onnx.runtime import fed
 from haq.formats.onnx.saturation import EXACT_KERNELS, saturating
 from haq.formats.onnx.values import Array
-from haq.hw_profiles.measure import onnx_runtime
+from haq.metrics import metric_of
 from haq.network.inputs import random_inputs, tensors_of
 from haq.runs.export import FORMAT
-from haq.runs.handover import SETUP, check_kernels
-from haq.runs.onnx_summary import batches
+from haq.runs.handover import check_kernels
+from haq.runs.named import LENGTH
+from haq.runs.onnx_summary import tested
 from haq.runs.progress import OnProgress, silent
 
 SIMULATED = 100
@@ -86,14 +86,41 @@ def verify(
         "vnni_only": unsafe,
     }  # fmt: skip
     if data is not None:
-        session = onnx_runtime.session(file.SerializeToString(), SETUP)
-        right = sum(
-            int((session.run(None, fed(session, images))[0].argmax(1) == labels.numpy()).sum())
-            for images, labels in batches(data.test, on_progress)
-        )
-        result |= {"test_images": len(data.test), "test_accuracy": right / len(data.test)}
-        result["promised_test_accuracy"] = metadata["accuracy"].get("final_test_accuracy")
+        metric = metric_of(metadata)
+        result |= {"test_images": len(data.test), "metric": metric.name}
+        if metric.needs != "labels":
+            return result  # the float network, which it is compared with, is not in the file
+        value = metric.of_score(tested(file, data, metric, on_progress).accuracy)
+        result[metric.key("test")] = value
+        result[metric.key("promised_test")] = metadata["accuracy"].get(metric.key("final_test"))
     return result
+
+
+def reading_for(
+    path: str | os.PathLike[str], tokenizer: Path | None, length: int | None
+) -> Reading:
+    """Return how data are read for a file: at its size, with the mean and std that it says.
+
+    Args:
+        path: A file that ``export_onnx`` wrote.
+        tokenizer: Folder; None: that of the model's folder, if the file names one.
+        length: Most tokens of an input; None: as many as the file takes.
+
+    Raises:
+        HaqError: As ``read``.
+    """
+    _, metadata = read(path)
+    shape, model = metadata["shape"], metadata.get("model", "")
+    prefix, _, rest = model.partition(":")
+    folder = rest if prefix == "hf" else None
+    return Reading(
+        size=shape[-1] if len(shape) == 3 else None,
+        mean=tuple(metadata.get("mean", ())),
+        std=tuple(metadata.get("std", ())),
+        tokenizer=folder if tokenizer is None else str(tokenizer),
+        length=length or (shape[0] if len(shape) == 1 else LENGTH),
+        next_token=metadata.get("metric") == "perplexity",
+    )
 
 
 def check_comparison(

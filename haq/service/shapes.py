@@ -54,6 +54,9 @@ class JobRequest(Job):
     workers: Annotated[int, Field(ge=1, le=1024)] = 1
     finalists: Annotated[int, Field(ge=0, le=1000)] = 0
     rounding_steps: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    metric: Literal["top1"] | None = None  # data of the service have one label an image
+    tokenizer: None = None  # a path
+    length: None = None
     ray: None = None  # whose cluster a search uses is not for its user to say
 
     def job_fields(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from haq.cli.terminal.console import console
+from haq.metrics import metric_of
 
 
 def print_onnx(summary: dict[str, Any]) -> None:
@@ -12,11 +13,16 @@ def print_onnx(summary: dict[str, Any]) -> None:
     kernels = ", ".join(f"{count} {kernel}" for kernel, count in summary["kernels"].items())
     screen.print(f"layers run in {kernels}")
     if "test_images" in summary:
+        metric = metric_of(summary)
+        if "top1_agreement" in summary:
+            alike = f"same answer for {summary['top1_agreement']:.2%}"
+        else:
+            alike = f"cosine of both answers {summary['cosine_to_torch']:.4f}"
+        own, other = (summary[metric.key(f"{who}_test")] for who in ("onnxruntime", "torch"))
         screen.print(
-            f"accuracy on {summary['test_images']} test images: ONNX Runtime "
-            f"{summary['onnxruntime_test_accuracy']:.2%}, PyTorch "
-            f"{summary['torch_test_accuracy']:.2%}; same answer for "
-            f"{summary['top1_agreement']:.2%} of {summary['compared_images']}"
+            f"{metric.said} on {summary['test_images']} test images: ONNX Runtime "
+            f"{metric.text(own)}, PyTorch {metric.text(other)}; {alike} of "
+            f"{summary['compared_images']}"
         )
     times = summary["latency"]
     own = times["this"]["value"]
@@ -46,9 +52,10 @@ def print_verified(file: Path, result: dict[str, Any]) -> None:
     if result["vnni_only"]:
         layers = ", ".join(result["vnni_only"])
         screen.print(f"right on CPUs with VNNI only, because of {layers}")
-    if "test_accuracy" in result:
-        promised = result["promised_test_accuracy"]
-        text = "" if promised is None else f" (its run measured {promised:.2%})"
+    metric = metric_of(result)
+    if metric.key("test") in result:
+        promised, value = result[metric.key("promised_test")], result[metric.key("test")]
+        text = "" if promised is None else f" (its run measured {metric.text(promised)})"
         screen.print(
-            f"accuracy on {result['test_images']} test images: {result['test_accuracy']:.2%}{text}"
+            f"{metric.said} on {result['test_images']} test images: {metric.text(value)}{text}"
         )

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from haq.allocation.costs import CODED, UNITS
 from haq.cli.terminal.console import console, holds
+from haq.metrics import metric_of
 from haq.reports.charts.theme import counted
 from haq.reports.uniform import uniform_sentence
 
@@ -160,9 +161,15 @@ def _share(layers: list[dict[str, Any]], layer: dict[str, Any], column: str, qua
 
 
 def _print_accuracies(screen: Console, summary: dict[str, Any]) -> None:
+    metric = metric_of(summary)
+    if metric.word != "accuracy":
+        screen.print(f"{metric.said}, {'higher' if metric.higher else 'lower'} is better:")
     for label, validation, test in accuracies(summary):
-        text = f"{label:>25}: validation {validation:.2%}"
-        screen.print(text + (f", test {test:.2%}" if test is not None else ""))
+        text = f"{label:>25}: validation {metric.text(validation)}"
+        screen.print(text + (f", test {metric.text(test)}" if test is not None else ""))
+    if interval := summary.get("final_test_interval"):
+        low, high = map(metric.text, interval)
+        screen.print(f"95 % confidence interval of the network handed over, test: {low} to {high}")
     if sentence := uniform_sentence(summary):
         screen.print(sentence)
     screen.print(
@@ -173,21 +180,19 @@ def _print_accuracies(screen: Console, summary: dict[str, Any]) -> None:
 
 
 def accuracies(summary: Mapping[str, Any]) -> list[tuple[str, float, float | None]]:
-    """Return of which network each accuracy is, on validation and on test images.
+    """Return of which network each value of the metric is, on validation and on test images.
 
     The policy chosen has up to three networks: the one that scored in its episode, the one after
     its epoch where finalists got one, and the one handed over.
     """
-    tuned = {row["episode"]: row["tuned_val_accuracy"] for row in summary.get("finalists", [])}
+    key = metric_of(summary).key
+    tuned = {row["episode"]: row[key("tuned_val")] for row in summary.get("finalists", [])}
     # An accuracy target is tried on training images: what episodes score is no validation accuracy.
-    scored = None if "accuracy_target" in summary else summary.get("episode_val_accuracy")
+    scored = None if "accuracy_target" in summary else summary.get(key("episode_val"))
     networks = [
-        ("float network", summary.get("float_val_accuracy"), summary.get("float_test_accuracy")),
-        (
-            "as scored in its episode",
-            scored, summary.get("episode_test_accuracy"),
-        ),
+        ("float network", summary.get(key("float_val")), summary.get(key("float_test"))),
+        ("as scored in its episode", scored, summary.get(key("episode_test"))),
         ("after an epoch", tuned.get(summary.get("best_episode")), None),
-        ("handed over", summary.get("final_val_accuracy"), summary.get("final_test_accuracy")),
-    ]  # fmt: skip
+        ("handed over", summary.get(key("final_val")), summary.get(key("final_test"))),
+    ]
     return [(label, val, test) for label, val, test in networks if val is not None]

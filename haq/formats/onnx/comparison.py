@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from haq.formats.onnx.reference import Difference, simulate, simulate_from
 from haq.formats.onnx.runtime import answered, opened
 from haq.formats.onnx.values import Array
+from haq.network.inputs import Inputs, call
 from haq.network.outputs import taken_apart
 
 BATCH = 25
@@ -105,7 +106,7 @@ def _layer_before(graph: onnx.GraphProto, tensor: str) -> str:
     return tensor
 
 
-def error(file: onnx.ModelProto, network: nn.Module, images: Tensor, exact: bool = False) -> float:
+def error(file: onnx.ModelProto, network: nn.Module, images: Inputs, exact: bool = False) -> float:
     """Return how far a file's answers in ONNX Runtime are from those of its PyTorch network.
 
     It is the error of the median image: the norm of the difference, as a share of the norm of the
@@ -129,11 +130,17 @@ def error(file: onnx.ModelProto, network: nn.Module, images: Tensor, exact: bool
     return float(np.median(apart) / max(spread, 0.01 * np.linalg.norm(expected, axis=1).mean()))
 
 
-def _exactly(network: nn.Module, images: Tensor) -> object:
+def _exactly(network: nn.Module, images: Inputs) -> object:
     """Return a network's answers in float64, or in float32 where it holds constants of that."""
     network = copy.deepcopy(network).eval()
     with torch.no_grad():
         try:
-            return network.double()(images.double() if images.is_floating_point() else images)
+            return call(network.double(), _wide(images))
         except RuntimeError:
-            return network.float()(images)
+            return call(network.float(), images)
+
+
+def _wide(images: Inputs) -> Inputs:
+    if not isinstance(images, Tensor):
+        return images.map(lambda one: one.double() if one.is_floating_point() else one)
+    return images.double() if images.is_floating_point() else images

@@ -4,22 +4,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from haq.allocation.trials import Trial, best
+from haq.metrics import METRICS, Metric
 from haq.reports.charts.theme import SERIES, Chart, axis, layout
 
 DASHES = ("solid", "dot", "dashdot", "longdash")
 
 
-def best_so_far_chart(trials: Mapping[str, Sequence[Trial]]) -> Chart:
-    """Return the best accuracy up to each evaluation, a line for each run.
+def best_so_far_chart(
+    trials: Mapping[str, Sequence[Trial]], metric: Metric = METRICS["top1"]
+) -> Chart:
+    """Return the best value of the metric up to each evaluation, a line for each run.
 
     Args:
         trials: Run to its trials, at least one each.
+        metric: Of all of them.
     """
-    share = all(0 <= t.accuracy <= 1 for own in trials.values() for t in own)
+    shown = metric.format
     data: list[dict[str, Any]] = []
     rows: list[list[Any]] = []
     for at, (run, own) in enumerate(trials.items()):
-        tops = [best(own[: n + 1]).accuracy for n in range(len(own))]
+        tops = [metric.of_score(best(own[: n + 1]).accuracy) for n in range(len(own))]
         data.append(
             {
                 "type": "scatter", "name": run,
@@ -29,12 +33,12 @@ def best_so_far_chart(trials: Mapping[str, Sequence[Trial]]) -> Chart:
                 "line": {"color": SERIES[at % len(SERIES)], "width": 2, "shape": "hv",
                          "dash": DASHES[at // len(SERIES) % len(DASHES)]},
                 "hovertemplate": f"{run}, episode %{{x}}: "
-                                 f"%{{y:{'.2%' if share else '.4g'}}}<extra></extra>",
+                                 f"%{{y:{shown}}}<extra></extra>",
             }
         )  # fmt: skip
         rows.append([run, len(own), tops[-1], best(own).episode])
-    tick = {"tickformat": ".1%"} if share else {}
+    tick = {"tickformat": ".1%"} if shown == ".2%" else {}
     about = layout(420, xaxis=axis("episode"), yaxis=axis("best so far, validation", **tick))
-    sentence = "The best accuracy on validation images up to each episode."
+    sentence = f"The best {metric.said} on validation images up to each episode."
     columns = ("run", "episodes", "best", "in episode")
     return Chart("best", "Best so far", sentence, {"data": data, "layout": about}, columns, rows)

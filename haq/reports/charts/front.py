@@ -5,15 +5,16 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
+from haq.metrics import metric_of
 from haq.reports.charts.theme import SERIES, Chart, Figure, Row, amount, axis, layout
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 
 MEASURES = {
-    "final_test_accuracy": "test accuracy",
-    "episode_val_accuracy": "validation accuracy in the search",
+    "final_test_accuracy": "test {}",
+    "episode_val_accuracy": "validation {} in the search",
 }
-"""Which accuracies a front is drawn of: column of a row to what it is called."""
+"""Which values a front is drawn of: column of a row to what it is called, with the metric."""
 
 
 def quantities(rows: Sequence[Row]) -> dict[str, str]:
@@ -33,8 +34,9 @@ def front_chart(
         reference: The agent drawn as the dashed line to beat.
     """
     known = [row for row in rows if row.get(quantity) is not None]
-    unit, what = quantities(known)[quantity], MEASURES[field]
-    shown = ".2%" if all(0 <= row[field] <= 1 for row in known) else ".4g"
+    metric = metric_of(known[0])
+    unit, what = quantities(known)[quantity], MEASURES[field].format(metric.said)
+    shown = metric.format
     hover = f"%{{text}}<br>%{{x:,.6~g}} {unit}, %{{y:{shown}}}<extra></extra>"
     data: list[Figure] = []
     agents = sorted({row["agent"] for row in known}, key=lambda agent: agent == reference)
@@ -44,9 +46,10 @@ def front_chart(
         data += [_line(own, quantity, field, style), _ends(own, quantity, field, style, hover)]
     tick = {"tickformat": ".1%"} if shown == ".2%" else {}
     about = layout(460, xaxis=axis(f"{quantity} ({unit})"), yaxis=axis(what, **tick))
-    top = max(known, key=lambda row: row[field])
+    top = max(known, key=lambda row: metric.score(row[field]))
     sentence = (
-        f"{len(known)} runs; the highest {what} is {top[field]:{shown}}, of {top['run']} at "
+        f"{len(known)} runs; the {'highest' if metric.higher else 'lowest'} {what} is "
+        f"{metric.text(top[field])}, of {top['run']} at "
         f"{amount(top[quantity], unit)}."
     )
     if reference in agents and len(agents) > 1:

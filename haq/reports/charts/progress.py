@@ -1,24 +1,33 @@
 """The reward of each episode, and the best so far."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from haq.allocation.trials import Trial, best
-from haq.reports.charts.theme import Chart, axis, is_share, layout
+from haq.metrics import METRICS, Metric
+from haq.reports.charts.theme import Chart, axis, layout
 
 
-def progress_chart(trials: Sequence[Trial], noise: Sequence[float | None], kind: str) -> Chart:
+def progress_chart(
+    trials: Sequence[Trial],
+    noise: Sequence[float | None],
+    kind: str,
+    metric: Metric = METRICS["top1"],
+) -> Chart:
     """Return the reward of each episode, the best so far and how much the agent explored.
 
     Args:
         trials: All so far, at least one.
         noise: For each episode the sigma of the agent's noise, None where it chose uniformly or
             where the agent has none.
-        kind: What the trials' accuracy is called.
+        kind: What the values of the trials are called.
+        metric: Of these.
     """
+    trials = [replace(trial, accuracy=metric.of_score(trial.accuracy)) for trial in trials]
     # Of equal accuracy the one of lower loss counts, so the best one is not always the first.
     tops = [best(trials[: at + 1]) for at in range(len(trials))]
-    shown = ".2%" if is_share(trials) else ".4g"
+    shown = metric.format
     data, about = _rewards(trials, tops, f"{kind} %{{customdata[0]:{shown}}}"), _plain_layout()
     if any(sigma is not None for sigma in noise):
         data.append(_noise([trial.episode for trial in trials], noise))
@@ -27,7 +36,7 @@ def progress_chart(trials: Sequence[Trial], noise: Sequence[float | None], kind:
     sentence = (
         f"{len(trials)} episodes, {sum(not t.cached for t in trials)} of them with a policy not "
         f"met before (filled); the best one, episode {top.episode}, has a reward of "
-        f"{top.reward:.4g} ({kind} {top.accuracy:{shown}})."
+        f"{top.reward:.4g} ({kind} {metric.text(top.accuracy)})."
     )
     rows = [
         [t.episode, t.reward, t.accuracy, best_.accuracy, sigma]

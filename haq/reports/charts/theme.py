@@ -8,8 +8,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from haq.allocation.trials import Trial
-
 Figure = dict[str, Any]
 
 Row = Mapping[str, Any]
@@ -149,11 +147,6 @@ def layer_axis(layers: Sequence[Row], **more: Any) -> dict[str, Any]:
         "", type="category", categoryorder="array", categoryarray=names, showgrid=False,
         tickfont={"size": size}, tickangle=-90 if len(names) > 8 else 0, **more,
     )  # fmt: skip
-
-
-def is_share(trials: Sequence[Trial]) -> bool:
-    """Return whether the scores of trials are shares, to be written in percent."""
-    return all(0 <= trial.accuracy <= 1 for trial in trials)
 
 
 def line(**place: Any) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from haq.allocation.trials import Trial, best, pareto
-from haq.reports.charts.theme import Chart, amount, axis, is_share, layout, line, note
+from haq.metrics import METRICS, Metric
+from haq.reports.charts.theme import Chart, amount, axis, layout, line, note
 
 
 def trials_chart(
@@ -16,6 +18,7 @@ def trials_chart(
     limit: float | None = None,
     float_accuracy: float | None = None,
     chosen: int | None = None,
+    metric: Metric = METRICS["top1"],
 ) -> Chart:
     """Return all trials by one cost and their accuracy, with the front that none of them beats.
 
@@ -23,14 +26,18 @@ def trials_chart(
         trials: At least one.
         quantity: The cost.
         unit: Of the cost.
-        kind: What the trials' accuracy is called.
+        kind: What the values of the trials are called.
         limit: The budget on this cost, if there is one.
-        float_accuracy: Of the float network.
+        float_accuracy: The value of the float network.
         chosen: Episode whose policy was chosen; the best one's where it is not given.
+        metric: Of the values.
     """
-    front = pareto(trials, quantity)
-    top = best(trials) if chosen is None else trials[chosen]
-    shown = ".2%" if is_share(trials) else ".4g"
+    ends = {trial.episode for trial in pareto(trials, quantity)}
+    chosen = best(trials).episode if chosen is None else chosen
+    trials = [replace(trial, accuracy=metric.of_score(trial.accuracy)) for trial in trials]
+    front = sorted((t for t in trials if t.episode in ends), key=lambda t: t.cost[quantity])
+    top = trials[chosen]
+    shown = metric.format
     hover = f"episode %{{text}}<br>%{{x:,.6~g}} {unit}, %{{y:{shown}}}<extra></extra>"
     tick = {"tickformat": ".1%"} if shown == ".2%" else {}
     figure = {
@@ -46,7 +53,7 @@ def trials_chart(
         for t in trials
     ]
     columns = ("episode", f"{quantity} ({unit})", kind, "on the front")
-    sentence = _sentence(trials, front, top, quantity, unit, shown)
+    sentence = _sentence(trials, front, top, quantity, unit, metric)
     return Chart("trials", "All trials", sentence, figure, columns, rows)
 
 
@@ -97,9 +104,9 @@ def _sentence(
     top: Trial,
     quantity: str,
     unit: str,
-    shown: str,
+    metric: Metric,
 ) -> str:
-    ends = [f"{amount(t.cost[quantity], unit)} at {t.accuracy:{shown}}" for t in front]
+    ends = [f"{amount(t.cost[quantity], unit)} at {metric.text(t.accuracy)}" for t in front]
     where = ends[0] if len(ends) == 1 else f"from {ends[0]} to {ends[-1]}"
     sentence = (
         f"{len(trials)} trials; the front has {len(front)} of them, {where}. The chosen one "
