@@ -81,7 +81,18 @@ def from_splits(splits: Any, name: str = "data", outputs: Outputs | None = None)
     mean = known.mean if known else (0.0,) * channels
     std = known.std if known else (1.0,) * channels
     names = tuple(map(str, range(classes or 0))) if kinds[0] != "tokens" else ()
-    return Data(name, names, shape, mean, std, train, val, test, kinds[0], kind_of(first))
+    return Data(
+        name, names, shape, mean, std, train, val, test, kinds[0], kind_of(first),
+        _tokens(first, (train, val, test)),
+    )  # fmt: skip
+
+
+def _tokens(first: Inputs, splits: Sequence[Split]) -> int | None:
+    """Return how many values tokens have, at least; None where inputs are no single such tensor."""
+    if not isinstance(first, Tensor) or first.is_floating_point():
+        return None
+    whole = [split.images for split in splits if isinstance(split, TensorSplit)]
+    return max(int(one.max()) for one in (*whole, first) if isinstance(one, Tensor)) + 1
 
 
 class _Part(NamedTuple):

@@ -103,6 +103,7 @@ class Data:
         test: For what was chosen and frozen.
         labels: What has a label. Without labels the splits give zeros in their place.
         inputs: Name of each tensor that the network gets to its shape, where they have names.
+        tokens: How many values an input may have at least, where it is one tensor of tokens.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Data:
     test: Split
     labels: Labels = "classes"
     inputs: Mapping[str, InputShape] = field(default_factory=dict)
+    tokens: int | None = None
 
 
 class Outline(NamedTuple):

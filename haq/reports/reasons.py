@@ -97,6 +97,10 @@ def _float_part(
     return f"float: {bits} would " + _change(table, policy, moved, budgets)
 
 
+def _with_weight(bits: Bits, weight: int) -> Bits:
+    return Bits(weight, bits.act, bits.block, bits.dynamic)
+
+
 def _moved(
     table: CostTable, policy: Policy, group: tuple[str, ...], bits: int, of_weights: bool
 ) -> dict[str, Bits] | None:
@@ -105,7 +109,7 @@ def _moved(
     if bits == now:
         return None
     moves = {
-        name: policy[name]._replace(weight=bits) if of_weights else policy[name]._replace(act=bits)
+        name: _with_weight(policy[name], bits) if of_weights else policy[name].with_act(bits)
         for name in group
     }
     able = all(pair in table.positions[name] for name, pair in moves.items())

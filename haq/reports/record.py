@@ -17,7 +17,7 @@ from haq.runs.folder import read_job, read_json, read_trials
 from haq.runs.job import Job
 from haq.runs.named import rebuilt
 from haq.runs.plan import Plan, plan
-from haq.runs.sample import load_sample
+from haq.runs.sample import load_sample, sample_of
 
 
 @dataclass(frozen=True)

@@ -119,8 +119,8 @@ def _compared(finished: Restored) -> Inputs:
 
     They are zeros where the network takes no random ones, such as floats for ids.
     """
-    images, rows = finished.summary["images"], finished.rows
-    if rows is not None and not (isinstance(rows, Tensor) and rows.is_floating_point()):
+    images, rows = finished.summary["images"], finished.sample
+    if not (isinstance(rows, Tensor) and rows.is_floating_point()):
         return rows
     inputs = random_inputs(images["shape"], COMPARED, images.get("tokens"))
     try:

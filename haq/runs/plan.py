@@ -267,6 +267,8 @@ def images_of(data: Data | Outline) -> dict[str, Any]:
         record["classes"] = list(data.classes)
     if data.labels != "classes":
         record["labels"] = data.labels
+    if isinstance(data, Data) and data.tokens is not None:
+        record["tokens"] = data.tokens
     if data.inputs:
         record["inputs"] = {name: one._asdict() for name, one in data.inputs.items()}
     return record

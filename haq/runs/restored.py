@@ -93,7 +93,10 @@ def origin(finished: Restored) -> checkpoint.Origin:
         model=finished.job.model,
         shape=tuple(images["shape"]),
         tokens=images.get("tokens"),
-        inputs={name: InputShape(**one) for name, one in images.get("inputs", {}).items()},
+        inputs={
+            name: InputShape(tuple(one["shape"]), one["tokens"])
+            for name, one in images.get("inputs", {}).items()
+        },
         classes=len(images["classes"]) if "classes" in images else None,
         width=finished.job.width,
         transforms=finished.job.transforms,
