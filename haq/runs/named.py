@@ -33,7 +33,7 @@ def reading_of(job: Job) -> Reading:
     if card is None:
         return Reading(job.size, tokenizer=tokenizer, length=job.length or LENGTH,
                        next_token=job.metric == "perplexity")  # fmt: skip
-    if tokenizer is None and isinstance(source, Named) and source.source.files is not None:
+    if tokenizer is None and isinstance(source, Named) and source.prefix == "hf":
         tokenizer = source.rest
     most = card.facts.get("positions")
     length = job.length or (LENGTH if most is None else min(LENGTH, most))

@@ -18,7 +18,7 @@ from haq.allocation.policy import FLOAT
 from haq.allocation.trials import Score
 from haq.datasets import DATASETS, Data, load
 from haq.formats.onnx.lower import lower
-from haq.formats.onnx.runtime import fed
+from haq.formats.onnx.runtime import answered
 from haq.formats.onnx.saturation import exact_but_slower, saturating
 from haq.formats.onnx.template import template
 from haq.formats.onnx.values import Array
@@ -147,7 +147,7 @@ def _answer_of(file: onnx.ModelProto) -> Callable[[Inputs], Tensor]:
     session = onnx_runtime.session(file.SerializeToString(), SETUP)
 
     def answer(inputs: Inputs) -> Tensor:
-        return torch.from_numpy(session.run(None, fed(session, inputs))[0])
+        return torch.from_numpy(answered(session, inputs))
 
     return answer
 

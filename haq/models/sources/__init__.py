@@ -28,7 +28,7 @@ SOURCES: Mapping[str, Source] = {
     ),
     "onnx": Source(
         "a float ONNX file", "onnx:net.onnx",
-        onnx_file.card, onnx_file.build, None,
+        onnx_file.card, onnx_file.build, None, onnx_file.files,
     ),
 }  # fmt: skip
 """Prefix of a name to where such models come from."""

@@ -1,6 +1,5 @@
 """Networks in ONNX files: ``onnx:FILE``, with shapes and values of inputs behind commas."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,7 +77,6 @@ def card(rest: str) -> Card:
         classes=output[1] if len(output) == 2 and output[1] > 1 else None,
         sizes=images and len(shape) < 3,
         weights=True,
-        fingerprint={Path(asked.path).name: _sha256(Path(asked.path))},
         facts={"opset": max(entry.version for entry in model.opset_import)},
     )
 
@@ -93,6 +91,6 @@ def build(rest: str, wanted: Wanted) -> nn.Module:
     return load_onnx(asked.path, shapes, asked.values)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def files(rest: str) -> Sequence[Path]:
+    """Return the file itself."""
+    return [Path(taken_apart(rest).path)]
