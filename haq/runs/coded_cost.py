@@ -11,6 +11,7 @@ from torch import Tensor
 
 from haq.allocation.costs import CODED, CostTable, with_quantity
 from haq.allocation.policy import FLOAT
+from haq.errors import BudgetError
 from haq.formats.update.sizes import coded_bytes
 from haq.network.graph import Graph
 from haq.quantization.clipping import weight_clips
@@ -53,7 +54,16 @@ def with_coded_size(table: CostTable, graph: Graph, clips: ClipsOfWeights) -> Co
         table: Without them, or with others, which are replaced.
         graph: The float network's, with the weights it has now.
         clips: Where these are clipped.
+
+    Raises:
+        BudgetError: A layer may have its weights in groups, which no checkpoint holds.
     """
+    for layer in table.layers:
+        if any(bits.block for bits in table.choices[layer.name]):
+            raise BudgetError(
+                f"{CODED} is that of a checkpoint's packet, and checkpoints hold no weights in "
+                f"groups, which layer {layer.name!r} may have; leave the groups out, or budget size"
+            )
     known = _by_width(table, graph, clips)
     rows = {}
     for layer in table.layers:

@@ -57,6 +57,13 @@ def test_tensors_of_all_kinds():
     assert carried(sent(new, old), old) == new
 
 
+def test_checkpoints_of_another_layout_and_the_lowest_codes():
+    lowest = files.checkpoint({"a": np.array([[-4, 3], [0, -1]])}, {"a": 3}, {"a": [-0.5]})
+    odd = files.checkpoint({"a": np.ones((2, 2), int)}, {"a": 3}, layers=[["a", [2, 3], 3, 8, 2]])
+    for data in (lowest, odd):
+        assert carried(sent(data)) == data
+
+
 def test_rounded_networks():
     known = files.weights(shapes=BIG)
     old, new = files.floats(known), files.floats(files.moved(known, 0.01))

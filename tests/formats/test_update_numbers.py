@@ -192,7 +192,7 @@ def test_planes_and_back(shape):
 def test_symbols_stand_for_codes_whatever_the_base_predicts(shape, bits, has_base, seed):
     numbers = np.random.default_rng(seed)
     size, top = order.planes(shape), 2 ** (bits - 1) - 1
-    z = numbers.integers(-top, top + 1, size).astype(np.int32)
+    z = numbers.integers(-top - 1, top + 1, size).astype(np.int32)
     base = numbers.integers(-16 * top, 16 * top + 1, size).astype(np.int32) if has_base else None
     near = numbers.integers(-127, 128, order.coefficients_of(shape)).tolist()
     field = Field(shape, bits, near, base, None if base is None else base == 0)
@@ -200,7 +200,7 @@ def test_symbols_stand_for_codes_whatever_the_base_predicts(shape, bits, has_bas
         step = field.step(one)
         here = z[one.plane, one.row :: one.stride, one.column :: one.stride]
         values = symbols(step, here, top)
-        assert values.min() >= 0 and values.max() <= 2 * top
+        assert values.min() >= 0 and values.max() <= 2 * top + 1
         assert 0 <= step.context.min() and step.context.max() < CONTEXTS
         assert np.array_equal(codes(step, values, top), here)
         field.learn(one, here)

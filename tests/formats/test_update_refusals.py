@@ -307,11 +307,6 @@ def file_of(**changes):
         (file_of(shape=[3]), "with its shape"),
         (file_of(shape="x"), "no type, shape and place"),
         (file_of() + b"\0", "need 8 bytes, and 9 are there"),
-        (files.safetensors({"a": np.zeros(1, np.int8)}, {"haq": '{"format": "haq-checkpoint/1"}'}),
-         "not that of a checkpoint"),
-        (files.checkpoint({"a": np.full((2, 2), -4)}, {"a": 3}), "has codes that are none of 3"),
-        (files.checkpoint({"a": np.ones((2, 2), int)}, {"a": 3}, {"a": [1, 2, 3]}),
-         "3 scales for 4 weights"),
     ],
 )  # fmt: skip
 def test_files_that_are_no_networks(data, sentence, tmp_path):
@@ -319,3 +314,25 @@ def test_files_that_are_no_networks(data, sentence, tmp_path):
     with pytest.raises(UpdateError, match=sentence):
         haq.pack(tmp_path / "a.safetensors", tmp_path / "a.haqz")
     assert not (tmp_path / "a.haqz").exists()
+
+
+ODD = [
+    files.safetensors({"a": np.zeros(1, np.int8)}, {"haq": "{"}),
+    files.safetensors({"a": np.zeros(1, np.int8)}, {"haq": '{"format": "haq-checkpoint/1"}'}),
+    files.checkpoint({"a": np.ones((2, 2), int)}, {"a": 3}, {"a": [1, 2, 3]}),
+    files.checkpoint({"a": np.ones((2, 2), int)}, {"a": 3}, layers=[["a", [2, 3], 3, 8, 2]]),
+]
+
+
+@pytest.mark.parametrize("data", ODD)
+def test_checkpoints_of_another_layout_are_packed_as_tensors(data):
+    packed = packet.write([Sent("a", parse(data))])
+    assert packet.read(packed).file() == data
+    assert not parse(data).layers
+
+
+def test_codes_that_do_not_end_with_zeros_are_refused():
+    data = bytearray(files.checkpoint({"a": np.ones((1, 1), int)}, {"a": 3}))
+    data[-1] |= 0x80
+    with pytest.raises(UpdateError, match="the codes of layer 'a' do not end with zeros"):
+        packet.write([Sent("a", parse(bytes(data)))])

@@ -133,3 +133,11 @@ def test_a_packet_over_the_budget_lowers_the_policy(model, monkeypatch):
 )
 def test_what_is_said_of_a_packet(coded, words):
     assert words in coded_size_sentence(coded)
+
+
+def test_weights_in_groups_have_no_packet(model):
+    graph = trace(model, torch.zeros(1, 1, 10, 10))
+    choices = dict.fromkeys((layer.name for layer in graph.layers), (Bits(4, 32, 32),))
+    table = tabulate(graph.layers, choices)
+    with pytest.raises(BudgetError, match="checkpoints hold no weights in groups"):
+        with_coded_size(table, graph, {})

@@ -162,11 +162,11 @@ def _mean(total: NDArray[np.int64], count: NDArray[np.int64], otherwise: int) ->
 
 
 def symbols(step: Step, codes: Ints, top: int) -> Ints:
-    """Return the symbols, from 0 to 2 * top, of codes."""
-    return (step.sign * (codes - step.shift) + top) % (2 * top + 1)
+    """Return the symbols, from 0 to 2 * top + 1, of codes, the lowest of which is -top - 1."""
+    return (step.sign * (codes - step.shift) + (top + 1)) & (2 * top + 1)
 
 
 def codes(step: Step, values: Ints, top: int) -> Ints:
     """Return the codes of symbols: ``symbols`` backwards."""
-    count = 2 * top + 1
-    return (step.sign * (values - top) + step.shift + top) % count - top
+    half = top + 1
+    return ((step.sign * (values - half) + step.shift + half) & (2 * top + 1)) - half

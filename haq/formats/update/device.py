@@ -21,6 +21,8 @@ class Network:
                 place = slice(at, at - (-prod(shape) * bits // 8))
                 self.layers[name] = shape, bits, place, slice(first, first + scales)
                 at, first = place.stop, first + scales
+        known = [self.tensors.get(name, "  ")[:2] for name in ("codes", "scales")]
+        self.layers = self.layers if known == [["U8", [at]], ["F32", [first]]] else {}
         units = [(name, shape, dtype) for name, (dtype, shape, _) in self.tensors.items()
                  if prod(shape) and not (name == "codes" and self.layers)]
         self.units = [*sorted(units, key=lambda unit: unit[0] != "scales"),
@@ -84,7 +86,7 @@ def decode(coder, shape, bits, near, context, table, base, zero):  # base: sixte
     size, order = passes(shape)
     base, zero = (a.reshape(size[1], size[2], size[0]).transpose(2, 0, 1) for a in (base, zero))
     u, z, done = np.zeros(size, np.int64), np.zeros(size, np.int64), np.zeros(size[1:], np.int64)
-    near, top, own, known = iter(near), 2 ** (bits - 1) - 1, 0 * done, 0
+    near, half, own, known = iter(near), 2 ** (bits - 1), 0 * done, 0
     for plane, rows, columns, like in order:
         here = plane, rows, columns
         p = base[here] + (sum((u[other] * next(near, 0) for other in like), 0 * u[here]) >> 6)
@@ -94,11 +96,11 @@ def decode(coder, shape, bits, near, context, table, base, zero):  # base: sixte
             row, column = (np.where(n(i), sums.sum(i) // np.maximum(n(i), 1), mean) for i in (1, 0))
             e = 2 * (row[rows, None] + column[None, columns]) + own[rows, columns]
             c += 32 * (SIZES[np.minimum(e // (known + 4), 2048)] - 22)
-        shift = 0 * p if bits <= 4 else np.clip((p + 8) // 16, -top, top)
+        shift = 0 * p if bits <= 4 else np.clip((p + 8) // 16, 1 - half, half - 1)
         rest = p if bits <= 4 else np.clip(p - 16 * shift, -8, 8)
         c += np.minimum((np.abs(p) + 2) >> 2, 31) if bits <= 4 else np.abs(rest) >> 1
         symbol = coder.run(context[c.ravel()], table).reshape(c.shape).astype(np.int64)
-        z[here] = (np.where(rest < 0, -1, 1) * (symbol - top) + shift + top) % (2 * top + 1) - top
+        z[here] = (np.where(rest < 0, -1, 1) * (symbol - half) + shift + half) % (2 * half) - half
         u[here] = 16 * z[here] - base[here]
         done[rows, columns] += 1
         own, known = (own + np.abs(u[plane]), known + 1) if size[0] > 1 else (own, known)
@@ -159,7 +161,7 @@ def unpack(packet, base=None, only=None):  # base: the Network held; only: the n
     take = io.BytesIO(zlib.decompress(packet[52:begin])).read
     fields = json.loads(take(int.from_bytes(take(4), "little")))
     for key, tables in fields["sets"].items():
-        contexts, symbols = (1472, 2 ** int(key[1]) - 1) if key[0] == "c" else (1, 256)
+        contexts, symbols = (1472, 2 ** int(key[1])) if key[0] == "c" else (1, 256)
         context = np.frombuffer(take(contexts), np.uint8)
         levels = np.frombuffer(take(tables * symbols), np.uint8).reshape(tables, symbols)
         sets[key] = context, expand(levels)

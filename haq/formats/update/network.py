@@ -263,6 +263,7 @@ def _whole(value: Any) -> bool:
 def _layers(
     tensors: Mapping[str, tuple[str, tuple[int, ...], int]], metadata: Mapping[str, str]
 ) -> dict[str, Layer]:
+    """Return the layers with codes; none where codes and scales lie otherwise than they say."""
     try:
         fields = json.loads(metadata.get("haq", "{}"))
         if not str(fields.get("format")).startswith(CHECKPOINT):
@@ -271,31 +272,24 @@ def _layers(
             (str(name), tuple(map(int, shape)), int(bits), int(scales))
             for name, shape, bits, _, scales, *_ in fields["layers"]
         ]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise UpdateError(
-            'its metadata "haq" is not that of a checkpoint; export it anew'
-        ) from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
+        return {}
     layers: dict[str, Layer] = {}
     begin = first = 0
     for name, shape, bits, scales in rows:
         if bits <= 8:
-            _check_layer(name, shape, bits, scales, layers)
+            if name in layers or not _is_layer(shape, bits, scales):
+                return {}
             layers[name] = Layer(name, shape, bits, begin, (first, first + scales))
             begin, first = layers[name].end, first + scales
-    for tensor, dtype, size in (("codes", "U8", begin), ("scales", "F32", 4 * first)):
-        if tensors.get(tensor, ("", (), 0))[::2] != (dtype, size):
-            raise UpdateError(f"its layers need {size} bytes of {dtype} in {tensor!r}")
-    return layers
+    there = [tensors.get(tensor, ("", ()))[:2] for tensor in ("codes", "scales")]
+    return layers if there == [("U8", (begin,)), ("F32", (first,))] else {}
 
 
-def _check_layer(
-    name: str, shape: Sequence[int], bits: int, scales: int, known: Mapping[str, Layer]
-) -> None:
+def _is_layer(shape: Sequence[int], bits: int, scales: int) -> bool:
     count = math.prod(shape)
-    if name in known or min(shape, default=0) < 1 or not 2 <= bits or count > MOST_BYTES:
-        raise UpdateError(f"layer {name[:80]!r} stands twice, or is none of 2 to 8 bits")
-    if scales < 1 or count % scales:
-        raise UpdateError(f"layer {name[:80]!r} has {scales} scales for {count} weights")
+    whole = min(shape, default=0) >= 1 and bits >= 2 and count <= MOST_BYTES
+    return whole and scales >= 1 and count % scales == 0
 
 
 def floats(data: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -307,17 +301,15 @@ def unpacked(data: NDArray[np.uint8], bits: int, count: int, name: str) -> NDArr
     """Return codes (count,) that were packed without a gap, the first in the lowest bits.
 
     Raises:
-        UpdateError: The last byte is not filled up with zeros, or a code is the most negative one,
-            which no checkpoint has.
+        UpdateError: The last byte is not filled up with zeros.
     """
     stream = np.unpackbits(data, bitorder="little")
     digits = stream[: count * bits].reshape(count, bits)
     sign = np.repeat(digits[:, -1:], 8 - bits, axis=1)
     codes = np.packbits(np.concatenate([digits, sign], 1), axis=1, bitorder="little")[:, 0]
-    values = codes.view(np.int8)
-    if stream[count * bits :].any() or (count and int(values.min()) < 1 - 2 ** (bits - 1)):
-        raise UpdateError(f"layer {name!r} has codes that are none of {bits} bits")
-    return values
+    if stream[count * bits :].any():
+        raise UpdateError(f"the codes of layer {name!r} do not end with zeros: export it anew")
+    return codes.view(np.int8)
 
 
 def packed(codes: NDArray[np.integer], bits: int) -> NDArray[np.uint8]:

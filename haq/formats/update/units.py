@@ -96,7 +96,7 @@ def contexts_of(key: str) -> int:
 
 def symbols_of(key: str) -> int:
     """Return how many symbols the tables of a set have."""
-    return 2 ** int(key[1]) - 1 if key[0] == "c" else 256
+    return 2 ** int(key[1]) if key[0] == "c" else 256
 
 
 def keys_of(unit: Unit, mode: str, bits: int = 0) -> list[str]:
