@@ -77,7 +77,8 @@ def pull_command(
     url: Annotated[
         str,
         typer.Argument(
-            help="Of a network: https://HOST/v1/channels/NAME/network, or …/v1/runs/ID/network.",
+            help="Of a network: https://HOST/v1/channels/NAME/network, or "
+            "https://HOST/v1/runs/ID/network.",
             metavar="URL",
         ),
     ],
