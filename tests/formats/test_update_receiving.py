@@ -3,7 +3,9 @@
 import hashlib
 import io
 import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
+from threading import Thread
 
 import pytest
 import update_files as files
@@ -172,6 +174,53 @@ def test_a_service_without_ranges_is_told_apart(tmp_path, held):
         pull(URL, out, held, None, Source(breaks=100))
     with pytest.raises(UpdateError, match="the answer has status 200"):
         pull(URL, out, held, None, Source(ranges=False))
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """Serve an update over HTTP, with ranges, and a redirection."""
+    monkeypatch.setenv("no_proxy", "*")
+    seen = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append((self.path, self.headers.get("Authorization")))
+            answer = Source()(self.path, dict(self.headers))
+            if self.path.startswith("/moved"):
+                answer = Answer(302, {"location": "http://localhost:1/else"}, io.BytesIO().read)
+            self.send_response(answer.status)
+            for name, value in answer.headers.items():
+                if value is not None:
+                    self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(answer.read(10**9))
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as serving:
+        Thread(target=serving.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{serving.server_port}", seen
+        serving.shutdown()
+
+
+def test_over_http(server, tmp_path, held):
+    address, seen = server
+    out = tmp_path / "new.safetensors"
+    assert pull(f"{address}/network", out, held, "secret").difference
+    assert out.read_bytes() == NEW
+    assert seen == [(f"/network?held={parse(OLD).id}", "Bearer secret")]
+    # What another attempt left behind is asked for no more.
+    Receiver(tmp_path / ".new.safetensors.haqz", DIGEST, len(UPDATE)).take(0, UPDATE[:200])
+    assert pull(f"{address}/network", out, held).received == len(UPDATE) - 200
+    assert pull(f"{address}/network", out, out).size == 0
+
+
+def test_a_token_follows_no_redirection(server, tmp_path):
+    address, seen = server
+    with pytest.raises(UpdateError, match="the service answers 302"):
+        pull(f"{address}/moved", tmp_path / "out", token="secret")
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize("url", ["ftp://host/x", "file:///etc/passwd", "network"])

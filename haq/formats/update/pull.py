@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode, urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from haq.errors import UpdateError
 from haq.files import write_bytes
@@ -153,9 +153,17 @@ def _refused(answer: Answer) -> str:
     return f"the service answers {answer.status}: {reason}"
 
 
+class _Here(HTTPRedirectHandler):
+    """Goes nowhere else: a token is for the one it was given for."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
 def _asked(url: str, headers: Mapping[str, str]) -> Answer:
+    opener = build_opener(_Here)
     try:
-        answer: Any = urlopen(Request(url, headers=dict(headers)), timeout=TIMEOUT_S)
+        answer: Any = opener.open(Request(url, headers=dict(headers)), timeout=TIMEOUT_S)
     except HTTPError as error:  # an answer too
         answer = error
     except (URLError, OSError, ValueError, HTTPException) as error:
