@@ -52,6 +52,10 @@ STILL = 0.03
 WARM_UP = 8
 """Episodes without the actor, around what is believed so far."""
 
+MOST_UPDATES = 20
+"""Gradient steps after an episode: some 50 ms, a twentieth of an evaluation of one second. What is
+learned soonest the linear model has learned already."""
+
 EVALUATION_SECONDS = 600.0
 """What all evaluations of a search may take together, unless the user says otherwise."""
 
@@ -132,7 +136,7 @@ class Guided(Agent):
             self.learner.remember(proposal.steps, reward)
         if number + 1 >= WARM_UP and number % learning_interval(self.window) == 0:
             with secluded(self.learning):
-                self.learner.train(UPDATES * self.env.n_steps, BATCH)
+                self.learner.train(min(UPDATES * self.env.n_steps, MOST_UPDATES), BATCH)
 
     @classmethod
     def episodes_for(cls, seconds: float, layers: int) -> int:

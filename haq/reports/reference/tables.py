@@ -26,6 +26,11 @@ from haq.reports.reference.searches import (
     searches_table,
     transfers_table,
 )
+from haq.reports.reference.sensitivities import (
+    accuracy_target_table,
+    quick_policy_table,
+    second_order_table,
+)
 from haq.reports.reference.speed import depth_table, episode_sentence, original_tables
 from haq.reports.reference.updates import updates_tables
 from haq.runs.folder import read_json
@@ -70,6 +75,9 @@ TABLES: Sequence[tuple[Callable[[str, dict[str, Any]], bool], Callable[[Records]
     (_named("ptq"), ptq_table),
     (_named("agents"), agents_table),
     (_named("neighbours"), neighbours_table),
+    (_named("quick-policy"), quick_policy_table),
+    (_named("second-order"), second_order_table),
+    (_named("accuracy-target"), accuracy_target_table),
     (_named("profile-"), profiles_table),
     (_named("export-"), exports_table),
     (_named("transfer-"), transfers_table),

@@ -1,0 +1,86 @@
+"""Markdown of what sensitivities are worth, how soon they are there, and of accuracy targets."""
+
+from typing import Any
+
+from haq.reports.reference.markdown import markdown
+
+
+def quick_policy_table(records: list[dict[str, Any]]) -> str:
+    """Return how soon a policy is there."""
+    (record,) = records
+    lead = (
+        f"`haq.quick_policy`: from loaded weights and {record['inputs']} images without labels to "
+        f"a policy, for {record['model']} on one thread (the first call of a process, which loads "
+        f"libraries too: {record['first_cpu_seconds']:.1f} CPU seconds). Accuracy on all test "
+        "images with corrected statistics, nothing trained:"
+    )
+    rows = [
+        [
+            f"{row['avg_weight_bits']:.2f}", f"{row['cpu_seconds']:.1f}",
+            f"{row['test_accuracy']:.2%}",
+        ]
+        for row in record["rows"]
+    ]  # fmt: skip
+    return markdown(lead, ["average bits", "CPU seconds", "test"], rows)
+
+
+def second_order_table(records: list[dict[str, Any]]) -> str:
+    """Return how sensitivities to second order compare with the exact ones."""
+    (record,) = records
+    seconds, ranks = record["seconds"], record["with_exact"]
+    lead = (
+        "Sensitivities to second order (one forward and one backward for all layers and widths) "
+        f"against the exact isolated ones, {record['model']}: rank correlation over all layers and "
+        f"widths {ranks['weights']:.3f} for weights and {ranks['activations']:.3f} for "
+        f"activations, {record['with_corrected']:.3f} with weights measured one by one after their "
+        f"statistics are corrected; {seconds['resnet20']:.1f} CPU seconds instead of "
+        f"{seconds['resnet20, exact']:.1f}; on 64 images resnet56 takes {seconds['resnet56']:.1f}, "
+        f"a chain of 200 layers {seconds['chain of 200']:.1f}. Divergence of what the integer "
+        f"program chooses by each, with 4-bit activations and corrected statistics, on "
+        f"{record['test_images']} test images. *In context*: rescaled by each layer's share of the "
+        "divergence of the whole policy (path attribution), which is worse where statistics are "
+        "corrected, so no search does it; *completeness* is the sum of those shares over the "
+        "divergence:"
+    )
+    rows = [
+        [
+            f"{row['avg_weight_bits']:g}",
+            *(_with_error(row, name) for name in ("exact", "second_order", "in_context")),
+            f"{row['completeness']:.2f}",
+        ]
+        for row in record["budgets"]
+    ]  # fmt: skip
+    head = ["average bits", "exact", "second order", "in context", "completeness"]
+    return markdown(lead, head, rows)
+
+
+def _with_error(row: dict[str, Any], name: str) -> str:
+    return f"{row['divergence'][name]:.3f} ± {row['standard_error'][name]:.3f}"
+
+
+def accuracy_target_table(records: list[dict[str, Any]]) -> str:
+    """Return how often accuracy targets are met, and how often what is met is exceeded."""
+    (record,) = records
+    lead = (
+        f"`--max-drop` on the digits, {record['runs']} searches from float networks of different "
+        f"seeds, {record['most_verifications']} verifications at most. *Violations*: targets "
+        f"reported as met whose drop on the {record['test_images']} test images is larger by more "
+        "than the noise of these:"
+    )
+    drops = sorted({row["max_drop"] for row in record["rows"]})
+    rows = []
+    for drop in drops:
+        some = [row for row in record["rows"] if row["max_drop"] == drop]
+        met = [row for row in some if row["met"]]
+        larger = [row for row in met if row["test_drop"] > drop]
+        share = sum(row["share_of_8_bits"] for row in some) / len(some)
+        rows.append([
+            f"{100 * drop:g} points", str(len(some)), str(len(met)),
+            f"{max((row['test_drop'] for row in met), default=0):.2%}", str(len(larger)),
+            f"{share:.0%}",
+        ])  # fmt: skip
+    head = [
+        "asked", "searches", "met", "largest drop on test images", "larger than asked",
+        "size of 8 bits",
+    ]  # fmt: skip
+    return markdown(lead, head, rows) + f"\n\nViolations: {record['violations']}."
