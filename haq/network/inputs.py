@@ -143,7 +143,11 @@ def like_record(record: Mapping[str, Any], count: int = 1) -> Inputs:
     several = record.get("inputs")
     if not several:
         return random_inputs(record["shape"], count, record.get("tokens"))
-    tensors = [_of_kind(InputShape(**kind), count) for kind in several.values()]
+    kinds = [
+        InputShape(**kind) if isinstance(kind, Mapping) else InputShape(*kind)
+        for kind in several.values()
+    ]
+    tensors = [_of_kind(kind, count) for kind in kinds]
     return Batch(tuple(tensors), tuple(several))
 
 

@@ -1,6 +1,6 @@
 """What a forward gives: one tensor, or tensors in tuples, lists, dicts and dataclasses."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
@@ -120,6 +120,36 @@ def put_together(structure: Structure, nodes: list[fx.Node], graph: fx.Graph) ->
     if hasattr(kind, "_fields"):
         return graph.call_function(kind, tuple(parts.values()))
     return graph.call_function(kind, (parts if issubclass(kind, Mapping) else [*parts.values()],))
+
+
+def tensors_given(traced: fx.GraphModule) -> dict[str, fx.Node]:
+    """Return the nodes of the tensors that a captured network gives, by their names.
+
+    A single tensor is called "logits". Others have the keys and fields that lead to them, joined by
+    dots; what has only a place is called output0, output1, ….
+    """
+    (value,) = traced.graph.output_node().args
+    if isinstance(value, fx.Node) and not isinstance(value.target, type):
+        return {"logits": value}
+    leaves = dict(_leaves(value, ""))
+    return {name if name[0].isalpha() else f"output{name}": node for name, node in leaves.items()}
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, fx.Node]]:
+    if isinstance(value, fx.Node) and not isinstance(value.target, type):
+        yield name, value
+        return
+    if isinstance(value, fx.Node):
+        fields = getattr(value.target, "_fields", None)
+        named = dict(zip(fields, value.args, strict=True)) if fields else value.kwargs
+        parts = named or value.args[0]
+    else:
+        parts = value
+    if isinstance(parts, tuple | list):
+        parts = dict(enumerate(parts))
+    if isinstance(parts, Mapping):
+        for key, part in parts.items():
+            yield from _leaves(part, f"{name}.{key}" if name else str(key))
 
 
 class Output(NamedTuple):

@@ -8,15 +8,16 @@ from typing import Any
 
 import onnx
 import torch
+from torch import Tensor
 
 from haq.allocation.policy import Bits, Policy
 from haq.datasets import Data, Reading
 from haq.errors import DataError, HaqError, ModelError
 from haq.formats.onnx.comparison import Comparison, compare
 from haq.formats.onnx.saturation import EXACT_KERNELS, saturating
-from haq.formats.onnx.values import Array
+from haq.formats.onnx.values import Array, Feeds
 from haq.metrics import metric_of
-from haq.network.inputs import random_inputs, tensors_of
+from haq.network.inputs import Inputs, like_record
 from haq.runs.export import FORMAT
 from haq.runs.handover import check_kernels
 from haq.runs.named import LENGTH
@@ -154,14 +155,19 @@ def _kernels(file: onnx.ModelProto, policy: Policy) -> dict[str, int]:
         raise ModelError(f"the file's policy does not fit its layers: {error}") from error
 
 
-def _some_images(data: Data | None, metadata: Mapping[str, Any]) -> Array:
+def _some_images(data: Data | None, metadata: Mapping[str, Any]) -> Feeds:
     shape = tuple(metadata["shape"])
     if data is None:
-        inputs: Array = random_inputs(shape, SIMULATED, metadata.get("tokens")).numpy()
-        return inputs
+        return _feeds(like_record(metadata, SIMULATED))
     if tuple(data.shape) != shape:
         wanted, given = ("x".join(map(str, sizes)) for sizes in (shape, data.shape))
         raise DataError(f"the file takes images of {wanted}; {data.name} has {given}")
     images, _ = data.test.batch(torch.arange(min(SIMULATED, len(data.test))))
-    result: Array = tensors_of(images)[0].numpy()
-    return result
+    return _feeds(images)
+
+
+def _feeds(inputs: Inputs) -> Feeds:
+    if isinstance(inputs, Tensor):
+        images: Array = inputs.numpy()
+        return images
+    return {name: value.numpy() for name, value in zip(inputs.names, inputs.tensors, strict=True)}

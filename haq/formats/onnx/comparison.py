@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from haq.formats.onnx.reference import Difference, simulate, simulate_from
 from haq.formats.onnx.runtime import answered, opened
-from haq.formats.onnx.values import Array
+from haq.formats.onnx.values import Feeds, count, named, some
 from haq.network.inputs import Inputs, call
 from haq.network.outputs import taken_apart
 
@@ -48,37 +48,35 @@ class Comparison(NamedTuple):
         return not self.wrong and (not self.exact or self.equal == self.images)
 
 
-def compare(file: onnx.ModelProto, images: Array) -> Comparison:
+def compare(file: onnx.ModelProto, images: Feeds) -> Comparison:
     """Return how far ONNX Runtime is, on this machine, from a file's integers.
 
     Args:
-        file: As ``haq.formats.onnx.lower.lower`` makes it, with one input.
-        images: (N, ...), what the file's input takes.
+        file: As ``haq.formats.onnx.lower.lower`` makes it.
+        images: (N, ...), what the file's input takes, or its inputs by name.
     """
-    session = opened(file.SerializeToString())
-    name = session.get_inputs()[0].name
-    answers = session.run(None, {name: images})[0]
+    session, images_given = opened(file.SerializeToString()), count(images)
+    answers = session.run(None, named(images, session.get_inputs()[0].name))[0]
     logits, exact = simulate(file, images, BATCH)
-    rows = (logits == answers).reshape(len(images), -1).all(1)
+    rows = (logits == answers).reshape(images_given, -1).all(1)
     wrong: dict[str, None] = {}
     if not exact or not rows.all():
-        for start in range(0, len(images), BATCH):
-            wrong |= dict.fromkeys(_wrong(file, images[start : start + BATCH]))
+        for start in range(0, images_given, BATCH):
+            wrong |= dict.fromkeys(_wrong(file, some(images, start, start + BATCH)))
     largest = float(np.abs(logits - answers).max(initial=0))
-    return Comparison(len(images), exact, int(rows.sum()), largest, tuple(wrong))
+    return Comparison(images_given, exact, int(rows.sum()), largest, tuple(wrong))
 
 
-def _wrong(file: onnx.ModelProto, images: Array) -> list[str]:
+def _wrong(file: onnx.ModelProto, images: Feeds) -> list[str]:
     """Return the layers that go wrong on their own inputs, as ONNX Runtime computed those."""
     shown = copy.deepcopy(file)
     codes = [node.output[0] for node in file.graph.node if node.op_type == "QuantizeLinear"]
     for tensor in codes:
         shown.graph.output.append(helper.make_tensor_value_info(tensor, TensorProto.UINT8, None))
     session = opened(shown.SerializeToString())
-    given = dict(
-        zip(codes, session.run(codes, {session.get_inputs()[0].name: images}), strict=True)
-    )
-    answers = session.run(None, {session.get_inputs()[0].name: images})[0]
+    feeds = named(images, session.get_inputs()[0].name)
+    given = dict(zip(codes, session.run(codes, feeds), strict=True))
+    answers = session.run(None, feeds)[0]
     simulated, differences = simulate_from(file, images, given)
     tensors = [one.tensor for one in differences if _counts(one)]
     if np.abs(simulated.logits - answers).max(initial=0) > DIGITS * np.ptp(answers):

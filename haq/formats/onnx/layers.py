@@ -55,7 +55,12 @@ def lower_layer(file: Writer, node: onnx.NodeProto) -> None:
         _add_transposed(file, module, tensor, output, label, folded)
     elif isinstance(module, nn.Linear):
         operands = _operands(file, label, tensor, folded, grid, depthwise=False)
-        _add_gemm(file, operands, output, label, shape_of(node), module.in_features)
+        readers = file.readers(output)
+        shown = None in readers and len(readers) > 1
+        result = f"{label}.result" if shown else output
+        _add_gemm(file, operands, result, label, shape_of(node), module.in_features)
+        if shown:  # ONNX Runtime takes no kernel of integers for a result that is read again
+            file.add("Max", [result], output)
     elif grid is None or folded.scale is None or _is_rounded(file, output):
         operands = _operands(file, label, tensor, folded, grid, _is_depthwise(module))
         file.nodes.append(helper.make_node("Conv", operands, [output], label, **_geometry(module)))

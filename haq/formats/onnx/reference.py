@@ -15,7 +15,21 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from haq.formats.onnx.products import convolved, product, spread
-from haq.formats.onnx.values import Added, Array, Codes, Mean, Single, Sums, Value, real, rounded
+from haq.formats.onnx.values import (
+    Added,
+    Array,
+    Codes,
+    Feeds,
+    Mean,
+    Single,
+    Sums,
+    Value,
+    count,
+    named,
+    real,
+    rounded,
+    some,
+)
 
 
 class Difference(NamedTuple):
@@ -45,25 +59,25 @@ class Simulated(NamedTuple):
     exact: bool
 
 
-def simulate(model: onnx.ModelProto, images: Array, batch: int = 50) -> Simulated:
+def simulate(model: onnx.ModelProto, images: Feeds, batch: int = 50) -> Simulated:
     """Work out an exported file for images.
 
     Layers with quantized input and weights are computed in integers. Operators between tensors that
     are not quantized are computed in float32 and can differ from a runtime in the last digits.
 
     Args:
-        model: As ``haq.formats.onnx.lower.lower`` makes it, with one input.
-        images: (N, C, H, W), what the file's input takes.
+        model: As ``haq.formats.onnx.lower.lower`` makes it.
+        images: (N, ...), what the file's input takes, or its inputs by name.
         batch: Images computed at once.
     """
-    starts = range(0, len(images), batch)
-    parts = [simulate_from(model, images[start : start + batch], {})[0] for start in starts]
+    starts = range(0, count(images), batch)
+    parts = [simulate_from(model, some(images, at, at + batch), {})[0] for at in starts]
     logits = np.concatenate([part.logits for part in parts])
     return Simulated(logits, all(part.exact for part in parts))
 
 
 def simulate_from(
-    model: onnx.ModelProto, images: Array, given: Mapping[str, Array]
+    model: onnx.ModelProto, images: Feeds, given: Mapping[str, Array]
 ) -> tuple[Simulated, list[Difference]]:
     """Work out a file, going on with tensors of codes that somebody else computed.
 
@@ -72,7 +86,7 @@ def simulate_from(
 
     Args:
         model: As for ``simulate``.
-        images: (N, C, H, W); all are computed at once.
+        images: As for ``simulate``; all are computed at once.
         given: Names of tensors of codes to their values.
 
     Returns:
@@ -81,8 +95,8 @@ def simulate_from(
     values: dict[str, Value] = {
         tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer
     }
-    given_images = images.astype(Single) if images.dtype.kind == "f" else images
-    values[model.graph.input[0].name] = given_images
+    for name, feed in named(images, model.graph.input[0].name).items():
+        values[name] = feed.astype(Single) if feed.dtype.kind == "f" else feed
     loose: set[str] = set()  # tensors whose last digits are a matter of the order of sums
     differences = []
     for node in model.graph.node:

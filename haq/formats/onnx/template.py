@@ -23,6 +23,7 @@ from haq.network.inputs import Inputs, arguments, as_inputs
 from haq.network.modules import Matrix
 from haq.network.naming import ORIGIN
 from haq.network.operators import projects
+from haq.network.outputs import tensors_given
 from haq.quantization.bn_folding import norms_of
 from haq.quantization.convert import layers
 from haq.quantization.fake_quant import Rounding, Rows, set_plain
@@ -238,13 +239,18 @@ def _exported(marked: fx.GraphModule, inputs: Inputs) -> onnx.ModelProto:
     names = ["images"] if len(pairs) == 1 else [f"input{place}" for place in range(len(pairs))]
     if not isinstance(inputs, Tensor) and inputs.names:
         names = [str(node.target) for node in marked.graph.find_nodes(op="placeholder")]
+    given_out = {f"{name}_out" if name in names else name: node
+                 for name, node in tensors_given(marked).items()}  # fmt: skip
+    # One a name: torch knows no dataclasses.
+    marked.graph.output_node().args = (tuple(given_out.values()),)
+    marked.recompile()
     try:
         with warnings.catch_warnings(), _quiet(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 marked, pairs, dynamo=True, opset_version=OPSET, verbose=False,
                 dynamic_shapes=tuple({0: batch} for _ in pairs),
-                input_names=names, output_names=["logits"],
+                input_names=names, output_names=list(given_out),
             )  # fmt: skip
     except Exception as error:
         raise ModelError(f"the network cannot be exported to ONNX: {_reason(error)}") from error

@@ -4,7 +4,7 @@ Layers give sums, which are exact; they are rescaled to the codes of the next te
 the order in which ONNX Runtime's kernels do it, and rounded halves to even.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Single = np.float32
+Feeds = Array | Mapping[str, Array]
+"""What a file with one input takes, or one with several by their names: (N, ...) each."""
 Move = Callable[[Array], Array]
 
 
@@ -124,6 +126,23 @@ class Mean:
 
 Lazy = Codes | Sums | Added | Mean
 Value = Array | Lazy
+
+
+def named(feeds: Feeds, name: str) -> dict[str, Array]:
+    """Return what a file takes by the names of its inputs; ``name`` is that of a single one."""
+    return {name: feeds} if isinstance(feeds, np.ndarray) else dict(feeds)
+
+
+def count(feeds: Feeds) -> int:
+    """Return how many inputs these are."""
+    return len(next(iter(named(feeds, "").values())))
+
+
+def some(feeds: Feeds, start: int, stop: int) -> Feeds:
+    """Return inputs from one number to before another."""
+    if isinstance(feeds, np.ndarray):
+        return feeds[start:stop]
+    return {name: values[start:stop] for name, values in feeds.items()}
 
 
 def real(value: Value) -> Array:
