@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from haq.allocation.policy import FLOAT, Bits, Policy, readers
 from haq.allocation.schemes import SEARCHED, STATIC, Formats
+from haq.allocation.sparse import sparse_bytes
 from haq.errors import HaqError, PolicyError, TargetError, look_up
 from haq.network.layers import EDGE_BITS, Layer
 
@@ -292,13 +293,16 @@ def size_bytes(layer: Layer, weight_bits: int, block: int = 0) -> int:
     That is ceil(weights * bits / 8), a float32 scale for each output channel, or for each row of an
     embedding, and float32 biases; at 32 bits the weights as they are, without scales. Weights in
     groups have a float16 scale for each group instead, the last one of a row being shorter where
-    need be, and no zero points.
+    need be, and no zero points. Codes of a pruned layer, without groups, are those of the cheapest
+    format of ``haq.allocation.sparse``.
 
     >>> fc = Layer("fc", "linear", c_in=3, c_out=5, weights=15, biases=5)
     >>> size_bytes(fc, weight_bits=3), size_bytes(fc, weight_bits=3, block=32)
     (46, 36)
     """
     codes = math.ceil(layer.weights * weight_bits / 8)
+    if layer.zeros and weight_bits != FLOAT and not block:
+        codes = sparse_bytes(layer.weights, layer.zeros, weight_bits)
     scales = 0 if weight_bits == FLOAT else 4 * layer.scales
     if block:
         row = layer.weights // max(layer.scales, 1)

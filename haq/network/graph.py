@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from haq.network.capture import Sample, capture, layer_calls, product_calls, shapes_of
 from haq.network.inputs import as_inputs
-from haq.network.layers import CallShape, Kind, Layer, Sizes
+from haq.network.layers import SPARSE, CallShape, Kind, Layer, Sizes
 from haq.network.modules import (
     LOOKUPS,
     Convolution,
@@ -144,6 +144,7 @@ def _layer(
         signed=True,
         reads=name,
         shapes=_differing(sizes),
+        zeros=_zeros(module.weight),
     )
     if not isinstance(module, Convolution | Transposed):
         return layer
@@ -154,6 +155,14 @@ def _layer(
         padding=_padding(module),
         groups=module.groups,
     )
+
+
+def _zeros(weight: Tensor) -> int:
+    """Return how many weights pruning made zero."""
+    if weight.is_meta:
+        return 0
+    zeros = weight.numel() - int(torch.count_nonzero(weight.detach()))
+    return zeros if SPARSE * weight.numel() <= zeros < weight.numel() else 0
 
 
 def _sizes(

@@ -11,6 +11,9 @@ from typing import Literal, NamedTuple
 EDGE_BITS = 8
 """Bits of the network's input, of residual operands and sums, and of what is pooled."""
 
+SPARSE = 0.25
+"""Share of exact zeros from which a layer was pruned: training alone makes hardly any."""
+
 Kind = Literal[
     "conv", "depthwise", "grouped", "pointwise", "transposed", "linear", "embedding", "recurrent"
 ]  # fmt: skip
@@ -69,6 +72,7 @@ class Layer:
         reads_input: Whether that tensor is the network's input, which always has 8 bits.
         shapes: The sizes of its calls where they differ, in order of execution; empty where all
             calls have ``in_size`` and ``out_size``, which are those of the first call.
+        zeros: Number of weights that pruning made zero, and that stay so; 0 where it made none.
     """
 
     name: str
@@ -89,6 +93,7 @@ class Layer:
     reads: str = ""
     reads_input: bool = False
     shapes: tuple[CallShape, ...] = ()
+    zeros: int = 0
 
     @property
     def scales(self) -> int:

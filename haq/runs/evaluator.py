@@ -304,10 +304,6 @@ def _train(
     )
 
 
-SPARSE = 0.25
-"""Share of exact zeros from which a layer of a float network was pruned: training makes none."""
-
-
 def held_zeros(model: nn.Module, graph: Graph) -> Pruner | None:
     """Return what holds the zeros of a quantized network where the float network was pruned.
 
@@ -318,11 +314,7 @@ def held_zeros(model: nn.Module, graph: Graph) -> Pruner | None:
     Returns:
         None where no layer was pruned.
     """
-    shares = {}
-    for layer in graph.layers:
-        zeros = float((graph.traced.get_parameter(f"{layer.name}.weight") == 0).float().mean())
-        if zeros >= SPARSE:
-            shares[layer.name] = zeros
+    shares = {layer.name: layer.zeros / layer.weights for layer in graph.layers if layer.zeros}
     return Pruner(model, shares) if shares else None
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import fx, nn
 
 from haq.allocation.policy import Policy, read_policy
-from haq.compression.chain import replayed
+from haq.compression.chain import Record, replayed, sparse_layers
 from haq.errors import RunError
 from haq.formats import checkpoint
 from haq.metrics import metric_of
@@ -82,6 +82,18 @@ def _named(folder: Path, job: Job, images: Mapping[str, Any]) -> nn.Module:
     return in_channels_last(model)
 
 
+def _transforms(finished: Restored) -> tuple[Record, ...]:
+    """Return the transforms of a run, with the zeros of a module of the caller's own."""
+    chain, rows = finished.job.transforms, finished.summary["layers"]
+    known = sparse_layers(chain)
+    shares = {
+        row["name"]: row["zeros"] / math.prod(finished.network.get_parameter(
+            f"{row['name']}.weight").shape)
+        for row in rows if row.get("zeros") and row["name"] not in known
+    }  # fmt: skip
+    return (*chain, {"transform": "sparsity", "layers": shares}) if shares else chain
+
+
 def origin(finished: Restored) -> checkpoint.Origin:
     """Return what a file that is taken away says of the run it comes from."""
     images, versions = finished.summary["images"], finished.summary["provenance"]["versions"]
@@ -99,7 +111,7 @@ def origin(finished: Restored) -> checkpoint.Origin:
         },
         classes=len(images["classes"]) if "classes" in images else None,
         width=finished.job.width,
-        transforms=finished.job.transforms,
+        transforms=_transforms(finished),
         data=images.get("data"),
         mean=tuple(images.get("mean", ())),
         std=tuple(images.get("std", ())),

@@ -133,6 +133,7 @@ def layer_rows(planned: Plan, policy: Policy) -> list[dict[str, Any]]:
                 "macs": layer.macs, "weight_bits": bits.weight, "act_bits": bits.act,
                 "cost": {q: float(row[layer.name][place]) for q, row in table.rows.items()},
                 "cost_w8a8": eight,
+                **({"zeros": layer.zeros} if layer.zeros else {}),
             }
             | ({"block": bits.block, "dynamic": bits.dynamic} if bits.is_special else {})
         )  # fmt: skip

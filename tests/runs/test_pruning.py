@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import haq
+from haq.allocation.sparse import sparse_bytes
 from haq.cli.main import main
 from haq.errors import HaqError
 from haq.models import build
@@ -76,9 +77,21 @@ def test_a_pruned_network_is_searched_resumed_and_exported(monkeypatch, tmp_path
     assert int((held == 0).sum()) >= round(
         0.6 * held.numel()
     )  # through rounding, an epoch and integers
-    export_checkpoint(str(folder), "q.safetensors")
+    content = export_checkpoint(str(folder), "q.safetensors")
     x = torch.randn(3, 1, 8, 8)
     assert torch.equal(haq.load("q.safetensors")(x), finished.network(x))
+    rows = {row["name"]: row for row in summary["layers"]}
+    assert rows["conv2"]["zeros"] == round(0.6 * held.numel())
+    assert "conv2" in content.codings and content.codings["conv2"][0] != "dense"
+    saved = sum(entry[1] for entry in content.codings.values())
+    counted = sum(
+        sparse_bytes(rows[name]["params"] - outputs, rows[name]["zeros"], rows[name]["weight_bits"])
+        for name, outputs in (("conv2", 16), ("conv4", 32)) if name in content.codings
+    )  # fmt: skip
+    # Zeros that rounding made are not counted beforehand: the file is no larger than was said.
+    assert saved <= counted + 12 * len(content.codings)
+    cost = summary["cost"]["size"]
+    assert Path("q.safetensors").stat().st_size < cost + 5000
 
 
 def test_a_factorised_network_is_one_that_is_read_again(monkeypatch):

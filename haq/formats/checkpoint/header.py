@@ -94,6 +94,8 @@ class Content(Origin):
         zero_point: Of every scale of weights.
         skews: Quantizer of activations to how many of its codes are negative, where its grid is not
             symmetric.
+        codings: Layer whose codes are not packed whole, to their format in ``haq.formats.sparse``
+            and their bytes.
         layout: Memory format of the weights, which decides in which order sums are taken.
         layers: In order of execution; each with name, shape of the weights, bits of the weights and
             of the activations it reads (together the policy), and how many scales it has.
@@ -102,6 +104,7 @@ class Content(Origin):
     format: str = FORMAT
     zero_point: Literal[0] = 0
     skews: dict[str, int] = {}
+    codings: dict[str, tuple[str, int]] = {}
     layout: Literal["contiguous", "channels_last"]
     layers: tuple[LayerRecord, ...] = Field(min_length=1)
 

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from haq.allocation.policy import FLOAT, Bits
 from haq.compression.chain import replayed
 from haq.errors import CheckpointError, HaqError
+from haq.formats import sparse
 from haq.formats.checkpoint.header import (
     BYTES,
     KINDS,
@@ -26,7 +27,7 @@ from haq.formats.checkpoint.header import (
     times,
 )
 from haq.formats.checkpoint.state import COUNT, merge_norms, shares
-from haq.formats.packing import packed_size, unpack
+from haq.formats.packing import packed_size
 from haq.models import MODELS, build, input_shape
 from haq.network.graph import Graph, trace
 from haq.network.inputs import Inputs, blank_input
@@ -71,7 +72,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | str | None = None) -> 
     with _opened(Path(path)) as (stream, size):
         content, spans = read_header(stream, size)
         network = _empty(content, model)
-        return fill(network, content.layout, read_tensors(stream, spans, network))
+        return fill(network, content, read_tensors(stream, spans, network, content))
 
 
 @contextmanager
@@ -172,13 +173,16 @@ def _check_layers(rows: Sequence[LayerRecord], graph: Graph) -> None:
 
 
 def read_tensors(
-    stream: BinaryIO, spans: Mapping[str, tuple[int, int]], network: fx.GraphModule
+    stream: BinaryIO,
+    spans: Mapping[str, tuple[int, int]],
+    network: fx.GraphModule,
+    content: Content,
 ) -> dict[str, dict[str, Tensor]]:
     """Return the stored values of each tensor, by their names in the network's state."""
     state = network.state_dict()
     parts = {}
     for tensor, keys in shares(network).items():
-        sizes = [_stored_size(network, tensor, key, state[key]) for key in keys]
+        sizes = [_stored_size(network, tensor, key, state[key], content) for key in keys]
         begin, end = spans.get(tensor, (0, 0))
         if tensor == "multipliers" and begin == end:
             parts[tensor] = {key: torch.ones(size) for key, size in zip(keys, sizes, strict=True)}
@@ -195,15 +199,23 @@ def read_tensors(
     return parts
 
 
-def _stored_size(network: fx.GraphModule, tensor: str, key: str, value: Tensor) -> int:
+def _stored_size(
+    network: fx.GraphModule, tensor: str, key: str, value: Tensor, content: Content
+) -> int:
     if tensor == "codes":
-        bits = network.get_submodule(key.rpartition(".")[0]).weight_bits
+        name = key.rpartition(".")[0]
+        if name in content.codings:
+            size = content.codings[name][1]
+            if not 0 <= size <= packed_size(value.numel(), 8):
+                raise CheckpointError(f"codes of layer {name!r} cannot have {size} bytes")
+            return size
+        bits = network.get_submodule(name).weight_bits
         return packed_size(value.numel(), int(bits))  # type: ignore[arg-type]
     return value.nbytes if tensor == "others" else value.numel()
 
 
 def fill(
-    network: fx.GraphModule, layout: str, parts: Mapping[str, Mapping[str, Tensor]]
+    network: fx.GraphModule, content: Content, parts: Mapping[str, Mapping[str, Tensor]]
 ) -> fx.GraphModule:
     """Put stored values into a network, in place."""
     state = {
@@ -226,12 +238,14 @@ def fill(
         bits = int(network.get_submodule(name).weight_bits)  # type: ignore[arg-type]
         state[f"{name}.weight_clip"] = _clips(f"{name}.weight", scales, bits, signed=True)
         try:
-            weight = unpack(data.numpy().tobytes(), bits, shape.numel()).view(shape).float()
+            coding, _ = content.codings.get(name, ("dense", 0))
+            whole = sparse.decode(coding, data.numpy().tobytes(), bits, shape.numel())
+            weight = whole.view(shape).float()
         except ValueError as error:
             raise CheckpointError(f"codes of layer {name!r}: {error}") from error
         state[key] = weight * along_weight(scales, network.get_submodule(name))
     network.load_state_dict(state, assign=True)
-    if layout == "channels_last":
+    if content.layout == "channels_last":
         in_channels_last(network)
     return network
 

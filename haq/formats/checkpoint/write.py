@@ -14,8 +14,10 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from haq.allocation.policy import FLOAT, Policy
+from haq.compression.chain import sparse_layers
 from haq.errors import CheckpointError
 from haq.files import write_bytes
+from haq.formats import sparse
 from haq.formats.checkpoint.header import (
     TENSORS,
     Content,
@@ -78,17 +80,39 @@ def encode(network: fx.GraphModule, policy: Policy, origin: Origin) -> tuple[Con
     """
     network = copy.deepcopy(network).cpu().eval()
     rows = tuple(_rows(network, policy))
+    written = _sparse(network, origin)
     content = Content(
-        **origin.model_dump(), layout=_layout(network), layers=rows, skews=skews(network)
+        **origin.model_dump(),
+        layout=_layout(network),
+        layers=rows,
+        skews=skews(network),
+        codings={name: (coding, len(data)) for name, (coding, data) in written.items()},
     )
     merged = merge_norms(copy.deepcopy(network))
     # Left out where there are none, as versions before them wrote it.
-    optional = ("skews", "tokens", "inputs", "transforms")
+    optional = ("skews", "tokens", "inputs", "transforms", "codings")
     absent = {name for name in optional if not getattr(content, name)}
     text = content.model_dump_json(exclude=absent)
-    data = serialize(_tensors(merged), {"haq": text})
+    data = serialize(_tensors(merged, written), {"haq": text})
     _check_results(data, network, merged, origin)
     return content, data
+
+
+def _sparse(network: fx.GraphModule, origin: Origin) -> dict[str, tuple[str, bytes]]:
+    """Return the codes of pruned layers, for which another format takes less than packing them."""
+    written = {}
+    for name in sparse_layers(origin.transforms):
+        module = dict(network.named_modules()).get(name)
+        if isinstance(module, Quantized) and not getattr(module, "weight_block", 0):
+            coding, data = sparse.encode(_codes(module), module.weight_bits)
+            if coding != "dense":
+                written[name] = coding, data
+    return written
+
+
+def _codes(module: Quantized) -> Tensor:
+    clips = along_weight(module.weight_clip, module)
+    return codes(module.weight.detach(), module.weight_bits, clips)
 
 
 def check_savable(
@@ -134,14 +158,21 @@ def _layout(network: nn.Module) -> Literal["contiguous", "channels_last"]:
     return "channels_last" if last else "contiguous"
 
 
-def _tensors(network: fx.GraphModule) -> dict[str, Tensor]:
-    """Return the tensors of the file."""
+def _tensors(
+    network: fx.GraphModule, written: Mapping[str, tuple[str, bytes]]
+) -> dict[str, Tensor]:
+    """Return the tensors of the file; the codes of some layers are written already."""
     state = network.state_dict()
     parts: dict[str, list[Tensor]] = {}
     for tensor, keys in shares(network).items():
         for key in keys:
             _check_state(tensor, key, state[key])
         parts[tensor] = [_stored(network, tensor, key, state[key]) for key in keys]
+        if tensor == "codes":
+            for place, key in enumerate(keys):
+                if key.removesuffix(".weight") in written:
+                    data = written[key.removesuffix(".weight")][1]
+                    parts[tensor][place] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     tensors = {name: torch.cat(part) for name, part in parts.items() if part}
     if (tensors.get("multipliers", torch.ones(0)) == 1).all():
         tensors.pop("multipliers", None)
@@ -163,8 +194,8 @@ def _stored(network: fx.GraphModule, tensor: str, key: str, value: Tensor) -> Te
         assert isinstance(module, Rounding)
         return module.step.flatten()
     if isinstance(module, Quantized) and tensor == "codes":
-        whole = codes(value, module.weight_bits, along_weight(module.weight_clip, module))
-        return torch.frombuffer(bytearray(pack(whole, module.weight_bits)), dtype=torch.uint8)
+        data = pack(_codes(module), module.weight_bits)
+        return torch.frombuffer(bytearray(data), dtype=torch.uint8)
     if isinstance(module, Quantized) and tensor == "scales":
         return step(module.weight_bits, value, signed=True).flatten()
     flat = value.contiguous().flatten()
@@ -178,7 +209,7 @@ def _check_results(
     stream = io.BytesIO(data)
     content, spans = read_header(stream, len(data))
     twin = copy.deepcopy(merged)
-    fill(twin, content.layout, read_tensors(stream, spans, twin))
+    fill(twin, content, read_tensors(stream, spans, twin, content))
     inputs = origin.made_up(2)
     # Floats may stand for indices.
     images = inputs.abs() if isinstance(inputs, Tensor) and not origin.tokens else inputs
