@@ -25,6 +25,7 @@ from haq.runs.executors.ray import check_ray
 from haq.runs.folder import find_folder, new_folder, read_job, read_json, read_trials, write_job
 from haq.runs.handover import tried
 from haq.runs.job import Job, check_threads, parse_job
+from haq.runs.onnx_model import PREFIX, onnx_for
 from haq.runs.own import Own, OwnTask, own_task
 from haq.runs.pace import stage_weights
 from haq.runs.plan import Plan, plan
@@ -184,6 +185,9 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
     if agent == "guided" and (paper or max_drop is not None):
         fields["agent"] = None  # paper alone means ddpg, an accuracy target ilp
     say = on_progress or silent
+    name = None
+    if isinstance(model, str) and model.startswith(PREFIX) and not isinstance(data, str):
+        name, model = onnx_for(model, data)
     if isinstance(model, str):
         if not isinstance(data, str) or evaluate is not None:
             raise HaqError(f"model {model!r} is a name: give a name for the data, and no evaluate")
@@ -197,6 +201,8 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
             "evaluate="
         )
     task = own_task(model, data, evaluate, fields)
+    if name is not None:
+        task = task._replace(job=task.job.model_copy(update={"model": name}))
     return _search(task, evaluate, out, resume, say)
 
 

@@ -30,7 +30,7 @@ from sklearn.datasets import load_sample_images
 import haq
 from haq.errors import HaqError
 from haq.formats.onnx.layout import layout_of, text_of
-from haq.formats.onnx.runtime import answered, opened
+from haq.formats.onnx.runtime import RowsAtATime, answered, opened
 from haq.models.onnx.load import load_onnx
 from haq.network.graph import trace
 from haq.network.inputs import as_inputs, call
@@ -157,8 +157,9 @@ def original_answers(path, network, inputs):
     """Return what the file itself answers in ONNX Runtime, as it is run by everybody."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     layout = layout_of(text_of(network.origin))
-    feeds = layout.feeds(layout.rows_of(inputs))
-    return layout.joined([session.run(None, each)[0] for each in feeds], len(inputs))
+    session = RowsAtATime(session, layout) if layout.inputs[0].rows else session
+    first = session.run(None, layout.feed(layout.rows_of(inputs)))[0]
+    return np.moveaxis(first, layout.output_axis, 0)
 
 
 def measured(name, folder):

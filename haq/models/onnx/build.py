@@ -11,6 +11,7 @@ from haq.errors import ModelError
 from haq.models.onnx.document import LARGEST, label
 from haq.models.onnx.inputs import Inputs, with_fixed_inputs
 from haq.models.onnx.network import Builder, OnnxNetwork, Origin, constants_of
+from haq.models.onnx.operators.recurrent import GATES
 from haq.models.onnx.runtime import normalized
 
 
@@ -46,6 +47,7 @@ def network_of(
         raise ModelError(f"{error}") from error
     shaped, larger = (onnx.shape_inference.infer_shapes(one).graph for one in (two, three))
     _check_sizes(shaped)
+    _check_sequences(shaped, larger)
     weights = _weights(flat)
     builder = Builder(shaped, constants, weights)
     for node in with_biases(two.graph, constants):
@@ -113,6 +115,24 @@ def _check_sizes(graph: onnx.GraphProto) -> None:
         sizes = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         if np.prod(sizes, dtype=float) > LARGEST:
             raise ModelError(f"tensor {value.name!r} of {'x'.join(map(str, sizes))} is too large")
+
+
+def _check_sequences(two: onnx.GraphProto, three: onnx.GraphProto) -> None:
+    """Refuse an LSTM or GRU that takes the rows as the steps of one sequence."""
+    shapes = [
+        {v.name: v.type.tensor_type.shape.dim for v in (*graph.value_info, *graph.input)}
+        for graph in (two, three)
+    ]
+    for node in two.node:
+        if node.op_type in GATES:
+            steps = [
+                known[node.input[0]][0].dim_value for known in shapes if known.get(node.input[0])
+            ]
+            if len(set(steps)) > 1:
+                raise ModelError(
+                    f"operator {node.op_type} in node {label(node)!r} takes the rows as the steps "
+                    "of one sequence, so there is no batch; give a file with a batch axis too"
+                )
 
 
 def _freed(model: onnx.ModelProto, inputs: Inputs) -> onnx.ModelProto:

@@ -21,7 +21,7 @@ def load_onnx(
     path: str | os.PathLike[str],
     shapes: Mapping[str, Sequence[int]] | None = None,
     values: Mapping[str, Any] | None = None,
-    sample: Tensor | Sequence[Tensor] | None = None,
+    sample: Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None = None,
 ) -> OnnxNetwork:
     """Return the network of a float ONNX file, with its answers.
 
@@ -35,8 +35,8 @@ def load_onnx(
             that are no batch. Under "" that of the first input, without its batch axis.
         values: Name of an input to what it always has, an array or a number that fills it: for
             inputs without a batch axis, and those on which a branch depends.
-        sample: Inputs (N, ...) in the file's order, without those in ``values``; their shapes
-            stand for ``shapes`` that are not given.
+        sample: Inputs (N, ...) in the file's order or by name, without those in ``values``; their
+            shapes stand for ``shapes`` that are not given.
 
     Returns:
         The network in evaluation mode. All its inputs have their rows along axis 0, also where the
@@ -48,7 +48,7 @@ def load_onnx(
     """
     file = Path(path).name
     model = read(path)
-    given = None if sample is None else (sample,) if isinstance(sample, Tensor) else tuple(sample)
+    given = None if sample is None else _in_order(file, model, sample, values or {})
     shapes = dict(shapes or {})
     if given is not None:
         shapes = {**_shapes_of(file, model, given, values or {}), **shapes}
@@ -61,6 +61,22 @@ def load_onnx(
         raise ModelError(text if text.startswith(file) else f"{file}: {text}") from error
     check_same(file, network, flat, inputs, given)
     return network
+
+
+def _in_order(
+    file: str, model: onnx.ModelProto, sample: Tensor | Sequence[Tensor] | Mapping[str, Tensor],
+    values: Mapping[str, Any],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Return a sample in the order of the file's inputs."""
+    if isinstance(sample, Tensor):
+        return (sample,)
+    if not isinstance(sample, Mapping):
+        return tuple(sample)
+    stored = {tensor.name for tensor in model.graph.initializer}
+    names = [v.name for v in model.graph.input if v.name not in stored and v.name not in values]
+    if set(names) != set(sample):
+        raise ModelError(f"{file} takes {', '.join(names)}, and the data have {', '.join(sample)}")
+    return tuple(sample[name] for name in names)
 
 
 def _shapes_of(

@@ -233,7 +233,7 @@ class Builder:
             if isinstance(constant, list):
                 raise node.refused(f"its input {name!r} depends on the number of rows")
             values, axes = constant if isinstance(constant, Growing) else (constant, ())
-            tensor = torch.from_numpy(np.array(values))
+            tensor = torch.from_numpy(np.array(values, order="C"))
             path = self._free(name)
             owner, _, leaf = path.rpartition(".")
             holder = _holder(self._root, owner)
@@ -253,7 +253,7 @@ class Builder:
             return self._modules[key]
         path = self._free(node.label)
         for name, (values, source) in read.weights.items():
-            tensor = torch.from_numpy(np.array(values, np.float32))
+            tensor = torch.from_numpy(np.array(values, np.float32, order="C"))
             if values is self._constants[source[0]]:
                 self.stored[f"{path}.{name}"] = source[0]
             if name in read.module._buffers:

@@ -54,6 +54,16 @@ def taken_apart(rest: str) -> Asked:
     return Asked(path, shapes, values)
 
 
+def written(asked: Asked) -> str:
+    """Return what follows the prefix; the reverse of ``taken_apart``.
+
+    >>> written(Asked("net.onnx", {"x": [1, 3]}, {"sr": 16000}))
+    'net.onnx,x=1x3,sr=16000'
+    """
+    shapes = [f"{name}={'x'.join(map(str, sizes))}" for name, sizes in asked.shapes.items()]
+    return ",".join([asked.path, *shapes, *(f"{name}={v}" for name, v in asked.values.items())])
+
+
 def _number(text: str) -> float | None:
     try:
         return int(text)
@@ -86,7 +96,8 @@ def build(rest: str, wanted: Wanted) -> nn.Module:
     asked = taken_apart(rest)
     shapes = dict(asked.shapes)
     sizes = dims_of_first(read(asked.path), asked.shapes, asked.values)
-    if wanted.size is not None and len(sizes) == 4 and isinstance(sizes[1], int):
+    is_open = len(sizes) == 4 and not all(isinstance(size, int) for size in sizes[2:])
+    if wanted.size is not None and is_open and isinstance(sizes[1], int):
         shapes.setdefault("", [sizes[1], wanted.size, wanted.size])
     return load_onnx(asked.path, shapes, asked.values)
 
