@@ -25,6 +25,7 @@ from haq.runs.executors.ray import check_ray
 from haq.runs.folder import find_folder, new_folder, read_job, read_json, read_trials, write_job
 from haq.runs.handover import tried
 from haq.runs.job import Job, check_threads, parse_job
+from haq.runs.named import write_files_of_model
 from haq.runs.onnx_model import PREFIX, onnx_for
 from haq.runs.own import Own, OwnTask, own_task
 from haq.runs.pace import stage_weights
@@ -230,6 +231,7 @@ def _search(
         say(Progress("plan", 1, 1, "; ".join(planned.notes)))
     job = read_job(folder) if resume else job  # which has a number of episodes
     write_job(folder, job)
+    write_files_of_model(folder, job)
     _keep_float(task.model, folder / "float.safetensors")
     try:
         evaluation = own_evaluation(task, job, folder, planned, say, evaluate)
@@ -243,7 +245,7 @@ def _search(
 
 def _remove_prepared(folder: Path) -> None:
     """Take away the folder of a search that came to no episode."""
-    for name in ("float.safetensors", "clips.safetensors", "sensitivity.json"):
+    for name in ("float.safetensors", "model.json", "clips.safetensors", "sensitivity.json"):
         (folder / name).unlink(missing_ok=True)
     remove_unused(folder)
 
