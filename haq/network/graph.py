@@ -25,6 +25,7 @@ from haq.network.operators import (
     first_input,
     folding_norms,
     is_product,
+    macs_of_activations,
     origin_of,
     recurrent_steps,
     tensor_of,
@@ -46,6 +47,8 @@ class Graph:
             BatchNorms and dropout are PyTorch's modules under the names of their weights' owners.
         float_parameters: Name of each in ``floats`` to the number of its values of 32 bits that are
             stored, parameters and buffers together; what several share is counted once.
+        float_macs: Multiply-accumulates for one image of products of two activations, such as those
+            of attention, which stay float.
         notes: What differs from the model, in whole sentences.
     """
 
@@ -54,6 +57,7 @@ class Graph:
     floats: tuple[str, ...]
     traced: fx.GraphModule
     float_parameters: Mapping[str, int] = field(default_factory=dict)
+    float_macs: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -94,7 +98,8 @@ def trace(model: nn.Module, sample: Sample) -> Graph:
         layers.append(layer)
     points = points_of(shapes, tensors, signs)
     counts = _float_parameters(traced, calls)
-    return Graph(tuple(layers), points, tuple(counts), traced, counts, captured.notes)
+    macs = sum(macs_of_activations(node, shapes) for node in shapes) // captured.rows
+    return Graph(tuple(layers), points, tuple(counts), traced, counts, macs, captured.notes)
 
 
 def inventory(model: nn.Module, sample: Sample) -> tuple[Layer, ...]:

@@ -1,5 +1,6 @@
 """What the nodes of a captured graph compute, by the names that ATen gives operations."""
 
+import math
 import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -88,6 +89,35 @@ def recurrent_steps(node: fx.Node, shapes: Mapping[fx.Node, torch.Size]) -> int:
         return 1
     sizes, batch_first = shapes[first_input(node)], node.args[-1]
     return sizes[1 if batch_first is True and len(sizes) == 3 else 0]
+
+
+def macs_of_activations(node: fx.Node, shapes: Mapping[fx.Node, torch.Size]) -> int:
+    """Return the multiply-accumulates of a product of two activations; 0 of anything else."""
+    kind = kind_of(node)
+    operands = [
+        operand for operand in node.all_input_nodes
+        if operand in shapes and operand.op != "get_attr"
+    ]  # fmt: skip
+    if kind == "scaled_dot_product_attention":
+        query, key, value = (shapes[operand] for operand in operands[:3])
+        pairs = math.prod(query[:-1]) * key[-2]
+        return int(pairs * (query[-1] + value[-1]))
+    if kind == "baddbmm":
+        operands = operands[1:]
+    if kind not in ("matmul", "bmm", "baddbmm", "einsum") or len(operands) != 2:
+        return 0
+    left, right = (shapes[operand] for operand in operands)
+    if kind == "einsum":
+        return _macs_of_einsum(str(node.args[0]), left, right)
+    return int(math.prod(shapes[node]) * left[-1])
+
+
+def _macs_of_einsum(equation: str, *sizes: torch.Size) -> int:
+    """Return the product of all axes that an equation names."""
+    terms = equation.replace(" ", "").partition("->")[0].split(",")
+    axes = {name: size for term, shape in zip(terms, sizes, strict=True)
+            for name, size in zip(term, shape, strict=False)}  # fmt: skip
+    return math.prod(axes.values()) if "." not in equation else 0
 
 
 def projects(node: fx.Node) -> bool:

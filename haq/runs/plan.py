@@ -113,6 +113,7 @@ def plan(
         *notes,
         *graph.notes,
         *_float_notes(model, graph),
+        *_float_products(graph),
         *_cost_notes(graph, target),
         *_pin_notes(pins, graph.layers, target),
         *_format_notes(choices),
@@ -176,6 +177,16 @@ def _float_notes(model: nn.Module, graph: Graph) -> Iterator[str]:
         names = sorted(graph.float_parameters, key=lambda name: -graph.float_parameters[name])
         shown = listed(names)
         yield f"{count / every:.1%} of the weights stay float32 and count as such: {shown}"
+
+
+def _float_products(graph: Graph) -> Iterator[str]:
+    """Yield a sentence on the products of two activations, if there are any."""
+    if graph.float_macs:
+        every = sum(layer.macs for layer in graph.layers) + graph.float_macs
+        yield (
+            f"{graph.float_macs / every:.1%} of the multiply-accumulates are products of two "
+            "activations, as in attention, which stay float"
+        )
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
