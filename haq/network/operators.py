@@ -60,9 +60,10 @@ def kind_of(node: fx.Node) -> Any:
         owner = node.graph.owning_module
         assert owner is not None
         return type(owner.get_submodule(str(node.target)))
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.name.rpartition("::")[2]
-    return node.target if node.op == "call_function" else node.op
+    target = getattr(node.target, "computes", node.target)  # of the functions of quantization.exact
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.name.rpartition("::")[2]
+    return target if node.op == "call_function" else node.op
 
 
 def is_relu(node: fx.Node) -> bool:

@@ -9,6 +9,7 @@ from collections import Counter
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq.network.modules import Product, along_weight, outputs_of
 from haq.network.operators import folded_norms
@@ -36,7 +37,7 @@ def norms_of(network: fx.GraphModule) -> dict[str, str]:
     }  # fmt: skip
 
 
-def affine(norm: Norm) -> tuple[Tensor, Tensor]:
+def affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Return the multiplier and the bias (channels,) that PyTorch makes of a BatchNorm itself.
 
     A BatchNorm with these two, mean 0, variance 1 and no eps has the same results bit for bit on

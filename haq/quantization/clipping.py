@@ -36,6 +36,9 @@ BLUR = 0.5
 FINEST = 0.15
 """The least width, in root mean squares, times the fifth root of the number of values: of a finer
 structure than that a sample knows nothing."""
+GAPLESS = 1.0
+"""Steps up to so many widths of the Gaussian leave no gaps: the sum of Gaussians so far apart is
+level to one in 10**8."""
 NOTHING = 1e-30
 """What is left of a Gaussian some 12 widths away; added so that no logarithm is infinite."""
 TINY = 2.0**-100
@@ -208,9 +211,12 @@ def _divergences(counts: Tensor, spread: Tensor, tried: Tensor, top: int) -> Ten
     width = spread * torch.maximum(torch.tensor(BLUR * STEPS[top]), FINEST * total**-0.2)
     # Rows of about the same width share their tables.
     kinds = (width.log() / math.log(1.2)).round()  # (rows,)
-    lost = torch.empty(len(counts), len(tried))
-    for kind in kinds.unique():
-        members = kinds == kind
+    # Levels so close that blurring leaves no gap between them give the original, but for what is
+    # cut off: nothing is gained by a lower clip, and these take longest to work out.
+    fine = 1 / top <= GAPLESS * width
+    lost = torch.arange(len(tried), dtype=torch.float32).repeat(len(counts), 1)
+    for kind in kinds[~fine].unique():
+        members = (kinds == kind) & ~fine
         shares = counts[members] / total[members, None]
         lost[members] = _blurred_divergences(shares, 1.2 ** float(kind), tried, top)
     return lost

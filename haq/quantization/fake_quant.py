@@ -6,6 +6,7 @@ it can be fine-tuned, and rounding them is the last step of every forward.
 
 import copy
 from collections.abc import Callable, Mapping, Set
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,13 +15,29 @@ from haq.allocation.policy import FLOAT, Bits, Dynamic, Policy, check_policy, re
 from haq.errors import PolicyError
 from haq.network.graph import Graph
 from haq.network.layers import EDGE_BITS, edges
-from haq.network.modules import Matrix, along_weight, plain
+from haq.network.modules import Matrix, along_weight, bias_of, plain
 from haq.network.operators import is_lookup
 from haq.network.sites import Point, insert
 from haq.quantization.calibration import Clips
 from haq.quantization.formats import GroupRows, round_input, set_grouped
-from haq.quantization.quantizer import BITS, levels, step
+from haq.quantization.quantizer import BITS, codes, levels, step
 from haq.quantization.quantizer import quantize as rounded
+
+
+class Kernel(NamedTuple):
+    """How an integer kernel computes a layer; see ``haq.quantization.integer_forward``.
+
+    Attributes:
+        step: What a code of the input is worth.
+        factor: By which the codes of the weights are multiplied.
+        unit: (out,) float32: what the sums of products are worth.
+        wide: Whether sums of the codes as they are can leave the whole numbers that float32 holds.
+    """
+
+    step: float
+    factor: int
+    unit: Tensor
+    wide: bool
 
 
 class Rounding(nn.Module):
@@ -31,9 +48,12 @@ class Rounding(nn.Module):
         clip: The highest value, a scalar.
         signed: Whether values can be negative.
         skew: How many codes are negative where the grid is not symmetric; None where it is.
+        unit: What the sums are worth that an integer kernel rescales to this grid, in a shape that
+            broadcasts; None where floats are rounded.
     """
 
     clip: Tensor
+    unit: Tensor | None = None
 
     def __init__(self, bits: int, clip: Tensor, signed: bool, skew: int | None = None):
         super().__init__()
@@ -69,7 +89,14 @@ class Rounding(nn.Module):
         """Return ``x`` on the grid, in x's shape and dtype."""
         if self.bits == FLOAT:
             return x
+        if self.unit is not None:
+            return self._rescaled(x, self.unit.to(x.device))
         return rounded(x, self.bits, self.clip, self.signed, self.skew)
+
+    def _rescaled(self, x: Tensor, unit: Tensor) -> Tensor:
+        sums = (x.double() / unit.double()).round().float()
+        result = (sums * (unit / self.step)).round().clamp(*self.levels) * self.step
+        return result.to(x.dtype)
 
     def extra_repr(self) -> str:
         """Describe the grid."""
@@ -84,15 +111,42 @@ class Quantized(nn.Module):
         weight: Float underneath.
         weight_bits: 2 to 8.
         weight_clip: (scales,), or (1,) where the layer has one for all.
+        kernel: How integers are computed with, once the network is converted.
     """
 
     weight: nn.Parameter
     weight_bits: int
     weight_clip: Tensor
+    kernel: Kernel | None = None
 
     def rounded_weight(self) -> Tensor:
         """Return the weights on their grid."""
         return rounded(self.weight, self.weight_bits, along_weight(self.weight_clip, self))
+
+    def in_integers(
+        self, x: Tensor, product: Callable[[Tensor, Tensor], Tensor], kernel: Kernel, axis: int
+    ) -> Tensor:
+        """Return what an integer kernel gives: exact sums, rescaled in float32.
+
+        Args:
+            x: On the grid of the kernel's input.
+            product: From codes of the input and of the weights to their sums.
+            kernel: The layer's.
+            axis: Of the channels.
+        """
+        kind = torch.float64 if kernel.wide else torch.float32
+        clip = along_weight(self.weight_clip, self)
+        weights = codes(self.weight.detach(), self.weight_bits, clip).to(kind)
+        with torch.autocast(x.device.type, enabled=False):
+            sums = product((x / kernel.step).round().to(kind), weights).double() * kernel.factor
+        unit = kernel.unit.to(x.device)
+        shape = [1] * sums.dim()
+        shape[axis] = -1
+        bias = bias_of(self)
+        if bias is not None:
+            sums += (bias.detach() / unit).round().double().view(shape)
+        result = sums.float() * unit.view(shape)
+        return result.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class _QuantConvolution(Quantized):
@@ -101,7 +155,12 @@ class _QuantConvolution(Quantized):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of (N, c_in, ...) with the rounded weights."""
+        if self.kernel is not None:
+            return self.in_integers(input, self._sums, self.kernel, axis=1)
         return self._conv_forward(input, self.rounded_weight(), self.bias)
+
+    def _sums(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self._conv_forward(x, weight, None)
 
 
 class QuantConv1d(_QuantConvolution, nn.Conv1d):  # type: ignore[misc]
@@ -159,6 +218,8 @@ class QuantLinear(Quantized, nn.Linear):  # type: ignore[misc]
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the product of (N, ..., c_in) with the rounded weights."""
+        if self.kernel is not None:
+            return self.in_integers(input, nn.functional.linear, self.kernel, axis=-1)
         read = round_input(input, self.dynamic)
         return nn.functional.linear(read, self.rounded_weight(), self.bias)
 

@@ -67,11 +67,11 @@ def skewed_grids(values: Tensor, bits: Sequence[int], method: str) -> dict[int, 
     for width in bits:
         size, short = _step_and_skew(values, 2**width - 1, method, least=int(mirrored))
         skew = 2**width - 1 - short if mirrored else short
-        grids[width] = SkewedGrid(_rounded(size) * (2**width - 1 - skew), skew)
+        grids[width] = SkewedGrid(rounded_step(size) * (2**width - 1 - skew), skew)
     return grids
 
 
-def _rounded(size: float) -> float:
+def rounded_step(size: float) -> float:
     """Return a step of 16 binary digits: its multiples, and they divided again, are exact."""
     digits, exponent = math.frexp(size)
     return math.ldexp(round(math.ldexp(digits, 16)), exponent - 16)

@@ -18,6 +18,7 @@ from haq.models.weights import load_weights, save_weights
 from haq.network.graph import Graph
 from haq.quantization.calibration import load_clips
 from haq.quantization.fake_quant import quantize
+from haq.quantization.integer_forward import compute_exactly
 from haq.runs.accuracy_target import check_resolution
 from haq.runs.evaluation import Evaluation, labeled, unlabeled
 from haq.runs.executors.base import check_sendable
@@ -136,7 +137,8 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
             with a scale for each token) and "dynamic-tensor" (with one for each call).
         groups: Sizes of groups of weights of linear layers and embeddings that share a scale: 32,
             64, 128, or 0 for one scale a channel. They go with "weight-only" and "dynamic".
-        pins: Layer to the bits of its weights and activations. None: 8 in the first and the last.
+        pins: Layer to the bits of its weights and activations. None: 8 in the first and the last,
+            if they hold no more than a tenth of the weights.
         agent: "guided", "ilp" (one policy, at once), "ddpg", "random", "uniform".
         paper: Run ``agent="ddpg"`` as the paper describes it.
         episodes: Policies to try. None: as many as suit the time of one evaluation; 1 for ilp.
@@ -295,4 +297,6 @@ def _run(folder: Path, graph: Graph | None) -> Run:
         load_weights(network, folder / "weights.safetensors")
         network.eval()
     summary, trials = read_json(folder / "summary.json"), read_trials(folder)
+    if network is not None and summary["state"] == "finished":
+        compute_exactly(network)
     return Run(folder, summary, policy, trials, network)

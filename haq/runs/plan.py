@@ -34,6 +34,10 @@ from haq.runs.coded_cost import clips_of_weights, is_asked, with_coded_size
 from haq.runs.job import Job
 from haq.training.distilling import check_distilling
 
+LARGE = 0.1
+"""Of the weights: the share above which the first and the last layer are not pinned by themselves.
+"""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -98,9 +102,9 @@ def plan(
     check_weights(graph)
     _check_teaching(job, graph, sample)
     target = load_target(job.target, job.batch) if job.target else None
-    pins = _pins(job, graph.layers, target)
-    choices = _choices(job, graph.layers, target, pins)
     floats = sum(graph.float_parameters.values())
+    pins = _pins(job, graph.layers, target, floats)
+    choices = _choices(job, graph.layers, target, pins)
     table = tabulate(graph.layers, choices, target, floats)
     if is_asked(job):
         table = with_coded_size(table, graph, clips_of_weights(graph, job, table))
@@ -117,6 +121,7 @@ def plan(
         *_cost_notes(graph, target),
         *_pin_notes(pins, graph.layers, target),
         *_format_notes(choices),
+        *_unpinned_notes(job, graph.layers, floats),
     )
     return Plan(model, sample, graph, target, table, budgets, job.budgets, images, notes)
 
@@ -217,18 +222,21 @@ def _format_notes(choices: Mapping[str, Sequence[Bits]]) -> Iterator[str]:
         yield f"{listed(floats)} stay float: none of the schemes asked for has kernels for them"
 
 
-def _pins(job: Job, layers: Sequence[Layer], target: Target | None) -> dict[str, int | Bits]:
+def _pins(
+    job: Job, layers: Sequence[Layer], target: Target | None, floats: int
+) -> dict[str, int | Bits]:
     """Return the pins of a job; without any, 8 bits in the first and the last layer.
 
-    Nothing is pinned by itself where no activations are static. Where the target does not offer
-    such a pair, the first and the last layer have the nearest one
-    below it, and no pin without one. A pin of the user gives way by one bit only, for integer
-    kernels that saturate at 8.
+    One of these that holds more than ``LARGE`` of the weights is not pinned: its bits decide what
+    the network costs. Nothing is pinned by itself where no activations are static. Where the target
+    does not offer such a pair, the first and the last layer have the nearest one below it, and no
+    pin without one. A pin of the user gives way by one bit only, for integer kernels that saturate
+    at 8.
     """
     if job.pins is None and "static" not in job.schemes:
         return {}
     if job.pins is None:
-        ends = edges(layers)
+        ends = {*edges(layers)} - {*_large_ends(layers, floats)}
         nearest = {x.name: nearest_pin(x, 8, target) for x in layers if x.name in ends}
         return {name: pair for name, pair in nearest.items() if pair}
     pins: dict[str, int | Bits] = dict(job.pins)
@@ -237,6 +245,24 @@ def _pins(job: Job, layers: Sequence[Layer], target: Target | None) -> dict[str,
         if pair and sum(pair) >= 15:
             pins[layer.name] = pair
     return pins
+
+
+def _large_ends(layers: Sequence[Layer], floats: int) -> dict[str, float]:
+    """Return the first and the last layer with their share of the weights, where it is large."""
+    every = sum(layer.weights for layer in layers) + floats
+    shares = {x.name: x.weights / max(every, 1) for x in layers if x.name in edges(layers)}
+    return {name: share for name, share in shares.items() if share > LARGE}
+
+
+def _unpinned_notes(job: Job, layers: Sequence[Layer], floats: int) -> Iterator[str]:
+    """Yield a sentence for each layer that its size keeps from being pinned."""
+    if job.pins is not None or "static" not in job.schemes:
+        return
+    for name, share in _large_ends(layers, floats).items():
+        yield (
+            f"layer {name!r} holds {share:.0%} of the weights, so the search chooses its bits; "
+            f"--pin {name}=8 pins it"
+        )
 
 
 def _pin_notes(

@@ -19,6 +19,7 @@ from haq.network.graph import trace
 from haq.network.inputs import Inputs, InputShape
 from haq.quantization.calibration import load_clips
 from haq.quantization.fake_quant import quantize
+from haq.quantization.integer_forward import compute_exactly
 from haq.runs import folder as folders
 from haq.runs.api import Run
 from haq.runs.job import Job
@@ -67,6 +68,7 @@ def restored(run: Run | str | os.PathLike[str], model: nn.Module | None = None) 
     graph = trace(module, sample)
     network = quantize(graph, policy, load_clips(folder / "clips.safetensors"))
     load_weights(network, folder / "weights.safetensors")
+    compute_exactly(network)
     return Restored(job, summary, policy, network, sample)
 
 

@@ -14,15 +14,9 @@ from haq.models import build
 from haq.network.graph import trace
 from haq.quantization.adaround import adaround
 from haq.quantization.calibration import calibrate
-from haq.quantization.convert import (
-    InputGrid,
-    check_errors,
-    convert_and_check,
-    convert_to_integers,
-    fold,
-    rescale_to_kernel_range,
-)
+from haq.quantization.convert import check_errors, convert_and_check, convert_to_integers
 from haq.quantization.fake_quant import QuantConv2d, quantize
+from haq.quantization.folding import InputGrid, fold, rescale_to_kernel_range
 from haq.quantization.quantizer import BITS, levels, step
 from haq.quantization.statistics import correct, statistics
 from haq.training.train import train

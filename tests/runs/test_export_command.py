@@ -19,6 +19,7 @@ from haq.models.weights import load_weights
 from haq.network.graph import trace
 from haq.quantization.calibration import load_clips
 from haq.quantization.fake_quant import quantize
+from haq.quantization.integer_forward import compute_exactly
 from haq.runs import folder as results
 from haq.runs.export import export_checkpoint
 from haq.runs.handover import check_export
@@ -62,6 +63,7 @@ def by_hand(folder):
     clips = load_clips(folder / "clips.safetensors")
     network = quantize(graph, read_policy(folder / "policy.json"), clips)
     load_weights(network, folder / "weights.safetensors")
+    compute_exactly(network)
     return network
 
 

@@ -96,6 +96,7 @@ class Content(Origin):
             symmetric.
         codings: Layer whose codes are not packed whole, to their format in ``haq.formats.sparse``
             and their bytes.
+        integers: Whether the network was converted, so that it computes with integers.
         layout: Memory format of the weights, which decides in which order sums are taken.
         layers: In order of execution; each with name, shape of the weights, bits of the weights and
             of the activations it reads (together the policy), and how many scales it has.
@@ -105,6 +106,7 @@ class Content(Origin):
     zero_point: Literal[0] = 0
     skews: dict[str, int] = {}
     codings: dict[str, tuple[str, int]] = {}
+    integers: bool = False
     layout: Literal["contiguous", "channels_last"]
     layers: tuple[LayerRecord, ...] = Field(min_length=1)
 

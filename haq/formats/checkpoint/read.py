@@ -34,6 +34,7 @@ from haq.network.inputs import Inputs, blank_input
 from haq.network.modules import along_weight
 from haq.quantization.calibration import Clips
 from haq.quantization.fake_quant import Rounding, quantize
+from haq.quantization.integer_forward import compute_exactly
 from haq.quantization.quantizer import BITS, levels, step
 from haq.training.numerics import in_channels_last
 
@@ -72,7 +73,10 @@ def load(path: str | os.PathLike[str], model: nn.Module | str | None = None) -> 
     with _opened(Path(path)) as (stream, size):
         content, spans = read_header(stream, size)
         network = _empty(content, model)
-        return fill(network, content, read_tensors(stream, spans, network, content))
+        network = fill(network, content, read_tensors(stream, spans, network, content))
+        if content.integers:
+            compute_exactly(network)
+        return network
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from haq.network.graph import Graph
 from haq.network.inputs import InputShape, call
 from haq.network.modules import LayerModule, along_weight
 from haq.quantization.fake_quant import Quantized, Rounding
+from haq.quantization.integer_forward import is_exact
 from haq.quantization.quantizer import codes, step
 
 
@@ -87,10 +88,11 @@ def encode(network: fx.GraphModule, policy: Policy, origin: Origin) -> tuple[Con
         layers=rows,
         skews=skews(network),
         codings={name: (coding, len(data)) for name, (coding, data) in written.items()},
+        integers=is_exact(network),
     )
     merged = merge_norms(copy.deepcopy(network))
     # Left out where there are none, as versions before them wrote it.
-    optional = ("skews", "tokens", "inputs", "transforms", "codings")
+    optional = ("skews", "tokens", "inputs", "transforms", "codings", "integers")
     absent = {name for name in optional if not getattr(content, name)}
     text = content.model_dump_json(exclude=absent)
     data = serialize(_tensors(merged, written), {"haq": text})

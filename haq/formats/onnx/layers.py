@@ -17,8 +17,8 @@ from haq.formats.onnx.template import DOMAIN
 from haq.formats.onnx.writer import Array, Codes, Grid, Writer, name_of, narrow_codes, shape_of
 from haq.network.modules import Convolution, Matrix, Product, Transposed, along_weight, as_weight
 from haq.quantization.bn_folding import Norm
-from haq.quantization.convert import Folded, InputGrid, fold, has_integer_kernel
 from haq.quantization.fake_quant import Quantized
+from haq.quantization.folding import Folded, InputGrid, fold, has_integer_kernel
 from haq.quantization.formats import GroupLinear
 from haq.quantization.quantizer import codes, step
 

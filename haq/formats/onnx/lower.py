@@ -29,7 +29,13 @@ from torch import fx
 from haq.errors import ModelError
 from haq.formats.onnx.groups import CONTRIB
 from haq.formats.onnx.layers import lower_layer, lower_matrix
-from haq.formats.onnx.operators import lower_operator, lower_rounding
+from haq.formats.onnx.operators import (
+    lower_norm,
+    lower_operator,
+    lower_rounding,
+    lower_unit,
+    lower_whole,
+)
 from haq.formats.onnx.rows import lower_shared_rows, write_shared_rows
 from haq.formats.onnx.template import DOMAIN, OPSET, Template
 from haq.formats.onnx.writer import Cpu, Writer
@@ -95,6 +101,9 @@ _MARKERS: Mapping[str, Callable[[Writer, onnx.NodeProto], None]] = {
     "rows": lower_shared_rows,
     "weight": lower_matrix,
     "apart": _leave_out,
+    "whole": lower_whole,
+    "unit": lower_unit,
+    "norm": lower_norm,
 }
 """Kind of a marker in a template to the function that writes what it stands for."""
 

@@ -3,9 +3,12 @@
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq.allocation.policy import FLOAT
 from haq.formats.onnx.writer import Grid, Writer, name_of
+from haq.quantization.bn_folding import affine
+from haq.quantization.fake_quant import Rounding
 
 _MOVES = {
     "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose",
@@ -71,6 +74,59 @@ def lower_rounding(file: Writer, node: onnx.NodeProto) -> None:
         grid = _move(file, source, grid)
     result = f"{label}.dequantized"
     file.rename(output, file.dequantized(grid, result))
+
+
+def lower_whole(file: Writer, node: onnx.NodeProto) -> None:
+    """Write the codes of a tensor as floats: it divided by what one is worth, and rounded."""
+    tensor, output = file.now(node.input[0]), node.output[0]
+    size = _step(file, name_of(node), helper.get_node_attr_value(node, "factor"))
+    if size is None:
+        file.rename(output, tensor)
+        return
+    places = file.constant(f"{output}.step", np.array(size, np.float32))
+    file.add("Round", [file.add("Div", [tensor, places], f"{output}.places")], output)
+
+
+def lower_unit(file: Writer, node: onnx.NodeProto) -> None:
+    """Write what makes sums of products of codes what they stand for."""
+    names, factors = (helper.get_node_attr_value(node, name) for name in ("names", "factors"))
+    steps = [
+        _step(file, name.decode(), factor) for name, factor in zip(names, factors, strict=True)
+    ]
+    units = [np.float32(1 if one is None else one) for one in steps]
+    width, scale = (helper.get_node_attr_value(node, name) for name in ("width", "scale"))
+    if scale:
+        sizes = [1.0 if one is None else one for one in steps]
+        values = np.array(sizes[0] * sizes[1] * scale, np.float64)
+    else:
+        # Not a scalar: ONNX Runtime would take that into the product, and round otherwise.
+        values = np.full(max(width, 1), units[0] * units[1], np.float32)
+    output = node.output[0]
+    unit = file.constant(f"{output}.unit", values)
+    file.add("Mul", [file.now(node.input[0]), unit], output)
+
+
+def lower_norm(file: Writer, node: onnx.NodeProto) -> None:
+    """Write a BatchNorm that folds into no layer: ONNX Runtime would make a convolution of it."""
+    name, output = name_of(node), node.output[0]
+    module = file.network.get_submodule(name)
+    assert isinstance(module, _BatchNorm)
+    shape = [1] * helper.get_node_attr_value(node, "rank")
+    shape[1] = -1
+    tensor = file.now(node.input[0])
+    parts = [part.numpy().reshape(shape) for part in affine(module)]
+    for kind, place, values in zip(("Mul", "Add"), ("scaled", ""), parts, strict=True):
+        held = file.constant(f"{output}.{kind.lower()}", values)
+        tensor = file.add(kind, [tensor, held], f"{output}.{place}" if place else output)
+
+
+def _step(file: Writer, name: str, factor: float) -> float | None:
+    """Return what a code of a quantizer is worth, times a factor; None where it rounds nothing."""
+    if not name:
+        return factor
+    module = file.network.get_submodule(name)
+    assert isinstance(module, Rounding)
+    return None if module.bits == FLOAT else float(module.step) * factor
 
 
 def _move(file: Writer, node: onnx.NodeProto, grid: Grid) -> Grid:

@@ -22,8 +22,9 @@ from haq.formats.onnx.lower import lower
 from haq.formats.onnx.saturation import EXACT_KERNELS
 from haq.formats.onnx.template import Template, template
 from haq.network.inputs import Batch, Inputs, tensors_of
-from haq.quantization.convert import convert_to_integers, layers
+from haq.quantization.convert import convert_to_integers
 from haq.quantization.fake_quant import Quantized
+from haq.quantization.folding import layers
 
 Answer = Callable[[Inputs], Tensor]
 """From inputs (N, ...) to the first output (N, ...), float32."""

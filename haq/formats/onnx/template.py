@@ -15,18 +15,21 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from haq.allocation.policy import FLOAT
 from haq.errors import ModelError
 from haq.formats.onnx.original import from_original
+from haq.formats.onnx.translation.draft import UntranslatedError
+from haq.formats.onnx.translation.translate import Marked, Marker, translated
 from haq.models.onnx.network import Origin
-from haq.network.capture import Sample
-from haq.network.inputs import Inputs, arguments, as_inputs
+from haq.network.capture import Sample, evaluating
+from haq.network.inputs import Inputs, arguments, as_inputs, tensors_of
 from haq.network.modules import Matrix
 from haq.network.naming import ORIGIN
 from haq.network.operators import projects
 from haq.network.outputs import tensors_given
 from haq.quantization.bn_folding import norms_of
-from haq.quantization.convert import layers
 from haq.quantization.fake_quant import Rounding, Rows, set_plain
+from haq.quantization.folding import layers
 
 OPSET = 21
 """ONNX opset of the files: the first with INT4."""
@@ -132,14 +135,49 @@ def template(network: fx.GraphModule, sample: Sample) -> Template:
             "the network has an LSTM that projects its hidden state (proj_size), which ONNX has not"
         )
     inputs = as_inputs(sample)
-    names = layers(network)
+    names, norms = layers(network), norms_of(network)
     origin = network.meta.get(ORIGIN)
     if isinstance(origin, Origin):
-        norms = norms_of(network)
         marked_file = from_original(origin, network, names, norms, DOMAIN)
         return Template(
             marked_file.model, norms, marked_file.unnamed, marked_file.states, original=True
         )
+    try:
+        with evaluating(network):
+            model = translated(
+                network, arguments(network.graph, inputs), _input_names(network, inputs),
+                _results(network, inputs), OPSET, DOMAIN, _marker_of(names, norms),
+                exactly=_rounds(network),
+            )  # fmt: skip
+        return Template(model, norms, {})
+    except UntranslatedError:
+        return _by_torch(network, inputs, names)
+
+
+def _rounds(network: nn.Module) -> bool:
+    """Return whether anything is rounded: a float network is written as plainly as it can be."""
+    roundings = [module for module in network.modules() if isinstance(module, Rounding)]
+    return any(module.bits != FLOAT for module in roundings)
+
+
+def _marker_of(names: Sequence[str], norms: Mapping[str, str]) -> Marker:
+    """Return the function that says which modules of a network are markers."""
+    left_out = set(norms.values())
+
+    def marker(module: nn.Module, name: str) -> Marked | None:
+        if isinstance(module, Rounding):
+            return Marked("round", name)
+        if isinstance(module, Rows):
+            return Marked("rows", module.layer, operand=2)
+        if name in names:
+            return Marked("layer", name)
+        return Marked("", "") if name in left_out else None
+
+    return marker
+
+
+def _by_torch(network: fx.GraphModule, inputs: Inputs, names: Sequence[str]) -> Template:
+    """Let torch export a network that has an operation without a rule of ours; it takes seconds."""
     prefixes = tuple(f"{name}." for name in names)
     marked = copy.deepcopy(network).eval()
     for name, module in network.named_modules():
@@ -236,13 +274,9 @@ def _exported(marked: fx.GraphModule, inputs: Inputs) -> onnx.ModelProto:
     given = arguments(marked.graph, inputs)
     pairs = tuple(value[:1].repeat(2, *(1,) * (value.dim() - 1)).cpu() for value in given)
     batch = torch.export.Dim("batch")
-    names = ["images"] if len(pairs) == 1 else [f"input{place}" for place in range(len(pairs))]
-    if not isinstance(inputs, Tensor) and inputs.names:
-        names = [str(node.target) for node in marked.graph.find_nodes(op="placeholder")]
-    given_out = {f"{name}_out" if name in names else name: node
-                 for name, node in tensors_given(marked).items()}  # fmt: skip
+    results = _results(marked, inputs)
     # One a name: torch knows no dataclasses.
-    marked.graph.output_node().args = (tuple(given_out.values()),)
+    marked.graph.output_node().args = (tuple(results.values()),)
     marked.recompile()
     try:
         with warnings.catch_warnings(), _quiet(), redirect_stdout(io.StringIO()):
@@ -250,12 +284,26 @@ def _exported(marked: fx.GraphModule, inputs: Inputs) -> onnx.ModelProto:
             program = torch.onnx.export(
                 marked, pairs, dynamo=True, opset_version=OPSET, verbose=False,
                 dynamic_shapes=tuple({0: batch} for _ in pairs),
-                input_names=names, output_names=list(given_out),
+                input_names=_input_names(marked, inputs), output_names=list(results),
             )  # fmt: skip
     except Exception as error:
         raise ModelError(f"the network cannot be exported to ONNX: {_reason(error)}") from error
     assert program is not None
     return program.model_proto
+
+
+def _results(network: fx.GraphModule, inputs: Inputs) -> dict[str, fx.Node]:
+    """Return the nodes of the tensors that a network gives, by names that no input has."""
+    names = _input_names(network, inputs)
+    given = tensors_given(network).items()
+    return {f"{name}_out" if name in names else name: node for name, node in given}
+
+
+def _input_names(network: fx.GraphModule, inputs: Inputs) -> list[str]:
+    if not isinstance(inputs, Tensor) and inputs.names:
+        return [str(node.target) for node in network.graph.find_nodes(op="placeholder")]
+    count = len(tensors_of(inputs))
+    return ["images"] if count == 1 else [f"input{place}" for place in range(count)]
 
 
 @contextmanager

@@ -88,7 +88,7 @@ class Writer:
             for value in (*graph.value_info, *graph.input)
         }
         for node in graph.node:
-            if node.domain == DOMAIN:
+            if node.domain == DOMAIN and node.op_type not in ("whole", "unit", "norm"):
                 self._ranks[node.output[0]] = len(shape_of(node))
             for tensor in node.input:
                 self._users.setdefault(tensor, []).append(node)

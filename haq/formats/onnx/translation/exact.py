@@ -1,0 +1,161 @@
+"""Float operations as ``haq.quantization.exact`` computes them: in float64, or from codes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from haq.formats.onnx.translation import reductions
+from haq.formats.onnx.translation.draft import Draft, arguments, axis_of
+from haq.formats.onnx.translation.elementwise import Rule
+from haq.quantization.exact import SHARE, WIDEST, Grid, fits, grid_of, grids_of
+
+DOMAIN = "haq"
+"""Of the markers."""
+
+WIDE = torch.float64
+
+
+def _wide(draft: Draft, value: Any) -> str:
+    return draft.cast(draft.tensor(value), WIDE)
+
+
+def _layer_norm(draft: Draft, node: fx.Node) -> str:
+    given = arguments(node)
+    shape, weight, bias = given["normalized_shape"], given["weight"], given["bias"]
+    scale = (
+        draft.constant(torch.ones(shape).numpy(), WIDE) if weight is None else _wide(draft, weight)
+    )
+    inputs = [_wide(draft, given["input"]), scale]
+    inputs += [] if bias is None else [_wide(draft, bias)]
+    eps = float(given["eps"])
+    result = draft.emit("LayerNormalization", *inputs, axis=-len(shape), epsilon=eps)
+    return draft.cast(result, draft.of(node).dtype)
+
+
+def _softmax(draft: Draft, node: fx.Node) -> str:
+    given = arguments(node)
+    result = draft.emit("Softmax", _wide(draft, given["self"]), axis=int(given["dim"]))
+    return draft.cast(result, draft.of(node).dtype)
+
+
+def _reduced(kind: str, plain: Rule) -> Rule:
+    def rule(draft: Draft, node: fx.Node) -> Any:
+        given, dtype = arguments(node), draft.of(node).dtype
+        if not dtype.is_floating_point or (kind == "ReduceMean" and _is_pooling(draft, node)):
+            return plain(draft, node)
+        rank, dims = draft.of(given["self"]).rank, given.get("dim")
+        axes = [dims] if isinstance(dims, int) else dims or range(rank)
+        kept, places = int(given.get("keepdim") or 0), [axis_of(axis, rank) for axis in axes]
+        x = _wide(draft, given["self"])
+        return draft.cast(draft.emit(kind, x, draft.constant(places), keepdims=kept), dtype)
+
+    return rule
+
+
+def _is_pooling(draft: Draft, node: fx.Node) -> bool:
+    """Return whether a mean is that of feature maps with codes, which has an integer kernel."""
+    given = arguments(node)
+    known = draft.of(given["self"])
+    dims = given.get("dim")
+    if known.rank != 4 or not isinstance(dims, Sequence) or grid_of(given["self"]) is None:
+        return False
+    return sorted(axis_of(axis, 4) for axis in dims) == [2, 3]
+
+
+def _matmul(draft: Draft, node: fx.Node) -> str:
+    left, right = node.args[:2]
+    grids = grids_of(node)
+    width, dtype = draft.of(left).shape[-1], draft.of(node).dtype
+    if grids is None or width is None or not fits(grids[0], width):
+        product = draft.emit("MatMul", _wide(draft, left), _wide(draft, right))
+        return draft.cast(product, dtype)
+    sums = draft.emit("MatMul", *map(_whole, [draft] * 2, node.args[:2], grids))
+    return _times(draft, sums, grids, draft.of(node).shape[-1])
+
+
+def _whole(draft: Draft, value: Any, grid: Grid) -> str:
+    """Write a marker of the codes of a tensor, as floats."""
+    return _marked_whole(draft, draft.tensor(value), grid)
+
+
+def _marked_whole(draft: Draft, x: str, grid: Grid) -> str:
+    more = {"name": grid.rounding, "factor": grid.factor}
+    return str(draft.emit("whole", x, domain=DOMAIN, **more))  # type: ignore[arg-type]
+
+
+def _times(
+    draft: Draft, sums: str, grids: Sequence[Grid], width: int | None, wide: float = 0.0
+) -> str:
+    """Write a marker of sums of products of codes times what these are worth."""
+    more = {
+        "names": [grid.rounding for grid in grids], "factors": [grid.factor for grid in grids],
+        "width": width or 0, "scale": wide,
+    }  # fmt: skip
+    return str(draft.emit("unit", sums, domain=DOMAIN, **more))  # type: ignore[arg-type]
+
+
+def _attention(draft: Draft, node: fx.Node) -> Any:
+    given = arguments(node)
+    query, key, value = (given[name] for name in ("query", "key", "value"))
+    if given.get("enable_gqa"):
+        return None
+    width = draft.of(query).shape[-1]
+    assert width is not None
+    scale = width**-0.5 if given["scale"] is None else float(given["scale"])
+    grids = [grid_of(operand) for operand in (query, key, value)]
+    scores = _scores(draft, query, key, grids, scale)
+    scores = _masked(draft, scores, given, node)
+    shares = draft.cast(draft.emit("Softmax", scores, axis=-1), draft.of(node).dtype)
+    if grids[2] is None:
+        product = draft.emit("MatMul", draft.cast(shares, WIDE), _wide(draft, value))
+        return draft.cast(product, draft.of(node).dtype)
+    share = Grid("", SHARE)
+    sums = draft.emit("MatMul", _marked_whole(draft, shares, share), _whole(draft, value, grids[2]))
+    return _times(draft, sums, (share, grids[2]), draft.of(value).shape[-1])
+
+
+def _scores(
+    draft: Draft, query: fx.Node, key: fx.Node, grids: Sequence[Grid | None], scale: float
+) -> str:
+    """Write the products of queries and keys, scaled, in float64."""
+    order = [*range(draft.of(key).rank)]
+    order[-2:] = order[:-3:-1]
+    width = draft.of(query).shape[-1] or 0
+    left, right = grids[:2]
+    if left is None or right is None or not 0 < width <= WIDEST:
+        turned = draft.emit("Transpose", _wide(draft, key), perm=order)
+        scores = draft.emit("MatMul", _wide(draft, query), turned)
+        return str(draft.emit("Mul", scores, draft.constant(scale, WIDE)))
+    turned = draft.emit("Transpose", _whole(draft, key, right), perm=order)
+    sums = draft.emit("MatMul", _whole(draft, query, left), turned)
+    return _times(draft, draft.cast(sums, WIDE), (left, right), None, scale)
+
+
+def _masked(draft: Draft, scores: str, given: Mapping[str, Any], node: fx.Node) -> str:
+    mask = given["attn_mask"]
+    if given["is_causal"]:
+        rows, columns = (
+            draft.emit("Shape", draft.tensor(given[name]), start=-2, end=-1)
+            for name in ("query", "key")
+        )
+        shape = draft.emit("Concat", rows, columns, axis=0)
+        every = draft.emit("Expand", draft.constant(1.0, torch.float32), shape)
+        seen = draft.cast(draft.emit("Trilu", every, upper=0), torch.bool)
+        return str(draft.emit("Where", seen, scores, draft.constant(-1e30, WIDE)))
+    if mask is None:
+        return scores
+    if draft.of(mask).dtype == torch.bool:
+        least = draft.constant(-1e30, WIDE)
+        return str(draft.emit("Where", draft.tensor(mask), scores, least))
+    return str(draft.emit("Add", scores, draft.tensor(mask, WIDE)))
+
+
+RULES: Mapping[Any, Rule] = {
+    "layer_norm": _layer_norm, "softmax": _softmax, "matmul": _matmul, "bmm": _matmul,
+    "mean": _reduced("ReduceMean", reductions.RULES["mean"]),
+    "sum": _reduced("ReduceSum", reductions.RULES["sum"]),
+    "scaled_dot_product_attention": _attention,
+}  # fmt: skip
+"""As in ``elementwise``."""

@@ -1,0 +1,198 @@
+"""Float operations whose results do not depend on who adds up, and in which order.
+
+A quantized network and its file agree to the last bit where integers are added. LayerNorm, softmax
+and products of two activations are no integers: two libraries give them in float32 with last digits
+that differ, a few of which fall on the other side of a border between two codes, and from layer to
+layer these become many. So they are computed here, and in the file, as follows:
+
+- norms, softmax, means and sums in float64, from which float32 results are rounded;
+- a product of two tensors that have codes from these codes, whose sums are whole numbers that
+  float32 holds exactly; attention's shares count as codes of 2**-15.
+
+Each function takes what the operation takes that ``computes`` names.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from haq.allocation.policy import FLOAT
+from haq.network.operators import first_input, kind_of, selects
+from haq.quantization.fake_quant import Rounding
+
+aten = torch.ops.aten
+
+SHARE = 2.0**-15
+"""What a code of a share in attention is worth."""
+
+TOP = 255
+"""The highest code of an activation."""
+
+WIDEST = 2**24 // TOP**2
+"""The most products of two activations' codes that float32 adds up exactly, whatever they are."""
+
+
+class Grid(NamedTuple):
+    """Where the codes of a tensor come from.
+
+    Attributes:
+        rounding: Name of the quantizer; empty for the shares of a softmax.
+        factor: By which its values were multiplied since.
+    """
+
+    rounding: str
+    factor: float
+
+
+def grid_of(node: fx.Node) -> Grid | None:
+    """Return where the codes of a node's value come from; None where it has none."""
+    factor = 1.0
+    while True:
+        if node.op == "call_module" and kind_of(node) is Rounding:
+            return Grid(str(node.target), factor)
+        if kind_of(node) in ("softmax", "_softmax") and factor == 1.0:
+            return Grid("", SHARE)
+        number = node.args[1] if len(node.args) == 2 else None
+        if kind_of(node) in ("mul", "div") and isinstance(number, int | float) and number > 0:
+            factor = factor * number if kind_of(node) == "mul" else factor / number
+        elif not selects(node):
+            return None
+        node = first_input(node)
+
+
+def grids_of(node: fx.Node) -> tuple[Grid, Grid] | None:
+    """Return the grids of the two tensors that a node multiplies; None if one has none."""
+    operands = node.args[:2]
+    grids = [grid_of(operand) if isinstance(operand, fx.Node) else None for operand in operands]
+    left, right = grids
+    return None if left is None or right is None else (left, right)
+
+
+def fits(grid: Grid, width: int) -> bool:
+    """Return whether float32 adds up so many products of codes exactly, the left ones of a grid."""
+    return not grid.rounding or width <= WIDEST
+
+
+def _wide(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.double()
+
+
+def layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None,
+    eps: float = 1e-5, cudnn_enable: bool = True,
+) -> Tensor:  # fmt: skip
+    """Return ``functional.layer_norm``."""
+    result = functional.layer_norm(x.double(), [*shape], _wide(weight), _wide(bias), eps)
+    return result.to(x.dtype)
+
+
+def softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Return ``functional.softmax``."""
+    return functional.softmax(x.double(), dim).to(dtype or x.dtype)
+
+
+def mean(
+    x: Tensor, dim: Any = None, keepdim: bool = False, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Return ``torch.mean``."""
+    return x.double().mean(dim, keepdim).to(dtype or x.dtype)
+
+
+def total(
+    x: Tensor, dim: Any = None, keepdim: bool = False, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Return ``torch.sum``."""
+    return x.double().sum(dim, keepdim).to(dtype or x.dtype)
+
+
+def matmul(left: Tensor, right: Tensor, *, steps: tuple[float, float] | None = None) -> Tensor:
+    """Return ``torch.matmul``, from codes where both tensors have steps."""
+    if steps is None or (steps[0] != SHARE and left.shape[-1] > WIDEST):
+        return (left.double() @ right.double()).to(left.dtype)
+    unit = torch.tensor(steps[0], dtype=torch.float32) * torch.tensor(steps[1])
+    with torch.autocast(left.device.type, enabled=False):
+        return (_whole(left, steps[0]) @ _whole(right, steps[1])) * unit.to(left.device)
+
+
+def _whole(x: Tensor, step: float) -> Tensor:
+    return (x.float() / step).round()
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0, is_causal: bool = False, **more: Any,
+) -> Tensor:  # fmt: skip
+    """Return ``functional.scaled_dot_product_attention``, from codes where tensors have steps."""
+    steps: tuple[float | None, ...] = more.get("steps", (None, None, None))
+    if more.get("enable_gqa"):
+        repeats = query.shape[-3] // key.shape[-3]
+        key, value = (x.repeat_interleave(repeats, -3) for x in (key, value))
+    width = query.shape[-1]
+    scale = width**-0.5 if more.get("scale") is None else more["scale"]
+    if steps[0] is None or steps[1] is None or width > WIDEST:
+        scores = query.double() @ key.double().transpose(-2, -1) * scale
+    else:
+        with torch.autocast(query.device.type, enabled=False):
+            sums = _whole(query, steps[0]) @ _whole(key, steps[1]).transpose(-2, -1)
+        scores = sums.double() * (steps[0] * steps[1] * scale)
+    if is_causal:
+        rows, columns = scores.shape[-2:]
+        attn_mask = torch.ones(rows, columns, dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None:
+        masked = scores.masked_fill(~attn_mask, -1e30) if attn_mask.dtype == torch.bool else None
+        scores = scores + attn_mask.double() if masked is None else masked
+    shares = functional.softmax(scores, -1).to(query.dtype)
+    return matmul(shares, value, steps=None if steps[2] is None else (SHARE, steps[2]))
+
+
+EXACT: dict[str, tuple[Callable[..., Tensor], Any]] = {
+    "layer_norm": (layer_norm, aten.layer_norm.default),
+    "softmax": (softmax, aten.softmax.int),
+    "mean": (mean, aten.mean.dim),
+    "sum": (total, aten.sum.dim_IntList),
+    "matmul": (matmul, aten.matmul.default),
+    "bmm": (matmul, aten.matmul.default),
+    "scaled_dot_product_attention": (attention, aten.scaled_dot_product_attention.default),
+}
+"""Name of an operation to the function that computes it and the operation whose arguments that has.
+"""
+
+for _function, _operation in EXACT.values():
+    _function.computes = _operation  # type: ignore[attr-defined]
+
+
+def make_exact(network: fx.GraphModule) -> None:
+    """Let the float operations of a quantized network be computed as above, in place.
+
+    What codes are worth is taken from its quantizers as they are now.
+    """
+    for node in network.graph.nodes:
+        kind = kind_of(node) if node.op == "call_function" else None
+        if kind not in EXACT or not _is_float(node):
+            continue
+        node.target = EXACT[kind][0]
+        if kind in ("matmul", "bmm"):
+            grids = grids_of(node)
+            steps = grids and tuple(_step(network, grid) for grid in grids)
+            node.kwargs = {"steps": None if steps is None or None in steps else steps}
+        elif kind == "scaled_dot_product_attention":
+            each = [grid_of(operand) for operand in node.args[:3]]
+            steps = tuple(grid and _step(network, grid) for grid in each)
+            node.kwargs = {**node.kwargs, "steps": steps}
+    network.recompile()
+
+
+def _step(network: nn.Module, grid: Grid) -> float | None:
+    """Return what a code is worth; None where the quantizer rounds nothing."""
+    if not grid.rounding:
+        return grid.factor
+    module = network.get_submodule(grid.rounding)
+    assert isinstance(module, Rounding)
+    return None if module.bits == FLOAT else float(module.step) * grid.factor
+
+
+def _is_float(node: fx.Node) -> bool:
+    return not (kind_of(node) in ("mean", "sum") and node.kwargs.get("dtype") is not None)

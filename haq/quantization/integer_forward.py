@@ -1,0 +1,174 @@
+"""A converted network computes as its file does, to the last bit.
+
+ONNX Runtime's kernels add products of codes exactly and rescale the sums to the codes of the next
+tensor in one multiplication; it adds two tensors of codes by fused multiplications. Here the same
+is done in floats that hold these whole numbers, in the same order of roundings, so that what is
+close to the border of two codes falls on the same side. ``haq.formats.onnx.reference`` says the
+same of a file, in numpy.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from haq.allocation.policy import FLOAT
+from haq.network.modules import Product, along_weight
+from haq.network.operators import (
+    first_input,
+    is_relu,
+    is_sum,
+    kind_of,
+    only_user,
+    values_of,
+)
+from haq.quantization.bn_folding import Norm, affine, norms_of
+from haq.quantization.exact import aten, make_exact
+from haq.quantization.fake_quant import Kernel, Quantized, Rounding
+from haq.quantization.folding import InputGrid, fold, input_grids
+from haq.quantization.quantizer import codes
+
+EXACT = 2**24
+"""Up to here float32 holds all whole numbers."""
+
+
+class _ExactNorm(nn.Module):
+    """A BatchNorm that folds into no layer: a multiplication and an addition."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the normalised tensor (N, channels, ...)."""
+        shape = (-1, *[1] * (input.dim() - 2))
+        multiplier, offset = affine(self)  # type: ignore[arg-type]
+        return input * multiplier.view(shape) + offset.view(shape)
+
+
+class _ExactNorm1d(_ExactNorm, nn.BatchNorm1d):
+    pass
+
+
+class _ExactNorm2d(_ExactNorm, nn.BatchNorm2d):
+    pass
+
+
+class _ExactNorm3d(_ExactNorm, nn.BatchNorm3d):
+    pass
+
+
+EXACT_NORMS: Mapping[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: _ExactNorm1d,
+    nn.BatchNorm2d: _ExactNorm2d,
+    nn.BatchNorm3d: _ExactNorm3d,
+}
+"""Kind of a BatchNorm to the one that stands for it."""
+
+
+def is_exact(network: nn.Module) -> bool:
+    """Return whether a network computes with the integers of its kernels."""
+    return any(isinstance(m, Quantized) and m.kernel is not None for m in network.modules())
+
+
+def compute_exactly(network: fx.GraphModule) -> None:
+    """Let a network that ``convert_to_integers`` converted compute as its file does, in place.
+
+    It changes no parameters; whatever changes them later must call it again.
+    """
+    make_exact(network)
+    norms = norms_of(network)
+    for module in network.modules():
+        if isinstance(module, Rounding):
+            module.unit = None
+    for name, grid in input_grids(network).items():
+        layer = network.get_submodule(name)
+        norm = network.get_submodule(norms[name]) if name in norms else None
+        assert isinstance(layer, Product) and isinstance(layer, Quantized)
+        assert norm is None or isinstance(norm, Norm)
+        alone = norm is None or bool((affine(norm)[0] == 1).all())  # its bias is all there is left
+        layer.kernel = _kernel(layer, norm, grid) if alone else None
+    folded = {id(network.get_submodule(name)) for name in norms.values()}
+    for module in network.modules():
+        if type(module) in EXACT_NORMS and id(module) not in folded:
+            module.__class__ = EXACT_NORMS[type(module)]
+    for node in network.graph.nodes:
+        if node.op == "call_module" and kind_of(node) is Rounding:
+            _rescale(network, node)
+    network.recompile()
+
+
+def _kernel(layer: Any, norm: Norm | None, grid: InputGrid) -> Kernel:
+    folded = fold(layer, norm, grid)
+    assert folded.scale is not None
+    unit = folded.scale.expand(len(layer.weight)) * grid.step
+    clip = along_weight(layer.weight_clip, layer)
+    sums = codes(layer.weight.detach(), layer.weight_bits, clip).abs().flatten(1).double().sum(1)
+    wide = float(sums.max()) * grid.top >= EXACT
+    return Kernel(float(grid.step), folded.factor, unit, wide)
+
+
+def _rescale(network: fx.GraphModule, node: fx.Node) -> None:
+    """Let a quantizer right behind a layer or a sum round as the kernel before it does."""
+    rounding = network.get_submodule(str(node.target))
+    assert isinstance(rounding, Rounding)
+    if rounding.bits == FLOAT:
+        return
+    source = first_input(node)
+    if is_relu(source) and only_user(source) is node:
+        source = first_input(source)
+    if len(source.users) > 1:
+        return
+    if is_sum(source):
+        _add_codes(network, source, rounding)
+        return
+    norm = _module(network, source)
+    if isinstance(norm, Norm) and not isinstance(norm, _ExactNorm):
+        source = first_input(source)
+    layer = _module(network, source)
+    if isinstance(layer, Quantized) and layer.kernel is not None and len(source.users) == 1:
+        after = () if isinstance(layer, nn.Linear) else (1,) * (layer.weight.dim() - 2)
+        rounding.unit = layer.kernel.unit.view(-1, *after)
+
+
+def _module(network: nn.Module, node: fx.Node) -> nn.Module | None:
+    return network.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _add_codes(network: nn.Module, node: fx.Node, rounding: Rounding) -> None:
+    """Let the sum of two tensors of codes be computed from these."""
+    grids = []
+    for operand in node.all_input_nodes:
+        source = _module(network, values_of(operand))
+        if not isinstance(source, Rounding) or source.bits == FLOAT:
+            return
+        grids += [float(source.step), source.zero_point]
+    if len(node.all_input_nodes) == 2 and node.kwargs.get("alpha", 1) == 1 and len(node.args) == 2:
+        node.target = added
+        node.kwargs = {"grids": (*grids, float(rounding.step), rounding.zero_point)}
+
+
+def added(left: Tensor, right: Tensor, *, grids: tuple[float, ...]) -> Tensor:
+    """Return the sum of two tensors of codes on the grid that it is rounded to.
+
+    Args:
+        left: On a grid.
+        right: On another.
+        grids: Step and zero point of both, and of the sum.
+    """
+    steps = [torch.tensor(grids[place]) for place in (0, 2, 4)]
+    zeros = [torch.tensor(float(grids[place])) for place in (1, 3, 5)]
+    one, other = steps[0] / steps[2], steps[1] / steps[2]
+    rest = zeros[2] - (one * zeros[0] + other * zeros[1])
+    first, second = (
+        (x / size).round() + zero
+        for x, size, zero in zip((left, right), steps[:2], zeros[:2], strict=True)
+    )
+    total = _fused(first, one, _fused(second, other, rest))
+    code = total.round().clamp(0, 255)
+    return ((code - zeros[2]) * steps[2]).to(left.dtype)
+
+
+added.computes = aten.add.Tensor  # type: ignore[attr-defined]
+
+
+def _fused(values: Tensor, factor: Tensor, rest: Tensor) -> Tensor:
+    """Return values * factor + rest, rounded once to float32."""
+    return (values.double() * factor.double() + rest.double()).float()

@@ -1,0 +1,110 @@
+"""What becomes of many networks: captured, quantized, exported, compared; what it takes.
+
+python results/benchmarks/coverage.py [--only PART] [--fresh]
+
+Writes results/reference/coverage.json, a row for each network of coverage_networks.py, as it goes;
+each network in a process of its own. A row that is there already is kept unless --fresh is given.
+Weights are random; clips come from 32 inputs, agreement is of 32 others.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from coverage_networks import NETWORKS
+from coverage_table import coverage
+
+from haq.reports.reference.publish import script_provenance
+from haq.runs.folder import read_json, write_json
+
+OUT = Path("results/reference/coverage.json")
+
+
+def _one(name: str) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    started = time.process_time()
+    try:
+        model, inputs = NETWORKS[name]()
+    except Exception as error:  # such as a package that is missing
+        print(
+            json.dumps({"failed": {"at": "build", "why": f"{type(error).__name__}: {error}"[:400]}})
+        )
+        return
+    row = {"build_s": round(time.process_time() - started, 2)} | coverage(model, inputs)
+    print(json.dumps(row))
+
+
+def _in_a_process(name: str, limit: float) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--one", name]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+    except subprocess.TimeoutExpired:
+        return {"failed": {"at": "?", "why": f"took more than {limit:.0f} s"}}
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        return {"failed": {"at": "?", "why": done.stderr.strip()[-400:]}}
+    row: dict[str, Any] = json.loads(lines[-1])
+    return row
+
+
+def summary(rows: dict[str, Any]) -> dict[str, Any]:
+    """Return the counts that the table comes to."""
+    captured = [row for row in rows.values() if row.get("captured")]
+    compared = [row for row in captured if row.get("agreement")]
+    return {
+        "networks": len(rows),
+        "captured": len(captured),
+        "refused": sorted(name for name, row in rows.items() if "refused" in row),
+        "failed": sorted(name for name, row in rows.items() if "failed" in row),
+        "share_of_weights_98": round(
+            sum(row["share_of_weights"] >= 0.98 for row in captured) / max(len(captured), 1), 3
+        ),
+        "exported": len(compared),
+        "least_equal_answers": {
+            name: min((row["agreement"][name]["equal_answers"] for row in compared), default=None)
+            for name in ("w7a8", "w4a8", "w4a4")
+        },
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Fill the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", default="", help="networks whose names contain this")
+    parser.add_argument("--fresh", action="store_true", help="measure rows again that are there")
+    parser.add_argument("--limit", type=float, default=900, help="seconds for one network")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.one:
+        _one(asked.one)
+        return
+    record = read_json(asked.out) if asked.out.exists() else {"rows": {}}
+    provenance = script_provenance()
+    for name in NETWORKS:
+        known = record["rows"].get(name)
+        if asked.only not in name or (known and not asked.fresh):
+            continue
+        row = _in_a_process(name, asked.limit)
+        record["rows"][name] = row
+        rows = {one: record["rows"][one] for one in NETWORKS if one in record["rows"]}
+        write_json(asked.out, {
+            "what": "What becomes of networks: capture, shares, kernels, agreement, cost.",
+            "summary": summary(rows), "rows": rows, **provenance,
+        })  # fmt: skip
+        short = row.get("refused") or row.get("failed") or {
+            "w": row["share_of_weights"],
+            **{name: one["equal_answers"] for name, one in row["agreement"].items()},
+            "kernels": row.get("kernels") or row.get("kernels_refused"),
+        }  # fmt: skip
+        print(name, json.dumps(short), flush=True)
+
+
+if __name__ == "__main__":
+    main()
