@@ -41,6 +41,8 @@ GAPLESS = 1.0
 level to one in 10**8."""
 NOTHING = 1e-30
 """What is left of a Gaussian some 12 widths away; added so that no logarithm is infinite."""
+AT_ONCE = 2**23
+"""Values that are copied to work out their clips."""
 TINY = 2.0**-100
 """Below this everything is zero: the step would leave float32's normal range."""
 
@@ -110,15 +112,22 @@ def _clips(rows: Tensor, bits: Sequence[int], signed: bool, method: str) -> dict
     tops = [levels(width, signed)[1] for width in bits]
     if rows.numel() == 0:
         raise ValueError("there is nothing to calibrate on: the tensor is empty")
-    magnitudes = rows.detach().float().abs().cpu()
-    bad = int((~torch.isfinite(magnitudes)).sum())
+    parts = rows.split(max(1, AT_ONCE // rows.shape[1]))
+    bad = sum(int((~torch.isfinite(part)).sum()) for part in parts)
     if bad:
         raise ValueError(f"{bad} of {rows.numel()} values are not finite numbers")
+    clips = torch.cat([_clips_of(part, tops, choose) for part in parts], 1)
+    return dict(zip(bits, clips.to(rows.device), strict=True))
+
+
+def _clips_of(rows: Tensor, tops: Sequence[int], choose: Method) -> Tensor:
+    """Return clips (bit-widths, rows) of some rows, whose magnitudes are copied for it."""
+    magnitudes = rows.detach().float().abs().cpu()
     alive = magnitudes.amax(1) >= TINY  # (rows,)
     clips = torch.ones(len(tops), len(rows))
     if bool(alive.any()):
         clips[:, alive] = choose(magnitudes[alive], tops)
-    return dict(zip(bits, clips.to(rows.device), strict=True))
+    return clips
 
 
 def _maximum(magnitudes: Tensor, tops: Sequence[int]) -> Tensor:

@@ -29,7 +29,7 @@ from haq.formats.checkpoint.header import (
     times,
 )
 from haq.formats.checkpoint.read import fill, read_tensors
-from haq.formats.checkpoint.state import called, dtype, merge_norms, shares, skews
+from haq.formats.checkpoint.state import called, dtype, merge_norms, shares, sharing_copy, skews
 from haq.formats.packing import pack
 from haq.formats.stand_in import stand_in
 from haq.network.graph import Graph
@@ -79,7 +79,8 @@ def encode(network: fx.GraphModule, policy: Policy, origin: Origin) -> tuple[Con
         CheckpointError: As ``save``.
         ValueError: As ``save``.
     """
-    network = copy.deepcopy(network).cpu().eval()
+    away = any(value.device.type != "cpu" for value in network.state_dict().values())
+    network = (copy.deepcopy(network).cpu() if away else sharing_copy(network)).eval()
     rows = tuple(_rows(network, policy))
     written = _sparse(network, origin)
     content = Content(
@@ -90,7 +91,7 @@ def encode(network: fx.GraphModule, policy: Policy, origin: Origin) -> tuple[Con
         codings={name: (coding, len(data)) for name, (coding, data) in written.items()},
         integers=is_exact(network),
     )
-    merged = merge_norms(copy.deepcopy(network))
+    merged = merge_norms(sharing_copy(network))
     # Left out where there are none, as versions before them wrote it.
     optional = ("skews", "tokens", "inputs", "transforms", "codings", "integers")
     absent = {name for name in optional if not getattr(content, name)}
@@ -210,7 +211,7 @@ def _check_results(
     """Read the file again and see that it is the same network."""
     stream = io.BytesIO(data)
     content, spans = read_header(stream, len(data))
-    twin = copy.deepcopy(merged)
+    twin = sharing_copy(merged)
     fill(twin, content, read_tensors(stream, spans, twin, content))
     inputs = origin.made_up(2)
     # Floats may stand for indices.
