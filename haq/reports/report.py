@@ -127,13 +127,14 @@ def _lead_of_progress(record: RunRecord) -> str:
 
 def _finalists(record: RunRecord) -> list[Table]:
     """Return what the last candidates reached after an epoch each, where there was such a round."""
-    columns = ("episode", "without", "after an epoch", "loss after it")
+    columns = ("episode", "without", "after an epoch", "loss after it", "judged: divergence")
     metric = metric_of(record.summary)
     before, after = metric.key("val"), metric.key("tuned_val")
     rows = [
         [
             number(row["episode"]), number(row[before], metric.text(row[before])),
             number(row[after], metric.text(row[after])), number(row["tuned_val_loss"]),
+            number(row.get("judged_divergence")),
         ]
         for row in record.summary.get("finalists", [])
     ]  # fmt: skip

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from haq.metrics import Metric, metric_of
+from haq.reports.accuracy_target import accuracy_target_sentence
 from haq.reports.charts.theme import amount, counted, spoken
 from haq.reports.page import Card, Cell, Section, Table, number
 from haq.reports.record import RunRecord, kind_of
@@ -79,6 +80,8 @@ def _notes(record: RunRecord) -> list[str]:
             "far; the test images are looked at when it is finished."
         )
     notes.append(uniform_sentence(record.summary))
+    if target := record.summary.get("accuracy_target"):
+        notes.append(accuracy_target_sentence(target))
     if record.uniform:
         notes.append("8 bits everywhere: calibrated as this run, not fine-tuned.")
     notes.append(record.missing.get("plan", ""))

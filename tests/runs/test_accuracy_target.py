@@ -1,13 +1,16 @@
 """Searches for the least cost at an accuracy: what is met is verified, and what is not is said."""
 
+import html
+
 import pytest
 import torch
 
 import haq
-from haq.cli.terminal.run import accuracy_target_sentence
 from haq.datasets import load
 from haq.errors import HaqError
 from haq.models import build
+from haq.reports.accuracy_target import accuracy_target_sentence
+from haq.reports.report import report_html
 from haq.runs.accuracy_target import RISKS
 from haq.runs.folder import read_trials
 from haq.runs.job import JobError, parse_job
@@ -38,6 +41,12 @@ def test_a_target_that_is_met_is_verified_on_all_validation_images(finished):
         summary["float_val_accuracy"] - target["drop"]
     )
     assert "met: a drop of" in accuracy_target_sentence(target)
+
+
+def test_the_page_of_the_run_says_what_was_verified(finished):
+    folder, summary = finished
+    page = report_html(folder)
+    assert accuracy_target_sentence(summary["accuracy_target"]) in html.unescape(page)
 
 
 def test_it_costs_less_than_8_bits(finished):

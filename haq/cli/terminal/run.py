@@ -10,6 +10,7 @@ from rich.table import Table
 from haq.allocation.costs import CODED, UNITS
 from haq.cli.terminal.console import console, holds
 from haq.metrics import metric_of
+from haq.reports.accuracy_target import accuracy_target_sentence
 from haq.reports.charts.theme import counted
 from haq.reports.uniform import uniform_sentence
 
@@ -55,22 +56,6 @@ def coded_size_sentence(coded: Mapping[str, Any]) -> str:
     if coded["budget"] is not None and coded["packet"] > coded["budget"]:
         return f"{sentence}, and over the budget: give one that is lower by as much"
     return sentence
-
-
-def accuracy_target_sentence(target: Mapping[str, Any]) -> str:
-    """Return what came of an accuracy target, in one sentence."""
-    count = len(target["verifications"])
-    figures = (
-        f"a drop of {target['drop']:.2%} on {target['images']} validation images that nothing was "
-        f"chosen by, at most {target['bound']:.2%} with {target['confidence']:.0%} confidence "
-        f"({count} verification{'s' if count > 1 else ''})"
-    )
-    if target["met"]:
-        return f"accuracy target of at most {target['max_drop']:.2%} met: {figures}"
-    return (
-        f"accuracy target of at most {target['max_drop']:.2%} NOT met: {figures}; give more "
-        "validation images, allow more, or fine-tune with --final-epochs"
-    )
 
 
 def bits_in_signs(widths: Sequence[int]) -> str:
