@@ -367,7 +367,7 @@ def test_a_model_of_ones_own_has_a_page_too(tmp_path):
                episodes=2, budgets=["size=280B"])  # fmt: skip
     page = report_html(tmp_path / "own")
     assert "unknown model &#39;Sequential&#39;" in page
-    assert ">score<" in page
+    assert ">validation score<" in page
     assert 'categoryarray": ["0", "2", "4"]' in page
     assert "Fixed by the job at w8a8; weights at 8 bits: 7 would save 8 bytes" in report_html(
         tmp_path / "own", model=model

@@ -113,7 +113,7 @@ def test_outputs_of_any_structure_will_do_where_the_caller_scores(
 ):
     run = search(Returning(wrap), data, evaluate=lambda _: 0.25, agent=agent, out=tmp_path / "run",
                  **QUICK | {"rounding_steps": 2} | more)  # fmt: skip
-    assert run.summary["final_val_accuracy"] == 0.25
+    assert run.summary["final_val_score"] == 0.25
 
 
 @pytest.mark.parametrize(
@@ -124,13 +124,13 @@ def test_any_output_will_do_where_the_caller_scores_and_nothing_else_looks_at_it
     run = search(model, torch.randn(70, 8), evaluate=lambda network: 0.25, agent="random",
                  episodes=2, budgets=["avg_weight_bits=6"], threads=1,
                  out=tmp_path / "run")  # fmt: skip
-    assert run.summary["final_val_accuracy"] == 0.25
+    assert run.summary["final_val_score"] == 0.25
 
 
 def test_scores_of_ones_own_do_not_need_as_many_outputs_as_classes(tmp_path):
     run = search(mlp(classes=2), splits(labels=range(5)), evaluate=lambda network: 0.25,
                  agent="ilp", finalists=0, out=tmp_path / "run", **QUICK)  # fmt: skip
-    assert run.summary["final_val_accuracy"] == 0.25
+    assert run.summary["final_val_score"] == 0.25
     with pytest.raises(ModelError, match="gives 2 numbers for one input; data has 5 classes"):
         search(mlp(classes=2), splits(labels=range(5)), evaluate=lambda network: 0.25,
                out=tmp_path / "tuned", **QUICK)  # fmt: skip

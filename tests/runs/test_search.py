@@ -496,7 +496,7 @@ def test_inputs_without_labels_and_scores_are_enough_for_ilp(tmp_path):
     assert found.summary["cost"]["avg_weight_bits"] <= 4
     (trial,) = found.trials
     assert 0 <= trial.accuracy <= 1 and trial.loss >= 0
-    assert found.summary["float_val_accuracy"] == 1
+    assert found.summary["float_val_agreement"] == 1
 
 
 def test_ilp_for_a_network_that_is_no_classifier(tmp_path):
