@@ -9,11 +9,13 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from haq.allocation.costs import CODED, CostTable, with_quantity
-from haq.allocation.policy import FLOAT
+from haq.allocation.budgets import Budget, parse_budget
+from haq.allocation.costs import CODED, CostTable, Target, tabulate, total, with_quantity
+from haq.allocation.policy import FLOAT, Bits
 from haq.errors import BudgetError
 from haq.formats.update.sizes import coded_bytes
 from haq.network.graph import Graph
+from haq.network.layers import EDGE_BITS
 from haq.quantization.clipping import weight_clips
 from haq.quantization.quantizer import codes
 from haq.runs.job import Job
@@ -36,15 +38,13 @@ def is_asked(job: Job) -> bool:
 
 def clips_of_weights(graph: Graph, job: Job, table: CostTable) -> ClipsOfWeights:
     """Return where the weights of each layer are clipped at the widths it may have."""
-    return {
-        layer.name: weight_clips(
-            graph.traced.get_parameter(f"{layer.name}.weight").detach().float(),
-            sorted({bits.weight for bits in table.choices[layer.name]} - {FLOAT}),
-            job.clipping,
-            job.per_channel,
-        )
-        for layer in table.layers
-    }
+    clips: dict[str, Mapping[int, Tensor]] = {}
+    for layer in table.layers:
+        widths = sorted({bits.weight for bits in table.choices[layer.name]} - {FLOAT})
+        weight = graph.traced.get_parameter(f"{layer.name}.weight").detach().float()
+        known = weight_clips(weight, widths, job.clipping, job.per_channel) if widths else {}
+        clips[layer.name] = known
+    return clips
 
 
 def with_coded_size(table: CostTable, graph: Graph, clips: ClipsOfWeights) -> CostTable:
@@ -76,6 +76,24 @@ def with_coded_size(table: CostTable, graph: Graph, clips: ClipsOfWeights) -> Co
             ]
         )  # fmt: skip
     return with_quantity(table, CODED, "bytes", rows, table.fixed.get("size", 0.0))
+
+
+def budgets_of(job: Job, graph: Graph, target: Target | None) -> tuple[Budget, ...]:
+    """Return the budgets of a job; shares of coded bytes are measured on the weights of now.
+
+    Raises:
+        BudgetError: One of them cannot be read.
+    """
+    floats = sum(graph.float_parameters.values())
+
+    def coded(bits: Bits) -> float:
+        policy = {layer.name: Bits(bits.weight, EDGE_BITS) for layer in graph.layers}
+        choices = {name: (pair,) for name, pair in policy.items()}
+        table = tabulate(graph.layers, choices, None, floats)
+        known = with_coded_size(table, graph, clips_of_weights(graph, job, table))
+        return total(known, policy, CODED)
+
+    return tuple(parse_budget(text, graph.layers, target, floats, coded) for text in job.budgets)
 
 
 def _by_width(table: CostTable, graph: Graph, clips: ClipsOfWeights) -> dict[int, dict[str, float]]:

@@ -20,7 +20,7 @@ from haq.formats.update import packet
 from haq.formats.update.network import parse
 from haq.formats.update.packet import Sent
 from haq.quantization.calibration import Clips
-from haq.runs.coded_cost import is_asked, with_coded_size
+from haq.runs.coded_cost import budgets_of, is_asked, with_coded_size
 from haq.runs.job import Job
 from haq.runs.plan import Plan
 from haq.runs.state import Search
@@ -42,8 +42,9 @@ def replanned(job: Job, planned: Plan, clips: Clips) -> Plan:
     if not is_asked(job):
         return planned
     table = with_coded_size(planned.table, planned.graph, clips.weights)
-    fit(most_bits(table), table, planned.budgets)
-    return replace(planned, table=table)
+    budgets = budgets_of(job, planned.graph, planned.target)
+    fit(most_bits(table), table, budgets)
+    return replace(planned, table=table, budgets=budgets)
 
 
 def packet_bytes(search: Search, policy: Policy, model: fx.GraphModule) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from haq.agents import find
-from haq.allocation.budgets import Budget, fit, most_bits, parse_budget
+from haq.allocation.budgets import Budget, fit, most_bits
 from haq.allocation.costs import (
     CODED,
     CostTable,
@@ -30,7 +30,7 @@ from haq.network.inputs import Inputs, random_inputs
 from haq.network.layers import Layer, edges
 from haq.quantization.calibration import check_weights
 from haq.quantization.clipping import CLIPPING
-from haq.runs.coded_cost import clips_of_weights, is_asked, with_coded_size
+from haq.runs.coded_cost import budgets_of, clips_of_weights, is_asked, with_coded_size
 from haq.runs.job import Job
 from haq.training.distilling import check_distilling
 
@@ -110,7 +110,7 @@ def plan(
         table = with_coded_size(table, graph, clips_of_weights(graph, job, table))
     if job.minimise is not None:
         look_up(table.rows, "quantity", job.minimise)
-    budgets = tuple(parse_budget(text, graph.layers, target, floats) for text in job.budgets)
+    budgets = budgets_of(job, graph, target)
     certain = [budget for budget in budgets if trained or budget.quantity != CODED]
     _check_budgets(job, graph, target, table, certain, pins)
     notes = (

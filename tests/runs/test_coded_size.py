@@ -15,7 +15,7 @@ from haq.errors import BudgetError
 from haq.formats.update.sizes import coded_bytes
 from haq.network.graph import trace
 from haq.runs import coded_size
-from haq.runs.coded_cost import clips_of_weights, with_coded_size
+from haq.runs.coded_cost import budgets_of, clips_of_weights, with_coded_size
 from haq.runs.job import parse_job
 
 
@@ -66,11 +66,18 @@ def test_a_budget_that_no_policy_keeps_leaves_nothing(model, tmp_path):
     assert not out.exists()
 
 
-def test_shares_are_refused(model):
-    layers = trace(model, torch.zeros(1, 1, 10, 10)).layers
-    assert parse_budget("coded_size=2KiB", layers, None).limit == 2048
-    with pytest.raises(BudgetError, match=r"give bytes, such as coded_size=60kB"):
-        parse_budget("coded_size=50%w8a8", layers, None)
+def test_bytes_and_shares(model):
+    graph = trace(model, torch.zeros(1, 1, 10, 10))
+    assert parse_budget("coded_size=2KiB", graph.layers, None).limit == 2048
+    for share in ("coded_size=50%w8a8", "coded_size=50%w1a8"):
+        coded = None if share.endswith("w8a8") else lambda _: 1.0
+        with pytest.raises(BudgetError, match=r"give bytes, such as coded_size=60kB"):
+            parse_budget(share, graph.layers, None, 0, coded)
+    asked = ("coded_size=50%w8a8", "coded_size=100%w4a8", "coded_size=100%fp32")
+    half, four, floats = budgets_of(parse_job(budgets=asked), graph, None)
+    weights = sum(layer.weights + layer.biases for layer in graph.layers)
+    assert floats.limit == pytest.approx(4 * weights + 1000 + 3 * 48)
+    assert half.limit < 0.2 * floats.limit and four.limit < 0.8 * 2 * half.limit
 
 
 def test_costs_are_those_of_codes_scales_and_biases(model):

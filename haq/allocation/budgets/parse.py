@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from haq.allocation.budgets.limit import Budget
 from haq.allocation.costs import CODED, UNITS, WITHOUT_TARGET, Target, reference
@@ -25,7 +25,11 @@ _SI = {"latency": "s", "energy": "J"}
 
 
 def parse_budget(
-    text: str, layers: Sequence[Layer], target: Target | None, float_values: int = 0
+    text: str,
+    layers: Sequence[Layer],
+    target: Target | None,
+    float_values: int = 0,
+    coded: Callable[[Bits], float] | None = None,
 ) -> Budget:
     """Return the budget that a text such as "size=90kB" or "latency=50%w8a8" asks for.
 
@@ -37,6 +41,8 @@ def parse_budget(
         layers: All of them, for the reference.
         target: Needed for latency and energy; both are for its batch.
         float_values: Values that stay float32 in no layer; references count them.
+        coded: Measures the whole network's coded bytes with every layer at these bits; without it
+            they have no references.
 
     Raises:
         BudgetError: The text cannot be read, needs a target, or names a reference that the target
@@ -51,18 +57,24 @@ def parse_budget(
     if not 0 < number < math.inf:
         raise BudgetError(f"budget {text!r}: the limit must be positive and finite; {_FORMS}")
     if unit.startswith("%"):
-        if quantity == CODED:
-            raise BudgetError(
-                f"budget {text!r}: {CODED} is measured, and has no references; give bytes, such as "
-                f"{CODED}=60kB"
-            )
         bits = _reference_bits(text, unit[1:].strip())
+        if quantity == CODED:
+            return Budget(quantity, number / 100 * _coded(text, bits, coded))
         whole = _reference(text, layers, target, quantity, bits, float_values)
         return Budget(quantity, number / 100 * whole)
     factors = _factors(quantity, target)
     if unit not in factors:
         raise BudgetError(_unknown_unit(text, unit, factors))
     return Budget(quantity, number * factors[unit])
+
+
+def _coded(text: str, bits: Bits, coded: Callable[[Bits], float] | None) -> float:
+    if coded is None or bits.weight == 1:
+        raise BudgetError(
+            f"budget {text!r}: {CODED} is measured on a network, at 2 to 8 bits or fp32; give "
+            f"bytes, such as {CODED}=60kB, or another reference"
+        )
+    return coded(bits)
 
 
 def _check_quantity(text: str, quantity: str, target: Target | None) -> None:
