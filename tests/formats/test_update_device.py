@@ -60,7 +60,8 @@ def test_tensors_of_all_kinds():
 def test_checkpoints_of_another_layout_and_the_lowest_codes():
     lowest = files.checkpoint({"a": np.array([[-4, 3], [0, -1]])}, {"a": 3}, {"a": [-0.5]})
     odd = files.checkpoint({"a": np.ones((2, 2), int)}, {"a": 3}, layers=[["a", [2, 3], 3, 8, 2]])
-    for data in (lowest, odd):
+    sparse = files.checkpoint({"a": np.ones((2, 2), int)}, {"a": 3}, codings={"a": ["mask", 2]})
+    for data in (lowest, odd, sparse):
         assert carried(sent(data)) == data
 
 

@@ -321,6 +321,7 @@ ODD = [
     files.safetensors({"a": np.zeros(1, np.int8)}, {"haq": '{"format": "haq-checkpoint/1"}'}),
     files.checkpoint({"a": np.ones((2, 2), int)}, {"a": 3}, {"a": [1, 2, 3]}),
     files.checkpoint({"a": np.ones((2, 2), int)}, {"a": 3}, layers=[["a", [2, 3], 3, 8, 2]]),
+    files.checkpoint({"a": np.ones((2, 2), int)}, {"a": 3}, codings={"a": ["bitmap", 2]}),
 ]
 
 

@@ -16,7 +16,7 @@ class Network:
         rows = sorted((entry.pop("data_offsets"), name, entry) for name, entry in fields.items())
         self.tensors = {n: [t["dtype"], t["shape"], data[slice(*place)]] for place, n, t in rows}
         about, at, first = json.loads(self.metadata.get("haq", "{}")), 0, 0
-        if str(about.get("format")).startswith("haq-checkpoint/"):
+        if str(about.get("format")).startswith("haq-checkpoint/") and not about.get("codings"):
             for name, shape, bits, _, scales, *_ in (r for r in about["layers"] if r[2] <= 8):
                 place = slice(at, at - (-prod(shape) * bits // 8))
                 self.layers[name] = shape, bits, place, slice(first, first + scales)

@@ -266,7 +266,7 @@ def _layers(
     """Return the layers with codes; none where codes and scales lie otherwise than they say."""
     try:
         fields = json.loads(metadata.get("haq", "{}"))
-        if not str(fields.get("format")).startswith(CHECKPOINT):
+        if not str(fields.get("format")).startswith(CHECKPOINT) or fields.get("codings"):
             return {}
         rows = [
             (str(name), tuple(map(int, shape)), int(bits), int(scales))
