@@ -1,6 +1,7 @@
 """Whether ONNX Runtime computes what a file says, and whether that is what the network does."""
 
 import copy
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -9,9 +10,10 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from haq.formats.onnx.reference import Difference, simulate, simulate_from
+from haq.formats.onnx.layout import Layout, layout_in
+from haq.formats.onnx.reference import Difference, simulate_from
 from haq.formats.onnx.runtime import answered, opened
-from haq.formats.onnx.values import Feeds, count, named, some
+from haq.formats.onnx.values import Array, Feeds, count, named, some
 from haq.network.capture import evaluating
 from haq.network.inputs import Inputs, call
 from haq.network.outputs import taken_apart
@@ -19,6 +21,9 @@ from haq.quantization.integer_forward import is_exact
 
 BATCH = 25
 """Images worked out at once, codes of all tensors included."""
+
+LIMITED = 8
+"""Images worked out of a file that takes a fixed number at a time."""
 
 DIGITS = 1e-3
 """Of the range of the results: by how much sums of floats in another order may change them."""
@@ -55,31 +60,50 @@ def compare(file: onnx.ModelProto, images: Feeds) -> Comparison:
 
     Args:
         file: As ``haq.formats.onnx.lower.lower`` makes it.
-        images: (N, ...), what the file's input takes, or its inputs by name.
+        images: (N, ...), what the file's network takes, or its inputs by name.
     """
-    session, images_given = opened(file.SerializeToString()), count(images)
-    answers = session.run(None, named(images, session.get_inputs()[0].name))[0]
-    logits, exact = simulate(file, images, BATCH)
-    rows = (logits == answers).reshape(images_given, -1).all(1)
+    layout = layout_in(file)
+    limit = layout.inputs[0].rows if layout else None
+    if limit:  # as many at a time as the file takes, and few of them
+        images = some(images, 0, limit * max(1, LIMITED // limit))
+    each, number = limit or BATCH, count(images)
+    session = opened(file.SerializeToString())
+    equal, largest, all_exact = 0, 0.0, True
     wrong: dict[str, None] = {}
-    if not exact or not rows.all():
-        for start in range(0, images_given, BATCH):
-            wrong |= dict.fromkeys(_wrong(file, some(images, start, start + BATCH)))
-    largest = float(np.abs(logits - answers).max(initial=0))
-    return Comparison(images_given, exact, int(rows.sum()), largest, tuple(wrong))
+    for start in range(0, number, each):
+        feed = _feed(file, layout, some(images, start, start + each))
+        answers = session.run(None, feed)[0]
+        simulated, exact = simulate_from(file, feed, {})[0]
+        axis = (layout.output_axis or 0) if layout else 0
+        same = np.moveaxis(simulated == answers, axis, 0)
+        rows = same.reshape(len(same), -1).all(1)
+        if not exact or not rows.all():
+            wrong |= dict.fromkeys(_wrong(file, feed))
+        equal, all_exact = equal + int(rows.sum()), all_exact and exact
+        largest = max(largest, float(np.abs(simulated - answers).max(initial=0)))
+    return Comparison(number, all_exact, equal, largest, tuple(wrong))
 
 
-def _wrong(file: onnx.ModelProto, images: Feeds) -> list[str]:
+def _feed(file: onnx.ModelProto, layout: Layout | None, images: Feeds) -> dict[str, Array]:
+    """Return what a file takes for rows of its network."""
+    by_name = named(images, file.graph.input[0].name)
+    if layout is None:
+        return by_name
+    names = [one.name for one in layout.inputs]
+    in_order = [by_name[n] for n in names] if set(names) <= by_name.keys() else by_name.values()
+    return layout.feed(list(in_order))
+
+
+def _wrong(file: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[str]:
     """Return the layers that go wrong on their own inputs, as ONNX Runtime computed those."""
     shown = copy.deepcopy(file)
     codes = [node.output[0] for node in file.graph.node if node.op_type == "QuantizeLinear"]
     for tensor in codes:
         shown.graph.output.append(helper.make_tensor_value_info(tensor, TensorProto.UINT8, None))
     session = opened(shown.SerializeToString())
-    feeds = named(images, session.get_inputs()[0].name)
     given = dict(zip(codes, session.run(codes, feeds), strict=True))
     answers = session.run(None, feeds)[0]
-    simulated, differences = simulate_from(file, images, given)
+    simulated, differences = simulate_from(file, feeds, given)
     tensors = [one.tensor for one in differences if _counts(one)]
     if np.abs(simulated.logits - answers).max(initial=0) > DIGITS * np.ptp(answers):
         tensors.append(file.graph.output[0].name)
