@@ -33,9 +33,10 @@ def prune_command(  # noqa: PLR0913 - one argument an option
         Path, option(RUN, "The weights to write, such as pruned.safetensors.", metavar="FILE")
     ],
     filters: Annotated[
-        float | None,
-        option(PRUNING, "Share of each layer's channels that stays; the others are removed.",
-               metavar="SHARE", show_default="none are removed"),
+        str | None,
+        option(PRUNING, "Share of each layer's channels that stays; the others are removed. Or "
+               "search: each layer's own, chosen with bits within --budget.", metavar="SHARE",
+               show_default="none are removed"),
     ] = None,
     sparsity: Annotated[
         float | None,
@@ -64,6 +65,16 @@ def prune_command(  # noqa: PLR0913 - one argument an option
         bool, option(PRUNING, "Remove channels too that several layers compute together.",
                      "--residual")
     ] = False,
+    budget: Annotated[
+        list[str] | None,
+        option(PRUNING, "Limit within which --filters search chooses, such as size=20kB or "
+               "latency=50%w8a8. May be repeated.", metavar="LIMIT", show_default="none"),
+    ] = None,
+    target: Annotated[
+        str | None,
+        option(PRUNING, "Hardware that budgets are counted for, as for haq search.",
+               metavar="NAME", show_default="none: size and operations only"),
+    ] = None,
     model: Model = "digits_cnn",
     data: Data = "digits",
     width: Width = 1.0,
@@ -96,20 +107,22 @@ def prune_command(  # noqa: PLR0913 - one argument an option
             "the first one wrote"
         )
     (what,) = chosen
-    share = energy if what == "factorise" else float(given[what] or 0)
-    if not 0 < share <= 1 or (what == "sparsity" and share == 1):
-        raise HaqError(f"--{what} {share:g}: give a share above 0 and below 1")
+    search = filters == "search"
+    if search != bool(budget):
+        raise HaqError("--filters search chooses within --budget: give both of them, or neither")
+    share = energy if what == "factorise" else 1.0 if search else _share(what, given[what])
     if scope not in ("layer", "network"):
         raise HaqError(f"--scope {scope}: give layer or network")
     check_out(out)
     job = parse_job(
         model=model, data=data, width=width, size=size, seed=seed, distill=distill,
-        weights=weights, threads=threads_for(threads, data),
+        weights=weights, threads=threads_for(threads, data), target=target,
+        budgets=tuple(budget) if budget else None,
     )  # fmt: skip
     asked = Pruning(
         what,  # type: ignore[arg-type]
         share, _layers(layer or (), what, share), factorise or "", scope,  # type: ignore[arg-type]
-        residual,
+        residual, search,
     )  # fmt: skip
     with progress() as on_progress:
         summary = run_pruning(job, asked, out, epochs, lr, on_progress, measure)
@@ -124,6 +137,16 @@ def prune_command(  # noqa: PLR0913 - one argument an option
         f"test accuracy {before['test_accuracy']:.2%} -> {after['test_accuracy']:.2%}; "
         f"weights in {out}"
     )
+
+
+def _share(what: str, value: object) -> float:
+    try:
+        share = float(str(value))
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1 or (what == "sparsity" and share == 1):
+        raise HaqError(f"--{what} {value}: give a share above 0 and below 1")
+    return share
 
 
 def _layers(texts: "list[str] | tuple[str, ...]", what: str, share: float) -> dict[str, object]:

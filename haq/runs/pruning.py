@@ -4,27 +4,36 @@ import copy
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import fx, nn
 
+from haq.allocation.budgets import parse_budget
+from haq.allocation.costs import permitted, tabulate
 from haq.allocation.policy import Bits
+from haq.allocation.widths import choose, widened
 from haq.compression.chain import Record, chain_text, factorisable
 from haq.compression.filters import keep_largest, prunable, remove
 from haq.compression.low_rank import KINDS, check_factorisable, factorised, plan_for
 from haq.compression.magnitude import Pruner, Scope, masks_for, schedule_over
+from haq.compression.widths import damage_of_channels, readers_of
 from haq.datasets import Data, Outline, load, outline
 from haq.distillation.settings import distillation_of
 from haq.errors import HaqError, look_up
+from haq.hw_profiles import load as load_target
 from haq.hw_profiles.measure import onnx_runtime
 from haq.hw_profiles.measured import FLOATS
 from haq.models.weights import load_weights, save_weights
 from haq.network.graph import Graph, trace
 from haq.network.inputs import Inputs
 from haq.network.modules import PRODUCTS
+from haq.quantization.calibration import calibrate
+from haq.quantization.second_order import second_order
+from haq.quantization.sensitivity import objective, widths
+from haq.runs.calibration import calibration_batches, sensitivity_images
 from haq.runs.float_network import example
 from haq.runs.folder import provenance, write_json
 from haq.runs.job import Job
@@ -56,6 +65,8 @@ class Pruning:
         kind: Of factorisation.
         scope: Whether each layer has the sparsity, or all of them together.
         residual: Whether channels that several layers compute together are removed too.
+        search: Whether each layer's share of channels is searched, together with bits, within the
+            budgets of the job.
     """
 
     what: What
@@ -64,6 +75,7 @@ class Pruning:
     kind: str = "separable"
     scope: Scope = "layer"
     residual: bool = False
+    search: bool = False
 
 
 def pruned(graph: Graph, sample: Inputs, asked: Pruning) -> tuple[nn.Module, Record, list[str]]:
@@ -195,9 +207,15 @@ def run_pruning(
     sample, model = example(about), network_of(job, about)
     load_weights(model, file)
     graph = trace(model, sample)
+    data = about if isinstance(about, Data) else None
+    chosen: list[str] = []
+    if asked.search:
+        data = data or load(job.data, job.seed, job.size)
+        asked, chosen = _searched(job, graph, sample, data, asked, on_progress)
     network, record, notes = pruned(graph, sample, asked)
+    notes = chosen or notes
     student = trace(network, sample)
-    data = about if isinstance(about, Data) else load(job.data, job.seed, job.size)
+    data = data or load(job.data, job.seed, job.size)
     before = score(model, data.test).accuracy
     started = time.perf_counter()
     settings = _Training(job, data, epochs, lr, out)
@@ -217,6 +235,51 @@ def run_pruning(
     }  # fmt: skip
     write_json(out.with_suffix(".json"), summary)
     return summary
+
+
+def _searched(
+    job: Job, graph: Graph, sample: Inputs, data: Data, asked: Pruning, on_progress: OnProgress
+) -> tuple[Pruning, list[str]]:
+    """Return the share of channels that each layer keeps, and a sentence on each that loses some.
+
+    Bits and channels are chosen by one integer program over what both do to the network, measured
+    one layer at a time.
+    """
+    readers = readers_of(graph.traced, sample)
+    if not readers:
+        raise HaqError("no layer has channels that it alone computes; give --filters a share")
+    target = load_target(job.target, job.batch) if job.target else None
+    floats = sum(graph.float_parameters.values())
+    budgets = [parse_budget(text, graph.layers, target, floats) for text in job.budgets]
+    ends = {graph.layers[0].name: 8, graph.layers[-1].name: 8}
+    choices = permitted(graph.layers, target, job.weight_bits, job.fixed_act_bits or 8, ends)
+    table = widened(graph.layers, choices, readers, target, floats)
+    images = sensitivity_images(data, job.seed)
+    clips = calibrate(graph, calibration_batches(data, CALIBRATED_ON, job.seed), "max")
+
+    def on_place(done: int, count: int) -> None:
+        on_progress(Progress("sensitivity", done, count))
+
+    known = second_order(graph, clips, images, widths(choices), on_place)
+    of_bits = objective(known, tabulate(graph.layers, choices, target, floats))
+    of_channels = damage_of_channels(graph.traced, sample, images, [*readers], on_place)
+    chosen = choose(table, of_bits, of_channels, budgets)
+    shares = {name: chosen[name].keep for name in readers if chosen[name].keep < 1}
+    if not shares:
+        raise HaqError(
+            "within the budgets no layer should lose channels: fewer bits do less; search bits "
+            "alone with haq search, or give --filters a share"
+        )
+    notes = [
+        f"{name} keeps {share:.0%} of its channels: that alone changes the answers by "
+        f"{of_channels[name][share]:.3g} nats, and its bits would be {chosen[name].weight}"
+        for name, share in shares.items()
+    ]
+    return replace(asked, layers=shares, search=False), notes
+
+
+CALIBRATED_ON = 256
+"""Training images on which clips are chosen before a search of widths."""
 
 
 class _Training(NamedTuple):

@@ -108,8 +108,13 @@ def test_a_factorised_network_is_one_that_is_read_again(monkeypatch):
     [
         ([], "give one of --filters, --sparsity and --factorise"),
         (["--filters", "0.5", "--sparsity", "0.5"], "give one of --filters"),
+        (["--filters", "search"], "--filters search chooses within --budget: give both of them"),
+        (["--filters", "0.5", "--budget", "size=2kB"], "give both of them, or neither"),
+        (["--filters", "search", "--budget", "size=200B"], "no bits and channels keep size <= 200"),
+        (["--filters", "search", "--budget", "avg_weight_bits=3"], "does not go with channels"),
+        (["--filters", "search", "--budget", "size=90kB"], "no layer should lose channels"),
         (["--filters", "0"], "--filters 0: give a share above 0"),
-        (["--sparsity", "1"], "--sparsity 1: give a share above 0 and below 1"),
+        (["--sparsity", "1"], "--sparsity 1.0: give a share above 0 and below 1"),
         (["--filters", "0.001"], "keeping 0.001 of the 16 channels of layer 'conv1' would empty"),
         (["--filters", "0.5", "--layer", "conv3"], "'conv3' cannot be removed: it is depthwise"),
         (["--filters", "0.5", "--layer", "conv9"], "unknown layer 'conv9'"),
@@ -127,6 +132,17 @@ def test_what_cannot_be_pruned_is_refused_and_leaves_nothing(monkeypatch, capsys
     assert prune(monkeypatch, *more) == 2
     assert sentence in capsys.readouterr().err
     assert [path.name for path in Path().iterdir()] == ["float.safetensors"]
+
+
+def test_channels_and_bits_are_chosen_together(monkeypatch, capsys):
+    assert prune(monkeypatch, "--filters", "search", "--budget", "size=2.5kB") == 0
+    said = capsys.readouterr().err
+    assert "of its channels: that alone changes the answers by" in said
+    record = json.loads(Path("pruned.json").read_text())["transforms"][0]
+    assert record["transform"] == "filters"
+    widths = {name: len(places) for name, places in record["keep"].items()}
+    whole = {"conv1": 16, "conv2": 32, "conv4": 64}
+    assert widths and all(widths[name] / whole[name] in (0.75, 0.5, 0.25) for name in widths)
 
 
 def test_pruning_goes_on_after_an_interruption_to_the_same_weights(monkeypatch, capsys):
