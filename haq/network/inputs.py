@@ -4,12 +4,13 @@ Whoever handles ``Inputs`` chooses rows (``inputs[index]``, ``len``, ``split``, 
 both, and gives them to a network by ``call``. Random inputs are for where no data are at hand.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_origin
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +82,30 @@ def call(network: Callable[..., Any], inputs: Inputs) -> Any:
     if isinstance(inputs, Tensor):
         return network(inputs)
     if inputs.names:
-        return network(**dict(zip(inputs.names, inputs.tensors, strict=True)))
+        named = dict(zip(inputs.names, inputs.tensors, strict=True))
+        return network(named) if takes_one_dict(network, inputs.names) else network(**named)
     return network(*inputs.tensors)
+
+
+def takes_one_dict(network: Callable[..., Any], names: Sequence[str]) -> bool:
+    """Return whether a forward takes one dict with such keys, and not each tensor by its name.
+
+    A captured graph takes them by name, whatever its model does.
+    """
+    if not isinstance(network, nn.Module) or isinstance(network, fx.GraphModule):
+        return False
+    parameters = list(inspect.signature(network.forward).parameters.values())
+    if any(parameter.name in names for parameter in parameters):
+        return False
+    needed = [parameter for parameter in parameters if parameter.default is parameter.empty]
+    plain = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY
+    return len(needed) == 1 and needed[0].kind in plain and len(names) > 1 - _annotated(needed[0])
+
+
+def _annotated(parameter: inspect.Parameter) -> bool:
+    """Return whether a parameter is said to be a dict or the like."""
+    kind = get_origin(parameter.annotation) or parameter.annotation
+    return isinstance(kind, type) and issubclass(kind, Mapping)
 
 
 def arguments(graph: fx.Graph, inputs: Inputs) -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ from haq.datasets.splits import columns_of
 from haq.datasets.tensors import Labels
 from haq.errors import DataError, HaqError, ModelError, closest
 from haq.network.capture import evaluating, unwrapped
-from haq.network.inputs import Batch, Inputs, call, kind_of, tensors_of
+from haq.network.inputs import Batch, Inputs, call, kind_of, takes_one_dict, tensors_of
 from haq.network.outputs import main_tensor, taken_apart
 from haq.runs.job import Job, parse_job
 from haq.runs.metric import metric_of_job
@@ -199,7 +199,7 @@ def _check_forward(model: nn.Module, inputs: Inputs) -> None:
             f"{type(model).__name__} takes {len(needed)} inputs ({', '.join(needed)}), and the "
             "data have one: give a dict of tensors with these names"
         )
-    if isinstance(inputs, Tensor) or not inputs.names:
+    if isinstance(inputs, Tensor) or not inputs.names or takes_one_dict(model, inputs.names):
         return
     known = [p.name for p in named]
     any_name = any(p.kind is p.VAR_KEYWORD for p in parameters)

@@ -133,12 +133,13 @@ class Writer:
     def readers(self, tensor: str) -> list[onnx.NodeProto | None]:
         """Return the nodes of the template that read a tensor; None for the network's result.
 
-        A quantizer that leaves its tensor as it is counts as its own readers.
+        A quantizer or an Identity that leaves its tensor as it is counts as its own readers.
         """
         readers: list[onnx.NodeProto | None] = [None] if tensor in self._outputs else []
         for node in self._users.get(tensor, []):
             module = self.rounding(node)
-            if module is not None and module.bits == FLOAT:
+            left = module is not None and module.bits == FLOAT
+            if left or (node.op_type == "Identity" and not node.domain):
                 readers += self.readers(node.output[0])
             else:
                 readers.append(node)
