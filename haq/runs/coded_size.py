@@ -22,6 +22,7 @@ from haq.formats.update.packet import Sent
 from haq.quantization.calibration import Clips
 from haq.runs.coded_cost import budgets_of, is_asked, with_coded_size
 from haq.runs.job import Job
+from haq.runs.origin import origin_of
 from haq.runs.plan import Plan
 from haq.runs.state import Search
 
@@ -49,15 +50,10 @@ def replanned(job: Job, planned: Plan, clips: Clips) -> Plan:
 
 def packet_bytes(search: Search, policy: Policy, model: fx.GraphModule) -> int | None:
     """Return the bytes of a network's packet; None where it has no checkpoint."""
-    images, job = search.planned.images, search.job
-    origin = checkpoint.Origin(
-        model=job.model, shape=tuple(images["shape"]), tokens=images.get("tokens"),
-        classes=len(images["classes"]) if "classes" in images else None, width=job.width,
-        data=images.get("data"), mean=tuple(images.get("mean", ())),
-        std=tuple(images.get("std", ())),
-        accuracy={f"{share}_accuracy": 0.8765 for share in _SHARES},  # as long as real ones
-        versions={"haq": "0.0.0", "torch": "0.00.0", "python": "0.00.0"},
-    )  # fmt: skip
+    shares = {f"{share}_accuracy": 0.8765 for share in _SHARES}  # as long as real ones
+    versions = {"haq": "0.0.0", "torch": "0.00.0", "python": "0.00.0"}
+    job, images = search.job, search.planned.images
+    origin = origin_of(job, images, job.transforms, shares, versions)
     try:
         data = checkpoint.encode(model, policy, origin)[1]
     except CheckpointError:

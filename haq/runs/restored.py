@@ -16,7 +16,7 @@ from haq.metrics import metric_of
 from haq.models import MODELS
 from haq.models.weights import load_weights
 from haq.network.graph import trace
-from haq.network.inputs import Inputs, InputShape
+from haq.network.inputs import Inputs
 from haq.quantization.calibration import load_clips
 from haq.quantization.fake_quant import quantize
 from haq.quantization.integer_forward import compute_exactly
@@ -24,10 +24,9 @@ from haq.runs import folder as folders
 from haq.runs.api import Run
 from haq.runs.job import Job
 from haq.runs.named import check_files_of_model, rebuilt
+from haq.runs.origin import origin_of
 from haq.runs.sample import sample_of
 from haq.training.numerics import in_channels_last
-
-_VERSIONS = ("haq", "torch", "python")
 
 
 class Restored(NamedTuple):
@@ -103,20 +102,4 @@ def origin(finished: Restored) -> checkpoint.Origin:
     accuracy = {
         key: value for key, value in finished.summary.items() if key.endswith(f"_{metric.word}")
     }
-    return checkpoint.Origin(
-        model=finished.job.model,
-        shape=tuple(images["shape"]),
-        tokens=images.get("tokens"),
-        inputs={
-            name: InputShape(tuple(one["shape"]), one["tokens"])
-            for name, one in images.get("inputs", {}).items()
-        },
-        classes=len(images["classes"]) if "classes" in images else None,
-        width=finished.job.width,
-        transforms=_transforms(finished),
-        data=images.get("data"),
-        mean=tuple(images.get("mean", ())),
-        std=tuple(images.get("std", ())),
-        accuracy={key: value for key, value in accuracy.items() if math.isfinite(value)},
-        versions={name: versions[name] for name in _VERSIONS if name in versions},
-    )
+    return origin_of(finished.job, images, _transforms(finished), accuracy, versions)

@@ -14,6 +14,7 @@ from haq.cli.terminal.run import coded_size_sentence
 from haq.errors import BudgetError
 from haq.formats.update.sizes import coded_bytes
 from haq.network.graph import trace
+from haq.quantization.quantizer import codes
 from haq.runs import coded_size
 from haq.runs.coded_cost import budgets_of, clips_of_weights, with_coded_size
 from haq.runs.job import parse_job
@@ -89,7 +90,12 @@ def test_costs_are_those_of_codes_scales_and_biases(model):
     row = coded.rows[CODED]["two"]
     assert len(row) == 7 and (np.diff(row) > 0).all()
     flat = {layer.name: Bits(8, 8) for layer in graph.layers}
-    # 8-bit codes of a uniform distribution hardly shrink, but for what they were padded to.
+    weight = model.two.weight.detach()
+    whole = {"two": codes(weight, 8, clips["two"][8].view(-1, 1, 1, 1)).numpy()}
+    alone = coded_bytes(whole, 8)["two"]
+    rest = 4 * 24 + 4 * 24 + 48 + 1000 / 3  # scales, biases, and its share of the header
+    assert row[-1] - rest == pytest.approx(alone, rel=0.03)  # alone it has tables of its own
+    # 8-bit codes of a uniform distribution hardly shrink.
     assert total(coded, flat, CODED) == pytest.approx(total(table, flat, "size") + 1144, rel=0.15)
 
 
