@@ -76,20 +76,20 @@ def _transformers(
     return built, inputs
 
 
-class _Named(nn.Module):
-    """Gives tensors to a network under the names that it has for them."""
+class _Masked(nn.Module):
+    """Gives ids and their mask to a network by name."""
 
-    def __init__(self, model: nn.Module, names: tuple[str, ...]):
+    def __init__(self, model: nn.Module):
         super().__init__()
-        self.model, self.names = model, names
+        self.model = model
 
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.model(**dict(zip(self.names, inputs, strict=True)))
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask)
 
 
-def _named(model: str, config: str, names: tuple[str, ...], inputs: Any, **sizes: Any) -> Built:
+def _masked(model: str, config: str, inputs: Any, **sizes: Any) -> Built:
     built, inputs = _transformers(model, config, inputs, **sizes)
-    return _Named(built, names), inputs
+    return _Masked(built), inputs
 
 
 class _UNet(nn.Module):
@@ -237,7 +237,6 @@ _LLAMA = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
           "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 500,
           "max_position_embeddings": 64, "use_cache": False}  # fmt: skip
 _VIDEO = ("r3d_18", "mc3_18", "r2plus1d_18")
-_PAIR = ("input_ids", "attention_mask")
 
 NETWORKS: dict[str, Callable[[], Built]] = {
     **{
@@ -278,7 +277,7 @@ NETWORKS: dict[str, Callable[[], Built]] = {
     },
     "timm:deit_tiny_patch16_224 at 224": partial(_timm, "deit_tiny_patch16_224", 224),
     "transformers:BERT": partial(
-        _named, "BertForSequenceClassification", "BertConfig", _PAIR, tokens(24, 500, mask=True),
+        _masked, "BertForSequenceClassification", "BertConfig", tokens(24, 500, mask=True),
         **_BERT, num_labels=10,
     ),
     "transformers:RoBERTa": partial(
@@ -286,7 +285,7 @@ NETWORKS: dict[str, Callable[[], Built]] = {
         **_BERT, num_labels=10,
     ),
     "transformers:DistilBERT": partial(
-        _named, "DistilBertForSequenceClassification", "DistilBertConfig", _PAIR,
+        _masked, "DistilBertForSequenceClassification", "DistilBertConfig",
         tokens(24, 500, mask=True), dim=64, n_layers=2, n_heads=4, hidden_dim=128,
         vocab_size=500, max_position_embeddings=64, num_labels=10,
     ),

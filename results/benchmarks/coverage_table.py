@@ -18,7 +18,8 @@ from haq.formats.onnx.runtime import opened
 from haq.formats.onnx.template import template
 from haq.hw_profiles.measure.kernels import INTEGER
 from haq.network.graph import Graph, trace
-from haq.network.inputs import Inputs, as_inputs
+from haq.network.inputs import Inputs, InputShape, as_inputs
+from haq.network.lifting.names import input_names
 from haq.network.outputs import float_tensors
 from haq.quantization.calibration import Clips, calibrate
 from haq.quantization.convert import convert_to_integers
@@ -102,7 +103,7 @@ def _fill(row: dict[str, Any], stages: Stages, model: nn.Module, inputs: Any, co
     calibration, others = inputs(CALIBRATED_ON, 1), inputs(count, 2)
     few = tuple(value[:2] for value in calibration)
     with stages.stage("capture"):
-        graph = trace(model, _given(few))
+        graph = trace(model, _given(model, few))
     row["captured"] = True
     row["notes"] = list(graph.notes)
     weights, floats = sum(one.weights for one in graph.layers), sum(graph.float_parameters.values())
@@ -111,12 +112,12 @@ def _fill(row: dict[str, Any], stages: Stages, model: nn.Module, inputs: Any, co
     row["share_of_macs"] = _share_of_macs(model, few, sum(one.macs for one in graph.layers))
     row["left_float"] = sorted(graph.float_parameters)[:5]
     with stages.stage("calibration"):
-        clips = calibrate(graph, [_given(calibration)])
-    _corrections(stages, graph, clips, _given(calibration))
+        clips = calibrate(graph, [_given(model, calibration)])
+    _corrections(stages, graph, clips, _given(model, calibration))
     policy = _policy(graph, 4, 8)
     with stages.stage("export"):
         stand_in = quantize(graph, policy, clips)
-        exported = template(stand_in, _given(few))
+        exported = template(stand_in, _given(model, few))
     row["agreement"] = {}
     for name, pair in {"w7a8": (7, 8), "w4a8": (4, 8), "w4a4": (4, 4)}.items():
         policy = _policy(graph, *pair)
@@ -155,8 +156,10 @@ def _policy(graph: Graph, weight: int, act: int) -> dict[str, Bits]:
     }
 
 
-def _given(tensors: tuple[Tensor, ...]) -> Inputs:
-    return tensors[0] if len(tensors) == 1 else as_inputs(tensors)
+def _given(model: nn.Module, tensors: tuple[Tensor, ...]) -> Inputs:
+    if len(tensors) == 1:
+        return tensors[0]
+    return as_inputs(dict(zip(input_names(model), tensors, strict=False)))
 
 
 def _share_of_macs(model: nn.Module, few: tuple[Tensor, ...], macs: int) -> float | None:
@@ -194,9 +197,15 @@ def _compared(answers: Tensor, expected: Tensor) -> dict[str, float]:
     }
 
 
+def _tokens(value: Tensor) -> int | None:
+    return None if value.is_floating_point() else int(value.max()) + 1
+
+
 def _checkpoint(model: nn.Module, network: Any, policy: Any, inputs: tuple[Tensor, ...]) -> bool:
-    tokens = None if inputs[0].is_floating_point() else int(inputs[0].max()) + 1
-    origin = checkpoint.Origin(model="own", shape=tuple(inputs[0].shape[1:]), tokens=tokens)
+    kinds = [InputShape(tuple(value.shape[1:]), _tokens(value)) for value in inputs]
+    several = dict(zip(input_names(model), kinds, strict=False)) if len(kinds) > 1 else {}
+    shape, tokens = kinds[0]
+    origin = checkpoint.Origin(model="own", shape=shape, tokens=tokens, inputs=several)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.safetensors"
         checkpoint.save(path, network, policy, origin)

@@ -62,7 +62,7 @@ NAMED = (
 
 def check(row):
     assert "refused" not in row and "failed" not in row, row
-    assert row["share_of_weights"] >= 0.98
+    assert row["share_of_weights"] >= 0.96  # so small that norms count
     assert row["integer_layers"] > 0
     for policy in ("w7a8", "w4a8"):
         assert row["agreement"][policy]["equal_answers"] >= 0.995

@@ -63,6 +63,8 @@ OPERATIONS = {
     "instance norm": f.instance_norm, "arange": lambda x: x + torch.arange(x.shape[-1]),
     "triangle": lambda x: x.tril(), "zeros": lambda x: torch.cat([x, torch.zeros_like(x)], 1),
     "ones": lambda x: x + x.new_ones(x.shape[0], 1, 1, 1), "type": lambda x: x.to(torch.int64) + 1,
+    "points of each": lambda x: x[torch.arange(x.shape[0])[:, None], torch.tensor([0, 2])],
+    "differences": lambda x: x.diff(dim=1, prepend=x[:, :1]),
 }  # fmt: skip
 
 

@@ -197,9 +197,22 @@ def _index(draft: Draft, node: fx.Node) -> str:
     x = draft.tensor(given["self"])
     if len(axes) == 1:
         return str(draft.emit("Gather", x, draft.tensor(chosen[0], torch.int64), axis=axes[0]))
+    if axes == list(range(len(axes))):
+        return _gather_points(draft, x, chosen)
     if axes != list(range(axes[0], axes[-1] + 1)):
         raise NotImplementedError
     return _gather_several(draft, x, known, axes, chosen)
+
+
+def _gather_points(draft: Draft, x: str, chosen: Sequence[fx.Node]) -> str:
+    """Choose from the first axes at once, whatever their sizes are."""
+    names = [draft.tensor(index, torch.int64) for index in chosen]
+    total = names[0]
+    for name in names[1:]:
+        total = draft.emit("Add", total, name)
+    nothing, last = draft.emit("Sub", total, total), draft.constant([-1])  # of the shape of all
+    parts = [draft.emit("Unsqueeze", draft.emit("Add", name, nothing), last) for name in names]
+    return str(draft.emit("GatherND", x, draft.emit("Concat", *parts, axis=-1)))
 
 
 def _gather_several(
@@ -310,6 +323,21 @@ def _size(draft: Draft, node: fx.Node) -> str:
     return str(draft.emit("Shape", draft.tensor(given["self"]), start=axis, end=axis + 1))
 
 
+def _diff(draft: Draft, node: fx.Node) -> Any:
+    given = arguments(node)
+    if given["n"] != 1:
+        return None
+    dtype, axis = draft.of(node).dtype, axis_of(given["dim"], draft.of(given["self"]).rank)
+    parts = [given[name] for name in ("prepend", "self", "append") if given.get(name) is not None]
+    names = [draft.tensor(part, dtype) for part in parts]
+    x = names[0] if len(names) == 1 else draft.emit("Concat", *names, axis=axis)
+    at = draft.constant([axis])
+    later = draft.emit("Slice", x, draft.constant([1]), draft.constant([LAST]), at)
+    return draft.emit(
+        "Sub", later, draft.emit("Slice", x, draft.constant([0]), draft.constant([-1]), at)
+    )
+
+
 def _triangle(upper: int) -> Rule:
     def rule(draft: Draft, node: fx.Node) -> str:
         given = arguments(node)
@@ -329,7 +357,7 @@ RULES: Mapping[Any, Rule] = {
     "slice": _slice, "narrow": _narrow, "index": _index, "index_select": _index_select,
     "gather": _gather, "embedding": _embedding, "flip": _flip, "roll": _roll, "pad": _pad,
     "constant_pad_nd": _pad, "pixel_shuffle": _pixel_shuffle, "pixel_unshuffle": _pixel_unshuffle,
-    "sym_size": _size, "triu": _triangle(1),
+    "sym_size": _size, "diff": _diff, "triu": _triangle(1),
     "tril": _triangle(0),
 }  # fmt: skip
 """As in ``elementwise``."""
