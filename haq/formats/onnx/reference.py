@@ -4,6 +4,7 @@ It says what an integer runtime must compute, independently of torch and of ONNX
 multiplied and added exactly; only rescaling to the next tensor's codes is done in float32.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
@@ -189,8 +190,8 @@ def _mean(node: onnx.NodeProto, operands: Operands) -> Value | None:
     if not isinstance(value, Codes):
         return None
     whole = value.whole().astype(np.int64)
-    sums = whole.sum(axis=(2, 3), keepdims=True)
-    return Mean(sums, whole.shape[2] * whole.shape[3], value.scale)
+    sums = whole.sum(axis=tuple(range(2, whole.ndim)), keepdims=True)
+    return Mean(sums, math.prod(whole.shape[2:]), value.scale)
 
 
 def _average(node: onnx.NodeProto, operands: Operands) -> Value | None:
