@@ -18,7 +18,7 @@ from haq.allocation.policy import FLOAT
 from haq.allocation.trials import Score
 from haq.datasets import DATASETS, Data, load
 from haq.formats.onnx.lower import lower
-from haq.formats.onnx.runtime import answered
+from haq.formats.onnx.runtime import answered, fed
 from haq.formats.onnx.saturation import exact_but_slower, saturating
 from haq.formats.onnx.template import template
 from haq.formats.onnx.values import Array
@@ -26,7 +26,7 @@ from haq.hw_profiles.measure import onnx_runtime, timing
 from haq.hw_profiles.measure.timing import Timing
 from haq.metrics import METRICS, Metric, metric_of
 from haq.models.weights import load_weights
-from haq.network.inputs import Inputs, random_inputs
+from haq.network.inputs import Inputs, random_inputs, tensors_of
 from haq.quantization.fake_quant import Quantized, Rounding, set_plain
 from haq.runs import folder as folders
 from haq.runs.api import Run
@@ -75,7 +75,7 @@ def summarise(
         before = _float_network(run, finished, model) if metric.needs == "reference" else None
         summary |= answers(file, finished.network, data, on_progress, metric, before)
     floats = _float_file(run, finished)
-    summary |= {"latency": _latencies(file, floats, data, on_progress)}
+    summary |= {"latency": _latencies(file, floats, data, finished.sample, on_progress)}
     summary["provenance"] = folders.provenance(["haq", "export"])
     folder = run.folder if isinstance(run, Run) else folders.find_folder(os.fspath(run))
     folders.write_json(folder / "onnx.json", summary)
@@ -182,11 +182,10 @@ def _float_file(run: Run | str | os.PathLike[str], finished: Restored) -> onnx.M
 
 
 class _Images(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, data: Data | None, shape: tuple[int, ...]):
-        count = _CALIBRATION_IMAGES
-        if data is None:
-            images: Inputs = random_inputs(shape, count)
-        else:
+    def __init__(self, data: Data | None, shape: tuple[int, ...], name: str, rows: Inputs | None):
+        count, self._name = _CALIBRATION_IMAGES, name
+        images = random_inputs(shape, count) if rows is None or not _has_tokens(rows) else rows
+        if data is not None:
             images, _ = data.train.batch(torch.arange(min(count, len(data.train))))
         self._left = iter(images.split(16))
 
@@ -196,14 +195,25 @@ class _Images(CalibrationDataReader):  # type: ignore[misc]
         if batch is None:
             return None
         if isinstance(batch, Tensor):
-            return {"images": batch.numpy()}
+            return {self._name: batch.numpy()}
         return {name: one.numpy() for name, one in zip(batch.names, batch.tensors, strict=True)}
 
 
-def static(floats: onnx.ModelProto, data: Data | None) -> bytes:
-    """Return what ONNX Runtime's own quantizer makes of a float network: 8 bits everywhere."""
-    sizes = floats.graph.input[0].type.tensor_type.shape.dim[1:]
-    reader = _Images(data, tuple(size.dim_value for size in sizes))
+def _has_tokens(rows: Inputs) -> bool:
+    return any(not tensor.is_floating_point() for tensor in tensors_of(rows))
+
+
+def static(floats: onnx.ModelProto, data: Data | None, rows: Inputs | None = None) -> bytes:
+    """Return what ONNX Runtime's own quantizer makes of a float network: 8 bits everywhere.
+
+    Args:
+        floats: The network's file.
+        data: Calibrates on its training inputs.
+        rows: Inputs to calibrate on where there are no data and they are tokens.
+    """
+    first = floats.graph.input[0]
+    sizes = tuple(size.dim_value for size in first.type.tensor_type.shape.dim[1:])
+    reader = _Images(data, sizes, first.name, rows)
     with tempfile.TemporaryDirectory() as folder:
         source, ready, out = (
             Path(folder) / f"{name}.onnx" for name in ("float", "ready", "static")
@@ -218,18 +228,23 @@ def static(floats: onnx.ModelProto, data: Data | None) -> bytes:
 
 
 def _latencies(
-    file: onnx.ModelProto, floats: onnx.ModelProto, data: Data | None, on_progress: OnProgress
+    file: onnx.ModelProto,
+    floats: onnx.ModelProto,
+    data: Data | None,
+    rows: Inputs,
+    on_progress: OnProgress,
 ) -> dict[str, Any]:
     models = {
         "this": file.SerializeToString(), "fp32": floats.SerializeToString(),
-        "quantize_static": static(floats, data),
+        "quantize_static": static(floats, data, rows),
     }  # fmt: skip
     sessions = {name: onnx_runtime.session(model, SETUP) for name, model in models.items()}
 
     def on_round(done: int, most: int) -> None:
         on_progress(Progress("measure", done, most))
 
-    times = onnx_runtime.measure(sessions, SETUP, on_round=on_round)
+    given = fed(sessions["this"], rows[: SETUP.batch]) if _has_tokens(rows) else None
+    times = onnx_runtime.measure(sessions, SETUP, on_round=on_round, given=given)
     return {
         "unit": "us", "batch": SETUP.batch, "threads": SETUP.threads, "clock": SETUP.clock,
         "statistic": f"p{timing.QUANTILE}", **{n: _interval(t) for n, t in times.items()},

@@ -138,10 +138,21 @@ def answers(
     return np.concatenate(parts)
 
 
+Feed = Mapping[str, NDArray[Any]]
+"""Name of an input to its values, (N, ...)."""
+
+
 class Bound:
     """A session with input and output in place, on the provider's device; ``run`` is one call."""
 
-    def __init__(self, network: onnxruntime.InferenceSession, setup: Setup, seed: int = 0):
+    def __init__(
+        self,
+        network: onnxruntime.InferenceSession,
+        setup: Setup,
+        seed: int = 0,
+        given: Feed | None = None,
+    ):
+        """Put inputs in place: those that are given, or normal random numbers."""
         self._session = network
         self._binding = network.io_binding()
         self._waits = setup.provider != "cpu"
@@ -149,8 +160,12 @@ class Bound:
         generator = np.random.default_rng(seed)
         self._held = []  # the binding does not keep its buffers alive
         for place in network.get_inputs():
-            shape = [setup.batch if not isinstance(n, int) else n for n in place.shape]
-            values = generator.standard_normal(shape).astype(np.float32)
+            if given is not None and place.name in given:
+                rows = given[place.name]
+                values = np.resize(rows, (setup.batch, *rows.shape[1:]))
+            else:
+                shape = [setup.batch if not isinstance(n, int) else n for n in place.shape]
+                values = generator.standard_normal(shape).astype(np.float32)
             buffer = onnxruntime.OrtValue.ortvalue_from_numpy(values, device, 0)
             self._binding.bind_ortvalue_input(place.name, buffer)
             self._held.append(buffer)
@@ -181,6 +196,7 @@ def measure(
     seed: int = 0,
     on_round: Callable[[int, int], None] | None = None,
     seconds: float = math.inf,
+    given: Feed | None = None,
 ) -> dict[str, Timing]:
     """Return how long one call of each network takes, all of them interleaved.
 
@@ -192,8 +208,9 @@ def measure(
         seed: Of the order and the bootstrap.
         on_round: Called with (done, most) after each round.
         seconds: How long it may take.
+        given: What inputs are fed with, by their names; random numbers where nothing is.
     """
-    calls = {name: Bound(network, setup).run for name, network in sessions.items()}
+    calls = {name: Bound(network, setup, given=given).run for name, network in sessions.items()}
     return sampled(calls, CLOCKS[setup.clock], rounds, enough, seed, on_round, seconds)
 
 
