@@ -138,6 +138,10 @@ def answers(
     return np.concatenate(parts)
 
 
+_NUMPY: Mapping[str, type[np.generic]] = {
+    "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_,
+}  # fmt: skip
+
 Feed = Mapping[str, NDArray[Any]]
 """Name of an input to its values, (N, ...)."""
 
@@ -152,7 +156,7 @@ class Bound:
         seed: int = 0,
         given: Feed | None = None,
     ):
-        """Put inputs in place: those that are given, or normal random numbers."""
+        """Put inputs in place: those that are given, or normal random numbers, or tokens of 1."""
         self._session = network
         self._binding = network.io_binding()
         self._waits = setup.provider != "cpu"
@@ -165,7 +169,12 @@ class Bound:
                 values = np.resize(rows, (setup.batch, *rows.shape[1:]))
             else:
                 shape = [setup.batch if not isinstance(n, int) else n for n in place.shape]
-                values = generator.standard_normal(shape).astype(np.float32)
+                kind = _NUMPY.get(place.type)
+                values = (
+                    generator.standard_normal(shape).astype(np.float32)
+                    if kind is None
+                    else np.ones(shape, kind)
+                )
             buffer = onnxruntime.OrtValue.ortvalue_from_numpy(values, device, 0)
             self._binding.bind_ortvalue_input(place.name, buffer)
             self._held.append(buffer)

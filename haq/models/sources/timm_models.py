@@ -12,7 +12,7 @@ from haq.models.sources.source import Card, Wanted, check_known, library
 
 def names() -> Sequence[str]:
     """Return the names of all networks, without tags of weights."""
-    return list(_timm("of timm").list_models())
+    return list(_timm("NAME").list_models())
 
 
 def card(rest: str) -> Card:

@@ -16,7 +16,7 @@ _SIZED = {"vit_": "image_size", "maxvit_": "input_size"}
 
 def names() -> Sequence[str]:
     """Return the names of all networks that one tensor of images or frames goes into."""
-    models = _models("of torchvision")
+    models = _models("NAME")
     return sorted(
         name for module in (models, models.segmentation, models.video)
         for name in models.list_models(module=module)
