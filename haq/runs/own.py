@@ -202,14 +202,15 @@ def _check_forward(model: nn.Module, inputs: Inputs) -> None:
     if isinstance(inputs, Tensor) or not inputs.names or takes_one_dict(model, inputs.names):
         return
     known = [p.name for p in named]
-    any_name = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    if not known:  # such as forward(**inputs)
+        return
     for name in inputs.names:
-        if name not in known and not any_name:
+        if name not in known:
             close = closest(name, known)
             meant = f"; did you mean {close!r}?" if close else ""
             raise ModelError(
                 f"{type(model).__name__} has no input {name!r}{meant} (its forward takes "
-                f"{', '.join(known)})"
+                f"{', '.join(known[:8])}{', …' if len(known) > 8 else ''})"
             )
     missing = [name for name in needed if name not in inputs.names]
     if missing:

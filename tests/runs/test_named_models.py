@@ -124,7 +124,7 @@ def test_a_finished_run_goes_on_as_it_is_and_a_changed_folder_is_noticed(place, 
 @pytest.mark.parametrize(
     "more, kind, said",
     [
-        ({"metric": "miou"}, ModelError, "metric miou needs logits of every class for every pixel"),
+        ({"metric": "miou"}, HaqError, "metric miou needs labels, and the data have none"),
         ({"metric": "top3"}, HaqError, "unknown metric 'top3'; did you mean 'top"),
         ({"metric": "cosine", "tokenizer": "/nowhere"}, DataError, "/nowhere has none"),
         ({"metric": "cosine", "evaluation": "finetune"}, DataError, "nothing can be trained"),
@@ -164,7 +164,8 @@ def test_dicts_are_searched_by_cosine_and_their_file_takes_the_same_names(tmp_pa
 @pytest.mark.parametrize(
     "inputs, said",
     [
-        ({"ids": torch.zeros(4, 3).long()}, "has no input 'ids'; did you mean 'input_ids'"),
+        ({"ids": torch.zeros(4, 3).long()}, r"has no input 'ids' \(its forward takes input_ids,"),
+        ({"input_id": torch.zeros(4, 3).long()}, "no input 'input_id'; did you mean 'input_ids'"),
         ({"input_ids": torch.zeros(4, 3).long(), "attention_mask": torch.ones(3, 3)}, "rows"),
     ],
 )
