@@ -23,8 +23,9 @@ from haq.network.graph import Graph
 from haq.network.inputs import Inputs, joined
 from haq.quantization.adaround import adaround
 from haq.quantization.calibration import Clips
+from haq.quantization.gptq import gptq, has_groups
 from haq.quantization.sensitivity import IMAGES, objective
-from haq.quantization.statistics import note_of_few
+from haq.quantization.statistics import correct, note_of_few, statistics
 from haq.runs.calibration import (
     calibration_batches,
     clips_of_run,
@@ -309,10 +310,22 @@ def _without_labels(recipe: Recipe) -> Recipe:
 def _round(
     job: Job, planned: Plan, split: Split, on_progress: OnProgress, model: nn.Module
 ) -> None:
+    if job.last_steps and has_groups(model):
+        _round_groups(planned, split, model)
     report, held = partial(_report, on_progress, "round"), held_zeros(model, planned.graph)
     adaround(model, planned.graph, split, steps=job.last_steps, seed=job.seed, on_step=report)
     if held is not None:
         held.apply()
+
+
+def _round_groups(planned: Plan, split: Split, model: nn.Module) -> None:
+    """Round weights in groups by second order, and correct statistics for what became of them."""
+    assert isinstance(model, fx.GraphModule)
+    orders = torch.arange(min(len(split), CORRECTED_ON)).split(32)
+    batches = [split.batch(order)[0] for order in orders]
+    gptq(model, planned.graph, batches)
+    first = split.batch(torch.cat(list(orders)))[0]
+    correct(model, planned.graph, statistics(planned.graph, first), first)
 
 
 def _report(on_progress: OnProgress, stage: str, step: Step) -> None:
