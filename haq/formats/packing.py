@@ -11,7 +11,7 @@ def pack(values: Tensor, bits: int) -> bytes:
     """Return codes as ``bits`` bits each, without a gap; the last byte is filled up with zeros.
 
     Args:
-        values: int8, of any shape, each from ``levels(bits, signed=True)``.
+        values: int8, of any shape, each of so many bits.
         bits: From 2 to 8.
 
     >>> pack(torch.tensor([-3, 0, 1, 2, 3], dtype=torch.int8), 3).hex()  # 5 + 1<<6 + 2<<9 + 3<<12
@@ -22,7 +22,7 @@ def pack(values: Tensor, bits: int) -> bytes:
     return np.packbits(digits, bitorder="little").tobytes()
 
 
-def unpack(data: bytes, bits: int, count: int) -> Tensor:
+def unpack(data: bytes, bits: int, count: int, lowest: int | None = None) -> Tensor:
     """Return the codes (count,), int8, that ``pack`` packed.
 
     Raises:
@@ -38,7 +38,7 @@ def unpack(data: bytes, bits: int, count: int) -> Tensor:
     sign = np.repeat(digits[:, -1:], 8 - bits, axis=1)
     filled = np.concatenate([digits, sign], axis=1)  # (count, 8)
     values = np.packbits(filled, axis=1, bitorder="little").view(np.int8)[:, 0]
-    lowest = levels(bits, signed=True)[0]
+    lowest = levels(bits, signed=True)[0] if lowest is None else lowest
     if count and values.min() < lowest:
         raise ValueError(f"a code is {values.min()}, the lowest of {bits} bits is {lowest}")
     return torch.from_numpy(values)

@@ -1,23 +1,32 @@
 """Weights in groups and dynamic activations: files in ONNX Runtime, and checkpoints."""
 
+import json
 from collections import Counter
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
+import haq
+from haq.allocation.costs import size_bytes
 from haq.allocation.policy import Bits
+from haq.errors import CheckpointError
+from haq.formats import checkpoint
 from haq.formats.onnx.lower import lower
 from haq.formats.onnx.runtime import opened
 from haq.formats.onnx.template import template
+from haq.formats.packing import pack, unpack
 from haq.formats.stand_in import stand_in
 from haq.network.graph import trace
 from haq.quantization.calibration import calibrate
 from haq.quantization.convert import convert_to_integers
 from haq.quantization.fake_quant import quantize
+from haq.quantization.groups import group_codes
 from haq.runs.handover import check_kernels
 
 TOKENS, FEATURES = 60, 64
@@ -168,3 +177,70 @@ def test_eight_bits_on_both_sides_are_stored_so_that_no_kernel_saturates(words):
     file = words.file(words.network(Bits(7, 32, 0, "token")))
     kinds = {tensor.name: tensor.data_type for tensor in file.graph.initializer}
     assert kinds["wide.weight_codes"] == onnx.TensorProto.INT8
+
+
+# --- checkpoints -------------------------------------------------------------------------------
+
+
+def saved(subject, bits, tmp_path):
+    network = subject.network(bits)
+    origin = checkpoint.Origin(model="own", shape=(7,), tokens=TOKENS)
+    path = tmp_path / "words.safetensors"
+    checkpoint.save(path, network, subject.policy, origin)
+    return path, network
+
+
+@pytest.mark.parametrize(
+    "bits",
+    [Bits(2, 32, 32), Bits(3, 32, 64), Bits(8, 32, 128, "token"), Bits(7, 32, 0, "tensor")],
+)
+@pytest.mark.parametrize("kind", ["words", "tied"])
+def test_a_checkpoint_gives_the_same_answers_bit_for_bit(kind, bits, tmp_path, request):
+    subject = request.getfixturevalue(kind)
+    path, network = saved(subject, bits, tmp_path)
+    again = haq.load(path, model=type(subject.model)())
+    with torch.no_grad():
+        assert torch.equal(again(subject.inputs), network(subject.inputs))
+
+
+def test_a_checkpoint_has_the_bytes_that_the_costs_say(words, tmp_path):
+    path, _ = saved(words, Bits(3, 32, 32), tmp_path)
+    with safe_open(path, "pt") as file:
+        sizes = {name: file.get_tensor(name).nbytes for name in file.keys()}
+    costs = sum(size_bytes(layer, 3, 32) for layer in words.graph.layers)
+    floats = 4 * sum(words.graph.float_parameters.values())
+    norm = 4 * 30 * 2  # the BatchNorm is not folded: its multipliers, and biases beside the layer's
+    assert sum(sizes.values()) == costs + floats + norm
+    assert sizes["group_scales"] == 2 * (60 * 2 + 150 * 2 + 40 * 5 + 30 * 2 + 5)
+
+
+def test_codes_and_scales_lie_as_the_format_says():
+    weight = torch.tensor(
+        [[-4.0, 3.0, 1.0, 0.0]]
+    )  # the farthest is negative: codes -4..3 of 3 bits
+    scales = torch.ones(1, 1)
+    codes = group_codes(weight, scales, 3, 32)
+    assert codes.tolist() == [[-4, 3, 1, 0]]
+    # 100 | 011 | 001 | 000, the first code in the lowest bits: 0b000_001_011_100
+    assert pack(codes, 3).hex() == "5c00"
+    assert unpack(pack(codes, 3), 3, 4, lowest=-4).tolist() == [-4, 3, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "formats, message",
+    [
+        ({"wide": [48, ""]}, "layer 'wide' cannot have groups of 48 weights"),
+        ({"wide": [64, ""]}, "layer 'wide' with 3-bit weights cannot have 300 scales"),
+        ({"none": [32, ""]}, "a format for layer 'none'"),
+        ({"wide": [32, "row"]}, "its metadata is wrong at 'formats.wide"),
+    ],
+)
+def test_a_checkpoint_with_other_formats_is_refused(words, formats, message, tmp_path):
+    path, _ = saved(words, Bits(3, 32, 32), tmp_path)
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        content = json.loads(file.metadata()["haq"])
+    content["formats"] |= formats
+    save_file(tensors, path, {"haq": json.dumps(content)})
+    with pytest.raises(CheckpointError, match=message):
+        haq.load(path, model=Words())

@@ -8,6 +8,7 @@ from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from haq.allocation.policy import Dynamic
 from haq.errors import CheckpointError
 from haq.network.inputs import Inputs, InputShape, like_record
 
@@ -20,7 +21,7 @@ TENSORS = {
 }  # fmt: skip
 """The tensors of every file, and their types."""
 
-OPTIONAL = {"others": "U8"}
+OPTIONAL = {"others": "U8", "group_scales": "F16"}
 """The tensors of files that need them, and their types."""
 
 KINDS = TENSORS | OPTIONAL
@@ -29,7 +30,7 @@ KINDS = TENSORS | OPTIONAL
 HEADER = 2**22
 """The longest header that is read, in bytes: that of some 50 000 layers."""
 
-BYTES = {"U8": 1, "F32": 4}
+BYTES = {"U8": 1, "F16": 2, "F32": 4}
 
 
 class Origin(BaseModel):
@@ -94,6 +95,9 @@ class Content(Origin):
         zero_point: Of every scale of weights.
         skews: Quantizer of activations to how many of its codes are negative, where its grid is not
             symmetric.
+        formats: Layer whose weights are in groups, or that rounds what it reads as it runs, to the
+            size of the groups (0 without) and how it rounds ("" if not), as in
+            ``haq.allocation.policy.Bits``.
         codings: Layer whose codes are not packed whole, to their format in ``haq.formats.sparse``
             and their bytes.
         integers: Whether the network was converted, so that it computes with integers.
@@ -105,6 +109,7 @@ class Content(Origin):
     format: str = FORMAT
     zero_point: Literal[0] = 0
     skews: dict[str, int] = {}
+    formats: dict[str, tuple[int, Dynamic]] = {}
     codings: dict[str, tuple[str, int]] = {}
     integers: bool = False
     layout: Literal["contiguous", "channels_last"]

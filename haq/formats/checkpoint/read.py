@@ -4,7 +4,7 @@ import copy
 import math
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from haq.allocation.policy import FLOAT, Bits
+from haq.allocation.policy import BLOCKS, FLOAT, Bits
 from haq.compression.chain import replayed
 from haq.errors import CheckpointError, HaqError
 from haq.formats import sparse
@@ -21,19 +21,20 @@ from haq.formats.checkpoint.header import (
     BYTES,
     KINDS,
     Content,
-    LayerRecord,
     read_header,
     reason,
     times,
 )
 from haq.formats.checkpoint.state import COUNT, merge_norms, shares
-from haq.formats.packing import packed_size
+from haq.formats.packing import packed_size, unpack
 from haq.models import MODELS, build, input_shape
 from haq.network.graph import Graph, trace
 from haq.network.inputs import Inputs, blank_input
 from haq.network.modules import along_weight
 from haq.quantization.calibration import Clips
 from haq.quantization.fake_quant import Rounding, quantize
+from haq.quantization.formats import Grouped
+from haq.quantization.groups import along_columns, ends
 from haq.quantization.integer_forward import compute_exactly
 from haq.quantization.quantizer import BITS, levels, step
 from haq.training.numerics import in_channels_last
@@ -99,13 +100,20 @@ def _empty(content: Content, model: nn.Module | str | None) -> fx.GraphModule:
     """Return the network of a file with merged norms, and whatever values."""
     module, sample = _module(content, model)
     graph = trace(replayed(module, sample, content.transforms), sample)
-    _check_layers(content.layers, graph)
-    policy = {row.name: Bits(row.weight_bits, row.act_bits) for row in content.layers}
+    _check_layers(content, graph)
+    policy = {
+        row.name: Bits(row.weight_bits, row.act_bits, *content.formats.get(row.name, ()))
+        for row in content.layers
+    }
     ones = torch.ones(())
     clips = Clips(
         {row.name: {row.weight_bits: ones.expand(row.scales)} for row in content.layers},
         {point.tensor: dict.fromkeys(BITS, ones) for point in graph.points},
     )
+    for row in content.layers:
+        if policy[row.name].block:
+            key = row.name, row.weight_bits, policy[row.name].block
+            clips.scales[key] = torch.ones(row.shape[0], row.scales // row.shape[0])
     network = quantize(graph, policy, clips)
     _skew(network, content.skews)
     return merge_norms(network)
@@ -152,7 +160,8 @@ def _module(content: Content, model: nn.Module | str | None) -> tuple[nn.Module,
     return module, blank_input(shape, content.tokens)
 
 
-def _check_layers(rows: Sequence[LayerRecord], graph: Graph) -> None:
+def _check_layers(content: Content, graph: Graph) -> None:
+    rows = content.layers
     known = [layer.name for layer in graph.layers]
     given = [row.name for row in rows]
     missing = [name for name in known if name not in given]
@@ -161,6 +170,9 @@ def _check_layers(rows: Sequence[LayerRecord], graph: Graph) -> None:
         raise CheckpointError(f"layer {missing[0]!r} of the model is not in it")
     if extra:
         raise CheckpointError(f"it has a layer {extra[0]!r}, and the model has not")
+    strange = [name[:80] for name in content.formats if name not in known]
+    if strange:
+        raise CheckpointError(f"it has a format for layer {strange[0]!r}, and the model has not")
     if given != known:
         raise CheckpointError("its layers are not in the model's order")
     for row, layer in zip(rows, graph.layers, strict=True):
@@ -169,7 +181,13 @@ def _check_layers(rows: Sequence[LayerRecord], graph: Graph) -> None:
             raise CheckpointError(
                 f"layer {row.name!r} is {times(row.shape)} in it and {times(shape)} in the model"
             )
-        if row.scales not in ((0,) if row.weight_bits == FLOAT else (1, layer.scales)):
+        block = content.formats.get(row.name, (0, ""))[0]
+        if block and block not in BLOCKS:
+            raise CheckpointError(f"layer {row.name!r} cannot have groups of {block} weights")
+        scales = (0,) if row.weight_bits == FLOAT else (1, layer.scales)
+        if block:
+            scales = (shape[0] * -(-shape[-1] // block),)
+        if row.scales not in scales:
             raise CheckpointError(
                 f"layer {row.name!r} with {row.weight_bits}-bit weights cannot have "
                 f"{row.scales} scales"
@@ -197,10 +215,13 @@ def read_tensors(
                 f"and the model needs {sum(sizes)}"
             )
         stream.seek(begin)
-        data = np.frombuffer(stream.read(end - begin), "<u1" if KINDS[tensor] == "U8" else "<f4")
+        data = np.frombuffer(stream.read(end - begin), _TYPES[KINDS[tensor]])
         values = torch.from_numpy(data.astype(data.dtype.newbyteorder("="), copy=True))
         parts[tensor] = dict(zip(keys, values.split(sizes), strict=True))
     return parts
+
+
+_TYPES = {"U8": "<u1", "F16": "<f2", "F32": "<f4"}
 
 
 def _stored_size(
@@ -237,7 +258,11 @@ def fill(
         module = network.get_submodule(key.rpartition(".")[0])
         assert isinstance(module, Rounding)
         state[key] = _clips(key, scales, module.bits, module.signed, module.skew).view(())
-    for (key, data), scales in zip(parts["codes"].items(), parts["scales"].values(), strict=True):
+    for key, scales in parts["group_scales"].items():
+        _fill_groups(network, state, key, parts["codes"], scales)
+    grouped = {key.removesuffix("_scale") for key in parts["group_scales"]}
+    plain = {key: data for key, data in parts["codes"].items() if key not in grouped}
+    for (key, data), scales in zip(plain.items(), parts["scales"].values(), strict=True):
         name, shape = key.rpartition(".")[0], state[key].shape
         bits = int(network.get_submodule(name).weight_bits)  # type: ignore[arg-type]
         state[f"{name}.weight_clip"] = _clips(f"{name}.weight", scales, bits, signed=True)
@@ -252,6 +277,30 @@ def fill(
     if content.layout == "channels_last":
         in_channels_last(network)
     return network
+
+
+def _fill_groups(
+    network: fx.GraphModule,
+    state: dict[str, Tensor],
+    key: str,
+    stored: Mapping[str, Tensor],
+    scales: Tensor,
+) -> None:
+    """Put codes and scales of a layer with weights in groups into a network's state."""
+    name = key.removesuffix(".weight_scale")
+    module = network.get_submodule(name)
+    assert isinstance(module, Grouped)
+    shape, bits = state[f"{name}.weight"].shape, module.weight_bits
+    wide = scales.float()
+    if not (wide.isfinite().all() and (wide != 0).all()):
+        raise CheckpointError(f"a scale of {name}.weight is not a finite number other than 0")
+    state[key] = wide.view(state[key].shape)
+    try:
+        data = stored[f"{name}.weight"].numpy().tobytes()
+        whole = unpack(data, bits, shape.numel(), lowest=ends(bits)[0]).view(shape).float()
+    except ValueError as error:
+        raise CheckpointError(f"codes of layer {name!r}: {error}") from error
+    state[f"{name}.weight"] = whole * along_columns(state[key], module.block, shape[-1])
 
 
 def _buffer(key: str, data: Tensor, like: Tensor) -> Tensor:

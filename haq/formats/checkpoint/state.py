@@ -5,11 +5,12 @@ import copy
 import torch
 from torch import fx, nn
 
-from haq.allocation.policy import FLOAT
+from haq.allocation.policy import FLOAT, Dynamic
 from haq.formats.checkpoint.header import KINDS
 from haq.network.modules import LayerModule
 from haq.quantization.bn_folding import Norm, affine, norms_of
-from haq.quantization.fake_quant import Quantized, Rounding
+from haq.quantization.fake_quant import Quantized, QuantLinear, Rounding
+from haq.quantization.formats import Grouped
 
 COUNT = "num_batches_tracked"
 
@@ -50,6 +51,16 @@ def skews(network: fx.GraphModule) -> dict[str, int]:
     }  # fmt: skip
 
 
+def formats(network: fx.GraphModule) -> dict[str, tuple[int, Dynamic]]:
+    """Return the layers whose weights are in groups, or that round what they read as they run."""
+    known = {
+        name: (int(getattr(module, "block", 0)), getattr(module, "dynamic", ""))
+        for name, module in called(network).items()
+        if isinstance(module, Grouped | QuantLinear)
+    }
+    return {name: (block, dynamic) for name, (block, dynamic) in known.items() if block or dynamic}
+
+
 def shares(network: fx.GraphModule) -> dict[str, list[str]]:
     """Return which names of the state of a network with merged norms lie in which tensor."""
     shares: dict[str, list[str]] = {name: [] for name in KINDS}
@@ -61,6 +72,9 @@ def shares(network: fx.GraphModule) -> dict[str, list[str]]:
         elif isinstance(module, Quantized):
             shares["codes"].append(f"{name}.weight")
             shares["scales"].append(f"{name}.weight_clip")
+        elif isinstance(module, Grouped):
+            shares["codes"].append(f"{name}.weight")
+            shares["group_scales"].append(f"{name}.weight_scale")
         elif _is_merged(module):
             shares["multipliers"].append(f"{name}.weight")
             state.pop(f"{name}.running_mean")
@@ -86,4 +100,4 @@ def _is_merged(module: nn.Module) -> bool:
 
 def dtype(tensor: str) -> torch.dtype:
     """Return the type of the values of a file's tensor."""
-    return torch.uint8 if KINDS[tensor] == "U8" else torch.float32
+    return {"U8": torch.uint8, "F16": torch.float16, "F32": torch.float32}[KINDS[tensor]]

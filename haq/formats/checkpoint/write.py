@@ -29,13 +29,23 @@ from haq.formats.checkpoint.header import (
     times,
 )
 from haq.formats.checkpoint.read import fill, read_tensors
-from haq.formats.checkpoint.state import called, dtype, merge_norms, shares, sharing_copy, skews
+from haq.formats.checkpoint.state import (
+    called,
+    dtype,
+    formats,
+    merge_norms,
+    shares,
+    sharing_copy,
+    skews,
+)
 from haq.formats.packing import pack
 from haq.formats.stand_in import stand_in
 from haq.network.graph import Graph
 from haq.network.inputs import InputShape, call
 from haq.network.modules import LayerModule, along_weight
 from haq.quantization.fake_quant import Quantized, Rounding
+from haq.quantization.formats import Grouped
+from haq.quantization.groups import group_codes
 from haq.quantization.integer_forward import is_exact
 from haq.quantization.quantizer import codes, step
 
@@ -88,12 +98,21 @@ def encode(network: fx.GraphModule, policy: Policy, origin: Origin) -> tuple[Con
         layout=_layout(network),
         layers=rows,
         skews=skews(network),
+        formats=formats(network),
         codings={name: (coding, len(data)) for name, (coding, data) in written.items()},
         integers=is_exact(network),
     )
     merged = merge_norms(sharing_copy(network))
     # Left out where there are none, as versions before them wrote it.
-    optional = ("skews", "tokens", "inputs", "transforms", "codings", "integers")
+    optional = (
+        "skews",
+        "tokens",
+        "inputs",
+        "transforms",
+        "codings",
+        "integers",
+        "formats",
+    )
     absent = {name for name in optional if not getattr(content, name)}
     text = content.model_dump_json(exclude=absent)
     data = serialize(_tensors(merged, written), {"haq": text})
@@ -146,6 +165,8 @@ def _rows(network: fx.GraphModule, policy: Policy) -> Iterator[LayerRecord]:
             bits, scales = FLOAT, 0
             if isinstance(module, Quantized):
                 bits, scales = module.weight_bits, module.weight_clip.numel()
+            if isinstance(module, Grouped):
+                bits, scales = module.weight_bits, module.weight_scale.numel()
             if policy[name].weight != bits:
                 raise ValueError(f"layer {name!r} has {bits} bits, not {policy[name].weight}")
             yield LayerRecord(name, tuple(module.weight.shape), bits, policy[name].act, scales)
@@ -196,6 +217,12 @@ def _stored(network: fx.GraphModule, tensor: str, key: str, value: Tensor) -> Te
     if tensor == "act_scales":
         assert isinstance(module, Rounding)
         return module.step.flatten()
+    if isinstance(module, Grouped) and tensor == "codes":
+        whole = group_codes(value, module.weight_scale, module.weight_bits, module.block)
+        packed = pack(whole, module.weight_bits)
+        return torch.frombuffer(bytearray(packed), dtype=torch.uint8)
+    if tensor == "group_scales":
+        return value.half().flatten()
     if isinstance(module, Quantized) and tensor == "codes":
         data = pack(_codes(module), module.weight_bits)
         return torch.frombuffer(bytearray(data), dtype=torch.uint8)
