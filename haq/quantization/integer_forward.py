@@ -71,8 +71,11 @@ def is_exact(network: nn.Module) -> bool:
 def compute_exactly(network: fx.GraphModule) -> None:
     """Let a network that ``convert_to_integers`` converted compute as its file does, in place.
 
-    It changes no parameters; whatever changes them later must call it again.
+    It changes no parameters; whatever changes them later must call it again. A network none of
+    whose layers reads codes stays as it is.
     """
+    if not input_grids(network):
+        return
     make_exact(network)
     norms = norms_of(network)
     for module in network.modules():
