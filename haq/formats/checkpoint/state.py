@@ -53,12 +53,13 @@ def skews(network: fx.GraphModule) -> dict[str, int]:
 
 def formats(network: fx.GraphModule) -> dict[str, tuple[int, Dynamic]]:
     """Return the layers whose weights are in groups, or that round what they read as they run."""
-    known = {
-        name: (int(getattr(module, "block", 0)), getattr(module, "dynamic", ""))
-        for name, module in called(network).items()
-        if isinstance(module, Grouped | QuantLinear)
-    }
-    return {name: (block, dynamic) for name, (block, dynamic) in known.items() if block or dynamic}
+    known: dict[str, tuple[int, Dynamic]] = {}
+    for name, module in called(network).items():
+        if isinstance(module, Grouped):
+            known[name] = module.block, module.dynamic
+        elif isinstance(module, QuantLinear) and module.dynamic:
+            known[name] = 0, module.dynamic
+    return known
 
 
 def shares(network: fx.GraphModule) -> dict[str, list[str]]:
