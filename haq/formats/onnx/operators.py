@@ -113,7 +113,8 @@ def lower_norm(file: Writer, node: onnx.NodeProto) -> None:
     assert isinstance(module, _BatchNorm)
     shape = [1] * helper.get_node_attr_value(node, "rank")
     shape[1] = -1
-    tensor = file.now(node.input[0])
+    # Behind a float pooling the two would become a convolution; nothing is moved past a Max.
+    tensor = file.add("Max", [file.now(node.input[0])], f"{output}.apart")
     parts = [part.numpy().reshape(shape) for part in affine(module)]
     for kind, place, values in zip(("Mul", "Add"), ("scaled", ""), parts, strict=True):
         held = file.constant(f"{output}.{kind.lower()}", values)
