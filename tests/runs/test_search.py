@@ -56,7 +56,8 @@ def test_a_run_leaves_these_files(finished):
 def test_the_policy_keeps_the_budget_and_the_pins(finished):
     folder, summary = finished
     policy = read_policy(folder / "policy.json")
-    assert policy["fc1"] == policy["linear"] == Bits(8, 8)
+    # fc1 has 45 % of the weights, too many to be pinned by itself; it reads the input.
+    assert policy["linear"] == Bits(8, 8) and policy["fc1"].act == 8
     assert summary["budgets"][0]["achieved"] <= 6.2
     widths = [policy[name].weight for name in ("fc1", "fc2", "fc3", "linear")]
     weights = [64 * 64, 64 * 48, 48 * 32, 32 * 10]
