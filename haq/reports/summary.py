@@ -115,7 +115,9 @@ def _in_onnx_runtime(onnx: Mapping[str, Any]) -> list[Card]:
         value = metric.text(onnx[metric.key("onnxruntime_test")])
         cards.append(Card(f"Test {metric.said} in ONNX Runtime", value, note))
     if onnx:
-        times = {name: onnx["latency"][name]["value"] for name in _COMPARED}
+        times = {
+            name: onnx["latency"][name]["value"] for name in _COMPARED if name in onnx["latency"]
+        }
         own = times.pop("this")
         note = ", ".join(f"{own / us:.2f} of {_COMPARED[name]}" for name, us in times.items())
         unit = onnx["latency"]["unit"]

@@ -234,10 +234,12 @@ def _latencies(
     rows: Inputs,
     on_progress: OnProgress,
 ) -> dict[str, Any]:
-    models = {
-        "this": file.SerializeToString(), "fp32": floats.SerializeToString(),
-        "quantize_static": static(floats, data, rows),
-    }  # fmt: skip
+    models = {"this": file.SerializeToString(), "fp32": floats.SerializeToString()}
+    missing = {}
+    try:
+        models["quantize_static"] = static(floats, data, rows)
+    except Exception as error:  # of its own, for networks that it cannot take
+        missing["without_quantize_static"] = str(error).splitlines()[0]
     sessions = {name: onnx_runtime.session(model, SETUP) for name, model in models.items()}
 
     def on_round(done: int, most: int) -> None:
@@ -248,6 +250,7 @@ def _latencies(
     return {
         "unit": "us", "batch": SETUP.batch, "threads": SETUP.threads, "clock": SETUP.clock,
         "statistic": f"p{timing.QUANTILE}", **{n: _interval(t) for n, t in times.items()},
+        **missing,
     }  # fmt: skip
 
 

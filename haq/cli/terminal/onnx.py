@@ -29,7 +29,10 @@ def print_onnx(summary: dict[str, Any]) -> None:
     shares = ", ".join(
         f"{own / times[name]['value']:.2f} of {label}'s {times[name]['value']:,.0f} us"
         for name, label in (("fp32", "the float network"), ("quantize_static", "quantize_static"))
+        if name in times
     )
+    if "without_quantize_static" in times:
+        shares += f" (quantize_static of ONNX Runtime fails: {times['without_quantize_static']})"
     screen.print(
         f"latency of one image, {times['threads']} thread ({times['clock']}, "
         f"{times['statistic']}): {own:,.0f} us; {shares}"
