@@ -83,7 +83,7 @@ def _scales(groups: Tensor, bits: int, importance: Tensor) -> Tensor:
 def _candidates(farthest: Tensor, bits: int) -> Iterator[Tensor]:
     """Yield scales that put a share of the farthest weight on the lowest or the highest code."""
     low, high = ends(bits)
-    for share in torch.linspace(1.05, NARROWEST[bits], TRIED).tolist():
+    for share in (1.0, *torch.linspace(1.05, NARROWEST[bits], TRIED).tolist()):
         for size in (farthest / low, farthest / high):
             yield stored(size * share)
 
