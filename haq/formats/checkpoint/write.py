@@ -238,7 +238,7 @@ def _check_results(
     """Read the file again and see that it is the same network."""
     stream = io.BytesIO(data)
     content, spans = read_header(stream, len(data))
-    twin = sharing_copy(merged)
+    twin = copy.deepcopy(merged)
     fill(twin, content, read_tensors(stream, spans, twin, content))
     inputs = origin.made_up(2)
     # Floats may stand for indices.
