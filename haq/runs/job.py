@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from haq.allocation.policy import BLOCKS
 from haq.allocation.schemes import SCHEMES, Formats, Scheme
@@ -75,6 +75,15 @@ class Job(BaseModel):
     threads: Annotated[int, Field(ge=1)] | None = None
     workers: Annotated[int, Field(ge=1)] = 1
     ray: str | None = None
+
+    @field_validator("distill", mode="before")
+    @classmethod
+    def _as_mapping(cls, asked: object) -> object:
+        """Return what True, False or a text stands for."""
+        try:
+            return read_distillation(asked) if isinstance(asked, bool | str) else asked
+        except HaqError as error:
+            raise ValueError(str(error)) from error
 
     def last_epochs(self, tuned: bool) -> int:
         """Return the epochs for the policy chosen: as asked, else 30 of the few digits, else 1.

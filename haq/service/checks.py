@@ -131,6 +131,8 @@ def _job(settings: Settings, fields: Mapping[str, Any]) -> Job:
         job = parse_job(**fields)
     except JobError as error:
         raise FieldError(error.field, str(error)) from error
+    if job.distill.get("route"):
+        raise FieldError("distill", "distill route: it names files, and none of here; leave it out")
     if job.episodes is None:
         job = job.model_copy(update={"episodes": EPISODES})
     if job.workers > settings.threads:

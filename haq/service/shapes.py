@@ -56,6 +56,7 @@ class JobRequest(Job):
     rounding_steps: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     metric: Literal["top1"] | None = None  # data of the service have one label an image
     tokenizer: None = None  # a path
+    transforms: Annotated[tuple[dict[str, Any], ...], Field(max_length=0)] = ()  # of the weights
     length: None = None
     ray: None = None  # whose cluster a search uses is not for its user to say
 
