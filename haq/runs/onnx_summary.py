@@ -26,6 +26,7 @@ from haq.hw_profiles.measure import onnx_runtime, timing
 from haq.hw_profiles.measure.timing import Timing
 from haq.metrics import METRICS, Metric, metric_of
 from haq.models.weights import load_weights
+from haq.network.graph import trace
 from haq.network.inputs import Inputs, random_inputs, tensors_of
 from haq.quantization.fake_quant import Quantized, Rounding, set_plain
 from haq.runs import folder as folders
@@ -74,7 +75,7 @@ def summarise(
         metric = metric_of(finished.summary)
         before = _float_network(run, finished, model) if metric.needs == "reference" else None
         summary |= answers(file, finished.network, data, on_progress, metric, before)
-    floats = _float_file(run, finished)
+    floats = _float_file(run, finished, model)
     summary |= {"latency": _latencies(file, floats, data, finished.sample, on_progress)}
     summary["provenance"] = folders.provenance(["haq", "export"])
     folder = run.folder if isinstance(run, Run) else folders.find_folder(os.fspath(run))
@@ -167,7 +168,9 @@ def _float_network(
     return floats.eval()
 
 
-def _float_file(run: Run | str | os.PathLike[str], finished: Restored) -> onnx.ModelProto:
+def _float_file(
+    run: Run | str | os.PathLike[str], finished: Restored, model: nn.Module | None
+) -> onnx.ModelProto:
     """Return the float network that a run began with, in the form in which files are written."""
     folder = run.folder if isinstance(run, Run) else folders.find_folder(os.fspath(run))
     network = copy.deepcopy(finished.network)
@@ -176,7 +179,11 @@ def _float_file(run: Run | str | os.PathLike[str], finished: Restored) -> onnx.M
             module.bits = FLOAT
         elif isinstance(module, Quantized):
             set_plain(module)
-    network.load_state_dict(load_file(folder / "float.safetensors"), strict=False)
+    state, own = load_file(folder / "float.safetensors"), network.state_dict()
+    if any(name in own and own[name].shape != value.shape for name, value in state.items()):
+        # Weights that a network stores transposed are those of layers in its graph.
+        state = trace(_float_network(run, finished, model), finished.sample).traced.state_dict()
+    network.load_state_dict(state, strict=False)
     assert isinstance(network, fx.GraphModule)
     return lower(template(network, finished.sample), network)
 
@@ -237,7 +244,10 @@ def _latencies(
     models = {"this": file.SerializeToString(), "fp32": floats.SerializeToString()}
     missing = {}
     try:
-        models["quantize_static"] = static(floats, data, rows)
+        quantized = static(floats, data, rows)
+        tried = onnx_runtime.session(quantized, SETUP)
+        tried.run(None, fed(tried, rows[: SETUP.batch]))
+        models["quantize_static"] = quantized
     except Exception as error:  # of its own, for networks that it cannot take
         missing["without_quantize_static"] = str(error).splitlines()[0]
     sessions = {name: onnx_runtime.session(model, SETUP) for name, model in models.items()}
