@@ -1,7 +1,5 @@
 """Which values of a network's state lie in which tensor of its checkpoint."""
 
-import copy
-
 import torch
 from torch import fx, nn
 
@@ -19,12 +17,6 @@ def called(network: fx.GraphModule) -> dict[str, nn.Module]:
     """Return the modules that the forward calls, in the order of their first calls."""
     names = [str(node.target) for node in network.graph.nodes if node.op == "call_module"]
     return {name: network.get_submodule(name) for name in names}
-
-
-def sharing_copy(network: fx.GraphModule) -> fx.GraphModule:
-    """Return a copy of a network whose modules are its own and whose tensors are the network's."""
-    tensors = (*network.parameters(), *network.buffers())
-    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
 
 
 def merge_norms(network: fx.GraphModule) -> fx.GraphModule:

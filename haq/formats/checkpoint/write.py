@@ -35,7 +35,6 @@ from haq.formats.checkpoint.state import (
     formats,
     merge_norms,
     shares,
-    sharing_copy,
     skews,
 )
 from haq.formats.packing import pack
@@ -89,8 +88,7 @@ def encode(network: fx.GraphModule, policy: Policy, origin: Origin) -> tuple[Con
         CheckpointError: As ``save``.
         ValueError: As ``save``.
     """
-    away = any(value.device.type != "cpu" for value in network.state_dict().values())
-    network = (copy.deepcopy(network).cpu() if away else sharing_copy(network)).eval()
+    network = copy.deepcopy(network).cpu().eval()
     rows = tuple(_rows(network, policy))
     written = _sparse(network, origin)
     content = Content(
@@ -102,7 +100,7 @@ def encode(network: fx.GraphModule, policy: Policy, origin: Origin) -> tuple[Con
         codings={name: (coding, len(data)) for name, (coding, data) in written.items()},
         integers=is_exact(network),
     )
-    merged = merge_norms(sharing_copy(network))
+    merged = merge_norms(copy.deepcopy(network))
     # Left out where there are none, as versions before them wrote it.
     optional = (
         "skews",
