@@ -73,7 +73,7 @@ def float_tensors(value: object) -> list[Tensor]:
     return tensors
 
 
-MAIN = ("logits", "out", "last_hidden_state", "prediction_logits", "reconstruction")
+MAIN = ("logits", "out", "output", "last_hidden_state", "prediction_logits", "reconstruction")
 """Names of the part of an output that a network is there for, the first that is there counts."""
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from haq.allocation.policy import FLOAT
 from haq.allocation.trials import Score
 from haq.datasets import DATASETS, Data, load
+from haq.formats.onnx.layout import Layout, layout_in, with_sizes
 from haq.formats.onnx.lower import lower
 from haq.formats.onnx.runtime import answered, fed
 from haq.formats.onnx.saturation import exact_but_slower, saturating
@@ -45,6 +46,7 @@ AGREEING = 2000
 
 _BATCH = 100
 _CALIBRATION_IMAGES = 128
+_TOGETHER = 16
 
 
 def summarise(
@@ -189,18 +191,25 @@ def _float_file(
 
 
 class _Images(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, data: Data | None, shape: tuple[int, ...], name: str, rows: Inputs | None):
-        count, self._name = _CALIBRATION_IMAGES, name
+    def __init__(
+        self, data: Data | None, shape: tuple[int, ...], name: str, rows: Inputs | None,
+        layout: Layout | None = None,
+    ):  # fmt: skip
+        count, self._name, self._layout = _CALIBRATION_IMAGES, name, layout
         images = random_inputs(shape, count) if rows is None or not _has_tokens(rows) else rows
         if data is not None:
             images, _ = data.train.batch(torch.arange(min(count, len(data.train))))
-        self._left = iter(images.split(16))
+        each = (layout.inputs[0].rows if layout else None) or _TOGETHER
+        self._left = iter(images.split(each))
 
     def get_next(self) -> dict[str, Array] | None:
         """Return the next images, None after the last."""
         batch = next(self._left, None)
         if batch is None:
             return None
+        if self._layout is not None:
+            fed = self._layout.feed(self._layout.rows_of(batch))
+            return {one.name: fed[one.name] for one in self._layout.inputs}
         if isinstance(batch, Tensor):
             return {self._name: batch.numpy()}
         return {name: one.numpy() for name, one in zip(batch.names, batch.tensors, strict=True)}
@@ -218,9 +227,13 @@ def static(floats: onnx.ModelProto, data: Data | None, rows: Inputs | None = Non
         data: Calibrates on its training inputs.
         rows: Inputs to calibrate on where there are no data and they are tokens.
     """
-    first = floats.graph.input[0]
+    first, layout = floats.graph.input[0], layout_in(floats)
     sizes = tuple(size.dim_value for size in first.type.tensor_type.shape.dim[1:])
-    reader = _Images(data, sizes, first.name, rows)
+    if layout is not None:
+        floats = with_sizes(floats, _TOGETHER)
+        one = layout.inputs[0]
+        sizes = (*one.shape[: one.axis], *one.shape[one.axis + 1 :])
+    reader = _Images(data, sizes, first.name, rows, layout)
     with tempfile.TemporaryDirectory() as folder:
         source, ready, out = (
             Path(folder) / f"{name}.onnx" for name in ("float", "ready", "static")
@@ -250,12 +263,17 @@ def _latencies(
         models["quantize_static"] = quantized
     except Exception as error:  # of its own, for networks that it cannot take
         missing["without_quantize_static"] = str(error).splitlines()[0]
+    models = {
+        name: with_sizes(onnx.load_from_string(model), SETUP.batch).SerializeToString()
+        for name, model in models.items()
+    }
     sessions = {name: onnx_runtime.session(model, SETUP) for name, model in models.items()}
 
     def on_round(done: int, most: int) -> None:
         on_progress(Progress("measure", done, most))
 
-    given = fed(sessions["this"], rows[: SETUP.batch]) if _has_tokens(rows) else None
+    own = _has_tokens(rows) and layout_in(file) is None
+    given = fed(sessions["this"], rows[: SETUP.batch]) if own else None
     times = onnx_runtime.measure(sessions, SETUP, on_round=on_round, given=given)
     return {
         "unit": "us", "batch": SETUP.batch, "threads": SETUP.threads, "clock": SETUP.clock,

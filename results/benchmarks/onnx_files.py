@@ -125,7 +125,7 @@ def sound(network, count):
     states = [torch.zeros(2, 128)]
     with torch.no_grad():
         for piece in pieces[:-1]:
-            states.append(network(piece[None], states[-1][None])[1][0])
+            states.append(network(piece[None], states[-1][None])["stateN"][0])
     return {network.origin.inputs[0].name: pieces, "state": torch.stack(states)}
 
 

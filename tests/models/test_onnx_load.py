@@ -106,7 +106,7 @@ def test_rows_along_another_axis_come_first_in_the_network():
         {"x": (FLOAT, [2, "batch", 3])}, ["t", "y"],
     )  # fmt: skip
     network, inputs = network_from(model)
-    first, second = network(torch.randn(5, 2, 3))
+    first, second = network(torch.randn(5, 2, 3)).values()
     assert inputs.given[0].axis == 1
     assert first.shape == second.shape == (5, 2, 3)
 

@@ -14,9 +14,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from haq.models.onnx.inputs import Input
+from haq.models.onnx.inputs import Input, Inputs, with_fixed_inputs
 from haq.models.onnx.network import Origin
-from haq.network.inputs import Batch, Inputs, tensors_of
+from haq.network.inputs import Batch, tensors_of
+from haq.network.inputs import Inputs as Rows
 
 Array = NDArray[Any]
 
@@ -39,7 +40,7 @@ class Layout(NamedTuple):
     axes: Mapping[str, int]
     output_axis: int | None
 
-    def rows_of(self, inputs: Inputs) -> list[Array]:
+    def rows_of(self, inputs: Rows) -> list[Array]:
         """Return what a network is given in the order of the file's inputs."""
         if isinstance(inputs, Batch) and inputs.names:
             named = dict(zip(inputs.names, inputs.tensors, strict=True))
@@ -99,6 +100,19 @@ def layout_of(text: str) -> Layout:
     )
     fixed = {name: np.array(one["values"], one["dtype"]) for name, one in content["fixed"].items()}
     return Layout(inputs, fixed, content["axes"], content["output_axis"])
+
+
+def with_sizes(model: onnx.ModelProto, rows: int) -> onnx.ModelProto:
+    """Return a copy of a file for so many rows, if the file takes any number, of fixed shapes.
+
+    Inputs that always have the same value are constants in it. A file without a layout is returned
+    as it is.
+    """
+    layout = layout_in(model)
+    if layout is None:
+        return model
+    count = layout.inputs[0].rows or rows
+    return with_fixed_inputs(model, Inputs(layout.inputs, layout.fixed, layout.axes), count)
 
 
 def layout_in(model: onnx.ModelProto) -> Layout | None:

@@ -40,7 +40,7 @@ def load_onnx(
 
     Returns:
         The network in evaluation mode. All its inputs have their rows along axis 0, also where the
-        file has them along another one; so have its outputs, a tensor or a tuple of them.
+        file has them along another one; so have its outputs, a tensor or a dict of them.
 
     Raises:
         ModelError: In one sentence: the file is missing, damaged, of another kind, quantized

@@ -108,7 +108,7 @@ class OnnxNetwork(nn.Module):
         self._kinds = dict(kinds)
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
-        """Return the file's outputs: one tensor, or a tuple of them in the file's order.
+        """Return the file's outputs: one tensor, or a dict of them by name.
 
         Args:
             inputs: In the file's order, the rows first; without those that are fixed.
@@ -120,11 +120,11 @@ class OnnxNetwork(nn.Module):
                 raise TypeError(f"the inputs are {', '.join(names)}, not {', '.join(named)}")
             inputs = tuple(named[name] for name in names)
         values = self.tensors(inputs)
-        results = tuple(
-            values[name] if axis in (None, 0) else values[name].movedim(axis, 0)
+        results = {
+            name: values[name] if axis in (None, 0) else values[name].movedim(axis, 0)
             for name, axis in self.origin.outputs
-        )
-        return results[0] if len(results) == 1 else results
+        }
+        return next(iter(results.values())) if len(results) == 1 else results
 
     def tensors(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return every tensor of the file by name."""
