@@ -22,10 +22,13 @@ from haq.network.modules import (
     outputs_of,
 )
 from haq.network.operators import (
+    RECURRENT,
     first_input,
     folding_norms,
     is_product,
+    kind_of,
     macs_of_activations,
+    macs_of_product,
     origin_of,
     recurrent_steps,
     tensor_of,
@@ -137,7 +140,7 @@ def _layer(
     with_bias = bias_of(module) is not None or folding_norms(nodes)
     layer = Layer(
         name=name,
-        kind=_layer_kind(module),
+        kind=_layer_kind(module, nodes),
         c_in=inputs_of(module),
         c_out=outputs_of(module),
         in_size=sizes[0].in_size,
@@ -175,7 +178,10 @@ def _sizes(
 ) -> CallShape:
     if isinstance(module, Matrix):
         steps = sum(recurrent_steps(user, shapes) for user in node.users)
-        return CallShape((steps, 1), (steps, 1), module.weight.numel() * steps, 1)
+        if steps:
+            return CallShape((steps, 1), (steps, 1), module.weight.numel() * steps, 1)
+        macs = sum(macs_of_product(user, shapes) for user in node.users) // images
+        return CallShape((1, 1), (1, 1), macs, 1)
     positions = _positions(module, shapes[node], images)
     macs = 0 if isinstance(module, LOOKUPS) else module.weight.numel() * positions
     if not isinstance(module, Convolution | Transposed):
@@ -214,11 +220,12 @@ def _padding(module: Convolution | Transposed) -> Sizes:
     return _sides((-(-span // 2) for span in spans), 0)
 
 
-def _layer_kind(module: LayerModule) -> Kind:
+def _layer_kind(module: LayerModule, nodes: list[fx.Node]) -> Kind:
     if isinstance(module, LOOKUPS):
         return "embedding"
     if isinstance(module, Matrix):
-        return "recurrent"
+        together = {kind_of(user) for node in nodes for user in node.users}
+        return "recurrent" if together <= RECURRENT else "matrix"
     if isinstance(module, nn.Linear):
         return "linear"
     if isinstance(module, Transposed):

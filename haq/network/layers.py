@@ -15,13 +15,14 @@ SPARSE = 0.25
 """Share of exact zeros from which a layer was pruned: training alone makes hardly any."""
 
 Kind = Literal[
-    "conv", "depthwise", "grouped", "pointwise", "transposed", "linear", "embedding", "recurrent"
+    "conv", "depthwise", "grouped", "pointwise", "transposed", "linear", "embedding", "recurrent",
+    "matrix",
 ]  # fmt: skip
 
 Sizes = tuple[int, ...]
 """Height and width, or depth, height and width."""
 
-WEIGHTS_ALONE: tuple[Kind, ...] = ("embedding", "recurrent")
+WEIGHTS_ALONE: tuple[Kind, ...] = ("embedding", "recurrent", "matrix")
 """Kinds of layers that have bits of weights alone: what they read is not rounded."""
 
 
@@ -51,7 +52,8 @@ class Layer:
             input and output channels (more than one), "grouped" any other number of groups > 1.
             "transposed" is a transposed convolution, with any groups. "embedding" is a table whose
             rows are looked up: it multiplies nothing. "recurrent" is one matrix of an LSTM, GRU or
-            RNN, which multiplies once for every step.
+            RNN, which multiplies once for every step, "matrix" the weights of any other operation,
+            such as those of all experts together.
         c_in: Input channels, or input features of a linear layer, or rows of an embedding.
         c_out: Output channels, or output features.
         kernel: Height and width, of a 3-D convolution depth before them; a 1-D convolution is one

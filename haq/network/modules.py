@@ -26,7 +26,7 @@ class Matrix(nn.Module):
         self.weight = nn.Parameter(weight)
 
     def forward(self) -> Tensor:
-        """Return the weights (outputs, inputs)."""
+        """Return the weights (outputs, ...)."""
         return self.weight
 
 

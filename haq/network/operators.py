@@ -85,20 +85,29 @@ def is_lookup(node: fx.Node) -> bool:
 
 
 def recurrent_steps(node: fx.Node, shapes: Mapping[fx.Node, torch.Size]) -> int:
-    """Return how many steps an LSTM and its like takes; 1 of any other operation."""
+    """Return how many steps an LSTM and its like takes, 1 of a cell, 0 of any other operation."""
     if kind_of(node) not in _RECURRENT:
-        return 1
+        return int(kind_of(node) in RECURRENT)
     sizes, batch_first = shapes[first_input(node)], node.args[-1]
     return sizes[1 if batch_first is True and len(sizes) == 3 else 0]
 
 
+def is_weight(node: fx.Node) -> bool:
+    """Return whether a node gives a parameter, a constant or the weights of a layer."""
+    return not node.all_input_nodes and node.op != "placeholder"
+
+
 def macs_of_activations(node: fx.Node, shapes: Mapping[fx.Node, torch.Size]) -> int:
     """Return the multiply-accumulates of a product of two activations; 0 of anything else."""
+    return 0 if any(map(is_weight, node.all_input_nodes)) else macs_of_product(node, shapes)
+
+
+def macs_of_product(node: fx.Node, shapes: Mapping[fx.Node, torch.Size]) -> int:
+    """Return the multiply-accumulates of a product, whatever it is of; 0 of anything else."""
     kind = kind_of(node)
-    operands = [
-        operand for operand in node.all_input_nodes
-        if operand in shapes and operand.op != "get_attr"
-    ]  # fmt: skip
+    operands = [operand for operand in node.all_input_nodes if operand in shapes]
+    if kind == "bilinear":
+        return int(math.prod(shapes[node]) * math.prod(shapes[operands[2]][1:]))
     if kind == "scaled_dot_product_attention":
         query, key, value = (shapes[operand] for operand in operands[:3])
         pairs = math.prod(query[:-1]) * key[-2]

@@ -61,11 +61,11 @@ def _kernel_notes(graph: Graph) -> Iterator[str]:
             f"{listed(names)}: ONNX Runtime has float kernels alone for transposed convolutions; "
             "their weights are packed in the file, and become floats when it is loaded"
         )
-    names = [layer.name for layer in graph.layers if layer.kind == "recurrent"]
+    names = [layer.name for layer in graph.layers if layer.kind in ("recurrent", "matrix")]
     if names:
         yield (
-            f"{listed(names)}: weights of LSTM, GRU and RNN are packed in the file, and become "
-            "floats when it is loaded"
+            f"{listed(names)}: ONNX Runtime multiplies these weights in float, as all of LSTM, GRU "
+            "and RNN; they are packed in the file, and become floats when it is loaded"
         )
 
 

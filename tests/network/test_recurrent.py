@@ -1,4 +1,4 @@
-"""The matrices of LSTM, GRU and RNN are layers of their own, with bits of weights alone."""
+"""Matrices of LSTM, GRU, RNN and others are layers of their own, with bits of weights alone."""
 
 import pytest
 import torch
@@ -78,6 +78,28 @@ def test_the_quantized_network_computes_with_rounded_matrices():
             weight = model.get_parameter(f"rnn.{name}")
             weight.copy_(rounded(weight, 3, clips.weights[f"rnn.{name}"][3][:, None]))
         assert torch.allclose(answer, model(STEPS), atol=1e-6)
+
+
+class Experts(nn.Module):
+    """All experts multiply each place at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts, self.pair = nn.Parameter(torch.randn(3, 6, 8)), nn.Bilinear(8, 8, 4)
+
+    def forward(self, x):
+        each = torch.einsum("nti,eio->neto", x, self.experts).mean(2)
+        return self.pair(each[:, 0], each[:, 1])
+
+
+def test_weights_that_other_operations_multiply_are_layers_too():
+    graph = trace(Experts(), STEPS)
+    assert [(x.name, x.kind, x.weights, x.macs) for x in graph.layers] == [
+        ("experts", "matrix", 3 * 6 * 8, 7 * 3 * 6 * 8),
+        ("pair", "matrix", 4 * 8 * 8, 4 * 8 * 8),
+    ]
+    assert graph.float_macs == 0
+    assert (graph.layers[1].biases, graph.float_parameters) == (4, {})
 
 
 def test_a_projected_state_is_refused_where_a_file_is_asked_for():

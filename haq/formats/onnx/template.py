@@ -84,9 +84,12 @@ class _Layer(nn.Module):
 
 
 class _Weight(nn.Module):
-    def __init__(self, name: str, weight: Tensor):
+    def __init__(self, name: str, module: Matrix):
         super().__init__()
-        self.name, self.shape, self.dtype = name, weight.shape, weight.dtype
+        self.name, self.shape, self.dtype = name, module.weight.shape, module.weight.dtype
+        for other, value in module.named_parameters(recurse=False):
+            if other != "weight":  # such as a bias that is read beside it
+                self.register_parameter(other, value)
 
     def forward(self) -> Tensor:
         """Return a marker in the place of a matrix."""
@@ -188,7 +191,7 @@ def _by_torch(network: fx.GraphModule, inputs: Inputs, names: Sequence[str]) -> 
     for name in names:
         module = marked.get_submodule(name)
         if isinstance(module, Matrix):
-            _replace(marked, name, _Weight(name, module.weight))
+            _replace(marked, name, _Weight(name, module))
             continue
         set_plain(module)  # only its shapes count
         _replace(marked, name, _Layer(name, module))

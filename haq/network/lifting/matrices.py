@@ -10,17 +10,23 @@ from haq.network.lifting.weights import Weight, parameter
 from haq.network.modules import Matrix
 from haq.network.operators import RECURRENT
 
+_OTHERS = {"bilinear", "embedding_bag", "_embedding_bag", "einsum", "matmul", "mm", "bmm"}
+
 _NORMALISED = re.compile(r"parametrizations\.(\w+)\.original\d*$|(?<=\d)_[gv]$|_orig$")
 """What stands in the name of a parameter that a weight is computed from."""
 
 
 def hold_matrices(draft: Draft, node: fx.Node) -> None:
-    """Let an LSTM, GRU or RNN read each of its matrices from a module under the matrix's name."""
-    if name_of(node) not in RECURRENT:
+    """Let an operation read each of its matrices from a module under the matrix's name.
+
+    Of an LSTM, GRU or RNN also those that are computed from other parameters.
+    """
+    recurrent = name_of(node) in RECURRENT
+    if not recurrent and name_of(node) not in _OTHERS:
         return
     for operand in node.all_input_nodes:
         weight = draft.weights.get(operand)
-        if weight is None or weight.value.dim() != 2 or not weight.sources:
+        if weight is None or not _is_matrix(weight) or not (recurrent or weight.name):
             continue
         if weight.key in draft.reads or id(weight.value) in draft.owners:
             continue  # something else reads it too
@@ -33,6 +39,11 @@ def hold_matrices(draft: Draft, node: fx.Node) -> None:
             draft.computed.append(name)
         draft.modules.install(name, module, weight.key)
         draft.reads[weight.key] = draft.graph.call_module(name)
+
+
+def _is_matrix(weight: Weight) -> bool:
+    value = weight.value
+    return bool(weight.sources) and value.dim() > 1 and value.is_floating_point()
 
 
 def _name(draft: Draft, weight: Weight) -> str:
