@@ -89,7 +89,8 @@ def roofline(record: RunRecord) -> Chart | None:
     if record.planned is None or target is None or "latency" not in target.si:
         return None
     points, roofs, work = [], {}, {"w8a8": math.inf}
-    for layer in record.planned.graph.layers:
+    layers = record.planned.graph.layers
+    for layer in [layer for layer in layers if not layer.weights_alone]:
         point: dict[str, Any] = {"name": layer.name, "kind": layer.kind}
         for state, bits in (("w8a8", Bits(8, 8)), ("run", record.policy[layer.name])):
             roof = ceilings(target, bits)
