@@ -76,7 +76,7 @@ def _priced(values: Values, costs: Values, left: float) -> NDArray[np.int64]:
     layers = np.arange(len(values))
     finite = np.where(np.isfinite(costs), costs, 0.0)
     largest = float(np.abs(values[np.isfinite(values)]).max())
-    high = 1e9 * max(largest, 1e-300) / max(float(finite.max()), 1e-300)
+    high = 1e9 * max(largest, 1e-300) / (float(finite.max()) or 1.0)
     low = high * 1e-18
     picks: NDArray[np.int64] = np.argmin(costs, axis=1)
     for _ in range(HALVINGS):
