@@ -199,7 +199,7 @@ class _Images(CalibrationDataReader):  # type: ignore[misc]
         images = random_inputs(shape, count) if rows is None or not _has_tokens(rows) else rows
         if data is not None:
             images, _ = data.train.batch(torch.arange(min(count, len(data.train))))
-        each = (layout.inputs[0].rows if layout else None) or _TOGETHER
+        each = _TOGETHER if layout is None else layout.inputs[0].rows or SETUP.batch
         self._left = iter(images.split(each))
 
     def get_next(self) -> dict[str, Array] | None:
@@ -230,7 +230,7 @@ def static(floats: onnx.ModelProto, data: Data | None, rows: Inputs | None = Non
     first, layout = floats.graph.input[0], layout_in(floats)
     sizes = tuple(size.dim_value for size in first.type.tensor_type.shape.dim[1:])
     if layout is not None:
-        floats = with_sizes(floats, _TOGETHER)
+        floats = with_sizes(floats, SETUP.batch)
         one = layout.inputs[0]
         sizes = (*one.shape[: one.axis], *one.shape[one.axis + 1 :])
     reader = _Images(data, sizes, first.name, rows, layout)
