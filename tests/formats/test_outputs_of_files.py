@@ -84,6 +84,30 @@ def test_a_file_takes_and_gives_what_the_network_does_by_its_names(way, kind):
         assert np.abs(answer - expected.numpy()).max() < 0.02 * float(expected.std())
 
 
+def test_a_file_of_a_gru_both_ways_answers_as_the_network():
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.rows, self.head = (
+                nn.GRU(6, 4, batch_first=True, bidirectional=True),
+                nn.Linear(8, 3),
+            )
+
+        def forward(self, x):
+            return self.head(self.rows(x)[0].sum(1))
+
+    rows = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0))
+    graph = trace(Rows().eval(), rows)
+    exported = check_export(graph, rows)
+    network, _ = stand_in(graph)
+    convert_to_integers(network)
+    session = opened(lower(exported, network).SerializeToString())
+    (answers,) = session.run(None, {"images": rows.numpy()})
+    with torch.no_grad():
+        assert np.abs(answers - network(rows).numpy()).max() < 1e-4
+
+
 def test_a_file_of_several_inputs_is_worked_out_in_numpy():
     file, feeds, _ = file_of(Two(lambda y, h: y))
     comparison = compare(file, dict(zip(("ids", "x"), feeds, strict=True)))
