@@ -178,10 +178,13 @@ def _activations(module: Rounding, clips: Clips, tensor: str, bits: int) -> Iter
 
 
 @contextmanager
-def quickly(gradients: bool = False) -> Iterator[None]:
-    """Compute in bfloat16 where the CPU has it, without gradients unless they are asked for."""
+def quickly(gradients: bool = False, bfloat16: bool | None = None) -> Iterator[None]:
+    """Compute without gradients unless they are asked for, in bfloat16 or not.
+
+    Without a word on ``bfloat16``, in bfloat16 where the CPU has it.
+    """
+    quick = has_bfloat16() if bfloat16 is None else bfloat16
     # Without the cache of autocast, which would go on with weights that were changed since.
-    quick = has_bfloat16()
     precision = torch.autocast("cpu", torch.bfloat16, quick, cache_enabled=False)
     with torch.set_grad_enabled(gradients), precision:
         yield

@@ -41,7 +41,7 @@ from haq.quantization.places import (
 )
 from haq.quantization.sensitivity import REMEMBERED, Sensitivity, parts_of, tabulated
 from haq.quantization.statistics import FEW, channel_axis, restored
-from haq.training.numerics import channels_last
+from haq.training.numerics import channels_last, has_bfloat16
 
 MEASURE = "kl, second order"
 """What ``Sensitivity.measure`` says."""
@@ -160,7 +160,20 @@ class _Tape(CopyingInterpreter):
         reference: Sequence[Tensor] | None,
     ) -> tuple[Gradients, Gradients]:
         """Return the gradients of the divergence, times the images, and of signs times outputs."""
-        with quickly(gradients=True):
+        try:
+            return self._gradients(images, draws, generator, reference, has_bfloat16())
+        except NotImplementedError:  # an operator has no derivative in bfloat16
+            return self._gradients(images, draws, generator, reference, False)
+
+    def _gradients(
+        self,
+        images: Inputs,
+        draws: int,
+        generator: torch.Generator,
+        reference: Sequence[Tensor] | None,
+        bfloat16: bool,
+    ) -> tuple[Gradients, Gradients]:
+        with quickly(gradients=True, bfloat16=bfloat16):
             answers = float_answers(self.run(images))
             goals = [
                 torch.stack([(_signs(a.detach(), generator) * a.float()).sum() for a in answers])

@@ -32,7 +32,8 @@ def in_channels_last(model: Model) -> Model:
     with torch.no_grad():
         for value in (*model.parameters(), *model.buffers()):
             if value.dim() == 4:  # Module.to(memory_format=...) fails at five axes
-                value.data = value.data.contiguous(memory_format=torch.channels_last)
+                # Not contiguous(), which keeps the strides of what is contiguous in both layouts.
+                value.data = value.data.clone(memory_format=torch.channels_last)
     return model
 
 

@@ -605,12 +605,12 @@ def test_a_class_may_have_no_image():
     sparse = (pair()[0], torch.tensor([0, 2, 5, 2]))
     assert from_splits([sparse, pair(), sparse]).classes == tuple("012345")
     ten = from_splits(
-        [sparse, (pair()[0], torch.tensor([9, 0, 0, 0])), sparse], outputs=lambda x: 10
+        [sparse, (pair()[0], torch.tensor([9, 0, 0, 0])), sparse], outputs=lambda x, kind: 10
     )
     assert ten.classes == tuple("0123456789")
     with pytest.raises(DataError, match="label 5 of image 2 in the train split of data is not in "
                                         "0..4: the network gives 5 outputs"):  # fmt: skip
-        from_splits([sparse] * 3, outputs=lambda x: 5)
+        from_splits([sparse] * 3, outputs=lambda x, kind: 5)
     with pytest.raises(DataError, match="has label 999999999; labels count the classes from 0"):
         from_splits([(pair()[0], torch.tensor([0, 1, 2, 999_999_999]))] * 3)
 

@@ -364,7 +364,7 @@ def test_a_model_of_ones_own_has_a_page_too(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
     haq.search(model, torch.randn(32, 8), evaluate=lambda network: 12.5, out=tmp_path / "own",
-               episodes=2, budgets=["size=280B"])  # fmt: skip
+               episodes=2, budgets=["size=280B"], pins={"0": 8, "4": 8})  # fmt: skip
     page = report_html(tmp_path / "own")
     assert "unknown model &#39;Sequential&#39;" in page
     assert ">validation score<" in page
