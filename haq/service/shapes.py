@@ -42,9 +42,7 @@ class JobRequest(Job):
     budgets: Annotated[tuple[Name, ...], Field(min_length=1, max_length=8)] = ("avg_weight_bits=3",)
     agent: Name = "guided"
     episodes: Annotated[int, Field(ge=1, le=_MOST)] | None = None
-    groups: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(max_length=8)
-    ] = ()
+    groups: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(max_length=8)] = ()
     pins: Annotated[dict[Name, Width], Field(max_length=1000)] | None = None
     clipping: Name = "kl"
     calibration_images: Count = 512

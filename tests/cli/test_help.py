@@ -64,7 +64,12 @@ def test_the_defaults_of_a_search_are_those_of_its_job():
 
 def test_every_field_of_a_job_is_an_option_of_search():
     named = {parameter.name for parameter in parameters("search")}
-    elsewhere = {"budgets": "budget", "pins": "pin", "per_channel": "per_tensor", "schemes": "scheme"}
+    elsewhere = {
+        "budgets": "budget",
+        "pins": "pin",
+        "per_channel": "per_tensor",
+        "schemes": "scheme",
+    }
     asked = Job.model_fields.keys() - {"transforms"}  # which the file of weights has
     assert {elsewhere.get(name, name) for name in asked} <= named
 

@@ -101,7 +101,8 @@ def test_no_file_of_any_bits_leaves_16_bits(case, name):
         assert saturating(file) == []
         slower = exact_but_slower(file)
         assert set(sums) | set(slower) >= {
-            layer.name for layer in subject.graph.layers
+            layer.name
+            for layer in subject.graph.layers
             if layer.kind not in ("depthwise", "transposed")  # these add in 32 bits and in float
         }
         if weight < 8:
