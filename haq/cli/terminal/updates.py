@@ -52,18 +52,24 @@ def print_difference(difference: Difference) -> None:
     """Print what changed, a line a layer or tensor, and what sending it takes."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in (
-        "layer or tensor", "values", "bits", "changed", "energy", "predicted", "measured",
-        "sent as", "bytes", "alone",
+        "layer or tensor", "bits", "changed", "energy", "saved", "sent as", "bytes", "alone",
     ):  # fmt: skip
         left = column in ("layer or tensor", "sent as")
-        table.add_column(column, justify="left" if left else "right", no_wrap=True)
+        named = column == "layer or tensor"  # long names are folded, figures never
+        table.add_column(
+            column, justify="left" if left else "right", no_wrap=not named, overflow="fold",
+            min_width=None if named else len(column),
+        )  # fmt: skip
     for change in difference.changes:
-        table.add_row(*_cells(change))
+        cells = _cells(change)
+        for column, cell in zip(table.columns[1:], cells[1:], strict=True):
+            column.min_width = max(column.min_width or 0, len(cell))
+        table.add_row(*cells)
     screen = console()
     screen.print(table, crop=False)
     screen.print(
-        "energy: squared difference over squared new values; predicted: bits a value that the "
-        "difference saves, 1/2 log2(1 / energy); measured: those it saves"
+        "energy: squared difference over squared new values; saved: bits a value that the "
+        "difference saves (in brackets as predicted, 1/2 log2(1 / energy))"
     )
     saved = 1 - difference.size / difference.direct
     screen.print(
@@ -77,11 +83,10 @@ def _cells(change: Change) -> list[str]:
     old, new = change.old_bits, change.new_bits
     bits = "" if new is None else str(new) if old in (None, new) else f"{old} to {new}"
     energy = "" if change.energy is None else f"{change.energy:.4f}"
-    predicted = "" if change.gain is None else f"{change.gain:.2f}"
+    predicted = "" if change.gain is None else f" ({change.gain:.2f})"
     return [
-        change.name, f"{change.weights:,}", bits, f"{change.changed:.1%}", energy, predicted,
-        f"{change.measured:.2f}", WORDS[change.mode], f"{change.sent:,.0f}",
-        f"{change.direct:,.0f}",
+        change.name, bits, f"{change.changed:.0%}", energy, f"{change.measured:.2f}{predicted}",
+        WORDS[change.mode], f"{change.sent:,.0f}", f"{change.direct:,.0f}",
     ]  # fmt: skip
 
 
