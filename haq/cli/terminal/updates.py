@@ -62,8 +62,8 @@ def print_difference(difference: Difference) -> None:
         )  # fmt: skip
     for change in difference.changes:
         cells = _cells(change)
-        for column, cell in zip(table.columns[1:], cells[1:], strict=True):
-            column.min_width = max(column.min_width or 0, len(cell))
+        for figures, cell in zip(table.columns[1:], cells[1:], strict=True):
+            figures.min_width = max(figures.min_width or 0, len(cell))
         table.add_row(*cells)
     screen = console()
     screen.print(table, crop=False)
