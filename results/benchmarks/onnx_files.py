@@ -201,10 +201,15 @@ def measured(name, folder):
         "bytes": {"before": (folder / path).stat().st_size, "after": target.stat().st_size},
         "names_of_nodes": len(nodes), "names_kept": len(nodes & {n.name for n in file.graph.node}),
         "same_inputs_and_outputs": same_ends(network.origin.model(), file),
+        "largest_difference_to_float_file": float(np.abs(mine - floats).max()),
         "cosine_file_to_float_file": ends(cosine(mine, floats)),
         "cosine_file_to_pytorch": ends(cosine(mine, network_answers)),
         "kernels": dict(check_kernels(file, run.policy)),
     }  # fmt: skip
+    if mine[0].size == 1:  # the cosine of single numbers says nothing
+        del row["cosine_file_to_float_file"], row["cosine_file_to_pytorch"]
+        row["range_of_float_file"] = float(np.ptp(floats))
+        row["largest_difference_to_pytorch"] = float(np.abs(mine - network_answers).max())
     if mine.ndim == 2 and mine.shape[1] > 1:
         row["same_class_as_float_file"] = float((mine.argmax(1) == floats.argmax(1)).mean())
     return row
