@@ -14,7 +14,8 @@ from gymnasium.spaces import Box
 
 from haq.allocation.budgets import Budget, fit
 from haq.allocation.budgets.limit import all_within, spent
-from haq.allocation.costs import CostTable, share_activations, total
+from haq.allocation.choices import share_activations
+from haq.allocation.costs import CostTable, total
 from haq.allocation.policy import Bits, Policy, readers
 from haq.allocation.trials import Score
 from haq.envs.observations import (

@@ -9,7 +9,8 @@ import numpy as np
 from haq.agents import Agent, Episode, Proposal, find, play
 from haq.agents.base import Array
 from haq.allocation.budgets import parse_budget
-from haq.allocation.costs import permitted, tabulate
+from haq.allocation.choices import permitted
+from haq.allocation.costs import tabulate
 from haq.allocation.policy import Policy
 from haq.allocation.trials import Score
 from haq.envs.quantization import QuantizationEnv

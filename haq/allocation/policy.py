@@ -147,6 +147,11 @@ class Bits(_Widths):
 Policy = Mapping[str, Bits]
 
 
+def listed(choices: Sequence[Bits]) -> str:
+    """Return pairs of bits as a sentence names them."""
+    return ", ".join(str(bits) for bits in choices) or "no pair of 2 to 8 bits"
+
+
 def readers(layers: Sequence[Layer]) -> dict[str, tuple[str, ...]]:
     """Return, for each layer, the names of all layers that read the same tensor, itself included.
 

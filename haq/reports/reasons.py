@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 
 from haq.allocation.budgets import Budget
-from haq.allocation.costs import CODED, CostTable, permitted, tabulate, total
+from haq.allocation.choices import permitted
+from haq.allocation.costs import CODED, CostTable, tabulate, total
 from haq.allocation.policy import FLOAT, Bits, Policy, readers
 from haq.quantization.sensitivity import Sensitivity
 from haq.reports.charts.sensitivity import measure_name

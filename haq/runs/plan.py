@@ -8,15 +8,8 @@ from torch import nn
 
 from haq.agents import find
 from haq.allocation.budgets import Budget, fit, most_bits
-from haq.allocation.costs import (
-    CODED,
-    CostTable,
-    Target,
-    nearest_pin,
-    permitted,
-    share_activations,
-    tabulate,
-)
+from haq.allocation.choices import nearest_pin, permitted, share_activations
+from haq.allocation.costs import CODED, CostTable, Target, tabulate
 from haq.allocation.policy import FLOAT, Bits
 from haq.datasets import Data, Outline
 from haq.distillation.settings import DEFAULT, distillation_of

@@ -12,7 +12,8 @@ import torch
 from torch import fx, nn
 
 from haq.allocation.budgets import parse_budget
-from haq.allocation.costs import permitted, tabulate
+from haq.allocation.choices import permitted
+from haq.allocation.costs import tabulate
 from haq.allocation.policy import Bits
 from haq.allocation.widths import choose, widened
 from haq.compression.chain import Record, chain_text, factorisable

@@ -27,7 +27,8 @@ import torch
 from torch import nn
 
 from haq.allocation.budgets import parse_budget, solve
-from haq.allocation.costs import permitted, tabulate
+from haq.allocation.choices import permitted
+from haq.allocation.costs import tabulate
 from haq.allocation.policy import Bits
 from haq.datasets.tensors import Data, TensorSplit
 from haq.models.resnet_cifar import resnet_cifar

@@ -27,7 +27,8 @@ import torch
 from passes import counted
 
 from haq.allocation.budgets import Budget, solve
-from haq.allocation.costs import permitted, tabulate
+from haq.allocation.choices import permitted
+from haq.allocation.costs import tabulate
 from haq.allocation.policy import FLOAT, Bits, readers
 from haq.datasets import load
 from haq.models import build

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from haq.allocation.budgets import Budget, solve
-from haq.allocation.costs import permitted, tabulate
+from haq.allocation.choices import permitted
+from haq.allocation.costs import tabulate
 from haq.allocation.policy import FLOAT, Bits
 from haq.datasets import load
 from haq.models.weights import load_weights

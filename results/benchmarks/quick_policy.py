@@ -15,7 +15,8 @@ import time
 import torch
 
 import haq
-from haq.allocation.costs import permitted, tabulate, total
+from haq.allocation.choices import permitted
+from haq.allocation.costs import tabulate, total
 from haq.datasets import load
 from haq.models.weights import load_weights
 from haq.network.graph import trace

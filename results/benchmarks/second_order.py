@@ -22,7 +22,8 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from haq.allocation.budgets import parse_budget, solve
-from haq.allocation.costs import permitted, tabulate
+from haq.allocation.choices import permitted
+from haq.allocation.costs import tabulate
 from haq.allocation.policy import FLOAT, Bits
 from haq.datasets import load
 from haq.distillation.kd import divergence

@@ -19,7 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from haq.agents import play
 from haq.agents.random_search import RandomSearch
 from haq.allocation.budgets import Budget
-from haq.allocation.costs import permitted, tabulate
+from haq.allocation.choices import permitted
+from haq.allocation.costs import tabulate
 from haq.allocation.policy import FLOAT, Bits
 from haq.allocation.trials import Score
 from haq.datasets import load

@@ -14,7 +14,8 @@ import time
 import torch
 
 from haq.allocation.budgets import parse_budget, solve
-from haq.allocation.costs import permitted, reference, tabulate, total
+from haq.allocation.choices import permitted
+from haq.allocation.costs import reference, tabulate, total
 from haq.allocation.policy import Bits
 from haq.datasets import load
 from haq.hw_profiles import load as load_target

@@ -31,7 +31,8 @@ import torch
 from haq.agents import find, play
 from haq.agents.ddpg import WARM_UP
 from haq.allocation.budgets import parse_budget
-from haq.allocation.costs import permitted, tabulate
+from haq.allocation.choices import permitted
+from haq.allocation.costs import tabulate
 from haq.allocation.trials import Score
 from haq.envs.quantization import QuantizationEnv
 from haq.models import build

@@ -6,16 +6,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from haq.allocation.costs import (
-    CostTable,
-    Edge,
-    nearest_pin,
-    permitted,
-    reference,
-    size_bytes,
-    tabulate,
-    total,
-)
+from haq.allocation.choices import nearest_pin, permitted
+from haq.allocation.costs import CostTable, Edge, reference, size_bytes, tabulate, total
 from haq.allocation.policy import Bits
 from haq.errors import HaqError, PolicyError, TargetError
 from haq.network.layers import Layer

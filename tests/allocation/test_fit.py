@@ -10,7 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from haq.allocation.budgets import Budget, fit, solve
-from haq.allocation.costs import CostTable, Edge, permitted, reference, tabulate, total
+from haq.allocation.choices import permitted
+from haq.allocation.costs import CostTable, Edge, reference, tabulate, total
 from haq.allocation.policy import Bits, readers
 from haq.errors import BudgetError, HaqError, PolicyError
 from haq.network.layers import Layer

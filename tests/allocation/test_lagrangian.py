@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from haq.allocation.budgets import Budget, solve, solve_nearly
-from haq.allocation.costs import permitted, tabulate, total
+from haq.allocation.choices import permitted
+from haq.allocation.costs import tabulate, total
 from haq.network.layers import Layer
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from haq.allocation.budgets import Budget, fit, solve, uniform_policy
-from haq.allocation.costs import permitted, size_bytes, tabulate
+from haq.allocation.choices import permitted
+from haq.allocation.costs import size_bytes, tabulate
 from haq.allocation.policy import Bits, check_policy, read_policy, write_policy
 from haq.allocation.schemes import Formats
 from haq.allocation.trials import Score, Trial

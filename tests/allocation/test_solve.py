@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from haq.allocation.budgets import Budget, cheapest, fit, least_cost, solve
 from haq.allocation.budgets.integer_program import silent_stdout
-from haq.allocation.costs import CostTable, Edge, permitted, reference, tabulate, total
+from haq.allocation.choices import permitted
+from haq.allocation.costs import CostTable, Edge, reference, tabulate, total
 from haq.allocation.policy import Bits
 from haq.errors import BudgetError
 from haq.network.layers import Layer
@@ -148,7 +149,8 @@ def test_a_process_without_a_standard_output_solves_all_the_same():
         "import os; os.close(1)\n"
         "import numpy as np\n"
         "from haq.allocation.budgets import Budget, solve\n"
-        "from haq.allocation.costs import permitted, tabulate\n"
+        "from haq.allocation.choices import permitted\n"
+        "from haq.allocation.costs import tabulate\n"
         "from haq.network.layers import Layer\n"
         "layers = [Layer('a', 'conv', 1, 1, weights=9)]\n"
         "table = tabulate(layers, permitted(layers, None))\n"

@@ -6,7 +6,8 @@ from cost_problems import keeps, policies, problems, tables
 from hypothesis import given, settings
 
 from haq.allocation.budgets import Budget, most_bits, uniform_policy, uniform_within
-from haq.allocation.costs import CostTable, permitted, tabulate
+from haq.allocation.choices import permitted
+from haq.allocation.costs import CostTable, tabulate
 from haq.allocation.policy import Bits
 from haq.network.layers import Layer
 

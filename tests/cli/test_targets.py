@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from haq.allocation.costs import CostTable, Edge, permitted, tabulate
+from haq.allocation.choices import permitted
+from haq.allocation.costs import CostTable, Edge, tabulate
 from haq.allocation.policy import Bits
 from haq.cli import main as cli
 from haq.cli.terminal.run import print_run

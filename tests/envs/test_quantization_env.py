@@ -16,7 +16,8 @@ from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 
 import haq.envs
 from haq.allocation.budgets import Budget
-from haq.allocation.costs import CostTable, permitted, tabulate
+from haq.allocation.choices import permitted
+from haq.allocation.costs import CostTable, tabulate
 from haq.allocation.policy import Bits
 from haq.allocation.trials import Score
 from haq.envs.quantization import QuantizationEnv

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from haq.allocation.budgets import Budget, fit
-from haq.allocation.costs import CostTable, permitted, tabulate, total
+from haq.allocation.choices import permitted
+from haq.allocation.costs import CostTable, tabulate, total
 from haq.allocation.policy import Bits
 from haq.errors import BudgetError, HaqError, TargetError
 from haq.hw_profiles import ProfileTarget, bitserial, load

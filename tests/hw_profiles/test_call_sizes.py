@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from haq.allocation.costs import permitted, tabulate, total
+from haq.allocation.choices import permitted
+from haq.allocation.costs import tabulate, total
 from haq.allocation.policy import Bits
 from haq.errors import TargetError
 from haq.hw_profiles import TARGETS, bitfusion, load

@@ -3,7 +3,8 @@
 import pytest
 from measured_parts import measured_profile
 
-from haq.allocation.costs import permitted, reference, tabulate, total
+from haq.allocation.choices import permitted
+from haq.allocation.costs import reference, tabulate, total
 from haq.allocation.policy import Bits
 from haq.errors import TargetError
 from haq.hw_profiles import build, document

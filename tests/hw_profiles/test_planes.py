@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from haq.allocation.costs import permitted, tabulate
+from haq.allocation.choices import permitted
+from haq.allocation.costs import tabulate
 from haq.errors import TargetError
 from haq.hw_profiles import TARGETS, load
 from haq.hw_profiles.planes import planes

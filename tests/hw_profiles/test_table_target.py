@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from haq.allocation.budgets import parse_budget
-from haq.allocation.costs import permitted, reference, tabulate, total
+from haq.allocation.choices import permitted
+from haq.allocation.costs import reference, tabulate, total
 from haq.allocation.policy import Bits
 from haq.errors import BudgetError, HaqError, TargetError
 from haq.hw_profiles import find, load

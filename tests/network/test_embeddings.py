@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from haq.allocation.costs import permitted, size_bytes, tabulate
+from haq.allocation.choices import permitted
+from haq.allocation.costs import size_bytes, tabulate
 from haq.allocation.policy import FLOAT, Bits
 from haq.errors import HaqError
 from haq.hw_profiles import TARGETS, load

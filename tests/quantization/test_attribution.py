@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from haq.allocation.costs import permitted
+from haq.allocation.choices import permitted
 from haq.allocation.policy import Bits
 from haq.models import build
 from haq.network.graph import trace

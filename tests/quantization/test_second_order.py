@@ -7,7 +7,8 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
-from haq.allocation.costs import permitted, tabulate
+from haq.allocation.choices import permitted
+from haq.allocation.costs import tabulate
 from haq.allocation.policy import FLOAT, Bits
 from haq.distillation.kd import divergence
 from haq.errors import ModelError

@@ -7,7 +7,8 @@ from torch import nn
 
 import haq
 from haq.allocation.budgets import parse_budget
-from haq.allocation.costs import CODED, permitted, tabulate, total
+from haq.allocation.choices import permitted
+from haq.allocation.costs import CODED, tabulate, total
 from haq.allocation.policy import Bits
 from haq.allocation.trials import Score, Trial
 from haq.cli.terminal.run import coded_size_sentence

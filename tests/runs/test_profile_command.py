@@ -15,7 +15,8 @@ from onnx import TensorProto
 from torch import nn
 
 from haq.allocation.budgets import parse_budget
-from haq.allocation.costs import permitted, reference, tabulate, total
+from haq.allocation.choices import permitted
+from haq.allocation.costs import reference, tabulate, total
 from haq.allocation.policy import Bits, check_policy
 from haq.cli.main import main
 from haq.errors import HaqError, ModelError, TargetError

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import haq
-from haq.allocation.costs import permitted, tabulate, total
+from haq.allocation.choices import permitted
+from haq.allocation.costs import tabulate, total
 from haq.allocation.policy import Bits
 from haq.errors import HaqError
 from haq.models import build

@@ -16,7 +16,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from haq.allocation.budgets.limit import Budget, all_within, spent
-from haq.allocation.costs import CostTable, Edge, share_activations, total
+from haq.allocation.choices import share_activations
+from haq.allocation.costs import CostTable, Edge, total
 from haq.allocation.policy import Bits, readers
 from haq.errors import HaqError, look_up
 

@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 
 from haq.allocation.budgets.limit import Budget, all_within, spent
-from haq.allocation.costs import CostTable, share_activations
+from haq.allocation.choices import share_activations
+from haq.allocation.costs import CostTable
 from haq.allocation.policy import FLOAT, Bits, readers
 from haq.allocation.schemes import SEARCHED
 
@@ -69,7 +70,8 @@ def uniform_within(table: CostTable, budgets: Sequence[Budget]) -> dict[str, Bit
     Raises:
         HaqError: The table has no such quantity.
 
-    >>> from haq.allocation.costs import permitted, tabulate
+    >>> from haq.allocation.choices import permitted
+    >>> from haq.allocation.costs import tabulate
     >>> from haq.network.layers import Layer
     >>> layers = [Layer("a", "conv", 1, 1, weights=90), Layer("b", "conv", 1, 1, weights=10)]
     >>> table = tabulate(layers, permitted(layers, None, act_bits=8))
