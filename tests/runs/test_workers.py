@@ -253,6 +253,7 @@ def test_a_policy_that_kills_every_worker_is_an_error(parts):
 SCRIPT = """
     import os, pathlib, signal, sys, time
     import torch, haq
+    from haq.runs.folder import read_trials
     from torch import nn
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where tests run in background
@@ -267,8 +268,8 @@ SCRIPT = """
     def closeness(network):
         with (folder / "pids").open("a") as file:
             file.write(f"{os.getpid()}\\n")
-        if mode == "die" and getattr(network.get_submodule("1"), "weight_bits", 0) == 7:
-            (folder / "asleep").touch()  # in episode 5, which is proposed after the second ended
+        if mode == "die" and len(read_trials(folder / "run")) >= 2:
+            (folder / "asleep").touch()
             time.sleep(600)
         return -float((network(inputs) - truth).square().mean())
 
@@ -313,7 +314,7 @@ def stopped(folder, by):
         until(lambda: not any(alive(pid) for pid in pids(folder)))
     finally:
         process.kill()
-    assert 2 <= len(read_trials(folder / "run")) <= 5
+    assert 2 <= len(read_trials(folder / "run")) < 8
 
 
 def test_workers_end_with_their_killed_owner_and_its_run_goes_on(tmp_path):
