@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 
 from haq.network.modules import LOOKUPS, PRODUCTS
 
@@ -105,7 +106,9 @@ def macs_of_activations(node: fx.Node, shapes: Mapping[fx.Node, torch.Size]) -> 
 def macs_of_product(node: fx.Node, shapes: Mapping[fx.Node, torch.Size]) -> int:
     """Return the multiply-accumulates of a product, whatever it is of; 0 of anything else."""
     kind = kind_of(node)
-    operands = [operand for operand in node.all_input_nodes if operand in shapes]
+    # Not all_input_nodes, which has an operand once that is read twice.
+    leaves = tree_leaves((node.args, node.kwargs))
+    operands = [leaf for leaf in leaves if isinstance(leaf, fx.Node) and leaf in shapes]
     if kind == "bilinear":
         return int(math.prod(shapes[node]) * math.prod(shapes[operands[2]][1:]))
     if kind == "scaled_dot_product_attention":

@@ -41,7 +41,7 @@ from haq.quantization.places import (
 )
 from haq.quantization.sensitivity import REMEMBERED, Sensitivity, parts_of, tabulated
 from haq.quantization.statistics import FEW, channel_axis, restored
-from haq.training.numerics import channels_last, has_bfloat16
+from haq.training.numerics import channels_last
 
 MEASURE = "kl, second order"
 """What ``Sensitivity.measure`` says."""
@@ -161,7 +161,7 @@ class _Tape(CopyingInterpreter):
     ) -> tuple[Gradients, Gradients]:
         """Return the gradients of the divergence, times the images, and of signs times outputs."""
         try:
-            return self._gradients(images, draws, generator, reference, has_bfloat16())
+            return self._gradients(images, draws, generator, reference)
         except NotImplementedError:  # an operator has no derivative in bfloat16
             return self._gradients(images, draws, generator, reference, False)
 
@@ -171,7 +171,7 @@ class _Tape(CopyingInterpreter):
         draws: int,
         generator: torch.Generator,
         reference: Sequence[Tensor] | None,
-        bfloat16: bool,
+        bfloat16: bool | None = None,
     ) -> tuple[Gradients, Gradients]:
         with quickly(gradients=True, bfloat16=bfloat16):
             answers = float_answers(self.run(images))

@@ -132,9 +132,13 @@ def _headline(record: RunRecord) -> str:
     summary = record.summary
     widths = [layer["weight_bits"] for layer in summary["layers"]]
     acts = [layer["act_bits"] for layer in summary["layers"]]
+    episode, episodes = summary["best_episode"], summary["episodes"]
+    source = (
+        f"found in episode {episode} of {episodes}" if episode < episodes else "raised to verify"
+    )
     return (
         f"{len(widths)} layers; weights with {_span(widths)} bits, activations with {_span(acts)}; "
-        f"found in episode {summary['best_episode']} of {summary['episodes']}, after "
+        f"{source}, after "
         f"{counted(summary['evaluations'], 'evaluation')} of "
         f"{summary['seconds_per_evaluation']:.2g} s."
     )

@@ -45,7 +45,7 @@ def test_a_run_is_shown_in_any_encoding(folder, encoding):
     assert ("█" in text) == encoding.startswith("utf")
     assert ("größe" in text) == (encoding != "ascii")
     assert ("雪" in text) == encoding.startswith("utf")
-    assert encoding.startswith("utf") or "8" in text.split("weights ", 1)[1].split()[0]
+    assert encoding.startswith("utf") or text.split("weights ", 1)[1].split()[0].isdigit()
 
 
 def test_the_help_is_shown_in_ascii(folder):

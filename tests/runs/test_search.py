@@ -49,7 +49,7 @@ def test_a_run_leaves_these_files(finished):
     folder, _ = finished
     assert {path.name for path in folder.iterdir()} == {
         "job.json", "float.safetensors", "clips.safetensors", "trials.jsonl", "policy.json",
-        "weights.safetensors", "summary.json", "float_test.json",
+        "weights.safetensors", "summary.json", "float_test.json", "sample.safetensors",
     }  # fmt: skip
 
 
@@ -201,7 +201,8 @@ def test_an_impossible_budget_leaves_nothing_behind(tmp_path):
 
 
 def test_the_best_of_100_episodes_is_near_the_best_of_all_policies(tmp_path):
-    job = small(episodes=100, float_epochs=60, val_images=359, train_images=400)
+    job = small(episodes=100, float_epochs=60, val_images=359, train_images=400,
+                pins={"fc1": 8, "linear": 8})  # fmt: skip
     summary = run(job, tmp_path)
     model = build("digits_mlp")
     load_weights(model, tmp_path / "float.safetensors")
@@ -460,7 +461,7 @@ def test_the_policy_handed_over_is_never_worse_than_that_of_ilp_or_the_best_unif
     finalists = [trials[row["episode"]].policy for row in rows]
     assert all(trial.policy in finalists for trial in (*trials[:3], best(trials)))
     assert len(finalists) <= 4
-    assert summary["best_uniform"]["episode"] == 1
+    assert summary["best_uniform"]["episode"] in (0, 1)  # the answer of ilp can be uniform
     reached = {
         row["episode"]: max(trials[row["episode"]].accuracy, row["tuned_val_accuracy"])
         for row in rows

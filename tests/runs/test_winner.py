@@ -22,14 +22,14 @@ from haq.runs.run import run
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     out = tmp_path_factory.mktemp("profile") / "here.json"
-    run_profile(subject("digits_mlp", data="digits"), out, Setup(), rounds=3)
+    run_profile(subject("digits_cnn", data="digits"), out, Setup(), rounds=3)
     return out
 
 
 def searched(folder, target, budgets, on_progress=silent, **fields):
     folder.mkdir()
     job = parse_job(
-        model="digits_mlp", target=str(target), budgets=budgets, agent="uniform", episodes=2,
+        model="digits_cnn", target=str(target), budgets=budgets, agent="uniform", episodes=2,
         float_epochs=1, train_images=64, val_images=64, final_epochs=0, threads=1, **fields,
     )  # fmt: skip
     return run(job, folder, on_progress)
@@ -38,7 +38,7 @@ def searched(folder, target, budgets, on_progress=silent, **fields):
 def test_the_winner_is_measured_and_stands_beside_its_prediction_and_the_budget(measured, tmp_path):
     shown = []
     summary = searched(tmp_path / "run", measured, ["latency=100000%w7a8"], shown.append)
-    note = "layer 'fc1' is pinned to w7a8: here does not offer w8a8"
+    note = "layer 'conv1' is pinned to w7a8: here does not offer w8a8"
     assert summary["notes"][0] == note
     assert [now.note for now in shown if now.stage == "plan"] == ["; ".join(summary["notes"])]
     latency = summary["measured_latency"]
@@ -74,8 +74,8 @@ def test_without_a_latency_budget_nothing_is_measured(measured, tmp_path):
 
 
 def planned(target, **fields):
-    job = parse_job(model="digits_mlp", target=str(target), budgets=["size=9kB"], **fields)
-    return plan(job, build("digits_mlp"), {"shape": (1, 8, 8)})
+    job = parse_job(model="digits_cnn", target=str(target), budgets=["size=9kB"], **fields)
+    return plan(job, build("digits_cnn"), {"shape": (1, 8, 8)})
 
 
 def choices(target, **fields):
@@ -85,25 +85,25 @@ def choices(target, **fields):
 def test_the_first_and_the_last_layer_may_stay_float_where_others_may(measured):
     ends = {Bits(7, 8), Bits(FLOAT, FLOAT)}
     found = choices(measured, act_bits="search")
-    assert (set(found["fc1"]), set(found["linear"])) == (ends, ends)
-    assert Bits(2, 2) in found["fc2"] and Bits(FLOAT, FLOAT) in found["fc2"]
+    assert (set(found["conv1"]), set(found["linear"])) == (ends, ends)
+    assert Bits(2, 2) in found["conv2"] and Bits(FLOAT, FLOAT) in found["conv2"]
 
 
 def test_a_pin_is_a_pin_also_where_layers_may_stay_float(measured):
-    assert choices(measured, act_bits="search", pins={"fc1": 7})["fc1"] == (Bits(7, 8),)
+    assert choices(measured, act_bits="search", pins={"conv1": 7})["conv1"] == (Bits(7, 8),)
 
 
 def test_a_pin_of_8_bits_gives_way_to_the_nearest_pair_that_is_offered_and_it_is_said(measured):
     of_ends = planned(measured)
-    assert of_ends.table.choices["fc1"] == (Bits(7, 8), Bits(FLOAT, FLOAT))[:1]
+    assert of_ends.table.choices["conv1"] == (Bits(7, 8), Bits(FLOAT, FLOAT))[:1]
     assert of_ends.notes == (
-        "layer 'fc1' is pinned to w7a8: here does not offer w8a8",
+        "layer 'conv1' is pinned to w7a8: here does not offer w8a8",
         "layer 'linear' is pinned to w7a8: here does not offer w8a8",
     )
-    of_user = planned(measured, pins={"fc2": 8})
-    assert of_user.table.choices["fc2"] == (Bits(7, 8),)
-    assert of_user.notes == ("layer 'fc2' is pinned to w7a8: here does not offer w8a8",)
-    assert planned(measured, pins={"fc2": 4}).notes == ()
+    of_user = planned(measured, pins={"conv2": 8})
+    assert of_user.table.choices["conv2"] == (Bits(7, 8),)
+    assert of_user.notes == ("layer 'conv2' is pinned to w7a8: here does not offer w8a8",)
+    assert planned(measured, pins={"conv2": 4}).notes == ()
     assert planned("bismo-edge").notes == ()
 
 

@@ -29,14 +29,15 @@ def trials_chart(
         kind: What the values of the trials are called.
         limit: The budget on this cost, if there is one.
         float_accuracy: The value of the float network.
-        chosen: Episode whose policy was chosen; the best one's where it is not given.
+        chosen: Episode whose policy was chosen; the best one's where it is not given, or where
+            what was handed over is none of the trials, as a policy that an accuracy target raised.
         metric: Of the values.
     """
     ends = {trial.episode for trial in pareto(trials, quantity)}
-    chosen = best(trials).episode if chosen is None else chosen
+    chosen = chosen if chosen in {trial.episode for trial in trials} else best(trials).episode
     trials = [replace(trial, accuracy=metric.of_score(trial.accuracy)) for trial in trials]
     front = sorted((t for t in trials if t.episode in ends), key=lambda t: t.cost[quantity])
-    top = trials[chosen]
+    top = next(trial for trial in trials if trial.episode == chosen)
     shown = metric.format
     hover = f"episode %{{text}}<br>%{{x:,.6~g}} {unit}, %{{y:{shown}}}<extra></extra>"
     tick = {"tickformat": ".1%"} if shown == ".2%" else {}
