@@ -39,7 +39,8 @@ def read(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, dict[str, Any]]
     except OSError as error:
         raise HaqError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # protobuf's own
-        raise HaqError(f"{path} is not an ONNX file: {error}") from error
+        reason = str(error).partition("\n")[0]
+        raise HaqError(f"{path} is not an ONNX file: {reason}") from error
     entries = {entry.key: entry.value for entry in file.metadata_props}
     try:
         metadata = json.loads(entries["haq"])

@@ -151,6 +151,10 @@ def test_what_is_no_file_of_ours_is_refused(exported, tmp_path):
     (tmp_path / "text.onnx").write_text("hello")
     with pytest.raises(HaqError, match=r"text.onnx (is not an ONNX file|was not written by haq)"):
         verifying.read("text.onnx")
+    (tmp_path / "job.json").write_text('{"model": "digits_cnn"}')  # onnx reads JSON, by the name
+    with pytest.raises(HaqError, match="job.json is not an ONNX file") as refused:
+        verifying.read("job.json")
+    assert "\n" not in str(refused.value)
     with pytest.raises(HaqError, match="was not written by haq export"):
         verifying.read(damaged(exported, lambda file: file.ClearField("metadata_props")))
 
