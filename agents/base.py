@@ -85,7 +85,7 @@ class Agent(ABC):
 
     @classmethod
     def episodes_for(cls, seconds: float, layers: int) -> int:
-        """Return how many episodes suit an evaluation that takes so long; 60, as in the README.
+        """Return how many episodes suit an evaluation that takes so long; 60 by default.
 
         Args:
             seconds: CPU or wall seconds that one evaluation takes.

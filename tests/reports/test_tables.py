@@ -27,11 +27,12 @@ def test_folders_are_left_out_of_commands(command, published):
     assert publish.without_folders(command) == published
 
 
-def test_a_finished_run_gets_its_line_in_the_readme(tmp_path, monkeypatch):
+def test_a_finished_run_gets_its_line_in_the_results(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results/reference").mkdir(parents=True)
     (tmp_path / "results/mine").mkdir()
-    (tmp_path / "README.md").write_text(f"# A\n{tables.BEGIN}\nold\n{tables.END}\nB\n")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/results.md").write_text(f"# A\n{tables.BEGIN}\nold\n{tables.END}\nB\n")
     job = parse_job(model="digits_mlp", episodes=2, float_epochs=2, budgets=["avg_weight_bits=6"],
                     train_images=64, val_images=64)  # fmt: skip
     summary = run(job, tmp_path / "results/mine")
@@ -41,7 +42,7 @@ def test_a_finished_run_gets_its_line_in_the_readme(tmp_path, monkeypatch):
     assert record["final_test_accuracy"] == summary["final_test_accuracy"]
     assert len(record["trials"]) == 2
     tables.main([])
-    text = (tmp_path / "README.md").read_text()
+    text = (tmp_path / "docs/results.md").read_text()
     assert text.startswith("# A\n") and text.endswith("B\n") and "old" not in text
     assert f"| - | avg_weight_bits=6 | guided | {record['evaluations']} |" in text
 
@@ -56,9 +57,14 @@ def test_an_unfinished_run_is_not_published(tmp_path, monkeypatch):
         publish.publish("half", "abc123")
 
 
-def test_the_readme_shows_what_is_published(monkeypatch):
+def test_the_results_show_what_is_published(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
-    shown = Path("README.md").read_text().partition(tables.BEGIN)[2].partition(tables.END)[0]
+    shown = (
+        Path("docs/results.md")
+        .read_text(encoding="utf-8")
+        .partition(tables.BEGIN)[2]
+        .partition(tables.END)[0]
+    )
     assert shown.strip() == tables.results_table().strip()
 
 

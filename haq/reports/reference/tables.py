@@ -1,4 +1,4 @@
-"""The tables of results in README.md and docs/, from the records in ``results/reference``.
+"""The tables of results in docs/, from the records in ``results/reference``.
 
 python -m haq.reports.reference.tables publish COMMIT RUN ...     copies runs that COMMIT made
 python -m haq.reports.reference.tables                            writes the tables
@@ -84,12 +84,12 @@ TABLES: Sequence[tuple[Callable[[str, dict[str, Any]], bool], Callable[[Records]
     (_named("original"), original_tables),
     (_named("depth"), depth_table),
 )
-"""Which records a table is made of, and how it is written, in the order of the README."""
+"""Which records a table is made of, and how it is written, in the order of docs/results.md."""
 
 
-def write_readme(readme: Path = Path("README.md")) -> None:
-    """Put the tables between the README's two marks."""
-    _put(readme, results_table())
+def write_results(page: Path = Path("docs/results.md")) -> None:
+    """Put the tables between the two marks of their page."""
+    _put(page, results_table())
 
 
 def write_updates(page: Path = Path("docs/updates.md")) -> None:
@@ -109,12 +109,12 @@ def _put(page: Path, tables: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Publish the runs named, or write the README's table."""
+    """Publish the runs named, or write the tables."""
     if arguments[:1] == ["publish"]:
         for run in arguments[2:]:
             publish(run, arguments[1])
     else:
-        write_readme()
+        write_results()
         write_updates()
 
 
