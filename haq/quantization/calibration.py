@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, fx, nn
 
-from haq.allocation.policy import Bits
+from haq.allocation.policy import FLOAT, Bits
 from haq.errors import ModelError, RunError
 from haq.files import write_bytes
 from haq.network.capture import Sample, evaluating
@@ -31,8 +31,10 @@ class Clips:
     """Where every tensor is clipped at every bit-width, chosen once before the search.
 
     Attributes:
-        weights: Layer to bits to clip (channels,), one value where clipped per tensor.
-        acts: Tensor of the graph to bits to clip, a scalar: the highest value.
+        weights: Layer to bits to clip (channels,), one value where clipped per tensor. A layer
+            whose weights no choice rounds so, such as one with groups alone, is not there.
+        acts: Tensor of the graph to bits to clip, a scalar: the highest value. None are there
+            where no choice rounds a tensor once for all its readers.
         skews: Tensor of the graph to bits to how many codes are negative, a whole number, where the
             grid is not symmetric.
         scales: Scales of weights in groups, as far as they were asked for.
@@ -69,6 +71,7 @@ def calibrate(
     method: str = "kl",
     per_channel: bool = True,
     on_tensor: Callable[[int, int], None] | None = None,
+    choices: Mapping[str, Sequence[Bits]] | None = None,
 ) -> Clips:
     """Return where to clip every tensor at 2 to 8 bits, from the float network.
 
@@ -78,6 +81,8 @@ def calibrate(
         method: A name in ``haq.quantization.clipping.CLIPPING``.
         per_channel: One clip per output channel of the weights, or one per layer.
         on_tensor: Called with (done, total) as tensors are finished.
+        choices: Layer to the bits that it may have: what none of them rounds is not looked at.
+            None: any pair of 2 to 8 bits.
 
     Returns:
         The clips; activations in the unit of the tensor they clip.
@@ -87,8 +92,12 @@ def calibrate(
     """
     check_weights(graph)
     signs = {point.tensor: point.signed for point in graph.points}
-    finished = _counter(len(graph.layers) + len(signs), on_tensor)
-    weights = calibrate_weights(graph, method, per_channel, finished)
+    if choices is not None and not rounds_tensors(choices):
+        signs = {}
+    finished = _counter(len(_clipped_layers(graph, choices)) + len(signs), on_tensor)
+    weights = calibrate_weights(graph, method, per_channel, finished, choices)
+    if not signs:
+        return Clips(weights, {})
     acts, skews = {}, {}
     for tensor, values in _activations(graph, batches, list(signs)).items():
         _check_finite(values, f"tensor {tensor!r} has activations")
@@ -108,16 +117,32 @@ def calibrate_weights(
     method: str = "kl",
     per_channel: bool = True,
     on_layer: Callable[[], None] | None = None,
+    choices: Mapping[str, Sequence[Bits]] | None = None,
 ) -> dict[str, dict[int, Tensor]]:
     """Return where to clip the weights of every layer at 2 to 8 bits; see ``calibrate``."""
     clips = {}
-    for layer in graph.layers:
-        weight = graph.traced.get_parameter(f"{layer.name}.weight").detach().float()
-        rows = outputs_first(weight, graph.traced.get_submodule(layer.name))
-        clips[layer.name] = weight_clips(rows, BITS, method, per_channel)
+    for name in _clipped_layers(graph, choices):
+        weight = graph.traced.get_parameter(f"{name}.weight").detach().float()
+        rows = outputs_first(weight, graph.traced.get_submodule(name))
+        clips[name] = weight_clips(rows, BITS, method, per_channel)
         if on_layer:
             on_layer()
     return clips
+
+
+def rounds_tensors(choices: Mapping[str, Sequence[Bits]]) -> bool:
+    """Return whether some choice rounds what a layer reads once for all its readers."""
+    return any(bits.act != FLOAT for pairs in choices.values() for bits in pairs)
+
+
+def _clipped_layers(graph: Graph, choices: Mapping[str, Sequence[Bits]] | None) -> list[str]:
+    """Return the layers whose weights some choice rounds with a clip for each channel."""
+    return [
+        layer.name
+        for layer in graph.layers
+        if choices is None
+        or any(bits.weight != FLOAT and not bits.block for bits in choices[layer.name])
+    ]
 
 
 def check_weights(graph: Graph) -> None:

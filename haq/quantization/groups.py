@@ -24,8 +24,8 @@ TRIED = 20
 NARROWEST = {2: 0.55, 3: 0.55, 4: 0.6, 5: 0.7, 6: 0.8, 7: 0.85, 8: 0.9}
 """Bits to the smallest range that is tried, as a share of a group's largest magnitude."""
 
-PART = 2**21
-"""Weights whose scales are searched for at once."""
+PART = 2**17
+"""Weights whose scales are searched for at once: what a core's cache holds."""
 
 
 def ends(bits: int) -> tuple[int, int]:

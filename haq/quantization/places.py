@@ -71,7 +71,7 @@ def places_of(graph: Graph, clips: Clips, model: fx.GraphModule, asked: Widths) 
         if bits or formats:
             module = model.get_submodule(layer.name)
             floats = model.get_parameter(f"{layer.name}.weight").data
-            rounding = partial(_weights, module, floats, clips.weights[layer.name])
+            rounding = partial(_weights, module, floats, clips.weights.get(layer.name, {}))
             nodes = {*calls.get(module, ()), *_reads(model, layer.name)}
             ordered = tuple(node for node in model.graph.nodes if node in nodes)
             if bits:

@@ -82,7 +82,8 @@ def statistics(graph: Graph, images: Inputs, clips: Clips | None = None) -> Stat
         graph: The float network's.
         images: What the network takes, (N, ...).
         clips: From ``calibrate``: activations beyond their clip at 8 bits count as if they were on
-            it, so that an outlier among the images does not decide.
+            it, so that an outlier among the images does not decide. Tensors without clips count as
+            they are.
     """
     sites = _sites(graph.traced)
     running = {site.node: _Running() for site in sites}
@@ -173,7 +174,8 @@ def _clipped(graph: Graph, clips: Clips) -> fx.GraphModule:
         lo, hi = levels(8, point.signed, skew)
         return nn.Hardtanh(float(high * lo / hi), float(high))
 
-    return insert(copy.deepcopy(graph.traced), graph.points, clip).eval()
+    known = [point for point in graph.points if point.tensor in clips.acts]
+    return insert(copy.deepcopy(graph.traced), known, clip).eval()
 
 
 def _part(run: PartialRun, images: Inputs) -> int:

@@ -1,10 +1,11 @@
 """Clips and sensitivities of a run, kept in its folder, and the images they are taken from."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
+from haq.allocation.policy import Bits
 from haq.datasets import Data
 from haq.network.graph import Graph
 from haq.network.inputs import Inputs
@@ -23,9 +24,23 @@ from haq.runs.progress import OnProgress, Progress
 
 
 def clips_of_run(
-    job: Job, folder: Path, graph: Graph, batches: Iterable[Inputs], on_progress: OnProgress
+    job: Job,
+    folder: Path,
+    graph: Graph,
+    batches: Iterable[Inputs],
+    on_progress: OnProgress,
+    choices: Mapping[str, Sequence[Bits]] | None = None,
 ) -> Clips:
-    """Return the clips of a run: those in its folder, or new ones, which are put there."""
+    """Return the clips of a run: those in its folder, or new ones, which are put there.
+
+    Args:
+        job: Says how they are chosen.
+        folder: Of the run.
+        graph: The float network's.
+        batches: Calibration inputs.
+        on_progress: Called as tensors are finished.
+        choices: Layer to the bits that it may have, as for ``calibrate``.
+    """
     file = folder / "clips.safetensors"
     if file.exists():
         return load_clips(file)
@@ -33,7 +48,7 @@ def clips_of_run(
     def on_tensor(done: int, count: int) -> None:
         on_progress(Progress("calibrate", done, count))
 
-    clips = calibrate(graph, batches, job.clipping, job.per_channel, on_tensor)
+    clips = calibrate(graph, batches, job.clipping, job.per_channel, on_tensor, choices)
     save_clips(clips, file)
     return clips
 

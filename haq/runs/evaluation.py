@@ -116,7 +116,7 @@ def labeled(
     graph, cheap = planned.graph, job.evaluation == "cheap"
     metric = metric_of_job(job, planned.images, own is not None)
     batches = calibration_batches(data, job.calibration_images, job.seed)
-    clips = clips_of_run(job, folder, graph, batches, on_progress)
+    clips = clips_of_run(job, folder, graph, batches, on_progress, planned.table.choices)
     # What verifies an accuracy target, policies are not chosen by.
     scored = data if job.max_drop is None else replace(data, val=data.train)
     recipe = recipe_of(job, metric)
@@ -169,7 +169,7 @@ def unlabeled(
     graph, cheap = planned.graph, job.evaluation == "cheap"
     learned, scored = parted(inputs) if cheap else (inputs, inputs)
     batches = iter(inputs[: job.calibration_images].split(128))
-    clips = clips_of_run(job, folder, graph, batches, on_progress)
+    clips = clips_of_run(job, folder, graph, batches, on_progress, planned.table.choices)
     plain = learned[:CORRECTED_ON] if cheap else None
     metric = metric_of_job(job, planned.images, own is not None)
     inputs_of = None if own else scored

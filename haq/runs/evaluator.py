@@ -22,11 +22,12 @@ from haq.datasets import Data, Split
 from haq.distillation.settings import DEFAULT, Distillation, distillation_of
 from haq.formats.onnx.runtime import Answer, exact_kernels, integer_answer, prepared
 from haq.formats.onnx.template import Template
+from haq.formats.stand_in import stand_in
 from haq.metrics import METRICS, Metric
 from haq.network.graph import Graph
 from haq.network.inputs import Inputs
 from haq.quantization.calibration import Clips
-from haq.quantization.fake_quant import quantize, uniform
+from haq.quantization.fake_quant import quantize
 from haq.quantization.statistics import correct, statistics
 from haq.runs.samples import FREEZABLE, Frozen, Part, freeze
 from haq.training.distilling import distilling
@@ -198,7 +199,7 @@ class Evaluator:
         if getattr(self, "_template", None) is not None and exact_kernels():
             return self._template
         images, _ = self.validation.batch(torch.zeros(1, dtype=torch.int64))
-        return prepared(quantize(self.graph, uniform(self.graph, 8, 8), self.clips), images)
+        return prepared(stand_in(self.graph)[0], images)
 
     @property
     def reference(self) -> Reference | None:

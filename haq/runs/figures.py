@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from haq.allocation.budgets import uniform_policy
 from haq.allocation.schemes import SEARCHED
 from haq.datasets import load
 from haq.errors import RunError
@@ -11,7 +12,7 @@ from haq.quantization.calibration import load_clips
 from haq.quantization.fake_quant import quantize, uniform
 from haq.quantization.places import Widths
 from haq.quantization.second_order import second_order
-from haq.quantization.sensitivity import save_sensitivity
+from haq.quantization.sensitivity import save_sensitivity, widths
 from haq.runs.calibration import sensitivity_images
 from haq.runs.evaluator import Evaluator, Recipe
 from haq.runs.folder import read_job, read_json, write_json
@@ -47,18 +48,22 @@ def write_figures(folder: Path, on_progress: OnProgress) -> None:
     metric = metric_of_job(job, images_of(data))
     model = network_of(job, data)
     load_weights(model, folder / "float.safetensors")
-    graph = plan(job, model, images_of(data), load_sample(folder)).graph
-    clips = load_clips(folder / "clips.safetensors")
+    planned = plan(job, model, images_of(data), load_sample(folder))
+    graph, clips = planned.graph, load_clips(folder / "clips.safetensors")
+    # A run among other number formats has clips for what its choices round alone.
+    whole = bool(clips.acts) and len(clips.weights) == len(graph.layers)
     if "sensitivity.json" in missing:
         images = sensitivity_images(data, job.seed)
+        asked = _every_width(graph) if whole else widths(planned.table.choices)
 
         def on_place(done: int, count: int) -> None:
             on_progress(Progress("sensitivity", done, count))
 
-        known = second_order(graph, clips, images, _every_width(graph), on_place)
+        known = second_order(graph, clips, images, asked, on_place)
         save_sensitivity(known, folder / "sensitivity.json")
     if "uniform.json" in missing:
-        network = quantize(graph, uniform(graph, 8, 8), clips).eval()
+        policy = uniform(graph, 8, 8) if whole else uniform_policy(planned.table, 8)
+        network = quantize(graph, policy, clips).eval()
         # The validation images of the run's own episodes; nothing is tuned on the training images.
         recipe = Recipe(2, job.val_images, distill=None, metric=metric)
         evaluator = Evaluator(graph, clips, data, recipe, job.seed)

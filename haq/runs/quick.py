@@ -75,10 +75,11 @@ def quick_policy(  # noqa: PLR0913 - one keyword a field of the job
     planned = plan(task.job, task.model, task.images, task.sample, task.notes)
     assert task.inputs is not None
     some, asked = task.inputs[: max(2, images)], widths(planned.table.choices)
+    choices = planned.table.choices
     if any(asked["activations"].values()):
-        clips = calibrate(planned.graph, some.split(128), clipping, per_channel)
+        clips = calibrate(planned.graph, some.split(128), clipping, per_channel, choices=choices)
     else:
-        clips = Clips(calibrate_weights(planned.graph, clipping, per_channel), {})
+        clips = Clips(calibrate_weights(planned.graph, clipping, per_channel, choices=choices), {})
     known = second_order(planned.graph, clips, some, asked, seed=seed)
     policy = solve(objective(known, planned.table), planned.table, planned.budgets)
     return policy or fit(most_bits(planned.table), planned.table, planned.budgets)

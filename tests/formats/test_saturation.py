@@ -197,3 +197,42 @@ def test_files_of_others_are_read_too():
     [found] = saturating(helper.make_model(graph))
     assert found == ("product", 255, 100)
     assert isinstance(onnx.helper.make_model(graph), onnx.ModelProto)
+
+
+def product(rounding, weight):
+    """Return a file with one product of integers, rounded by a kind of node before it."""
+    zero = helper.make_tensor("zero", TensorProto.UINT8, [], [128])
+    if rounding == "DynamicQuantizeLinear":
+        nodes = [
+            helper.make_node(rounding, ["x"], ["code", "scale", "middle"]),
+            helper.make_node("MatMulInteger", ["code", "weight", "middle"], ["y"], "one"),
+        ]
+    else:
+        nodes = [
+            helper.make_node("QuantizeLinear", ["x", "unit", "zero"], ["code"]),
+            helper.make_node(
+                "MatMulIntegerToFloat", ["code", "weight", "unit", "unit", "zero"], ["y"], "one",
+                domain="com.microsoft",
+            ),
+        ]  # fmt: skip
+    unit = numpy_helper.from_array(np.array(1, np.float32), "unit")
+    graph = helper.make_graph(
+        nodes, "product", [], [], [zero, unit, numpy_helper.from_array(weight, "weight")]
+    )
+    return helper.make_model(graph)
+
+
+@pytest.mark.parametrize("rounding", ["DynamicQuantizeLinear", "MatMulIntegerToFloat"])
+@pytest.mark.parametrize("largest, layers", [(64, []), (65, ["one"])])
+def test_products_of_what_is_rounded_as_a_file_runs_are_told_too(rounding, largest, layers):
+    weight = np.array([[largest, -3]], np.int8)
+    assert [one.layer for one in saturating(product(rounding, weight))] == layers
+
+
+def test_a_file_of_many_products_of_a_tensor_with_itself_is_read_at_once():
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1])
+    nodes = [
+        helper.make_node("Add", [f"s{n}", f"s{n}"], [f"s{n + 1}"]) for n in range(200)
+    ] + [helper.make_node("MatMul", ["s200", "s200"], ["y"])]  # fmt: skip
+    graph = helper.make_graph(nodes, "deep", [x], [])
+    assert saturating(helper.make_model(graph)) == []  # once 2**200 steps

@@ -1,8 +1,9 @@
 """How layers are written whose weights are in groups, or that round what they read as they run.
 
 ONNX Runtime's own operators compute them: MatMulNBits and GatherBlockQuantized for weights in
-groups, whose codes have 2, 4 or 8 bits (others are stored in the next wider ones), and products of
-integers behind DynamicQuantizeLinear, or behind a rounding of each row.
+groups, whose codes have 2, 4 or 8 bits (others are widened as the file is loaded, see
+``haq.formats.onnx.planes``), and products of integers behind DynamicQuantizeLinear, or behind a
+rounding of each row.
 """
 
 from typing import Any
@@ -12,6 +13,7 @@ import onnx
 from onnx import TensorProto, helper
 from torch import Tensor
 
+from haq.formats.onnx.planes import joined
 from haq.formats.onnx.writer import Array, Writer
 from haq.network.modules import Product
 from haq.quantization.bn_folding import Norm, affine
@@ -32,10 +34,10 @@ MIDDLE = 128
 """Code of zero of rows that are rounded as the layer runs."""
 
 
-def stored_bits(bits: int) -> int:
-    """Return how many bits a code of so many takes in a file.
+def kernel_bits(bits: int) -> int:
+    """Return how many bits a code of so many has in the kernel that takes it.
 
-    >>> [stored_bits(bits) for bits in range(2, 9)]
+    >>> [kernel_bits(bits) for bits in range(2, 9)]
     [2, 4, 4, 8, 8, 8, 8]
     """
     return next(width for width in WIDTHS if width >= bits)
@@ -61,13 +63,17 @@ def group_table(file: Writer, name: str, module: Grouped) -> tuple[str, str]:
     loaded.
     """
     code, scale = f"{name}.weight_codes", f"{name}.weight_scale"
-    if code not in file.constants:
-        bits = stored_bits(module.weight_bits)
+    if name not in file.grouped:
+        file.grouped.add(name)
+        width = kernel_bits(module.weight_bits)
         whole = group_codes(module.weight, module.weight_scale, module.weight_bits, module.block)
         parts: Array = in_blocks(whole, module.block).numpy()
-        file.constant(
-            code, packed((parts.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8), bits)
-        )
+        if width == module.weight_bits:
+            counted = (parts.astype(np.int16) + 2 ** (width - 1)).astype(np.uint8)
+            file.constant(code, packed(counted, width))
+        else:
+            slots = packed(parts.view(np.uint8) & (2**module.weight_bits - 1), width)
+            joined(file, code, slots, module.weight_bits, width)
         half: Array = module.weight_scale.half().numpy()
         stored = file.constant(f"{scale}.half", half)
         file.first.append(helper.make_node("Cast", [stored], [scale], scale, to=TensorProto.FLOAT))
@@ -95,7 +101,7 @@ def lower_group_linear(
     file.nodes.append(
         helper.make_node(
             "MatMulNBits", operands, [output], label, domain=CONTRIB,
-            K=module.in_features, N=module.out_features, bits=stored_bits(module.weight_bits),
+            K=module.in_features, N=module.out_features, bits=kernel_bits(module.weight_bits),
             block_size=module.block,
             accuracy_level=INTEGER_LEVEL if module.dynamic else EXACT_LEVEL,
         )
@@ -108,16 +114,27 @@ def group_rows(
     """Return the nodes that read rows of weights in groups."""
     code, scale = group_table(file, name, module)
     flat = f"{name}.row_codes"
-    bits, columns = stored_bits(module.weight_bits), module.weight.shape[1]
+    bits, columns = kernel_bits(module.weight_bits), module.weight.shape[1]
+    size = -(-columns * bits // 8)
     if all(flat not in node.output for node in file.first):
-        shape = file.constant(f"{flat}.shape", np.array([0, columns * bits // 8], np.int64))
-        file.first.append(helper.make_node("Reshape", [code, shape], [flat], flat))
-    return [
-        helper.make_node(
-            "GatherBlockQuantized", [flat, rows, scale], [output], label, domain=CONTRIB,
-            bits=bits, block_size=module.block, gather_axis=0, quantize_axis=1,
-        )
-    ]  # fmt: skip
+        shape = file.constant(f"{flat}.shape", np.array([0, -1], np.int64))
+        file.first.append(helper.make_node("Reshape", [code, shape], [f"{flat}.whole"], flat))
+        file.first.append(_first(file, f"{flat}.whole", size, flat))
+    wide = output if size * 8 == columns * bits else f"{output}.filled"
+    picked = helper.make_node(
+        "GatherBlockQuantized", [flat, rows, scale], [wide], label, domain=CONTRIB,
+        bits=bits, block_size=module.block, gather_axis=0, quantize_axis=1,
+    )  # fmt: skip
+    return [picked] if wide == output else [picked, _first(file, wide, columns, output)]
+
+
+def _first(file: Writer, tensor: str, count: int, output: str) -> onnx.NodeProto:
+    """Return the node that takes so many of the last axis of a tensor."""
+    ends = [
+        file.constant(f"{output}.{part}", np.array([value], np.int64))
+        for part, value in (("start", 0), ("count", count), ("axis", -1))
+    ]
+    return helper.make_node("Slice", [tensor, *ends], [output], f"{output}.first")
 
 
 def add_dynamic_product(

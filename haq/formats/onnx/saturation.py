@@ -85,7 +85,7 @@ def is_depthwise(node: onnx.NodeProto, weight: NDArray[Any]) -> bool:
     return plane and groups > 1 and weight.shape[:2] == (groups, 1)
 
 
-_PRODUCTS = ("Conv", "Gemm", "MatMul", "ConvInteger", "MatMulInteger")
+_PRODUCTS = ("Conv", "Gemm", "MatMul", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat")
 
 _MOVES = (
     "Clip", "DequantizeLinear", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape",
@@ -109,6 +109,8 @@ class _Codes:
         node = self.makers.get(tensor)
         if node is None:
             return None
+        if node.op_type == "DynamicQuantizeLinear":
+            return 255
         if node.op_type == "QuantizeLinear":
             zero = self.initializers[node.input[2]] if len(node.input) > 2 else None
             signed = zero is not None and zero.data_type == TensorProto.INT8
@@ -129,8 +131,10 @@ class _Codes:
         node = self.makers.get(tensor)
         if node is None:
             return None
-        if node.op_type == "DequantizeLinear":
+        if node.op_type in ("DequantizeLinear", "Transpose"):
             return self.constant(node.input[0])
+        if node.op_type not in ("Cast", "Mul"):
+            return None
         parts = [self.constant(name) for name in node.input]
         if node.op_type == "Cast" and parts[0] is not None:
             kind = helper.get_node_attr_value(node, "to")
