@@ -1,5 +1,6 @@
 """Evaluation in a Ray cluster."""
 
+import logging
 import pickle
 import sys
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ class RayExecutor:
         self._ours = not ray.is_initialized()
         if self._ours:
             try:
-                ray.init(address, log_to_driver=False, logging_level="ERROR")
+                ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise HaqError(
                     f"no Ray cluster at {address!r} ({error}); start one with ray start --head, or "
