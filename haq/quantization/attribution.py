@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx
 
 from haq.allocation.policy import Policy
+from haq.allocation.sensitivities import Kind, Widths
 from haq.distillation.kd import total_divergence
 from haq.network.graph import Graph
 from haq.network.inputs import Inputs
@@ -29,9 +30,7 @@ from haq.network.modules import LayerModule
 from haq.quantization.calibration import Clips
 from haq.quantization.interpreter import CopyingInterpreter
 from haq.quantization.places import (
-    Kind,
     Place,
-    Widths,
     float_answers,
     normalising,
     places_of,

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq.allocation.policy import FLOAT, Bits, Policy
+from haq.allocation.sensitivities import Kind, Widths
 from haq.errors import ModelError
 from haq.network.graph import Graph
 from haq.network.modules import LayerModule, along_weight
@@ -22,11 +23,6 @@ from haq.quantization.formats import round_input
 from haq.quantization.groups import round_groups
 from haq.quantization.quantizer import quantize as rounded
 from haq.training.numerics import has_bfloat16
-
-Kind = Literal["weights", "activations", "formats"]
-Widths = Mapping[Kind, Mapping[str, Sequence[Any]]]
-"""Which bits to measure: of weights and of activations, layer to bits; and of number formats that
-are more than bits (``haq.allocation.schemes``), layer to ``Bits``."""
 
 
 def normalising(graph: Graph, clips: Clips) -> fx.GraphModule:

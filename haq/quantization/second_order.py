@@ -24,6 +24,7 @@ from torch import Tensor, fx
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq.allocation.policy import Policy
+from haq.allocation.sensitivities import Sensitivity, Widths
 from haq.distillation.kd import total_divergence
 from haq.network.graph import Graph
 from haq.network.inputs import Inputs
@@ -32,14 +33,13 @@ from haq.quantization.calibration import Clips
 from haq.quantization.interpreter import CopyingInterpreter
 from haq.quantization.places import (
     Place,
-    Widths,
     float_answers,
     normalising,
     places_of,
     quickly,
     rounded_at,
 )
-from haq.quantization.sensitivity import REMEMBERED, Sensitivity, parts_of, tabulated
+from haq.quantization.sensitivity import REMEMBERED, parts_of, tabulated
 from haq.quantization.statistics import FEW, channel_axis, restored
 from haq.training.numerics import channels_last
 

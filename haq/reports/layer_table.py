@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from haq.quantization.sensitivity import Sensitivity
+from haq.allocation.sensitivities import Sensitivity
 from haq.reports.charts.theme import amount
 from haq.reports.page import Cell, Section, Table, number
 from haq.reports.reasons import why

@@ -7,7 +7,7 @@ from haq.allocation.budgets import Budget
 from haq.allocation.choices import permitted
 from haq.allocation.costs import CODED, CostTable, tabulate, total
 from haq.allocation.policy import FLOAT, Bits, Policy, readers
-from haq.quantization.sensitivity import Sensitivity
+from haq.allocation.sensitivities import Sensitivity
 from haq.reports.charts.sensitivity import measure_name
 from haq.reports.charts.theme import amount, spoken
 from haq.reports.record import RunRecord

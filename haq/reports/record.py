@@ -8,11 +8,11 @@ from typing import Any
 from torch import nn
 
 from haq.allocation.policy import Bits, Policy
+from haq.allocation.sensitivities import Sensitivity, load_sensitivity
 from haq.allocation.trials import Trial
 from haq.compression.chain import replayed
 from haq.errors import HaqError
 from haq.metrics import metric_of
-from haq.quantization.sensitivity import Sensitivity, load_sensitivity
 from haq.runs.folder import read_job, read_json, read_trials
 from haq.runs.job import Job
 from haq.runs.named import rebuilt

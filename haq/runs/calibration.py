@@ -6,18 +6,13 @@ from pathlib import Path
 import torch
 
 from haq.allocation.policy import Bits
+from haq.allocation.sensitivities import Sensitivity, load_sensitivity, save_sensitivity, widths
 from haq.datasets import Data
 from haq.network.graph import Graph
 from haq.network.inputs import Inputs
 from haq.quantization.calibration import Clips, calibrate, load_clips, save_clips
 from haq.quantization.second_order import second_order
-from haq.quantization.sensitivity import (
-    IMAGES,
-    Sensitivity,
-    load_sensitivity,
-    save_sensitivity,
-    widths,
-)
+from haq.quantization.sensitivity import IMAGES
 from haq.runs.job import Job
 from haq.runs.plan import Plan
 from haq.runs.progress import OnProgress, Progress

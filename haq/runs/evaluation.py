@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from haq.agents import find
 from haq.allocation.policy import Policy
+from haq.allocation.sensitivities import objective
 from haq.allocation.trials import Score
 from haq.datasets import Data, Split
 from haq.datasets.fingerprint import fingerprint
@@ -24,7 +25,7 @@ from haq.network.inputs import Inputs, joined
 from haq.quantization.adaround import adaround
 from haq.quantization.calibration import Clips
 from haq.quantization.gptq import gptq, has_groups
-from haq.quantization.sensitivity import IMAGES, objective
+from haq.quantization.sensitivity import IMAGES
 from haq.quantization.statistics import correct, note_of_few, statistics
 from haq.runs.calibration import (
     calibration_batches,

@@ -4,15 +4,14 @@ from pathlib import Path
 
 from haq.allocation.budgets import uniform_policy
 from haq.allocation.schemes import SEARCHED
+from haq.allocation.sensitivities import Widths, save_sensitivity, widths
 from haq.datasets import load
 from haq.errors import RunError
 from haq.models.weights import load_weights
 from haq.network.graph import Graph
 from haq.quantization.calibration import load_clips
 from haq.quantization.fake_quant import quantize, uniform
-from haq.quantization.places import Widths
 from haq.quantization.second_order import second_order
-from haq.quantization.sensitivity import save_sensitivity, widths
 from haq.runs.calibration import sensitivity_images
 from haq.runs.evaluator import Evaluator, Recipe
 from haq.runs.folder import read_job, read_json, write_json

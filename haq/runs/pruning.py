@@ -15,6 +15,7 @@ from haq.allocation.budgets import parse_budget
 from haq.allocation.choices import permitted
 from haq.allocation.costs import tabulate
 from haq.allocation.policy import Bits
+from haq.allocation.sensitivities import objective, widths
 from haq.allocation.widths import choose, widened
 from haq.compression.chain import Record, chain_text, factorisable
 from haq.compression.filters import keep_largest, prunable, remove
@@ -33,7 +34,6 @@ from haq.network.inputs import Inputs
 from haq.network.modules import PRODUCTS
 from haq.quantization.calibration import calibrate
 from haq.quantization.second_order import second_order
-from haq.quantization.sensitivity import objective, widths
 from haq.runs.calibration import calibration_batches, sensitivity_images
 from haq.runs.float_network import example
 from haq.runs.folder import provenance, write_json

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from haq.allocation.budgets import fit, most_bits, solve
 from haq.allocation.policy import Bits
 from haq.allocation.schemes import Scheme
+from haq.allocation.sensitivities import objective, widths
 from haq.quantization.calibration import Clips, calibrate, calibrate_weights
 from haq.quantization.second_order import second_order
-from haq.quantization.sensitivity import objective, widths
 from haq.runs.own import own_task
 from haq.runs.plan import plan
 

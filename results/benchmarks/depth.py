@@ -30,10 +30,11 @@ from haq.allocation.budgets import parse_budget, solve
 from haq.allocation.choices import permitted
 from haq.allocation.costs import tabulate
 from haq.allocation.policy import Bits
+from haq.allocation.sensitivities import objective, widths
 from haq.datasets.tensors import Data, TensorSplit
 from haq.models.resnet_cifar import resnet_cifar
 from haq.quantization.calibration import load_clips
-from haq.quantization.sensitivity import objective, sensitivity, widths
+from haq.quantization.sensitivity import sensitivity
 from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as results
 from haq.runs.evaluation import labeled

@@ -20,13 +20,14 @@ from scipy.stats import spearmanr
 
 from haq.agents import play
 from haq.agents.ilp import Ilp
+from haq.allocation.sensitivities import objective, widths
 from haq.allocation.trials import Score
 from haq.datasets import load
 from haq.envs.quantization import QuantizationEnv
 from haq.formats.onnx.runtime import integer_answer, prepared
 from haq.models.weights import load_weights
 from haq.quantization.calibration import calibrate
-from haq.quantization.sensitivity import objective, sensitivity, widths
+from haq.quantization.sensitivity import sensitivity
 from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as results
 from haq.runs.calibration import calibration_batches, sensitivity_images

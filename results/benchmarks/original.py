@@ -30,13 +30,14 @@ from haq.allocation.budgets import Budget, solve
 from haq.allocation.choices import permitted
 from haq.allocation.costs import tabulate
 from haq.allocation.policy import FLOAT, Bits, readers
+from haq.allocation.sensitivities import objective, widths
 from haq.datasets import load
 from haq.models import build
 from haq.models.weights import load_weights
 from haq.network.graph import trace
 from haq.quantization.adaround import adaround
 from haq.quantization.calibration import calibrate, load_clips
-from haq.quantization.sensitivity import objective, sensitivity, widths
+from haq.quantization.sensitivity import sensitivity
 from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as results
 from haq.runs.calibration import calibration_batches, sensitivity_images

@@ -25,6 +25,7 @@ from haq.allocation.budgets import parse_budget, solve
 from haq.allocation.choices import permitted
 from haq.allocation.costs import tabulate
 from haq.allocation.policy import FLOAT, Bits
+from haq.allocation.sensitivities import objective, widths
 from haq.datasets import load
 from haq.distillation.kd import divergence
 from haq.models import build
@@ -33,7 +34,7 @@ from haq.network.graph import trace
 from haq.quantization.attribution import attribution
 from haq.quantization.calibration import calibrate
 from haq.quantization.second_order import second_order
-from haq.quantization.sensitivity import objective, sensitivity, widths
+from haq.quantization.sensitivity import sensitivity
 from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as runs
 from haq.runs.calibration import calibration_batches, sensitivity_images

@@ -22,6 +22,7 @@ from haq.allocation.budgets import Budget
 from haq.allocation.choices import permitted
 from haq.allocation.costs import tabulate
 from haq.allocation.policy import FLOAT, Bits
+from haq.allocation.sensitivities import widths
 from haq.allocation.trials import Score
 from haq.datasets import load
 from haq.distillation.kd import divergence
@@ -32,7 +33,7 @@ from haq.quantization.calibration import calibrate
 from haq.quantization.fake_quant import quantize
 from haq.quantization.quantizer import BITS
 from haq.quantization.quantizer import quantize as rounded
-from haq.quantization.sensitivity import sensitivity, widths
+from haq.quantization.sensitivity import sensitivity
 from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as results
 from haq.runs.calibration import calibration_batches, sensitivity_images

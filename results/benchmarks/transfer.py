@@ -17,12 +17,13 @@ from haq.allocation.budgets import parse_budget, solve
 from haq.allocation.choices import permitted
 from haq.allocation.costs import reference, tabulate, total
 from haq.allocation.policy import Bits
+from haq.allocation.sensitivities import objective, widths
 from haq.datasets import load
 from haq.hw_profiles import load as load_target
 from haq.models.weights import load_weights
 from haq.network.graph import trace
 from haq.quantization.calibration import calibrate
-from haq.quantization.sensitivity import objective, sensitivity, widths
+from haq.quantization.sensitivity import sensitivity
 from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as results
 from haq.runs.calibration import calibration_batches

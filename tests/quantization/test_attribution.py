@@ -8,11 +8,11 @@ from torch import nn
 
 from haq.allocation.choices import permitted
 from haq.allocation.policy import Bits
+from haq.allocation.sensitivities import widths
 from haq.models import build
 from haq.network.graph import trace
 from haq.quantization.attribution import attribution
 from haq.quantization.calibration import calibrate
-from haq.quantization.sensitivity import widths
 
 
 @pytest.fixture(autouse=True)

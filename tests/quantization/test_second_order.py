@@ -10,6 +10,7 @@ from torch import nn
 from haq.allocation.choices import permitted
 from haq.allocation.costs import tabulate
 from haq.allocation.policy import FLOAT, Bits
+from haq.allocation.sensitivities import widths
 from haq.distillation.kd import divergence
 from haq.errors import ModelError
 from haq.models import build
@@ -18,7 +19,7 @@ from haq.quantization import second_order as module
 from haq.quantization.calibration import calibrate
 from haq.quantization.quantizer import quantize as rounded
 from haq.quantization.second_order import marginal, second_order
-from haq.quantization.sensitivity import sensitivity, widths
+from haq.quantization.sensitivity import sensitivity
 
 
 @pytest.fixture(autouse=True)

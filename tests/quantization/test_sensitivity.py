@@ -12,19 +12,19 @@ from haq.allocation.budgets import Budget, solve
 from haq.allocation.choices import permitted
 from haq.allocation.costs import tabulate
 from haq.allocation.policy import FLOAT, Bits
+from haq.allocation.sensitivities import (
+    Sensitivity,
+    load_sensitivity,
+    objective,
+    save_sensitivity,
+    widths,
+)
 from haq.errors import ModelError, RunError
 from haq.models import build
 from haq.network.graph import trace
 from haq.quantization.calibration import calibrate
 from haq.quantization.fake_quant import quantize
-from haq.quantization.sensitivity import (
-    Sensitivity,
-    load_sensitivity,
-    objective,
-    save_sensitivity,
-    sensitivity,
-    widths,
-)
+from haq.quantization.sensitivity import sensitivity
 
 
 class Residual(nn.Module):

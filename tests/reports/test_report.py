@@ -16,10 +16,10 @@ import haq
 from haq.allocation.budgets import Budget
 from haq.allocation.costs import CostTable
 from haq.allocation.policy import Bits
+from haq.allocation.sensitivities import Sensitivity
 from haq.allocation.trials import Trial
 from haq.errors import HaqError, RunError
 from haq.network.layers import Layer
-from haq.quantization.sensitivity import Sensitivity
 from haq.reports.charts.bits import bits_chart
 from haq.reports.charts.progress import progress_chart
 from haq.reports.charts.roofline import roofline_chart

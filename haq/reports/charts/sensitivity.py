@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from haq.quantization.sensitivity import Sensitivity
+from haq.allocation.sensitivities import Sensitivity
 from haq.reports.charts.theme import Chart, Row, axis, layout
 
 
