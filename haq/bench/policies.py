@@ -17,6 +17,12 @@ from haq.allocation.schemes import SEARCHED
 
 Objective = Mapping[str, np.ndarray]
 
+DOUBTS = (0.25, 0.5, 1.0)
+"""Standard deviations of the logarithms of the factors by which sensitivities are doubted."""
+
+TRIES = 10
+"""How often doubts are drawn for each optimum that is wanted: many give the same one."""
+
 
 class Setting(NamedTuple):
     """Within which budget a search goes on.
@@ -160,19 +166,32 @@ def _within(setting: Setting, generator: Generator, counts: Counts) -> Iterator[
         widths = generator.uniform(1.5, 8.5, (2, len(names)))
         both = [dict(zip(names, bits, strict=True)) for bits in widths]
         yield Drawn("budget", setting.name, fit(assembled(table, *both), table, budgets))
-    best = _optimum(setting, setting.objective)
-    yield Drawn("doubted", setting.name, best)
-    for number in range(counts.doubted - 1):
-        doubt = (0.25, 0.5, 1.0)[number % 3]
-        factors = {name: np.exp(doubt * generator.standard_normal()) for name in names}
-        doubted = {name: values * factors[name] for name, values in setting.objective.items()}
-        yield Drawn("doubted", setting.name, _optimum(setting, doubted))
+    optima = _optima(setting, generator, counts.doubted)
+    yield from (Drawn("doubted", setting.name, policy) for policy in optima)
     for number in range(counts.moved):
-        policy = best
+        policy = optima[0]
         for _ in range(1 + number % 6):
             every = list(_moves(table, policy, (-1, 1)))
             policy = every[generator.integers(len(every))]
         yield Drawn("moved", setting.name, policy)
+
+
+def _optima(setting: Setting, generator: Generator, count: int) -> list[dict[str, Bits]]:
+    """Return the best policy by the sensitivities, and others that are best where these err."""
+    optima = [_optimum(setting, setting.objective)]
+    for number in range(TRIES * count):
+        if len(optima) == count:
+            break
+        doubt = DOUBTS[number % len(DOUBTS)]
+        factors = {
+            layer.name: np.exp(doubt * generator.standard_normal())
+            for layer in setting.table.layers
+        }
+        doubted = {name: values * factors[name] for name, values in setting.objective.items()}
+        policy = _optimum(setting, doubted)
+        if policy not in optima:
+            optima.append(policy)
+    return optima
 
 
 def _optimum(setting: Setting, objective: Objective) -> dict[str, Bits]:
