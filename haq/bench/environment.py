@@ -6,7 +6,7 @@ reinforcement learning, a loop. An episode takes milliseconds. Nothing here need
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,15 +62,17 @@ class Answers:
         return tuple(policy[name] for name in self.layers)
 
 
-def logarithms(divergences: NDArray[np.float64]) -> NDArray[np.float64]:
+def logarithms(divergences: NDArray[Any]) -> NDArray[Any]:
     """Return the logarithms of divergences, which the surrogate predicts."""
-    return np.log(np.maximum(divergences, LEAST))
+    result: NDArray[Any] = np.log(np.maximum(divergences, LEAST))
+    return result
 
 
-def log_odds(accuracies: NDArray[np.float64]) -> NDArray[np.float64]:
+def log_odds(accuracies: NDArray[Any]) -> NDArray[Any]:
     """Return the logarithms of the odds of a wrong answer, which the surrogate predicts."""
     shares = np.clip(accuracies, 1e-3, 1 - 1e-3)
-    return np.log((1 - shares) / shares)
+    odds: NDArray[Any] = np.log((1 - shares) / shares)
+    return odds
 
 
 def bench_env(

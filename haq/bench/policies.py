@@ -4,10 +4,11 @@ A benchmark evaluates them; a surrogate is fitted on them. All follow from one s
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 
 from haq.allocation.budgets import Budget, fit, solve_nearly
 from haq.allocation.choices import share_activations
@@ -15,7 +16,7 @@ from haq.allocation.costs import CostTable
 from haq.allocation.policy import Bits, Policy, readers
 from haq.allocation.schemes import SEARCHED
 
-Objective = Mapping[str, np.ndarray]
+Objective = Mapping[str, NDArray[Any]]
 
 DOUBTS = (0.25, 0.5, 1.0)
 """Standard deviations of the logarithms of the factors by which sensitivities are doubted."""
@@ -45,7 +46,7 @@ class Drawn(NamedTuple):
 
     family: str
     setting: str
-    policy: dict[str, Bits]
+    policy: Policy
 
 
 class Counts(NamedTuple):

@@ -16,6 +16,7 @@ regression. So a width that no policy has keeps what its sensitivity says.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from haq.allocation.policy import Policy, readers
 from haq.allocation.schemes import SEARCHED
 from haq.bench.table import Bench, Subject
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]
 
 STEPS = 12
 """Gauss-Newton steps; the sum of squares stands still after half of them."""
@@ -108,7 +109,8 @@ class Surrogate:
         """Return the figure of policies, (policies,)."""
         widths = self.decisions.widths(policies)
         features = _features(_sums(self.terms, widths)[0], widths, self.decisions)
-        return features @ np.concatenate([self.curve, self.pairs])
+        predicted: Array = features @ np.concatenate([self.curve, self.pairs])
+        return predicted
 
 
 def fit_surrogate(bench: Bench, values: Array, chosen: Sequence[int] | None = None) -> Surrogate:

@@ -79,7 +79,7 @@ class Bench:
 
     subject: Subject
     drawn: Sequence[Drawn]
-    figures: Mapping[str, NDArray[np.float64]]
+    figures: Mapping[str, NDArray[Any]]
 
     def __len__(self) -> int:
         return len(self.drawn)
@@ -139,33 +139,38 @@ def _policies(layers: Sequence[Layer], columns: dict[str, Any]) -> list[Policy]:
     return [dict(zip(names, row, strict=True)) for row in zip(*bits, strict=True)]
 
 
-def _floats(column: Any) -> NDArray[np.float64]:
+def _floats(column: Any) -> NDArray[Any]:
     values = column.to_numpy().astype(np.float64)  # (policies,), nulls are NaN
     return np.asarray(values)
 
 
 def _subject(content: Mapping[str, Any]) -> Subject:
     known = content["sensitivity"]
-    tables = [
-        {name: {int(bits): value for bits, value in row.items()} for name, row in table.items()}
-        for table in (known["weights"], known["activations"])
-    ]
     return Subject(
         content["model"],
         tuple(_layer(fields) for fields in content["layers"]),
         {name: Bits(*bits) for name, bits in content["pins"].items()},
         content["float_values"],
         content["float_accuracy"],
-        Sensitivity(known["measure"], known["images"], *tables),
+        Sensitivity(
+            known["measure"],
+            known["images"],
+            _by_bits(known["weights"]),
+            _by_bits(known["activations"]),
+        ),
         content["about"],
     )
+
+
+def _by_bits(table: Mapping[str, Mapping[str, float]]) -> dict[str, dict[int, float]]:
+    return {name: {int(bits): value for bits, value in row.items()} for name, row in table.items()}
 
 
 def _layer(fields: Mapping[str, Any]) -> Layer:
     shapes = tuple(
         CallShape(tuple(one), tuple(two), macs, calls) for one, two, macs, calls in fields["shapes"]
     )
-    plain = {
+    plain: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
     }
     return Layer(**{**plain, "shapes": shapes})
