@@ -38,6 +38,7 @@ TARGETS: Mapping[str, Path] = {
         "bitfusion-eyeriss",
         "bitfusion-stripes",
         "gap9-ne16",
+        "mpic",
         "roofline-45nm",
     )
 }

@@ -6,7 +6,7 @@ since narrow weights are padded to fill the wider array; as narrow numbers may a
 wider words, the cost of a layer is that of the cheapest pair at least as wide.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -235,11 +235,11 @@ class BitFusion(Constants):
         check_not_negative("energy", asdict(self.energy))
         return self
 
-    def check_widest(self, bits: int) -> None:
+    def check(self, quantities: Collection[str], pairs: Collection[Bits]) -> None:
         """Say so if a fusion unit is narrower than the widest operand declared."""
-        most = self.array.most_bits
-        if bits > most:
-            raise ValueError(f"array.most_bits is {most}, so {bits} must not be among the bits")
+        most, widest = self.array.most_bits, max(width for bits in pairs for width in bits)
+        if widest > most:
+            raise ValueError(f"array.most_bits is {most}, so {widest} must not be among the bits")
 
     def formula(self, clock_hz: float, batch: int) -> BitFusionFormula:
         """Return the formula for a batch of images; its costs are cycles, whatever the clock."""

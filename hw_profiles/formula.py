@@ -1,6 +1,6 @@
 """What every formula of costs has: constants in a profile, costs of a layer, and its ceilings."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import ClassVar, NamedTuple, Protocol
 
 from haq.allocation.policy import Bits
@@ -27,8 +27,11 @@ class Formula(Protocol):
         """Return the cost of all calls of the layer per quantity, in the profile's units."""
         ...
 
-    def ceilings(self, bits: Bits, clock_hz: float) -> Ceilings:
-        """Return the most multiply-accumulates and bytes a second; a clock in ns has no need."""
+    def ceilings(self, bits: Bits, clock_hz: float) -> Ceilings | None:
+        """Return the most multiply-accumulates and bytes a second; a clock in ns has no need.
+
+        None where it is not known.
+        """
         ...
 
 
@@ -52,8 +55,8 @@ class Constants(Strict):
         """Return the formula for a batch of images; a clock of 0 where none is declared."""
         raise NotImplementedError
 
-    def check_widest(self, bits: int) -> None:
-        """Say so if operands of that many bits, the most declared, cannot be computed.
+    def check(self, quantities: Collection[str], pairs: Collection[Bits]) -> None:
+        """Say so if a declared quantity or one of the declared pairs of bits has no cost.
 
         Raises:
             ValueError: The sentence for the user.

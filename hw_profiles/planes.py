@@ -36,6 +36,20 @@ def as_products(layer: Layer) -> Layer:
     )  # fmt: skip
 
 
+def products(layer: Layer) -> int:
+    """Return the multiply-accumulates of all calls of a layer, for one image.
+
+    >>> products(Layer("a", "conv", 3, 8, (3, 3), in_size=(4, 4), out_size=(4, 4)))
+    3456
+    """
+    return sum(_products(as_products(part)) for part in layer.by_size())
+
+
+def _products(layer: Layer) -> int:
+    taps = layer.c_in // layer.groups * math.prod(layer.kernel)
+    return layer.calls * layer.c_out * math.prod(layer.out_size) * taps
+
+
 def _plane(layer: Layer) -> Layer:
     if len(layer.kernel) == 2:
         return layer

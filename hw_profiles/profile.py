@@ -21,6 +21,7 @@ from haq.hw_profiles.bitserial import Bitserial
 from haq.hw_profiles.formula import Constants
 from haq.hw_profiles.measured import Measured
 from haq.hw_profiles.ne16 import Ne16
+from haq.hw_profiles.rates import Rates
 from haq.hw_profiles.roofline import Roofline
 from haq.hw_profiles.rows import Cells, Key, Row, Table
 from haq.hw_profiles.schema import (
@@ -39,7 +40,9 @@ from haq.hw_profiles.schema import (
 FORMAT: Literal["haq-profile/1"] = "haq-profile/1"
 """What the "format" field of a profile says."""
 
-Model = Annotated[Bitserial | BitFusion | Roofline | Ne16 | Measured, Field(discriminator="type")]
+Model = Annotated[
+    Bitserial | BitFusion | Roofline | Ne16 | Rates | Measured, Field(discriminator="type")
+]
 """The formulas, told apart by "type"; a new one is a module and a name here."""
 
 
@@ -126,7 +129,7 @@ def check_formula(profile: Profile, model: Constants) -> None:
             gives = " and ".join(f"{known} in {its}" for known, its in model.gives.items())
             raise ValueError(f"a {kind} model gives {gives}, not {name} in {unit}")
     rules = (profile.bits, *profile.bits.kinds.values())
-    model.check_widest(max(width for rule in rules for bits in rule.choices for width in bits))
+    model.check(profile.units, {bits for rule in rules for bits in rule.choices})
 
 
 def check_rows(profile: Profile) -> None:

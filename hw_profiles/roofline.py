@@ -13,7 +13,7 @@ from pydantic import model_validator
 
 from haq.allocation.policy import Bits
 from haq.hw_profiles.formula import Ceilings, Constants, check_not_negative, summed
-from haq.hw_profiles.planes import as_products
+from haq.hw_profiles.planes import products
 from haq.network.layers import Layer
 
 
@@ -79,20 +79,17 @@ class RooflineFormula:
 
     def _of_size(self, layer: Layer, bits: Bits) -> dict[str, float]:
         machine = self.machine
-        multiplied = as_products(layer)
         taps = layer.c_in // layer.groups * prod(layer.kernel)
         outputs = self.batch * layer.c_out * prod(layer.out_size)
         inputs = self.batch * layer.c_in * prod(layer.in_size)
-        depth = multiplied.c_in // multiplied.groups * prod(multiplied.kernel)
-        places = self.batch * prod(multiplied.out_size)
-        products = layer.calls * places * multiplied.c_out * depth
+        multiplied = self.batch * products(layer)
         moved = layer.calls * (
             layer.c_out * taps * bits.weight + inputs * bits.act + outputs * machine.out_bits
         )
-        seconds = max(products / machine.peak(bits), moved / (8 * machine.bytes_per_second))
+        seconds = max(multiplied / machine.peak(bits), moved / (8 * machine.bytes_per_second))
         product_pj = machine.mac_pj * share(bits) + machine.add_pj
         product_pj += machine.weight_pj * bits.weight + machine.act_pj * bits.act
-        picojoules = products * product_pj + machine.dram_pj * moved
+        picojoules = multiplied * product_pj + machine.dram_pj * moved
         return {"latency": seconds * 1e9, "energy": picojoules / 1000}
 
     def ceilings(self, bits: Bits, clock_hz: float) -> Ceilings:

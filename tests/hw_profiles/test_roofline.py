@@ -130,7 +130,7 @@ def test_no_layer_breaks_through_the_ceiling(
     bits = target.pairs[place % len(target.pairs)]
     top = ceilings(target, bits)
     if top is None:
-        pytest.skip("a table")
+        pytest.skip("it states no ceilings")
     c_out = c_in if kind == "depthwise" else c_out
     layer = Layer("layer", kind, c_in, c_out, groups=c_in if kind == "depthwise" else 1)
     if kind == "depthwise":
