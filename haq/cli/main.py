@@ -14,6 +14,7 @@ from haq.cli.cost import cost_command
 from haq.cli.distill import distill_command
 from haq.cli.export import export_command
 from haq.cli.inspect import inspect_command
+from haq.cli.kit import kit_app
 from haq.cli.models import models_command
 from haq.cli.profile import profile_command
 from haq.cli.prune import prune_command
@@ -103,6 +104,7 @@ def _assembled() -> typer.Typer:
     for panel, commands in PANELS.items():
         for name, command in commands.items():
             app.command(name, rich_help_panel=panel)(command)
+    app.add_typer(kit_app, name="kit", rich_help_panel="Hardware")
     app.add_typer(token_app, name="token", rich_help_panel="Service")
     return app
 

@@ -126,3 +126,16 @@ def with_options_of(
         return own
 
     return decorated
+
+
+def width_range(text: str) -> tuple[int, int]:
+    """Return the two ends of a range of bit-widths.
+
+    >>> width_range("2..8"), width_range("4")
+    ((2, 8), (4, 4))
+    """
+    low, dots, high = text.partition("..")
+    try:
+        return int(low), int(high if dots else low)
+    except ValueError:
+        raise HaqError(f"weight-bits {text!r}: write a range like 2..8, or one number") from None

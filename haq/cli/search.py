@@ -29,6 +29,7 @@ from haq.cli.options import (
     given,
     option,
     threads_for,
+    width_range,
 )
 from haq.errors import HaqError
 
@@ -228,21 +229,13 @@ def job_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     fields |= {
         "schemes": tuple(fields.pop("scheme") or ()) or None,
         "groups": _groups(fields["groups"]),
-        "weight_bits": _range(fields["weight_bits"]),
+        "weight_bits": width_range(fields["weight_bits"]),
         "act_bits": _bits_or_search(fields["act_bits"]),
         "pins": _pins(list(pins or ())),
         "per_channel": not fields.pop("per_tensor"),
         "threads": threads_for(fields["threads"], fields["data"], max(1, fields["workers"])),
     }
     return fields | ({"budgets": tuple(budgets)} if budgets else {})
-
-
-def _range(text: str) -> tuple[int, int]:
-    low, dots, high = text.partition("..")
-    try:
-        return int(low), int(high if dots else low)
-    except ValueError:
-        raise HaqError(f"weight-bits {text!r}: write a range like 2..8, or one number") from None
 
 
 def _groups(text: str | None) -> tuple[int, ...] | None:

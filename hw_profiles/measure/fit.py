@@ -82,9 +82,9 @@ def fit(
     """
     passing = np.array([crossings(tensors, policy) for policy, _ in mixed], np.float64) * batch
     prices = _prices(rows, passing, mixed)
-    moved = _moved(rows, references, mixed, passing @ prices)
-    into, back = _prices(moved, passing, mixed)
-    return Fitted(moved, float(into), float(back))
+    fitted = _moved(rows, references, mixed, passing @ prices)
+    into, back = _prices(fitted, passing, mixed)
+    return Fitted(fitted, float(into), float(back))
 
 
 def _prices(rows: Rows, passing: NDArray[np.float64], mixed: Latencies) -> NDArray[np.float64]:
@@ -104,14 +104,37 @@ def _moved(
     latencies = np.array([latency for _, latency in (*mixed, *references)])
     changing = np.concatenate([changes, np.zeros(len(references))])
     trusted = np.repeat([CLOCK_ERROR, _EXACT], [len(mixed), len(references)])
-    covariance = uses * (ROW_ERROR * before) ** 2  # of the latencies with the rows
+    after = moved(before, uses, latencies, trusted, changing)
+    fitted: dict[str, dict[Bits, float]] = {name: {} for name in rows}
+    for (name, bits), latency in zip(cells, after, strict=True):
+        fitted[name][bits] = float(latency)
+    return fitted
+
+
+def moved(
+    before: NDArray[np.float64],
+    uses: NDArray[np.float64],
+    latencies: NDArray[np.float64],
+    trusted: NDArray[np.float64],
+    changing: NDArray[np.float64] | float = 0.0,
+) -> NDArray[np.float64]:
+    """Return costs moved towards what they leave unexplained of networks' latencies.
+
+    The mean of normal distributions given the measurements, and not negative: costs are off by
+    ``ROW_ERROR`` of themselves, latencies by a share of theirs.
+
+    Args:
+        before: Costs of single layers (C,).
+        uses: How often a network has each of them (N, C).
+        latencies: Of the networks (N,).
+        trusted: How far each latency is off, as a share (N,).
+        changing: What networks take beside (N,).
+    """
+    covariance = uses * (ROW_ERROR * before) ** 2  # of the latencies with the costs
     noise = np.diag((trusted * latencies) ** 2)
     left = latencies - changing - uses @ before
     after = before + covariance.T @ np.linalg.solve(covariance @ uses.T + noise, left)
-    fitted: dict[str, dict[Bits, float]] = {name: {} for name in rows}
-    for (name, bits), latency in zip(cells, after, strict=True):
-        fitted[name][bits] = max(float(latency), 0.0)
-    return fitted
+    return np.maximum(after, 0.0)
 
 
 def kernels_alone(rows: Rows, policy: Policy) -> float:

@@ -192,7 +192,7 @@ def describe(profile: Profile) -> str:
         ),
         f"a change of precision: {1e3 * model.to_quantized:.3f} ns a value from float, "
         f"{1e3 * model.to_float:.3f} ns to float",
-        _validated(model.validation),
+        validated(model.validation),
     ]
     if interrupted > BUSY:
         lines.append(
@@ -202,7 +202,8 @@ def describe(profile: Profile) -> str:
     return "\n".join(lines)
 
 
-def _validated(check: Validation) -> str:
+def validated(check: Validation) -> str:
+    """Return how far predictions are off, in a sentence."""
     return (
         f"{check.policies} mixed policies that the fit had not seen: mean error "
         f"{check.mean_error:.1%}, worst {check.worst_error:.1%}, "

@@ -1,0 +1,124 @@
+"""``haq kit``: a profile of a device of your own."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from haq.cli.options import NETWORK, Model, Seed, Width, option, width_range
+
+KIT, DEVICE = "Kit", "Device"
+
+kit_app = typer.Typer(help="Make a profile of a device of your own.", no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Argument(help="The kit, as haq kit make writes it.", metavar="KIT")]
+
+
+@kit_app.command("make")
+def make_command(  # noqa: PLR0913 - one argument an option
+    model: Model,
+    out: Annotated[Path, option(KIT, "The folder to write.", metavar="DIR")],
+    weights: Annotated[
+        Path | None,
+        option(NETWORK, "Float weights, as haq train writes them.", metavar="FILE",
+               show_default="random ones"),
+    ] = None,
+    data: Annotated[
+        str | None,
+        option(NETWORK, "Data that give the images' size, the classes and the clips.",
+               metavar="NAME", show_default="none: --size and random clips"),
+    ] = None,
+    width: Width = 1.0,
+    size: Annotated[
+        int | None,
+        option(NETWORK, "Height and width of an image, in pixels.", metavar="N", min=1,
+               show_default="the model's own"),
+    ] = None,
+    seed: Seed = 0,
+    weight_bits: Annotated[
+        str, option(KIT, "Widths of weights that searches may choose.", metavar="A..B")
+    ] = "2..8",
+    batch: Annotated[int, option(KIT, "Images computed at once.", metavar="N", min=1)] = 1,
+    cpu: Annotated[
+        str,
+        option(KIT, "What the files are for: any x86 CPU, or those that add 8-bit products in 32 "
+               "bits (vnni), as ARM does too.", metavar="any|vnni")
+    ] = "any",
+) -> None:  # fmt: skip
+    """Write a folder with all that has to be measured on a device, and what measures it."""
+    from haq.cli.terminal.progress import progress
+    from haq.errors import HaqError, look_up
+    from haq.runs.kit.make import RUNNER, check_folder, make_kit
+    from haq.runs.profiling.profile import CPUS
+    from haq.runs.profiling.subject import subject
+
+    low, high = width_range(weight_bits)
+    if not 2 <= low < high <= 8:
+        raise HaqError(f"weight-bits {weight_bits}: give at least two widths, within 2..8")
+    runs_on = look_up({name: name for name in CPUS}, "cpu", cpu)
+    check_folder(out)
+    asked = subject(model, weights=weights, data=data, width=width, size=size, seed=seed)
+    with progress() as on_progress:
+        contents = make_kit(
+            asked, out, range(low, high + 1), batch, runs_on, seed, on_progress=on_progress
+        )
+    alone = sum("shape" in about for about in contents.files.values())
+    typer.echo(
+        f"{out}: {alone} files of single layers ({len(contents.shapes)} shapes), "
+        f"{len(contents.files) - alone} networks. Copy it to the device and run {RUNNER} there "
+        f"(or haq kit run {out} --ssh HOST), then haq kit read {out} --out board.json"
+    )
+
+
+@kit_app.command("run")
+def run_command(
+    kit: Folder,
+    ssh: Annotated[
+        str | None,
+        option(DEVICE, "Machine to copy the kit to, run it on, and fetch the figures from.",
+               metavar="HOST", show_default="this machine"),
+    ] = None,
+    python: Annotated[
+        str, option(DEVICE, "Python of that machine.", metavar="NAME")
+    ] = "python3",
+    command: Annotated[
+        str | None,
+        option(DEVICE, "A program that prints the microseconds of {file}, instead of ONNX Runtime.",
+               metavar="TEXT"),
+    ] = None,
+    threads: Annotated[
+        int, option(DEVICE, "CPU threads of one operator.", metavar="N", min=1)
+    ] = 1,
+    rounds: Annotated[
+        int, option(DEVICE, "How often each file is measured.", metavar="N", min=1)
+    ] = 5,
+) -> None:  # fmt: skip
+    """Measure a kit, here or over ssh; given again, it goes on where it was."""
+    from haq.runs.kit.device import run_kit
+
+    options = ["--threads", str(threads), "--rounds", str(rounds)]
+    if command is not None:
+        options += ["--command", command]
+    run_kit(kit, ssh, python, options)
+
+
+@kit_app.command("read")
+def read_command(
+    kit: Folder,
+    out: Annotated[
+        Path, option(KIT, "The profile to write, such as board.json.", metavar="FILE")
+    ],
+) -> None:  # fmt: skip
+    """Make a profile of what was measured, and say how far its predictions are off."""
+    from haq.files import write_text
+    from haq.hw_profiles.document import write_json
+    from haq.runs.kit.read import read_kit
+    from haq.runs.profiling.profile import check_out, validated
+
+    check_out(out)
+    read = read_kit(kit, out.stem)
+    write_text(out, write_json(read.profile))
+    typer.echo(read.profile.title)
+    typer.echo(validated(read.validation))
+    typer.echo(f"{read.rounds} rounds; the reference drifted by {read.drift:+.1%}")
+    typer.echo(f"{out}: haq search --target {out} --budget latency=70%w8a8")

@@ -1,0 +1,388 @@
+"""Kits: what is in them, what a device may give, and that the profile predicts that device."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from haq.cli.main import app
+from haq.errors import HaqError
+from haq.hw_profiles import load
+from haq.hw_profiles.document import write_json
+from haq.hw_profiles.rows import shape_of
+from haq.network.graph import trace
+from haq.network.layers import Layer
+from haq.runs.kit.layer_file import layer_file
+from haq.runs.kit.make import RUNNER, make_kit
+from haq.runs.kit.read import MEASURED, contents_of, read_kit
+from haq.runs.profiling.subject import Subject, placeholder_clips
+
+WIDTHS = (2, 4, 8)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3, padding=1)
+        self.b = nn.Conv2d(8, 8, 3, padding=1)
+        self.c = nn.Conv2d(8, 8, 3, padding=1)
+        self.d = nn.Conv2d(8, 16, 3, stride=2, padding=1, groups=8)
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.c(self.b(self.a(x).relu()).relu()).relu()
+        return self.fc(self.d(x).relu().mean((2, 3)))
+
+
+def subject(model=None, size=8):
+    torch.manual_seed(0)
+    sample = torch.zeros(1, 3, size, size)
+    graph = trace(model or Net(), sample)
+    return Subject("net", graph, placeholder_clips(graph), sample)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kits") / "kit"
+    make_kit(subject(), folder, WIDTHS)
+    return folder
+
+
+@pytest.fixture
+def kit(made, tmp_path):
+    """The kit without its ONNX files, which reading does not need."""
+    for name in ("kit.json", RUNNER):
+        (tmp_path / name).write_bytes((made / name).read_bytes())
+    return tmp_path
+
+
+def board(contents, file):
+    """A device of our own: a start, edges of a layer alone, and a price for each weight bit."""
+    about = contents.files[file]
+
+    def inside(shape, weight):
+        taps = np.prod(shape.kernel) * shape.c_in // shape.groups
+        return 0.01 * shape.c_out * np.prod(shape.out_size) * taps * (2 + weight) / 10
+
+    if "shape" in about:
+        shape = contents.shapes[about["shape"]]
+        values = shape.c_in * np.prod(shape.in_size) + shape.c_out * np.prod(shape.out_size)
+        return 5 + 0.02 * values + inside(shape, about["weight"])
+    parts = [(part, weight) for name, weight in about["policy"].items()
+             for part in contents.layers[name]]  # fmt: skip
+    return 5 + sum(part.calls * inside(contents.shapes[part.shape], w) for part, w in parts)
+
+
+def write_rows(folder, times=board, change=lambda rows: rows, rounds=3):
+    contents = contents_of(folder)
+    rows = []
+    for number in range(rounds):
+        order = [contents.reference, *contents.files, contents.reference]
+        rows += [{"round": number, "place": place, "file": file, "us": float(times(contents, file))}
+                 for place, file in enumerate(order)]  # fmt: skip
+    lines = [{"device": {"cpu": "a board", "threads": 1, "command": "x"}}, *change(rows)]
+    (folder / MEASURED).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_kit_has_each_distinct_layer_once_at_each_width(made):
+    contents = contents_of(made)
+    assert len(contents.shapes) == 4  # b and c are equal
+    alone = [about for about in contents.files.values() if "shape" in about]
+    assert len(alone) == 4 * len(WIDTHS)
+    mixed = [about["policy"] for about in contents.files.values() if "policy" in about]
+    assert len(mixed) == len(WIDTHS) + 24
+    assert {frozenset(policy) for policy in mixed} == {frozenset("a b c d fc".split())}
+    assert sorted(path.name for path in (made / "files").iterdir()) == sorted(contents.files)
+
+
+def test_every_file_runs_and_holds_as_many_bits_as_it_says(made):
+    contents = contents_of(made)
+    for name, about in contents.files.items():
+        path = made / "files" / name
+        network = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        place = network.get_inputs()[0]
+        given = np.ones([size if isinstance(size, int) else 1 for size in place.shape], np.float32)
+        assert np.isfinite(network.run(None, {place.name: given})[0]).all()
+        if "shape" in about:
+            shape = contents.shapes[about["shape"]]
+            codes = next(
+                onnx.numpy_helper.to_array(one)
+                for one in onnx.load(path).graph.initializer if one.name == "codes"
+            ).astype(int)  # fmt: skip
+            zero = 128 if about["weight"] == 8 else 0
+            assert np.abs(codes - zero).max() <= 2 ** (about["weight"] - 1) - 1
+            assert codes.size == shape.c_out * shape.c_in // shape.groups * np.prod(shape.kernel)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Layer("a", "conv", 4, 6, (3, 3), (2, 2), (1, 1), in_size=(9, 8), out_size=(5, 4)),
+        Layer("a", "conv", 4, 6, (3, 3), (1, 1), (2, 2), in_size=(8, 8), out_size=(8, 8)),
+        Layer("a", "pointwise", 4, 6, (1, 1), (2, 2), in_size=(8, 8), out_size=(4, 4)),
+        Layer("a", "conv", 4, 6, (1, 5), (1, 1), (0, 2), in_size=(1, 16), out_size=(1, 16)),
+        Layer("a", "conv", 2, 4, (3, 3, 3), (1, 1, 1), (1, 1, 1), in_size=(4, 6, 6),
+              out_size=(4, 6, 6)),
+        Layer("a", "transposed", 4, 6, (4, 4), (2, 2), (1, 1), in_size=(5, 5), out_size=(10, 10)),
+        Layer("a", "linear", 4, 6, in_size=(7, 1), out_size=(7, 1)),
+    ],
+    ids=lambda layer: f"{layer.kind}{len(layer.kernel)}",
+)  # fmt: skip
+def test_a_layer_alone_has_the_sizes_that_it_has_in_its_network(layer):
+    for batch in (1, 3):
+        file = layer_file(shape_of(layer), 4, batch, "any")
+        network = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        given = np.ones(network.get_inputs()[0].shape, np.float32)
+        expected = (batch, layer.c_out, *layer.out_size)
+        if layer.kind == "linear":
+            expected = (batch * 7, layer.c_out)
+        assert network.run(None, {"x": given})[0].shape == expected
+
+
+def test_the_profile_predicts_a_device_whose_costs_are_known(kit):
+    write_rows(kit)
+    read = read_kit(kit, "board")
+    assert read.validation.policies == 12
+    assert read.validation.worst_error < 0.02
+    assert read.validation.rank_correlation > 0.98
+    assert abs(read.drift) < 1e-9 and read.rounds == 3
+    path = kit / "board.json"
+    path.write_text(write_json(read.profile))
+    target = load(str(path))
+    layers = trace(Net(), torch.zeros(1, 3, 8, 8)).layers
+    assert [str(bits) for bits in target.choices(layers[0])] == ["w2a8", "w4a8", "w8a8"]
+    contents = contents_of(kit)
+    policy = contents.files["mixed-01.onnx"]["policy"]
+    predicted = sum(
+        target.cost(
+            layer, next(b for b in target.choices(layer) if b.weight == policy[layer.name])
+        )["latency"]
+        for layer in layers
+    )
+    assert predicted == pytest.approx(board(contents, "mixed-01.onnx"), rel=0.02)
+    latency = target.profile.quantities["latency"]
+    assert latency.provenance == "measured" and latency.error == read.validation.worst_error
+
+
+def changed(place, **values):
+    def change(rows):
+        rows[place] |= values
+        return rows
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (changed(3, us=-1.0), r"line 5: .* takes -1.0 us, which is no latency"),
+        (changed(3, us=0), r"line 5: .* takes 0 us, which is no latency"),
+        (changed(3, us="fast"), r"line 5: .* takes 'fast' us"),
+        (changed(3, us=True), r"line 5: .* takes True us"),
+        (changed(3, file="other.onnx"), "line 5: the kit has no file 'other.onnx'"),
+        (changed(3, round=None), "line 5: it needs round and place"),
+        (lambda rows: rows[:5], r"34 of 39 files were not measured \(layer-01-w4.onnx"),
+        (lambda rows: [row | {"us": 7.0} for row in rows], "every layer takes 7 us"),
+        (
+            lambda rows: [row | {"us": row["us"] * (1 + 0.1 * row["round"])} for row in rows],
+            r"\(\+20%\): the device changed its speed",
+        ),
+    ],
+)
+def test_what_is_no_latency_is_refused_with_its_row(kit, change, sentence):
+    write_rows(kit, change=change)
+    with pytest.raises(HaqError, match=sentence):
+        read_kit(kit, "board")
+
+
+def test_all_files_that_are_missing_are_named_at_once(kit):
+    write_rows(kit, change=lambda rows: [r for r in rows if "mixed" not in r["file"]])
+    with pytest.raises(HaqError) as refused:
+        read_kit(kit, "board")
+    assert all(f"mixed-{number:02}.onnx" in str(refused.value) for number in range(24))
+
+
+def test_a_line_torn_by_a_kill_does_not_count(kit):
+    write_rows(kit)
+    with (kit / MEASURED).open("a") as file:
+        file.write('{"round": 9, "pla')
+    assert read_kit(kit, "board").rounds == 3
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [(None, "is no kit"), ("{", "is damaged"), ('{"format": "x"}', "is not of haq-kit/1"),
+     ("[]", "is damaged"), ('{"format": "haq-kit/1"}', "is damaged")],
+)  # fmt: skip
+def test_what_is_no_kit_is_refused(tmp_path, text, sentence):
+    if text is not None:
+        (tmp_path / "kit.json").write_text(text)
+    with pytest.raises(HaqError, match=sentence):
+        read_kit(tmp_path, "board")
+
+
+def test_nothing_was_measured_yet(kit):
+    with pytest.raises(HaqError, match="measured.jsonl is not there: run run_kit.py"):
+        read_kit(kit, "board")
+
+
+def test_a_folder_that_is_there_is_not_written_to(made):
+    with pytest.raises(HaqError, match="it is there already"):
+        make_kit(subject(), made, WIDTHS)
+
+
+def test_a_layer_that_no_file_is_made_of_is_named_and_nothing_is_left(tmp_path):
+    model = nn.Sequential(nn.Flatten(1), nn.Unflatten(1, (3, 64)), nn.LSTM(64, 4, batch_first=True))
+    with pytest.raises(HaqError, match="no file is made of a layer of kind|has none"):
+        make_kit(subject(model), tmp_path / "kit", WIDTHS)
+    assert list(tmp_path.iterdir()) == []
+
+
+# The runner, which stands alone.
+
+
+@pytest.fixture
+def told(made, tmp_path):
+    """A kit whose files have their latency written beside them, for a command that reads it."""
+    contents = contents_of(made)
+    (tmp_path / "files").mkdir()
+    for name in ("kit.json", RUNNER):
+        (tmp_path / name).write_bytes((made / name).read_bytes())
+    for name in contents.files:
+        (tmp_path / "files" / name).write_text(f"latency {board(contents, name)}\n")
+    return tmp_path
+
+
+def run_here(folder, *options):
+    command = [sys.executable, str(folder / RUNNER), *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_runner_asks_a_command_and_the_profile_is_right(told):
+    done = run_here(told, "--command", "cat {file}", "--rounds", "2")
+    assert done.returncode == 0, done.stderr
+    read = read_kit(told, "board")
+    assert read.rounds == 2 and read.validation.worst_error < 0.02
+    assert read.profile.runtime.options["command"] == "cat {file}"
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [("not a number", "the command printed 'number'"), ("", "the command printed nothing"),
+     ("-3", "it takes -3.0 us, which is no latency"), ("nan", "which is no latency")],
+)  # fmt: skip
+def test_the_runner_refuses_what_is_no_latency_and_goes_on_where_it_was(told, text, sentence):
+    contents = contents_of(told)
+    bad = told / "files" / "mixed-07.onnx"
+    right = bad.read_text()
+    bad.write_text(text)
+    done = run_here(told, "--command", "cat {file}", "--rounds", "1")
+    assert done.returncode == 1
+    assert sentence in done.stderr and "files/mixed-07.onnx" in done.stderr
+    before = (told / MEASURED).read_text()
+    with pytest.raises(HaqError, match="were not measured"):
+        read_kit(told, "board")
+    bad.write_text(right)
+    (told / MEASURED).write_text(before + '{"torn')
+    assert run_here(told, "--command", "cat {file}", "--rounds", "1").returncode == 0
+    lines = (told / MEASURED).read_text().splitlines()
+    assert len(lines) == len(contents.files) + 3
+    assert "\n".join(lines).startswith(before.rstrip("\n"))
+
+
+def test_the_runner_says_what_a_command_that_dies_said(told):
+    dies = told / "dies.py"
+    dies.write_text("raise SystemExit('nope')")
+    done = run_here(told, "--command", f"{sys.executable} {dies} {{file}}")
+    assert done.returncode == 1 and "ended with code 1: nope" in done.stderr
+    done = run_here(told, "--command", "no-such-program {file}")
+    assert done.returncode == 1 and "does not start" in done.stderr
+    done = run_here(told, "--command", "cat")
+    assert done.returncode == 2 and "it needs {file}" in done.stderr
+    assert not (told / MEASURED).exists()
+
+
+def test_rows_of_two_devices_are_not_mixed(told):
+    assert run_here(told, "--command", "cat {file}", "--rounds", "1").returncode == 0
+    done = run_here(told, "--command", "head -1 {file}", "--rounds", "2")
+    assert done.returncode == 1 and "was begun on another device" in done.stderr
+
+
+def test_the_commands_make_measure_over_ssh_and_read(tmp_path, monkeypatch):
+    """With ssh and scp that go nowhere: the same copies and commands, on this machine."""
+    programs, home = tmp_path / "bin", tmp_path / "home"
+    programs.mkdir()
+    home.mkdir()
+    (programs / "ssh").write_text('#!/bin/sh\ncd "$THERE" && exec sh -c "$2"\n')
+    (programs / "scp").write_text(
+        "#!/bin/sh\nshift\nfor f; do last=$f; done\n"
+        'case "$1" in *:*) cp "$THERE/${1#*:}" "$last";; *) cp -r "$1" "$THERE/${last#*:}";; esac\n'
+    )
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=":")
+    monkeypatch.setenv("THERE", str(home))
+    kit, runner = tmp_path / "kit", CliRunner()
+    asked = ["kit", "make", "--model", "digits_mlp", "--out", str(kit), "--weight-bits", "4..5"]
+    result = runner.invoke(app, asked)
+    assert result.exit_code == 0, result.output
+    asked = [
+        "kit",
+        "run",
+        str(kit),
+        "--ssh",
+        "me@board",
+        "--python",
+        sys.executable,
+        "--rounds",
+        "1",
+    ]
+    result = runner.invoke(app, asked)
+    assert result.exit_code == 0, result.output
+    assert (home / "haq-kit-kit" / MEASURED).exists()
+    rows = [json.loads(line) for line in (kit / MEASURED).read_text().splitlines()]
+    assert rows[0]["device"]["onnxruntime"] == onnxruntime.__version__
+    assert {row["file"] for row in rows[1:]} == set(contents_of(kit).files)
+    for row in rows[1:]:
+        row["us"] = 10.0 + len(row["file"]) + row["place"] % 2  # what the clock said is no fact
+    rows = [row | {"us": board_of(row, contents_of(kit))} if "file" in row else row for row in rows]
+    (kit / MEASURED).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "board.json"
+    result = runner.invoke(app, ["kit", "read", str(kit), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "rank correlation" in result.output and load(str(out)).name == "board"
+
+
+def board_of(row, contents):
+    return float(board(contents, row["file"]))
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [(["--weight-bits", "8"], "give at least two widths"), (["--weight-bits", "1..8"], "2..8"),
+     (["--weight-bits", "x"], "write a range like 2..8"), (["--cpu", "arm"], "cpu 'arm'")],
+)  # fmt: skip
+def test_what_no_kit_can_be_made_of_is_refused(tmp_path, options, sentence, capsys, monkeypatch):
+    from haq.cli.main import main
+
+    out = tmp_path / "kit"
+    asked = ["kit", "make", "--model", "digits_mlp", "--out", str(out), *options]
+    monkeypatch.setattr(sys, "argv", ["haq", *asked])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and sentence in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_the_runner_is_copied_as_it_is(made):
+    from haq.runs.kit import run_kit
+
+    assert (made / RUNNER).read_bytes() == Path(run_kit.__file__).read_bytes()
