@@ -35,7 +35,7 @@ def test_commands_on_pages_have_the_options_that_they_show(page):
     for line in lines_of(page):
         words = shlex.split(line.split("|")[0])
         command = COMMANDS.get(words[1])
-        command = getattr(command, "commands", {}).get(words[2], command)
+        command = getattr(command, "commands", {}).get("".join(words[2:3]), command)
         assert command is not None, line
         known = {name for parameter in command.params for name in parameter.opts}
         given = [word.partition("=")[0] for word in words if word.startswith("--")]

@@ -36,8 +36,8 @@ def layer_file(shape: Shape, weight_bits: int, batch: int, cpu: Cpu, seed: int =
     most = 2 ** (weight_bits - 1) - 1
     codes = np.random.default_rng(seed).integers(-most, most + 1, sizes)
     constants = [
-        numpy_helper.from_array(np.float32(0.02), "scale"),
-        numpy_helper.from_array(np.uint8(0), "zero"),
+        numpy_helper.from_array(np.array(0.02, np.float32), "scale"),
+        numpy_helper.from_array(np.array(0, np.uint8), "zero"),
         numpy_helper.from_array(np.full(shape.c_out, 0.01, np.float32), "weight_scale"),
         *_codes(codes, unsigned=cpu == "any" and weight_bits == 8, channels=shape.c_out),
     ]

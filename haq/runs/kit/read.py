@@ -135,8 +135,7 @@ def _check_row(where: str, row: Mapping[str, Any], contents: Contents) -> None:
     file, us = row.get("file"), row.get("us")
     if file not in contents.files:
         raise HaqError(f"{where}: the kit has no file {file!r}; the rows are another kit's")
-    number = isinstance(us, int | float) and not isinstance(us, bool)
-    if not number or not math.isfinite(us) or us <= 0:
+    if not isinstance(us, int | float) or us is True or not math.isfinite(us) or us <= 0:
         raise HaqError(
             f"{where}: {file} takes {us!r} us, which is no latency; take the line away, mend the "
             f"command, and run {RUNNER} again"
