@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from haq.allocation.policy import FLOAT, Bits, Policy, listed
+from haq.allocation.policy import CODEBOOK, FLOAT, Bits, Policy, listed
 from haq.allocation.sparse import sparse_bytes
 from haq.errors import PolicyError, TargetError, look_up
 from haq.network.layers import Layer
@@ -119,13 +119,17 @@ def size_bytes(layer: Layer, weight_bits: int, block: int = 0) -> int:
     embedding, and float32 biases; at 32 bits the weights as they are, without scales. Weights in
     groups have a float16 scale for each group instead, the last one of a row being shorter where
     need be, and no zero points. Codes of a pruned layer, without groups, are those of the cheapest
-    format of ``haq.allocation.sparse``.
+    format of ``haq.allocation.sparse``. A codebook has 2**bits float32 values and no scales.
 
     >>> fc = Layer("fc", "linear", c_in=3, c_out=5, weights=15, biases=5)
     >>> size_bytes(fc, weight_bits=3), size_bytes(fc, weight_bits=3, block=32)
     (46, 36)
+    >>> size_bytes(fc, weight_bits=3, block=CODEBOOK)  # 45 bits, 8 values, 5 biases
+    58
     """
     codes = math.ceil(layer.weights * weight_bits / 8)
+    if block == CODEBOOK:
+        return codes + 4 * 2**weight_bits + 4 * layer.biases
     if layer.zeros and weight_bits != FLOAT and not block:
         codes = sparse_bytes(layer.weights, layer.zeros, weight_bits)
     scales = 0 if weight_bits == FLOAT else 4 * layer.scales

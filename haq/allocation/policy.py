@@ -25,6 +25,9 @@ _WIDTHS = {*range(1, 9), FLOAT}
 BLOCKS = (32, 64, 128)
 """How many weights along the inputs of a layer may share one scale, where not a whole row does."""
 
+CODEBOOK = -1
+"""As ``Bits.block``: the weights of the layer share the 2**bits values of a codebook."""
+
 DYNAMIC_BITS = 8
 """Bits to which a layer rounds what it reads, if it does so by itself."""
 
@@ -47,7 +50,8 @@ class Bits(_Widths):
     Attributes:
         weight: Bits of its weights; 32 is float.
         act: Bits of the tensor it reads; 32 is float.
-        block: So many weights along the inputs share one scale; 0: one output channel does.
+        block: So many weights along the inputs share one scale; 0: one output channel does;
+            ``CODEBOOK``: the layer has a codebook instead of scales.
         dynamic: How the layer itself rounds what it reads to 8 bits, as it runs; "" if not. The
             tensor is float then.
 
@@ -106,6 +110,11 @@ class Bits(_Widths):
         return bool(self.block or self.dynamic)
 
     @property
+    def is_book(self) -> bool:
+        """Whether the weights are values of a codebook."""
+        return self.block == CODEBOOK
+
+    @property
     def floats(self) -> bool:
         """Whether what the layer reads and gives out passes as floats."""
         return FLOAT in (self.weight, self.act)
@@ -132,14 +141,15 @@ class Bits(_Widths):
         """Return "w8a4", or "fp32" where nothing is quantized.
 
         With "g32" weights have a scale for each 32 of them, and activations are float unless "t8"
-        (8 bits, a scale for each token) or "d8" (8 bits, a scale for each call) follows.
+        (8 bits, a scale for each token) or "d8" (8 bits, a scale for each call) follows. "w4k" is a
+        codebook of 16 values.
 
         >>> print(Bits(4, 8), Bits(4, 32, 32), Bits(4, 32, 32, "token"), Bits(7, 32, 0, "tensor"))
         w4a8 w4g32 w4g32t8 w7d8
         """
         if self.scheme == (FLOAT, 0, "") and self.act == FLOAT:
             return "fp32"
-        group = f"g{self.block}" if self.block else ""
+        group = "k" if self.is_book else f"g{self.block}" if self.block else ""
         dynamic = f"{_DYNAMIC[self.dynamic]}{DYNAMIC_BITS}" if self.dynamic else ""
         return f"w{self.weight}{group}{dynamic}" + ("" if group or dynamic else f"a{self.act}")
 
@@ -250,14 +260,24 @@ def _check_scheme(layer: Layer, bits: Bits) -> None:
     if not bits.is_special:
         return
     what = f"policy: layer {layer.name!r} has {bits}"
-    if bits.block not in (0, *BLOCKS):
+    if bits.block not in (CODEBOOK, 0, *BLOCKS):
         sizes = ", ".join(map(str, BLOCKS))
-        raise PolicyError(f"{what}; a block has {sizes} weights, or 0 for one scale a channel")
+        raise PolicyError(
+            f"{what}; a block has {sizes} weights, or 0 for one scale a channel, or {CODEBOOK} for "
+            "a codebook"
+        )
     if bits.act != FLOAT or bits.weight == FLOAT:
         raise PolicyError(
-            f"{what} and {bits.act}-bit activations; weights in groups and dynamic activations are "
-            f"of 1 to 8 bits and read a float tensor: give it {FLOAT}-bit activations"
+            f"{what} and {bits.act}-bit activations; weights in groups, codebooks and dynamic "
+            f"activations are of 1 to 8 bits and read a float tensor: give it {FLOAT}-bit "
+            "activations"
         )
+    if bits.is_book:
+        if bits.dynamic:
+            raise PolicyError(
+                f"{what}; a layer with a codebook multiplies floats: leave dynamic out"
+            )
+        return
     if not takes_groups(layer) or (bits.dynamic and layer.kind != "linear"):
         raise PolicyError(
             f"{what}, and is of kind {layer.kind}; groups are for linear layers and embeddings, "

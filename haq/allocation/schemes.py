@@ -5,6 +5,7 @@ scheme             what becomes of the tensor that a layer reads
 =================  ===========================================================================
 static             rounded once for all its readers, to the bits of the policy (the default)
 weight-only        stays float
+codebook           stays float; the weights of a layer share 2**bits values, found by k-means
 dynamic            rounded by the layer itself to 8 bits, with a scale for each row (token)
 dynamic-tensor     the same with one scale and zero point for all that one call reads
 =================  ===========================================================================
@@ -17,14 +18,14 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Literal, NamedTuple, get_args
 
-from haq.allocation.policy import BLOCKS, FLOAT, Bits, Dynamic, takes_groups
+from haq.allocation.policy import BLOCKS, CODEBOOK, FLOAT, Bits, Dynamic, takes_groups
 from haq.errors import HaqError, look_up
 from haq.network.layers import Layer
 
 SEARCHED = range(2, 9)
 """The bit-widths a search may use: one bit has no symmetric grid."""
 
-Scheme = Literal["static", "weight-only", "dynamic", "dynamic-tensor"]
+Scheme = Literal["static", "weight-only", "dynamic", "dynamic-tensor", "codebook"]
 
 SCHEMES: Sequence[Scheme] = get_args(Scheme)
 
@@ -92,8 +93,11 @@ class Formats(NamedTuple):
         return sorted(set(self._offered(layer)))
 
     def _offered(self, layer: Layer) -> Iterator[Bits]:
+        if "codebook" in self.schemes:
+            yield from (Bits(weight, FLOAT, CODEBOOK) for weight in SEARCHED)
         if layer.weights_alone:
-            for weight, block in product(SEARCHED, self.groups or (0,)):
+            blocks = self.groups or (0,) if set(self.schemes) != {"codebook"} else ()
+            for weight, block in product(SEARCHED, blocks):
                 yield Bits(weight, FLOAT, block)
             return
         if "static" in self.schemes:

@@ -90,8 +90,9 @@ def search_command(  # noqa: PLR0913 - one argument an option
     scheme: Annotated[
         list[str] | None,
         option(BITS, "What becomes of activations: static, weight-only (float), dynamic (8 bits "
-               "as a linear layer runs, a scale for each token) or dynamic-tensor (one for each "
-               "call). May be repeated.", metavar="NAME", show_default="static"),
+               "as a linear layer runs, a scale for each token), dynamic-tensor (one for each "
+               "call) or codebook (float; the weights of a layer share 2^bits values). "
+               "May be repeated.", metavar="NAME", show_default="static"),
     ] = None,
     groups: Annotated[
         str | None,

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq.network.modules import Product, along_weight, outputs_of
 from haq.network.operators import folded_norms
+from haq.quantization.codebook import Booked
 from haq.quantization.fake_quant import Quantized
 from haq.quantization.formats import Grouped
 from haq.quantization.quantizer import codes, step
@@ -59,7 +60,7 @@ def fold_norms(network: fx.GraphModule) -> None:
 
     Each BatchNorm is left with its bias. It is a step to take last: the network computes the same
     but for the rounding of floats, and cannot be fine-tuned any more. Layers with one scale for all
-    their channels, or with weights in groups, stay as they are.
+    their channels, with weights in groups or with a codebook stay as they are.
 
     Args:
         network: From ``haq.quantization.fake_quant.quantize``.
@@ -68,7 +69,7 @@ def fold_norms(network: fx.GraphModule) -> None:
         layer, norm = network.get_submodule(name), network.get_submodule(norm_name)
         assert isinstance(layer, Product) and isinstance(norm, Norm)
         one_scale = isinstance(layer, Quantized) and _has_one_scale(layer)
-        if not (one_scale or isinstance(layer, Grouped)):
+        if not (one_scale or isinstance(layer, Grouped | Booked)):
             with torch.no_grad():
                 _fold(layer, norm)
 

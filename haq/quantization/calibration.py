@@ -16,8 +16,10 @@ from haq.files import write_bytes
 from haq.network.capture import Sample, evaluating
 from haq.network.graph import Graph
 from haq.network.inputs import arguments, as_inputs
+from haq.network.layers import SPARSE
 from haq.network.modules import outputs_first
 from haq.quantization.clipping import activation_clips, weight_clips
+from haq.quantization.codebook import Book, codebook
 from haq.quantization.groups import group_scales
 from haq.quantization.quantizer import BITS
 from haq.quantization.skewed import is_skewed, skewed_grids
@@ -38,6 +40,7 @@ class Clips:
         skews: Tensor of the graph to bits to how many codes are negative, a whole number, where the
             grid is not symmetric.
         scales: Scales of weights in groups, as far as they were asked for.
+        books: Codebooks of layers at some bits, likewise.
     """
 
     weights: Mapping[str, Mapping[int, Tensor]]
@@ -45,6 +48,7 @@ class Clips:
     skews: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
 
     scales: dict[tuple[str, int, int], Tensor] = field(default_factory=dict, compare=False)
+    books: dict[tuple[str, int], Book] = field(default_factory=dict, compare=False)
 
     def group_scales(self, layer: str, module: nn.Module, bits: Bits) -> Tensor:
         """Return the scales of a layer's weights in groups, worked out once: (rows, groups).
@@ -59,6 +63,21 @@ class Clips:
             weight = module.get_parameter("weight")
             self.scales[key] = group_scales(weight, bits.weight, bits.block)
         return self.scales[key]
+
+    def book(self, layer: str, module: nn.Module, bits: Bits) -> Book:
+        """Return the codebook of a layer, worked out once; where it was pruned, zeros stay zeros.
+
+        Args:
+            layer: Its name.
+            module: It, with the float weights it has in the graph.
+            bits: Of its weights.
+        """
+        key = layer, bits.weight
+        if key not in self.books:
+            weight = module.get_parameter("weight").detach()
+            pruned = float((weight == 0).float().mean()) >= SPARSE
+            self.books[key] = codebook(weight, bits.weight, zero=pruned)
+        return self.books[key]
 
     def skew(self, tensor: str, bits: int) -> int | None:
         """Return how many codes of a tensor are negative; None where its grid is symmetric."""

@@ -19,6 +19,7 @@ from haq.network.modules import Matrix, along_weight, bias_of, plain
 from haq.network.operators import is_lookup
 from haq.network.sites import Point, insert
 from haq.quantization.calibration import Clips
+from haq.quantization.codebook import set_book
 from haq.quantization.formats import GroupRows, round_input, set_grouped
 from haq.quantization.quantizer import BITS, codes, levels, step
 from haq.quantization.quantizer import quantize as rounded
@@ -305,7 +306,8 @@ def quantize(graph: Graph, policy: Policy, clips: Clips) -> fx.GraphModule:
         bits = policy[layer.name]
         if bits.weight != FLOAT:
             _round_weights(model.get_submodule(layer.name), layer.name, bits, clips)
-            _round_rows(model, layer.name, bits)
+            if not bits.is_book:  # whose weights are rounded wherever they are read
+                _round_rows(model, layer.name, bits)
     model.recompile()
     return model.eval()
 
@@ -354,6 +356,9 @@ def _check_grids(policy: Policy) -> None:
 
 
 def _round_weights(module: nn.Module, name: str, bits: Bits, clips: Clips) -> None:
+    if bits.is_book:
+        set_book(module, bits.weight, clips.book(name, module, bits))
+        return
     if bits.block:
         set_grouped(module, bits, clips.group_scales(name, module, bits))
         return

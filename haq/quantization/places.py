@@ -147,7 +147,9 @@ def _formatted(
 
     assert isinstance(module, LayerModule)
     before = module.weight.data
-    if bits.block:
+    if bits.is_book:
+        module.weight.data = clips.book(name, module, bits).weight
+    elif bits.block:
         scales = clips.group_scales(name, module, bits)
         module.weight.data = round_groups(floats, scales, bits.weight, bits.block)
     else:

@@ -4,11 +4,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from haq.allocation.policy import CODEBOOK
 from haq.allocation.sensitivities import Sensitivity
 from haq.reports.charts.theme import amount
 from haq.reports.page import Cell, Section, Table, number
 from haq.reports.reasons import why
-from haq.reports.record import RunRecord
+from haq.reports.record import RunRecord, bits_of_row
 
 
 def layers_section(record: RunRecord) -> Section:
@@ -22,7 +23,8 @@ def layers_section(record: RunRecord) -> Section:
     rows = []
     for layer in summary["layers"]:
         row = [Cell(layer["name"])]
-        row += [number(layer[key], str(layer[key])) for key in ("weight_bits", "act_bits")]
+        row += [number(layer["weight_bits"], _weights(layer))]
+        row += [number(layer["act_bits"], str(layer["act_bits"]))]
         if reasons:
             row.append(Cell(reasons[layer["name"]]))
         row.append(Cell(layer["kind"]))
@@ -41,7 +43,17 @@ def layers_section(record: RunRecord) -> Section:
     )  # fmt: skip
 
 
+def _weights(layer: Mapping[str, Any]) -> str:
+    """Return the bits of a layer's weights, and what shares a scale where no channel does."""
+    block = layer.get("block", 0)
+    shared = "codebook" if block == CODEBOOK else f"groups of {block}"
+    return f"{layer['weight_bits']} ({shared})" if block else str(layer["weight_bits"])
+
+
 def _chosen_sensitivity(known: Sensitivity, layer: Mapping[str, Any]) -> float | None:
+    bits = bits_of_row(layer)
+    if bits.is_special:
+        return known.formats.get(layer["name"], {}).get(str(bits))
     pair = (
         known.weights.get(layer["name"], {}).get(layer["weight_bits"]),
         known.activations.get(layer["name"], {}).get(layer["act_bits"]),

@@ -82,13 +82,12 @@ def read_run(folder: Path, model: nn.Module | None = None) -> RunRecord:
 
 
 def _chosen(summary: Mapping[str, Any]) -> dict[str, Bits]:
-    rows = summary.get("layers", [])
-    return {
-        row["name"]: Bits(
-            row["weight_bits"], row["act_bits"], row.get("block", 0), row.get("dynamic", "")
-        )
-        for row in rows
-    }
+    return {row["name"]: bits_of_row(row) for row in summary.get("layers", [])}
+
+
+def bits_of_row(row: Mapping[str, Any]) -> Bits:
+    """Return the bits of a layer in a summary."""
+    return Bits(row["weight_bits"], row["act_bits"], row.get("block", 0), row.get("dynamic", ""))
 
 
 def _sensitivity(folder: Path) -> Sensitivity | None:

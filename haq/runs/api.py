@@ -134,7 +134,8 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
             latency, energy or bops, else 8.
         schemes: What becomes of activations, one or several of "static" (rounded once for all
             readers), "weight-only" (float), "dynamic" (rounded to 8 bits as a linear layer runs,
-            with a scale for each token) and "dynamic-tensor" (with one for each call).
+            with a scale for each token), "dynamic-tensor" (with one for each call) and "codebook"
+            (float, the weights of a layer share 2**bits values).
         groups: Sizes of groups of weights of linear layers and embeddings that share a scale: 32,
             64, 128, or 0 for one scale a channel. They go with "weight-only" and "dynamic".
         pins: Layer to the bits of its weights and activations. None: 8 in the first and the last,

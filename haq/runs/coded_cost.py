@@ -56,13 +56,14 @@ def with_coded_size(table: CostTable, graph: Graph, clips: ClipsOfWeights) -> Co
         clips: Where these are clipped.
 
     Raises:
-        BudgetError: A layer may have its weights in groups, which no checkpoint holds.
+        BudgetError: A layer may have its weights in groups or a codebook, which no packet holds.
     """
     for layer in table.layers:
         if any(bits.block for bits in table.choices[layer.name]):
             raise BudgetError(
-                f"{CODED} is that of a checkpoint's packet, and checkpoints hold no weights in "
-                f"groups, which layer {layer.name!r} may have; leave the groups out, or budget size"
+                f"{CODED} is that of a checkpoint's packet, and packets hold no weights in groups "
+                f"and no codebooks, which layer {layer.name!r} may have; leave these out, or "
+                "budget size"
             )
     known = _by_width(table, graph, clips)
     rows = {}

@@ -10,7 +10,7 @@ import pytest
 from haq.allocation.budgets import Budget, fit, solve, uniform_policy
 from haq.allocation.choices import permitted
 from haq.allocation.costs import size_bytes, tabulate
-from haq.allocation.policy import Bits, check_policy, read_policy, write_policy
+from haq.allocation.policy import CODEBOOK, Bits, check_policy, read_policy, write_policy
 from haq.allocation.schemes import Formats
 from haq.allocation.trials import Score, Trial
 from haq.envs.quantization import QuantizationEnv
@@ -188,3 +188,62 @@ def test_the_best_of_the_formats_is_found_exactly():
     goal = {"fc": np.array([3.0, 1.0, 2.0])}
     assert solve(goal, table, [Budget("size", 1000)]) == {"fc": W4G32}
     assert solve(goal, table, [Budget("size", 285)]) == {"fc": Bits(4, 32, 128)}
+
+
+# --- codebooks ---------------------------------------------------------------------------------
+
+W4K = Bits(4, 32, CODEBOOK)
+
+
+def test_a_codebook_has_a_text_and_survives_its_file(tmp_path):
+    assert str(W4K) == "w4k" and W4K != Bits(4, 32) and W4K.is_book and not Bits(4, 32).is_book
+    write_policy(tmp_path / "policy.json", {"fc": W4K})
+    assert read_policy(tmp_path / "policy.json") == {"fc": W4K}
+    trial = Trial(0, {"fc": W4K}, {}, {}, 0.5, 1.0, 0.0, 0.1)
+    assert Trial.from_line(trial.line()) == trial
+
+
+def test_a_codebook_costs_its_labels_and_its_values():
+    # 500 weights of 3 bits are 188 bytes, 8 values 32, 5 biases 20; scales there are none.
+    assert size_bytes(FC, 3, CODEBOOK) == 188 + 32 + 20
+    table = tabulate([FC], {"fc": (Bits(3, 32, CODEBOOK),)})
+    assert table.rows["size"]["fc"].tolist() == [240] and table.rows["bops"]["fc"] == 500 * 3 * 32
+
+
+@pytest.mark.parametrize("layer", [FC, CONV])
+def test_every_kind_of_layer_may_have_a_codebook(layer):
+    assert Formats(("codebook",)).offered(layer) == [Bits(b, 32, CODEBOOK) for b in range(2, 9)]
+    both = Formats(("codebook", "weight-only")).offered(layer)
+    assert both[:3] == [Bits(2, 32, CODEBOOK), Bits(2, 32), Bits(3, 32, CODEBOOK)]
+
+
+def test_tables_have_codebooks_alone_where_nothing_else_is_asked_for():
+    words = Layer("words", "embedding", c_in=9, c_out=4, weights=36)
+    assert Formats(("codebook",)).offered(words) == [Bits(b, 32, CODEBOOK) for b in range(2, 9)]
+    assert Bits(4, 32) in Formats(("codebook", "static")).offered(words)
+
+
+@pytest.mark.parametrize(
+    "bits, message",
+    [
+        (Bits(4, 8, CODEBOOK), "give it 32-bit activations"),
+        (Bits(32, 32, CODEBOOK), "of 1 to 8 bits"),
+        (Bits(4, 32, CODEBOOK, "token"), "leave dynamic out"),
+        (Bits(4, 32, -2), "or -1 for a codebook"),
+    ],
+)
+def test_a_codebook_that_cannot_be_is_refused(bits, message):
+    with pytest.raises(PolicyError, match=message):
+        check_policy({"fc": bits}, [FC])
+
+
+def test_the_environment_offers_codebooks_before_linear_codes_of_equal_bits():
+    choices = (Bits(2, 32, CODEBOOK), Bits(2, 32), Bits(3, 32, CODEBOOK), Bits(3, 32))
+    table = tabulate([FC], {"fc": choices})
+    env = QuantizationEnv(table, lambda policy: Score(0.5, 1.0), [], 0.9)
+    chosen = []
+    for action in (0.0, 0.3, 0.6, 1.0):
+        env.reset()
+        *_, info = env.step(np.array([action]))
+        chosen.append(info["policy"]["fc"])
+    assert chosen == list(choices)

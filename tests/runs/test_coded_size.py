@@ -153,5 +153,5 @@ def test_weights_in_groups_have_no_packet(model):
     graph = trace(model, torch.zeros(1, 1, 10, 10))
     choices = dict.fromkeys((layer.name for layer in graph.layers), (Bits(4, 32, 32),))
     table = tabulate(graph.layers, choices)
-    with pytest.raises(BudgetError, match="checkpoints hold no weights in groups"):
+    with pytest.raises(BudgetError, match="packets hold no weights in groups"):
         with_coded_size(table, graph, {})

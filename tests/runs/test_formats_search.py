@@ -12,6 +12,7 @@ import haq
 from haq.allocation.policy import Bits
 from haq.cli.main import app
 from haq.errors import HaqError
+from haq.reports.report import report_html
 from haq.runs.job import parse_job
 
 
@@ -71,9 +72,10 @@ def test_its_report_and_resumption_know_its_formats(run):
     "options, message",
     [
         (["--groups", "32"], "groups of 32 weights go with the schemes weight-only and dynamic"),
+        (["--scheme", "codebook", "--groups", "32"], "go with the schemes weight-only and dynamic"),
         (["--scheme", "weight-only", "--groups", "48"], "groups of 48: give 32, 64, 128"),
         (["--scheme", "weight-only", "--groups", "a"], "write sizes like 32,128"),
-        (["--scheme", "float"], "static, weight-only, dynamic or dynamic-tensor"),
+        (["--scheme", "float"], "static, weight-only, dynamic, dynamic-tensor or codebook"),
     ],
 )
 def test_the_command_line_refuses_formats_that_do_not_go_together(options, message):
@@ -101,3 +103,68 @@ def _layer():
     from haq.network.layers import Layer
 
     return Layer("fc", "linear", c_in=64, c_out=8, weights=512)
+
+
+# --- codebooks ---------------------------------------------------------------------------------
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 3, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.mix = nn.Conv2d(8, 16, 3)
+        self.out = nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = functional.relu(self.norm(self.conv(x)))
+        return self.out(functional.relu(self.mix(x)).mean((2, 3)))
+
+
+def images(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, 1, 8, 8, generator=generator), torch.arange(count) % 4
+
+
+@pytest.fixture(scope="module")
+def books(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("runs") / "books"
+    splits = [images(64, 0), images(32, 1), images(32, 2)]
+    return haq.search(
+        Small().eval(), splits, budgets=["size=1kB"], agent="ilp", schemes=["codebook"],
+        final_epochs=1, out=folder,
+    )  # fmt: skip
+
+
+def test_a_search_over_codebooks_keeps_its_budget(books):
+    assert all(bits.is_book for bits in books.policy.values())
+    assert books.summary["cost"]["size"] <= 1000
+    for name, bits in books.policy.items():
+        assert len(books.model.get_submodule(name).weight.unique()) <= 2**bits.weight
+
+
+def test_codebooks_come_back_from_checkpoint_file_and_report(books, tmp_path):
+    inputs = images(16, 3)[0]
+    with torch.no_grad():
+        expected = books.model(inputs)
+    haq.export_checkpoint(books, tmp_path / "books.safetensors")
+    haq.pack(tmp_path / "books.safetensors", tmp_path / "books.haqz")
+    haq.unpack(tmp_path / "books.haqz", tmp_path / "again.safetensors")
+    with torch.no_grad():
+        assert torch.equal(
+            haq.load(tmp_path / "again.safetensors", model=Small())(inputs), expected
+        )
+    haq.export_onnx(books, tmp_path / "books.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "books.onnx")
+    answers = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})[0]
+    assert np.abs(answers - expected.numpy()).max() < 1e-4 * expected.abs().max()
+    assert "(codebook)" in report_html(books.folder, model=Small())
+
+
+def test_a_target_without_codebooks_is_refused():
+    with pytest.raises(HaqError, match="can run it at no pair"):
+        haq.search(
+            Small().eval(), images(16, 0)[0], target="bismo-edge", budgets=["latency=50%w8a8"],
+            agent="ilp", schemes=["codebook"],
+        )  # fmt: skip

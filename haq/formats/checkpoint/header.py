@@ -21,7 +21,7 @@ TENSORS = {
 }  # fmt: skip
 """The tensors of every file, and their types."""
 
-OPTIONAL = {"others": "U8", "group_scales": "F16"}
+OPTIONAL = {"others": "U8", "group_scales": "F16", "books": "F32"}
 """The tensors of files that need them, and their types."""
 
 KINDS = TENSORS | OPTIONAL
@@ -95,9 +95,9 @@ class Content(Origin):
         zero_point: Of every scale of weights.
         skews: Quantizer of activations to how many of its codes are negative, where its grid is not
             symmetric.
-        formats: Layer whose weights are in groups, or that rounds what it reads as it runs, to the
-            size of the groups (0 without) and how it rounds ("" if not), as in
-            ``haq.allocation.policy.Bits``.
+        formats: Layer whose weights are in groups or have a codebook, or that rounds what it reads
+            as it runs, to the size of the groups (0 without, ``CODEBOOK`` for a codebook) and how
+            it rounds ("" if not), as in ``haq.allocation.policy.Bits``.
         codings: Layer whose codes are not packed whole, to their format in ``haq.formats.sparse``
             and their bytes.
         integers: Whether the network was converted, so that it computes with integers.

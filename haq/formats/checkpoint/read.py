@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from haq.allocation.policy import BLOCKS, FLOAT, Bits
+from haq.allocation.policy import BLOCKS, CODEBOOK, FLOAT, Bits
 from haq.compression.chain import replayed
 from haq.errors import CheckpointError, HaqError
 from haq.formats import sparse
@@ -21,6 +21,7 @@ from haq.formats.checkpoint.header import (
     BYTES,
     KINDS,
     Content,
+    LayerRecord,
     read_header,
     reason,
     times,
@@ -32,6 +33,7 @@ from haq.network.graph import Graph, trace
 from haq.network.inputs import Inputs, blank_input
 from haq.network.modules import along_weight
 from haq.quantization.calibration import Clips
+from haq.quantization.codebook import Book, Booked
 from haq.quantization.fake_quant import Rounding, quantize
 from haq.quantization.formats import Grouped
 from haq.quantization.groups import along_columns, ends
@@ -111,8 +113,13 @@ def _empty(content: Content, model: nn.Module | str | None) -> fx.GraphModule:
         {point.tensor: dict.fromkeys(BITS, ones) for point in graph.points},
     )
     for row in content.layers:
-        if policy[row.name].block:
-            key = row.name, row.weight_bits, policy[row.name].block
+        block = policy[row.name].block
+        if block == CODEBOOK:
+            values = torch.zeros(2**row.weight_bits)
+            labels = torch.zeros(row.shape, dtype=torch.uint8)
+            clips.books[row.name, row.weight_bits] = Book(values, labels)
+        elif block:
+            key = row.name, row.weight_bits, block
             clips.scales[key] = torch.ones(row.shape[0], row.scales // row.shape[0])
     network = quantize(graph, policy, clips)
     _skew(network, content.skews)
@@ -182,16 +189,28 @@ def _check_layers(content: Content, graph: Graph) -> None:
                 f"layer {row.name!r} is {times(row.shape)} in it and {times(shape)} in the model"
             )
         block = content.formats.get(row.name, (0, ""))[0]
-        if block and block not in BLOCKS:
-            raise CheckpointError(f"layer {row.name!r} cannot have groups of {block} weights")
-        scales = (0,) if row.weight_bits == FLOAT else (1, layer.scales)
-        if block:
-            scales = (shape[0] * -(-shape[-1] // block),)
-        if row.scales not in scales:
+        _check_block(row, block)
+        if row.scales not in _scales_of(row, block, layer.scales):
             raise CheckpointError(
                 f"layer {row.name!r} with {row.weight_bits}-bit weights cannot have "
                 f"{row.scales} scales"
             )
+
+
+def _check_block(row: LayerRecord, block: int) -> None:
+    if block not in (CODEBOOK, 0, *BLOCKS):
+        raise CheckpointError(f"layer {row.name!r} cannot have groups of {block} weights")
+    if block == CODEBOOK and row.weight_bits not in BITS:
+        raise CheckpointError(
+            f"layer {row.name!r} cannot have a codebook of {row.weight_bits} bits"
+        )
+
+
+def _scales_of(row: LayerRecord, block: int, channels: int) -> tuple[int, ...]:
+    """Return how many scales a layer may have."""
+    if row.weight_bits == FLOAT or block == CODEBOOK:
+        return (0,)
+    return (row.shape[0] * -(-row.shape[-1] // block),) if block else (1, channels)
 
 
 def read_tensors(
@@ -260,8 +279,25 @@ def fill(
         state[key] = _clips(key, scales, module.bits, module.signed, module.skew).view(())
     for key, scales in parts["group_scales"].items():
         _fill_groups(network, state, key, parts["codes"], scales)
-    grouped = {key.removesuffix("_scale") for key in parts["group_scales"]}
-    plain = {key: data for key, data in parts["codes"].items() if key not in grouped}
+    for key, values in parts["books"].items():
+        _fill_book(network, state, key, parts["codes"], values)
+    _fill_layers(network, content, state, parts)
+    network.load_state_dict(state, assign=True)
+    if content.layout == "channels_last":
+        in_channels_last(network)
+    return network
+
+
+def _fill_layers(
+    network: fx.GraphModule,
+    content: Content,
+    state: dict[str, Tensor],
+    parts: Mapping[str, Mapping[str, Tensor]],
+) -> None:
+    """Put codes and scales of layers with neither groups nor codebooks into a network's state."""
+    others = {key.removesuffix("_scale") for key in parts["group_scales"]}
+    others |= {key.removesuffix("book") + "labels" for key in parts["books"]}
+    plain = {key: data for key, data in parts["codes"].items() if key not in others}
     for (key, data), scales in zip(plain.items(), parts["scales"].values(), strict=True):
         name, shape = key.rpartition(".")[0], state[key].shape
         bits = int(network.get_submodule(name).weight_bits)  # type: ignore[arg-type]
@@ -273,10 +309,6 @@ def fill(
         except ValueError as error:
             raise CheckpointError(f"codes of layer {name!r}: {error}") from error
         state[key] = weight * along_weight(scales, network.get_submodule(name))
-    network.load_state_dict(state, assign=True)
-    if content.layout == "channels_last":
-        in_channels_last(network)
-    return network
 
 
 def _fill_groups(
@@ -301,6 +333,29 @@ def _fill_groups(
     except ValueError as error:
         raise CheckpointError(f"codes of layer {name!r}: {error}") from error
     state[f"{name}.weight"] = whole * along_columns(state[key], module.block, shape[-1])
+
+
+def _fill_book(
+    network: fx.GraphModule,
+    state: dict[str, Tensor],
+    key: str,
+    stored: Mapping[str, Tensor],
+    values: Tensor,
+) -> None:
+    """Put the values and the labels of a layer with a codebook into a network's state."""
+    name = key.removesuffix(".book")
+    module = network.get_submodule(name)
+    assert isinstance(module, Booked)
+    if not values.isfinite().all():
+        raise CheckpointError(f"books has a value in {key} that is not a finite number")
+    state[key] = values
+    shape, bits = module.labels.shape, module.weight_bits
+    try:
+        data = stored[f"{name}.labels"].numpy().tobytes()
+        signed = unpack(data, bits, shape.numel(), lowest=-(2**bits))
+    except ValueError as error:
+        raise CheckpointError(f"codes of layer {name!r}: {error}") from error
+    state[f"{name}.labels"] = (signed.view(torch.uint8) & (2**bits - 1)).view(shape)
 
 
 def _buffer(key: str, data: Tensor, like: Tensor) -> Tensor:

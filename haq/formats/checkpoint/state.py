@@ -1,12 +1,15 @@
 """Which values of a network's state lie in which tensor of its checkpoint."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import fx, nn
 
-from haq.allocation.policy import FLOAT, Dynamic
+from haq.allocation.policy import CODEBOOK, FLOAT, Dynamic
 from haq.formats.checkpoint.header import KINDS
 from haq.network.modules import LayerModule
 from haq.quantization.bn_folding import Norm, affine, norms_of
+from haq.quantization.codebook import Booked
 from haq.quantization.fake_quant import Quantized, QuantLinear, Rounding
 from haq.quantization.formats import Grouped
 
@@ -44,14 +47,24 @@ def skews(network: fx.GraphModule) -> dict[str, int]:
 
 
 def formats(network: fx.GraphModule) -> dict[str, tuple[int, Dynamic]]:
-    """Return the layers whose weights are in groups, or that round what they read as they run."""
+    """Return the layers with groups or a codebook, or that round what they read as they run."""
     known: dict[str, tuple[int, Dynamic]] = {}
     for name, module in called(network).items():
         if isinstance(module, Grouped):
             known[name] = module.block, module.dynamic
+        elif isinstance(module, Booked):
+            known[name] = CODEBOOK, ""
         elif isinstance(module, QuantLinear) and module.dynamic:
             known[name] = 0, module.dynamic
     return known
+
+
+_PLACES: Mapping[type[nn.Module], Sequence[tuple[str, str]]] = {
+    Quantized: (("codes", "weight"), ("scales", "weight_clip")),
+    Grouped: (("codes", "weight"), ("group_scales", "weight_scale")),
+    Booked: (("codes", "labels"), ("books", "book")),
+}
+"""Kind of a layer to where the parts of its weights lie."""
 
 
 def shares(network: fx.GraphModule) -> dict[str, list[str]]:
@@ -62,12 +75,9 @@ def shares(network: fx.GraphModule) -> dict[str, list[str]]:
         if isinstance(module, Rounding):
             shares["act_scales"] += [f"{name}.clip"] if module.bits != FLOAT else []
             state.pop(f"{name}.clip")
-        elif isinstance(module, Quantized):
-            shares["codes"].append(f"{name}.weight")
-            shares["scales"].append(f"{name}.weight_clip")
-        elif isinstance(module, Grouped):
-            shares["codes"].append(f"{name}.weight")
-            shares["group_scales"].append(f"{name}.weight_scale")
+        elif placed := next((p for kind, p in _PLACES.items() if isinstance(module, kind)), ()):
+            for tensor, key in placed:
+                shares[tensor].append(f"{name}.{key}")
         elif _is_merged(module):
             shares["multipliers"].append(f"{name}.weight")
             state.pop(f"{name}.running_mean")
@@ -78,10 +88,10 @@ def shares(network: fx.GraphModule) -> dict[str, list[str]]:
             continue
         if f"{name}.bias" in state:
             shares["biases"].append(f"{name}.bias")
-    placed = {key for share in shares.values() for key in share}
+    known = {key for share in shares.values() for key in share}
     buffers = {key for key, _ in network.named_buffers()}
     for key, value in state.items():
-        if key not in placed and not key.endswith(COUNT):
+        if key not in known and not key.endswith(COUNT):
             other = key in buffers and value.dtype != torch.float32
             shares["others" if other else "floats"].append(key)
     return shares

@@ -42,6 +42,7 @@ from haq.formats.stand_in import stand_in
 from haq.network.graph import Graph
 from haq.network.inputs import InputShape, call
 from haq.network.modules import LayerModule, along_weight
+from haq.quantization.codebook import Booked
 from haq.quantization.fake_quant import Quantized, Rounding
 from haq.quantization.formats import Grouped
 from haq.quantization.groups import group_codes
@@ -165,6 +166,8 @@ def _rows(network: fx.GraphModule, policy: Policy) -> Iterator[LayerRecord]:
                 bits, scales = module.weight_bits, module.weight_clip.numel()
             if isinstance(module, Grouped):
                 bits, scales = module.weight_bits, module.weight_scale.numel()
+            if isinstance(module, Booked):
+                bits = module.weight_bits
             if policy[name].weight != bits:
                 raise ValueError(f"layer {name!r} has {bits} bits, not {policy[name].weight}")
             yield LayerRecord(name, tuple(module.weight.shape), bits, policy[name].act, scales)
@@ -202,7 +205,8 @@ def _tensors(
 
 
 def _check_state(tensor: str, key: str, value: Tensor) -> None:
-    if tensor != "others" and value.dtype != torch.float32:
+    is_labels = tensor == "codes" and value.dtype == torch.uint8
+    if tensor != "others" and value.dtype != torch.float32 and not is_labels:
         raise CheckpointError(f"{key} is {value.dtype}; only parameters in float32 can be kept")
     if value.is_quantized or value.layout != torch.strided:
         raise CheckpointError(f"{key} is quantized or sparse; only dense tensors can be kept")
@@ -215,6 +219,9 @@ def _stored(network: fx.GraphModule, tensor: str, key: str, value: Tensor) -> Te
     if tensor == "act_scales":
         assert isinstance(module, Rounding)
         return module.step.flatten()
+    if isinstance(module, Booked) and tensor == "codes":
+        data = pack(value, module.weight_bits)
+        return torch.frombuffer(bytearray(data), dtype=torch.uint8)
     if isinstance(module, Grouped) and tensor == "codes":
         whole = group_codes(value, module.weight_scale, module.weight_bits, module.block)
         packed = pack(whole, module.weight_bits)

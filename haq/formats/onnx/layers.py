@@ -9,6 +9,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
+from haq.formats.onnx.books import book_weight
 from haq.formats.onnx.groups import add_dynamic_product, is_dynamic, lower_group_linear
 from haq.formats.onnx.operators import is_cut, moves
 from haq.formats.onnx.rows import lower_embedding
@@ -17,6 +18,7 @@ from haq.formats.onnx.template import DOMAIN
 from haq.formats.onnx.writer import Array, Codes, Grid, Writer, name_of, narrow_codes, shape_of
 from haq.network.modules import Convolution, Matrix, Product, Transposed, along_weight, as_weight
 from haq.quantization.bn_folding import Norm
+from haq.quantization.codebook import Booked
 from haq.quantization.fake_quant import Quantized
 from haq.quantization.folding import Folded, InputGrid, fold, has_integer_kernel
 from haq.quantization.formats import GroupLinear
@@ -47,14 +49,15 @@ def lower_layer(file: Writer, node: onnx.NodeProto) -> None:
         return
     grid = file.grids.get(tensor)
     integers = has_integer_kernel(module)
+    weight = book_weight(file, name, module, norm) if isinstance(module, Booked) else None
     folded = fold(module, norm, grid and InputGrid(torch.tensor(grid.scale), grid.top), integers)
     if grid is not None and (folded.scale is None or name in file.floats or not integers):
         # Otherwise ONNX Runtime quantizes the weights of a float layer between integer ones.
         tensor, grid = file.add("Max", [tensor], f"{label}.float_input"), None
     if isinstance(module, Transposed):
-        _add_transposed(file, module, tensor, output, label, folded)
+        _add_transposed(file, module, tensor, output, label, folded, weight)
     elif isinstance(module, nn.Linear):
-        operands = _operands(file, label, tensor, folded, grid, depthwise=False)
+        operands = _operands(file, label, tensor, folded, grid, False, weight)
         readers = file.readers(output)
         shown = None in readers and len(readers) > 1
         result = f"{label}.result" if shown else output
@@ -62,7 +65,7 @@ def lower_layer(file: Writer, node: onnx.NodeProto) -> None:
         if shown:  # ONNX Runtime takes no kernel of integers for a result that is read again
             file.add("Max", [result], output)
     elif grid is None or folded.scale is None or _is_rounded(file, output):
-        operands = _operands(file, label, tensor, folded, grid, _is_depthwise(module))
+        operands = _operands(file, label, tensor, folded, grid, _is_depthwise(module), weight)
         file.nodes.append(helper.make_node("Conv", operands, [output], label, **_geometry(module)))
     else:
         _add_conv_integer(file, module, grid, output, label, folded)
@@ -73,6 +76,9 @@ def lower_matrix(file: Writer, node: onnx.NodeProto) -> None:
     name = name_of(node)
     module = file.network.get_submodule(name)
     assert isinstance(module, Matrix)
+    if isinstance(module, Booked):
+        file.rename(node.output[0], book_weight(file, name, module))
+        return
     weight, scale = module.weight.detach(), None
     if isinstance(module, Quantized):
         scale = step(module.weight_bits, module.weight_clip, signed=True)
@@ -156,25 +162,35 @@ def _pads(module: Convolution | Transposed) -> list[int]:
 
 
 def _operands(
-    file: Writer, label: str, tensor: str, folded: Folded, grid: Grid | None, depthwise: bool
+    file: Writer,
+    label: str,
+    tensor: str,
+    folded: Folded,
+    grid: Grid | None,
+    depthwise: bool,
+    weight: str | None,
 ) -> list[str]:
     """Return what a Conv or a Gemm reads: input, dequantized weights, dequantized bias."""
-    if folded.scale is None:
-        weight = file.constant(f"{label}.weight_values", folded.weight.numpy())
-    else:
-        code, zero = _written_codes(file, label, folded, grid, depthwise)
-        zeros = np.full(len(folded.weight), zero)
-        weight = file.add(
-            "DequantizeLinear",
-            [
-                code,
-                file.constant(f"{label}.weight_scale", _scales(folded)),
-                file.constant(f"{label}.weight_zero_point", zeros),
-            ],
-            f"{label}.weight_dequantized", axis=0,
-        )  # fmt: skip
+    weight = weight or _weight(file, label, folded, grid, depthwise)
     bias = [] if folded.bias is None else [_bias(file, label, folded, grid)]
     return [tensor, weight, *bias]
+
+
+def _weight(file: Writer, label: str, folded: Folded, grid: Grid | None, depthwise: bool) -> str:
+    """Return the weights as floats, of codes where they have some."""
+    if folded.scale is None:
+        return file.constant(f"{label}.weight_values", folded.weight.numpy())
+    code, zero = _written_codes(file, label, folded, grid, depthwise)
+    zeros = np.full(len(folded.weight), zero)
+    return file.add(
+        "DequantizeLinear",
+        [
+            code,
+            file.constant(f"{label}.weight_scale", _scales(folded)),
+            file.constant(f"{label}.weight_zero_point", zeros),
+        ],
+        f"{label}.weight_dequantized", axis=0,
+    )  # fmt: skip
 
 
 def _written_codes(
@@ -262,10 +278,16 @@ def _add_conv_integer(
 
 
 def _add_transposed(
-    file: Writer, module: Transposed, tensor: str, output: str, label: str, folded: Folded
+    file: Writer,
+    module: Transposed,
+    tensor: str,
+    output: str,
+    label: str,
+    folded: Folded,
+    weight: str | None,
 ) -> None:
     """Write a transposed convolution: its kernel is one of floats, its weights are packed."""
-    weight = _float_weight(file, module, label, folded)
+    weight = weight or _float_weight(file, module, label, folded)
     bias = [] if folded.bias is None else [_bias(file, label, folded, None)]
     extra = list(module.output_padding)
     file.nodes.append(

@@ -41,7 +41,7 @@ from haq.formats.onnx.template import DOMAIN, OPSET, Template
 from haq.formats.onnx.writer import Cpu, Writer
 
 OPSET_INT2 = 25
-"""ONNX opset of files with weights of 2 bits: the first with INT2."""
+"""ONNX opset of files with weights of 2 bits: the first with INT2 and UINT2."""
 
 
 def lower(
@@ -116,7 +116,7 @@ def _model(file: Writer, source: onnx.ModelProto, metadata: Mapping[str, Any]) -
         _plain_values(source.graph.input),
         _plain_values(source.graph.output), constants,
     )  # fmt: skip
-    packed = any(tensor.data_type == TensorProto.INT2 for tensor in constants)
+    packed = any(tensor.data_type in (TensorProto.INT2, TensorProto.UINT2) for tensor in constants)
     own = next(entry.version for entry in source.opset_import if entry.domain in ("", "ai.onnx"))
     opsets = [helper.make_opsetid("", max(own, OPSET_INT2 if packed else OPSET))]
     if any(node.domain == CONTRIB for node in file.nodes):

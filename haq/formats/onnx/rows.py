@@ -6,8 +6,10 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
+from haq.formats.onnx.books import book_weight
 from haq.formats.onnx.groups import group_rows
 from haq.formats.onnx.writer import Array, Codes, Writer, name_of, narrow_codes
+from haq.quantization.codebook import Booked
 from haq.quantization.fake_quant import Quantized
 from haq.quantization.formats import Grouped
 from haq.quantization.quantizer import codes, step
@@ -42,6 +44,8 @@ def _rows(
     """Return the nodes that read rows of the weights of a module."""
     if isinstance(module, Grouped):
         return group_rows(file, name, label, rows, output, module)
+    if isinstance(module, Booked):
+        return _book_rows(file, name, label, rows, output, module)
     weight: Array
     if not isinstance(module, Quantized):
         weight = module.get_parameter("weight").detach().numpy()
@@ -62,6 +66,18 @@ def _rows(
         scales, scale = scale, f"{output}.scales"
         nodes.append(helper.make_node("Gather", [scales, rows], [scale], scale))
     return [*nodes, helper.make_node("Mul", [real, scale], [output], f"{output}.rescaled")]
+
+
+def _book_rows(
+    file: Writer, name: str, label: str, rows: str, output: str, module: Booked
+) -> list[onnx.NodeProto]:
+    """Return the nodes that read rows of labels, then the values of these."""
+    book_weight(file, name, module)
+    picked = f"{output}.places"
+    return [
+        helper.make_node("Gather", [f"{name}.weight_places", rows], [picked], picked),
+        helper.make_node("Gather", [f"{name}.weight_book", picked], [output], label),
+    ]
 
 
 def _codes_of(file: Writer, name: str, module: Quantized) -> Codes:
