@@ -122,6 +122,8 @@ class Origins:
 
 def _claimed(bits: Bits) -> tuple[str, set[str]]:
     """Return what the kernel of a layer is called, and the operators that are one."""
+    if bits.is_book:
+        return "a float", _FLOAT
     if bits.block:
         return "a grouped", _GROUPED
     if bits.dynamic:
