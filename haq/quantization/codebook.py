@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from haq.network.modules import Matrix, plain
 from haq.quantization.kmeans import kmeans
 
+DAMPING = 0.5
+"""The gradient of a value is the sum over the n weights that have it, by n to this power."""
+
 
 class Book(NamedTuple):
     """The codebook of a layer.
@@ -64,7 +67,7 @@ def nearest(weight: Tensor, values: Tensor) -> Tensor:
     order = values.double().argsort(stable=True)
     rising = values.double()[order]
     borders = (rising[1:] + rising[:-1]) / 2
-    return order[torch.bucketize(weight.double(), borders)].to(torch.uint8)
+    return order[torch.bucketize(weight.double().contiguous(), borders)].to(torch.uint8)
 
 
 class Booked(nn.Module):
@@ -85,15 +88,15 @@ class Booked(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weights, made of the values whenever they are read."""
-        share = (self.labels.numel() / self.book.numel()) ** -0.5
+        share = (self.labels.numel() / self.book.numel()) ** -DAMPING
         values: Tensor = _Read.apply(self.book, self.labels, share, self.zero)
         return values
 
 
 class _Read(torch.autograd.Function):
-    # A sum over a thousand weights moves a value much further than a weight of its own would move;
-    # the gradient is multiplied by one over the root of how many weights share a value, as LSQ
-    # (arXiv:1902.08153, section 2.2) does it for steps.
+    # A sum over a thousand weights moves a value much further than a weight of its own would move.
+    # It is divided as LSQ (arXiv:1902.08153, section 2.2) does it for steps; other powers were
+    # tried in results/benchmarks/codebooks.py.
 
     @staticmethod
     def forward(ctx: Any, book: Tensor, labels: Tensor, share: float, zero: bool) -> Tensor:
