@@ -2,13 +2,13 @@
 
 python results/benchmarks/pruning.py --data cifar10:DIR
 
-Writes results/reference/pruning.json after every network and goes on from there. All networks of a
-data set are trained from the start for the same epochs of the same images; the large ones lose
+Writes results/reference/pruning.json after every network and goes on from there. All networks
+of a data set are trained from the start for the same epochs of the same images; the large ones lose
 weights on the way (cubic schedule, three quarters of the steps). Bytes are those of the checkpoint
-at 8-bit weights: codes in the cheapest format, scales, biases and all that stays float. The share of
-zeros at equal bytes is that of the cost formula, and missing where nothing would be left; the file's
-own bytes, and the formats of its layers, stand in the rows. Scores are of validation images, of the
-network with 8-bit weights.
+at 8-bit weights: codes in the cheapest format, scales, biases and all that stays float. The share
+of zeros at equal bytes is that of the cost formula, and missing where nothing would be left; the
+file's own bytes, and the formats of its layers, stand in the rows. Scores are of validation images,
+of the network with 8-bit weights.
 """
 
 import argparse
