@@ -22,6 +22,7 @@ from haq.allocation.choices import permitted
 from haq.allocation.costs import tabulate, total
 from haq.allocation.policy import CODEBOOK, Bits
 from haq.allocation.schemes import Formats
+from haq.allocation.sensitivities import objective, widths
 from haq.datasets import load
 from haq.models.weights import load_weights
 from haq.network.graph import trace
@@ -29,7 +30,6 @@ from haq.quantization import codebook
 from haq.quantization.calibration import calibrate
 from haq.quantization.fake_quant import quantize
 from haq.quantization.second_order import second_order
-from haq.quantization.sensitivity import objective, widths
 from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs.calibration import calibration_batches, sensitivity_images
 from haq.runs.evaluator import CORRECTED_ON, Evaluator, Recipe, corrected, fine_tune
