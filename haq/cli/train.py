@@ -40,6 +40,11 @@ def train_command(  # noqa: PLR0913 - one argument an option
         float,
         option(TRAINING, "Highest learning rate of training.", metavar="RATE", min=1e-9, max=1e3),
     ] = 0.2,
+    keep_states: Annotated[
+        Path | None,
+        option(RUN, "Folder for the weights after every epoch but the last: a route for "
+               "haq distill --distill kd:0.9+route:DIR.", metavar="DIR", show_default="none"),
+    ] = None,
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:  # fmt: skip
@@ -62,7 +67,7 @@ def train_command(  # noqa: PLR0913 - one argument an option
     )
     try:
         with progress() as on_progress:
-            summary = run_training(job, out, epochs, lr, on_progress)
+            summary = run_training(job, out, epochs, lr, on_progress, keep_states)
     except KeyboardInterrupt:
         if not out.with_suffix(".part").exists():
             raise

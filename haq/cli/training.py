@@ -33,20 +33,42 @@ def check_out(out: Path) -> None:
         raise ModelError(f"out {out}: there is no folder {out.parent}")
 
 
+def check_states(states: Path, out: Path) -> None:
+    """Refuse a folder that the states of a training cannot go to, or that holds others.
+
+    Raises:
+        ModelError: It is a file, its parent is missing, or it holds weights and ``out`` has no
+            interrupted training that they could be of.
+    """
+    if states.exists() and not states.is_dir():
+        raise ModelError(f"keep-states {states}: it is a file; name a folder")
+    if not states.parent.is_dir():
+        raise ModelError(f"keep-states {states}: there is no folder {states.parent}")
+    if [*states.glob("*.safetensors")] and not out.with_suffix(".part").exists():
+        raise ModelError(f"keep-states {states}: it holds other weights; name an empty folder")
+
+
 def run_training(
-    job: Job, out: Path, epochs: int, lr: float, on_progress: OnProgress
+    job: Job,
+    out: Path,
+    epochs: int,
+    lr: float,
+    on_progress: OnProgress,
+    states: Path | None = None,
 ) -> dict[str, Any]:
     """Train the model of a job on its training images and return the accuracies.
 
     Interrupted and asked for again in the same words, it goes on from the last whole epoch.
 
     The weights go to ``out``, the accuracies and their provenance to ``out`` with the suffix
-    ``.json``.
+    ``.json``; the weights after every epoch but the last go to the folder ``states``, if given.
 
     Raises:
         HaqError: A name is unknown, the images do not fit the model, or ``out`` cannot be written.
     """
     check_out(out)
+    if states:
+        check_states(states, out)
     torch.set_num_threads(job.threads or torch.get_num_threads())
     reading = reading_of(job)
     about = outline(job.data, job.size, reading)
@@ -57,9 +79,10 @@ def run_training(
     metric = metric_of_job(job, images_of(images))
     network = fresh_model(job.model, images, job.width, job.seed, metric)
     started = time.perf_counter()
-    train_float(network, images, epochs, job.seed, out.with_suffix(".part"), on_progress, lr)
+    part = out.with_suffix(".part")
+    train_float(network, images, epochs, job.seed, part, on_progress, lr, states)
     save_weights(network, out)
-    out.with_suffix(".part").unlink(missing_ok=True)
+    part.unlink(missing_ok=True)
     summary = {
         "model": job.model, "data": images.name, "epochs": epochs, "lr": lr, "seed": job.seed,
         "metric": metric.name, **{

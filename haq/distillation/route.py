@@ -1,5 +1,28 @@
 """Route-constrained distillation: the teacher as it was on its way, from easy to hard."""
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from haq.errors import HaqError
+
+
+def files_of(route: Sequence[str]) -> Iterator[Path]:
+    """Yield the files of a route; of a folder its weights in the order of their names.
+
+    ``haq train --keep-states`` writes such a folder.
+
+    Raises:
+        HaqError: A folder holds no weights.
+    """
+    for entry in map(Path, route):
+        files = sorted(entry.glob("*.safetensors")) if entry.is_dir() else [entry]
+        if not files:
+            raise HaqError(
+                f"distill route:{entry}: the folder holds no .safetensors; haq train --keep-states "
+                "writes the states of a training"
+            )
+        yield from files
+
 
 def anchor_at(done: int, total: int, anchors: int) -> int:
     """Return which of the teacher's states teaches after ``done`` of ``total`` epochs, from 0.

@@ -57,7 +57,7 @@ class Distillation:
             trained too; that copy teaches in the rest.
         feedback: In co-study, how much of the student's answers reaches that copy, in [0, 1].
         route: Files with the weights of the teacher on its way, from easy to hard, which teach one
-            after the other before the teacher does.
+            after the other before the teacher does; or a folder of such files.
     """
 
     weights: Mapping[str, Weight]

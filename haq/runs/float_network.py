@@ -139,10 +139,27 @@ def train_float(
     keep: Path,
     on_progress: OnProgress,
     lr: float = 0.1,
+    states: Path | None = None,
 ) -> None:
-    """Train a float network in place; ``keep`` as in ``training.train.train``."""
+    """Train a float network in place.
+
+    Args:
+        model: Drawn from the seed.
+        data: Its train split.
+        epochs: As in ``training.train.train``, as are the rest.
+        seed: As above.
+        keep: As above.
+        on_progress: Called after every step.
+        lr: As above.
+        states: A folder for the weights after every epoch but the last, epoch-01.safetensors and so
+            on: the route of ``haq.distillation.route``.
+    """
 
     def on_step(step: Step) -> None:
         on_progress(Progress("train", step.done, step.total, str(step)))
+        epoch, rest = divmod(step.done * epochs, step.total)
+        if states and not rest and epoch < epochs:
+            states.mkdir(exist_ok=True)
+            save_weights(model, states / f"epoch-{epoch:0{len(str(epochs))}}.safetensors")
 
     train(model, data.train, epochs=epochs, lr=lr, seed=seed, on_step=on_step, keep=keep)

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from haq.distillation.joint import imitation_loss
 from haq.distillation.kd import wide
 from haq.distillation.losses import LOSSES, Compared
 from haq.distillation.regressor import regressor, shape_text
-from haq.distillation.route import anchor_at
+from haq.distillation.route import anchor_at, files_of
 from haq.distillation.settings import Distillation, as_mapping
 from haq.distillation.taps import Tap, find_taps, quantizer_of, tapped
 from haq.errors import HaqError
@@ -156,14 +155,15 @@ def _check_regressor(settings: Distillation, name: str, tap: Tap) -> None:
 def _states(teacher: nn.Module, settings: Distillation, epochs: int) -> list[nn.Module]:
     """Return the teacher at each place of its route, itself at the end."""
     states: list[nn.Module] = []
-    if settings.route and 1 < epochs <= len(settings.route):
+    files = [*files_of(settings.route)]
+    if files and 1 < epochs <= len(files):
         raise HaqError(
-            f"distill route: {len(settings.route)} states and the teacher do not go into {epochs} "
-            "epochs; give fewer states, or more epochs"
+            f"distill route: {len(files)} states and the teacher do not go into {epochs} epochs; "
+            "give fewer states, or more epochs"
         )
-    for file in settings.route:
+    for file in files:
         states.append(copy.deepcopy(teacher))
-        load_weights(states[-1], Path(file))
+        load_weights(states[-1], file)
     return [*states, teacher]
 
 

@@ -64,3 +64,49 @@ def test_what_does_not_go_together_is_refused_first(
     assert distill(monkeypatch, *more, student=student) == 2
     assert sentence in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.safetensors"]
+
+
+def train(monkeypatch, *more, epochs=4):
+    arguments = ["--model", "digits_mlp", "--out", "w.safetensors", "--epochs", str(epochs)]
+    monkeypatch.setattr(sys, "argv", ["haq", "train", *arguments, "--lr", "0.05", *more])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return end.value.code or 0
+
+
+def test_the_states_of_a_training_are_a_route(monkeypatch, capsys, tmp_path):
+    assert train(monkeypatch, "--keep-states", "states") == 0
+    names = [f"epoch-{number}.safetensors" for number in (1, 2, 3)]
+    assert sorted(path.name for path in (tmp_path / "states").iterdir()) == names
+    networks = [build("digits_mlp") for _ in range(4)]
+    for network, name in zip(networks, [*(f"states/{name}" for name in names), "w.safetensors"],
+                             strict=True):  # fmt: skip
+        load_weights(network, tmp_path / name)
+    weights = [torch.cat([p.flatten() for p in network.parameters()]) for network in networks]
+    away = [float((weight - weights[-1]).norm()) for weight in weights]
+    assert away[0] > away[1] > away[2] > away[3] == 0
+    teacher = ["--teacher", "digits_mlp", "--teacher-weights", "w.safetensors"]
+    route = ["--distill", "kd:0.9+route:states"]
+    assert distill(monkeypatch, *teacher, *route, "--epochs", "4", student="digits_mlp") == 0
+    assert distill(monkeypatch, *teacher, *route, "--epochs", "3", student="digits_mlp") == 2
+    assert "3 states and the teacher do not go into 3 epochs" in capsys.readouterr().err
+    assert train(monkeypatch, "--keep-states", "states") == 2
+    assert "it holds other weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "folder, sentence",
+    [("t.safetensors", "it is a file; name a folder"), ("no/where", "there is no folder no")],
+)
+def test_a_folder_of_states_that_cannot_be_is_refused(
+    monkeypatch, capsys, tmp_path, folder, sentence
+):
+    assert train(monkeypatch, "--keep-states", folder) == 2
+    assert sentence in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["t.safetensors"]
+
+
+def test_a_route_of_an_empty_folder_is_refused(monkeypatch, capsys, tmp_path):
+    (tmp_path / "states").mkdir()
+    assert distill(monkeypatch, "--distill", "kd:0.9+route:states") == 2
+    assert "the folder holds no .safetensors" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import pytest
 
 from haq.errors import HaqError
 from haq.reports.reference import publish, tables
+from haq.reports.reference.compression import compression_tables
 from haq.reports.reference.updates import updates_tables
 from haq.runs.folder import read_json
 from haq.runs.job import parse_job
@@ -81,3 +82,10 @@ def test_the_page_of_updates_shows_what_is_published(monkeypatch):
     shown = page.partition(tables.BEGIN)[2].partition(tables.END)[0]
     record = read_json(tables.REFERENCE / "updates.json")
     assert shown.strip() == updates_tables(record)
+
+
+def test_the_page_of_compression_shows_what_is_published(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    page = Path("docs/compression.md").read_text(encoding="utf-8")
+    shown = page.partition(tables.BEGIN)[2].partition(tables.END)[0]
+    assert shown.strip() == compression_tables(tables.studies())

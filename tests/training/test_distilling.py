@@ -2,9 +2,11 @@
 
 import copy
 from functools import cache, partial
+from pathlib import Path
 
 import pytest
 import torch
+from readme_blocks import run_blocks
 from torch import nn
 
 from haq.datasets import load
@@ -343,3 +345,10 @@ def test_two_bits_recover_more_with_the_teacher_than_with_labels_alone():
             right.append(score(student, data.test).accuracy + score(student, data.val).accuracy)
         gains.append((right[1] - right[0]) / 2)
     assert sum(gains) / len(gains) >= 0.005
+
+
+def test_the_page_on_distillation_does_what_it_says():
+    names = run_blocks(Path(__file__).parents[2] / "docs/distillation.md")
+    data, student = names["data"], names["student"]
+    threes, _ = data.test.batch((data.test.labels == 3).nonzero().flatten())
+    assert float((logits(student, threes).argmax(1) == 3).float().mean()) >= 0.85

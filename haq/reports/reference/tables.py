@@ -11,6 +11,7 @@ from typing import Any
 
 from haq.errors import HaqError
 from haq.files import write_text
+from haq.reports.reference.compression import STUDIES, compression_tables
 from haq.reports.reference.publish import REFERENCE, publish
 from haq.reports.reference.quantizers import (
     calibration_tables,
@@ -99,6 +100,19 @@ def write_updates(page: Path = Path("docs/updates.md")) -> None:
         _put(page, updates_tables(read_json(record)))
 
 
+def write_compression(page: Path = Path("docs/compression.md")) -> None:
+    """Put the tables of compression between the two marks of their page, where there are any."""
+    known = studies()
+    if known:
+        _put(page, compression_tables(known))
+
+
+def studies() -> dict[str, dict[str, Any]]:
+    """Return the records of the studies of compression, by name, as far as there are any."""
+    paths = {name: REFERENCE / f"{name}.json" for name in STUDIES}
+    return {name: read_json(path) for name, path in paths.items() if path.exists()}
+
+
 def _put(page: Path, tables: str) -> None:
     text = page.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
@@ -116,6 +130,7 @@ def main(arguments: Sequence[str]) -> None:
     else:
         write_results()
         write_updates()
+        write_compression()
 
 
 if __name__ == "__main__":

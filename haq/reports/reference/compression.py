@@ -1,0 +1,151 @@
+"""Markdown of the studies of compression: the tables of docs/compression.md."""
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import mean
+from typing import Any
+
+from haq.reports.reference.markdown import TITLES, markdown
+
+Row = Mapping[str, Any]
+
+
+def compression_tables(records: Mapping[str, Row]) -> str:
+    """Return the tables of those of the studies that there are, by the names of their records."""
+    parts = [write(records[name]) for name, write in STUDIES.items() if name in records]
+    return "\n\n".join(parts)
+
+
+def _distillation(record: Row) -> str:
+    widths = sorted({row["weight_bits"] for row in record["rows"]})
+    runs = [row for row in record["rows"] if row["images"]]
+    usual = [row["images"] for row in runs if row["loss"] == "kd"]
+    seeds = len({row["seed"] for row in runs})
+    lead = (
+        f"Losses of distillation in equal CPU time: {record['model']} on {TITLES[record['data']]}, "
+        f"{record['act_bits']}-bit activations, one epoch of {usual[0]:,} images for `kd` and as "
+        f"many as fit into its time for the others, {seeds} seeds; accuracy on "
+        f"{record['val_images']:,} validation images that the float network "
+        f"({record['float_val_accuracy']:.2%}) has not seen, in percentage points over labels "
+        "alone (`none`) and over `kd` with Student's intervals of 95 %, over both widths together:"
+    )
+    head = ["loss", "images", *(f"W{bits}A{record['act_bits']}" for bits in widths)]
+    head += ["over `none`", "over `kd`", "divergence over `kd`"]
+    known = {
+        (one["loss"], one["over"]): one
+        for one in record["comparisons"]
+        if one["weight_bits"] == widths
+    }
+    cells = []
+    for loss in dict.fromkeys(row["loss"] for row in runs):
+        own = [row for row in runs if row["loss"] == loss]
+        cells.append(
+            [
+                f"`{loss}`", f"{own[0]['images']:,}",
+                *(_mean([r["val_accuracy"] for r in own if r["weight_bits"] == bits])
+                  for bits in widths),
+                _difference(known.get((loss, "none")), "val_accuracy", 100),
+                _difference(known.get((loss, "kd")), "val_accuracy", 100),
+                _difference(known.get((loss, "kd")), "divergence", 1),
+            ]
+        )  # fmt: skip
+    return markdown(lead, head, cells) + "\n\n" + _clear(known)
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{mean(values):.2%}" if values else "-"
+
+
+def _difference(comparison: Row | None, name: str, scale: float) -> str:
+    if comparison is None:
+        return "-"
+    value, half = comparison[name]["difference"], comparison[name]["half_interval"]
+    digits = 2 if scale == 100 else 3
+    text = f"{scale * value:+.{digits}f}"
+    return text if half is None else f"{text} ± {scale * half:.{digits}f}"
+
+
+def _clear(known: Mapping[tuple[str, str], Row]) -> str:
+    """Return a sentence on which losses differ from kd, and one on the others."""
+    over = {loss: one["val_accuracy"] for (loss, other), one in known.items() if other == "kd"}
+    better, worse = (
+        [
+            f"`{loss}`"
+            for loss, one in over.items()
+            if one["differs"] and one["difference"] * way > 0
+        ]
+        for way in (1, -1)
+    )
+    said = [
+        f"More accurate than `kd` beyond the interval: {', '.join(better) or 'none'}.",
+        f"Less accurate: {', '.join(worse) or 'none'}. Of the others no difference is shown.",
+    ]
+    return " ".join(said)
+
+
+def _codebooks(record: Row) -> str:
+    rows = [row for row in record["rows"] if row["what"] == "size"]
+    lead = (
+        f"Codebooks beside linear codes, weights alone: {record['model']} on "
+        f"{TITLES[record['data']]}, {record['val_images']:,} validation images that the float "
+        f"network ({record['float']['val_accuracy']:.2%}) has not seen. Before: statistics "
+        f"corrected. After: an epoch of {record['train_images']:,} images, mean of "
+        f"{record['seeds']} seeds. Every row keeps the bytes of linear codes of so many bits; "
+        "divergences from the float network stand behind the accuracies:"
+    )
+    head = ["budget", "bits", "codes", "bytes", "before", "after"]
+    cells = []
+    for row in rows:
+        after = {
+            name: mean(one[name] for one in row["after"]) for name in ("val_accuracy", "divergence")
+        }
+        cells.append(
+            [
+                f"{row['budget_bits']} bits ({row['budget_bytes']:,.0f} B)", row["how"],
+                row["codes"], f"{row['bytes']:,.0f}", _score(row["before"]), _score(after),
+            ]
+        )  # fmt: skip
+    return markdown(lead, head, cells)
+
+
+def _score(score: Row) -> str:
+    return f"{score['val_accuracy']:.2%} ({score['divergence']:.3f})"
+
+
+def _pruning(record: Row) -> str:
+    lead = (
+        "Large networks with few weights left against small dense ones, trained from the start for "
+        f"the same epochs, {record['bits']}-bit weights: validation accuracy, mean over the seeds, "
+        "and the difference from the small network with Student's interval of 95 %:"
+    )
+    head = ["networks", "", "seeds", "weights left", "bytes of the file", "accuracy", "difference"]
+    cells = []
+    for subject in dict.fromkeys(row["subject"] for row in record["rows"]):
+        own = [row for row in record["rows"] if row["subject"] == subject]
+        for kind in dict.fromkeys(row["network"] for row in own):
+            some = [row for row in own if row["network"] == kind]
+            gain = record["differences"].get(subject, {}).get(kind)
+            cells.append(
+                [
+                    subject, kind, str(len(some)), f"{mean(row['weights'] for row in some):,.0f}",
+                    f"{mean(row['bytes'] for row in some):,.0f}",
+                    _mean([row["val_accuracy"] for row in some]),
+                    _gain(gain),
+                ]
+            )  # fmt: skip
+    return markdown(lead, head, cells)
+
+
+def _gain(gain: Row | None) -> str:
+    if gain is None:
+        return "-"
+    half = gain["half_interval"]
+    text = f"{100 * gain['gain']:+.2f}"
+    return text if half is None else f"{text} ± {100 * half:.2f}"
+
+
+STUDIES: Mapping[str, Callable[[Row], str]] = {
+    "distillation": _distillation,
+    "codebooks": _codebooks,
+    "pruning": _pruning,
+}
+"""Name of a record to its tables, in the order of the page."""
