@@ -129,7 +129,7 @@ def size_bytes(layer: Layer, weight_bits: int, block: int = 0) -> int:
     """
     codes = math.ceil(layer.weights * weight_bits / 8)
     if block == CODEBOOK:
-        return codes + 4 * 2**weight_bits + 4 * layer.biases
+        return codes + (4 << weight_bits) + 4 * layer.biases
     if layer.zeros and weight_bits != FLOAT and not block:
         codes = sparse_bytes(layer.weights, layer.zeros, weight_bits)
     scales = 0 if weight_bits == FLOAT else 4 * layer.scales

@@ -113,35 +113,35 @@ class _Read(torch.autograd.Function):
         return ctx.share * sums.to(grads[0].dtype), None, None, None
 
 
-class BookConv1d(Booked, nn.Conv1d):  # type: ignore[misc]
+class BookConv1d(Booked, nn.Conv1d):  # type: ignore[override]
     """A Conv1d with a codebook."""
 
 
-class BookConv2d(Booked, nn.Conv2d):  # type: ignore[misc]
+class BookConv2d(Booked, nn.Conv2d):  # type: ignore[override]
     """A Conv2d with a codebook."""
 
 
-class BookConv3d(Booked, nn.Conv3d):  # type: ignore[misc]
+class BookConv3d(Booked, nn.Conv3d):  # type: ignore[override]
     """A Conv3d with a codebook."""
 
 
-class BookConvTranspose1d(Booked, nn.ConvTranspose1d):  # type: ignore[misc]
+class BookConvTranspose1d(Booked, nn.ConvTranspose1d):  # type: ignore[override]
     """A ConvTranspose1d with a codebook."""
 
 
-class BookConvTranspose2d(Booked, nn.ConvTranspose2d):  # type: ignore[misc]
+class BookConvTranspose2d(Booked, nn.ConvTranspose2d):  # type: ignore[override]
     """A ConvTranspose2d with a codebook."""
 
 
-class BookConvTranspose3d(Booked, nn.ConvTranspose3d):  # type: ignore[misc]
+class BookConvTranspose3d(Booked, nn.ConvTranspose3d):  # type: ignore[override]
     """A ConvTranspose3d with a codebook."""
 
 
-class BookLinear(Booked, nn.Linear):  # type: ignore[misc]
+class BookLinear(Booked, nn.Linear):  # type: ignore[override]
     """A Linear with a codebook."""
 
 
-class BookEmbedding(Booked, nn.Embedding):  # type: ignore[misc]
+class BookEmbedding(Booked, nn.Embedding):  # type: ignore[override]
     """An Embedding with a codebook."""
 
 

@@ -61,8 +61,9 @@ class _Line:
         """Return the sums of squared distances of points start to end - 1 from their means."""
         count = self.counts[end] - self.counts[start]
         total = self.sums[end] - self.sums[start]
-        squares: Floats = self.squares[end] - self.squares[start]
-        return squares - total * total / np.maximum(count, 1)
+        squares = self.squares[end] - self.squares[start]
+        result: Floats = squares - total * total / np.maximum(count, 1)
+        return result
 
     def means(self, borders: Ints) -> Floats:
         """Return the mean of the points between each border and the next one."""

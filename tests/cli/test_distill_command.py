@@ -83,7 +83,7 @@ def test_the_states_of_a_training_are_a_route(monkeypatch, capsys, tmp_path):
                              strict=True):  # fmt: skip
         load_weights(network, tmp_path / name)
     weights = [torch.cat([p.flatten() for p in network.parameters()]) for network in networks]
-    away = [float((weight - weights[-1]).norm()) for weight in weights]
+    away = [float((weight - weights[-1]).detach().norm()) for weight in weights]
     assert away[0] > away[1] > away[2] > away[3] == 0
     teacher = ["--teacher", "digits_mlp", "--teacher-weights", "w.safetensors"]
     route = ["--distill", "kd:0.9+route:states"]
