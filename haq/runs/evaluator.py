@@ -27,6 +27,7 @@ from haq.metrics import METRICS, Metric
 from haq.network.graph import Graph
 from haq.network.inputs import Inputs
 from haq.quantization.calibration import Clips
+from haq.quantization.codebook import Booked
 from haq.quantization.fake_quant import quantize
 from haq.quantization.statistics import correct, statistics
 from haq.runs.samples import FREEZABLE, Frozen, Part, freeze
@@ -315,7 +316,12 @@ def held_zeros(model: nn.Module, graph: Graph) -> Pruner | None:
     Returns:
         None where no layer was pruned.
     """
-    shares = {layer.name: layer.zeros / layer.weights for layer in graph.layers if layer.zeros}
+    shares = {
+        layer.name: layer.zeros / layer.weights
+        for layer in graph.layers
+        # A codebook keeps its own zero.
+        if layer.zeros and not isinstance(model.get_submodule(layer.name), Booked)
+    }
     return Pruner(model, shares) if shares else None
 
 

@@ -34,8 +34,7 @@ from haq.runs.samples import Part
 
 LOSSES = (
     "none", "kd", "kd:1", "hint", "hint+through-quantizer", "attention", "similarity",
-    "distance+angle", "gradient", "kd+hint", "kd+attention", "kd:0.9..0.3",
-    "kd+self-study:0.25", "kd+self-study:0.2+co-study:0.3",
+    "distance+angle", "gradient", "kd+hint", "kd:0.9..0.3", "kd+self-study:0.2+co-study:0.3",
 )  # fmt: skip
 OVER = ("none", "kd")
 
@@ -48,8 +47,8 @@ def arguments():
     parser.add_argument("--data", required=True)
     parser.add_argument("--weight-bits", type=int, nargs="+", default=[2, 3])
     parser.add_argument("--act-bits", type=int, default=4)
-    parser.add_argument("--train-images", type=int, default=2500)
-    parser.add_argument("--val-images", type=int, default=5000)
+    parser.add_argument("--train-images", type=int, default=1200)
+    parser.add_argument("--val-images", type=int, default=2500)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--losses", nargs="+", default=LOSSES)
     parser.add_argument("--minutes", type=float, default=14, help="CPU minutes it may take.")
@@ -83,7 +82,7 @@ class Study:
         part = Part(self.data.train, order[:images])
         fine_tune(network, self.graph, part, epochs=1, recipe=recipe, seed=seed, on_step=on_step)
 
-    def step_seconds(self, losses, rounds=2, steps=8):
+    def step_seconds(self, losses, rounds=2, steps=6):
         """Return the CPU seconds of a step of each loss, measured in turns; the least of them."""
         taken = {loss: [] for loss in losses}
         for _, loss in product(range(rounds), losses):

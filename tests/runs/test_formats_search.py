@@ -9,10 +9,14 @@ from torch.nn import functional
 from typer.testing import CliRunner
 
 import haq
-from haq.allocation.policy import Bits
+from haq.allocation.policy import CODEBOOK, Bits
 from haq.cli.main import app
 from haq.errors import HaqError
+from haq.network.graph import trace
+from haq.quantization.calibration import calibrate
+from haq.quantization.fake_quant import quantize
 from haq.reports.report import report_html
+from haq.runs.evaluator import held_zeros
 from haq.runs.job import parse_job
 
 
@@ -160,6 +164,8 @@ def test_codebooks_come_back_from_checkpoint_file_and_report(books, tmp_path):
     answers = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})[0]
     assert np.abs(answers - expected.numpy()).max() < 1e-4 * expected.abs().max()
     assert "(codebook)" in report_html(books.folder, model=Small())
+    shown = CliRunner().invoke(app, ["show", str(books.folder)]).output
+    assert f" {books.policy['mix'].weight}k " in shown
 
 
 def test_a_target_without_codebooks_is_refused():
@@ -168,3 +174,20 @@ def test_a_target_without_codebooks_is_refused():
             Small().eval(), images(16, 0)[0], target="bismo-edge", budgets=["latency=50%w8a8"],
             agent="ilp", schemes=["codebook"],
         )  # fmt: skip
+
+
+def test_codebooks_of_a_pruned_network_need_nobody_to_hold_their_zeros():
+    model = Small().eval()
+    with torch.no_grad():
+        model.mix.weight[:, ::2] = 0
+        model.out.weight[:, ::2] = 0
+    inputs = images(8, 0)[0]
+    graph = trace(model, inputs)
+    clips = calibrate(graph, [inputs], "max")
+    policy = {layer.name: Bits(3, 32, CODEBOOK) for layer in graph.layers} | {"out": Bits(3, 32)}
+    network = quantize(graph, policy, clips)
+    held = held_zeros(network, graph)
+    assert [*held.shares] == ["out"] and network.get_submodule("mix").zero
+    assert (
+        held_zeros(quantize(graph, policy | {"out": Bits(3, 32, CODEBOOK)}, clips), graph) is None
+    )

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from haq.allocation.costs import CODED, UNITS
+from haq.allocation.policy import Bits
 from haq.cli.terminal.console import console, holds
 from haq.metrics import metric_of
 from haq.reports.accuracy_target import accuracy_target_sentence
@@ -132,10 +133,17 @@ def _layer_table(layers: list[dict[str, Any]], quantities: list[str]) -> Table:
             )
         ]
         table.add_row(
-            layer["name"], layer["kind"], str(layer["weight_bits"]), str(layer["act_bits"]),
+            layer["name"], layer["kind"], _weight_bits(layer), str(layer["act_bits"]),
             f"{layer['params']:,}", f"{layer['macs']:,}", *shares,
         )  # fmt: skip
     return table
+
+
+def _weight_bits(layer: dict[str, Any]) -> str:
+    """Return the bits of a layer's weights: 4, 4g32 in groups of 32, 4k with a codebook."""
+    pair = layer["weight_bits"], layer["act_bits"]
+    bits = Bits(*pair, layer.get("block", 0), layer.get("dynamic", ""))
+    return str(bits).removeprefix("w") if bits.is_special else str(bits.weight)
 
 
 def _share(layers: list[dict[str, Any]], layer: dict[str, Any], column: str, quantity: str) -> str:
