@@ -98,6 +98,25 @@ def test_a_quantized_copy_has_and_leaves_the_teacher_bit_for_bit(name):
     assert student.state_dict().keys() == start.keys() and not same(start, state(student))
 
 
+class _Answers(nn.Module):
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = torch.tensor(logits, dtype=torch.float64)
+
+    def forward(self, images):
+        return self.logits
+
+
+def test_labels_and_answers_together_by_hand():
+    student, teacher = _Answers([[1, 2, 3], [1, 0, -1]]), _Answers([[3, 1, 0], [0, 0, 2]])
+    objective = distilling(teacher, settings("kd:0.9"))
+    minimized = objective(student, lambda: IMAGES, 1)
+    batch = Batch(torch.arange(2), IMAGES[:2], torch.tensor([2, 0]))
+    parts = {k: float(v) for k, v in minimized.terms(batch, Moment(0, 1, 0, 1)).items()}
+    assert parts["labels"] == pytest.approx(0.1 * 0.407605964444, abs=1e-9)
+    assert sum(parts.values()) == pytest.approx(1.696761029693, abs=1e-9)
+
+
 def test_each_term_stands_alone_and_a_weight_of_0_is_not_computed():
     student, teacher = quantized(), captured().traced
     both = terms(student, teacher, "kd:0.5+hint:2")
