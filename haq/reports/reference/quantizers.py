@@ -85,7 +85,7 @@ def exports_table(records: list[dict[str, Any]]) -> str:
 def training_sentence(record: dict[str, Any]) -> str:
     """Return the accuracies of a float network."""
     return (
-        f"Float network: {record['model']}{width(record)} on {TITLES[record['data']]}, "
+        f"Float network: {record['model']}{width(record)} on {TITLES[record.get('data', 'cifar10')]}, "
         f"{record['epochs']} epochs of the 45 000 training rows: validation "
         f"{record['val_accuracy']:.2%}, test {record['test_accuracy']:.2%}."
     )

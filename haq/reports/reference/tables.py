@@ -12,6 +12,7 @@ from typing import Any
 from haq.errors import HaqError
 from haq.files import write_text
 from haq.reports.reference.compression import STUDIES, compression_tables
+from haq.reports.reference.hardware import ne16_table
 from haq.reports.reference.publish import REFERENCE, publish
 from haq.reports.reference.quantizers import (
     calibration_tables,
@@ -68,6 +69,7 @@ def _is_search(_: str, record: dict[str, Any]) -> bool:
 
 
 TABLES: Sequence[tuple[Callable[[str, dict[str, Any]], bool], Callable[[Records], str]]] = (
+    (_named("float-"), _each(training_sentence)),
     (_named("train-"), _each(training_sentence)),
     (_named("calibration-"), _each(calibration_tables)),
     (_named("episode-"), _each(episode_sentence)),
@@ -82,6 +84,7 @@ TABLES: Sequence[tuple[Callable[[str, dict[str, Any]], bool], Callable[[Records]
     (_named("profile-"), profiles_table),
     (_named("export-"), exports_table),
     (_named("transfer-"), transfers_table),
+    (_named("ne16"), ne16_table),
     (_named("original"), original_tables),
     (_named("depth"), depth_table),
 )

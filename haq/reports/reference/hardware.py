@@ -1,0 +1,28 @@
+"""Markdown of what knowing the hardware is worth."""
+
+from typing import Any
+
+from haq.reports.reference.markdown import markdown
+
+
+def ne16_table(records: list[dict[str, Any]]) -> str:
+    """Return policies for NE16 beside uniform widths of the same cycles."""
+    (record,) = records
+    lead = (
+        f"{record['model']} (width {record['width']}) on `{record['target']}` (modelled): the "
+        "policy of the least sum of sensitivities within the cycles of each uniform width, both "
+        f"with corrected statistics, nothing trained; {record['test_images']:,} test images "
+        f"(float {record['float_test_accuracy']:.2%}), gains in points with the standard error of "
+        "paired answers. A 1x1 layer takes as long at 2 bits as at 8, so pointwise layers keep 8:"
+    )
+    rows = [
+        [
+            str(row["weight_bits"]), f"{row['uniform']['cycles']:,.0f}",
+            f"{row['uniform']['test_accuracy']:.2%}", f"{row['ours']['test_accuracy']:.2%}",
+            f"{row['gain']['points']:+.2f} ± {row['gain']['standard_error']:.2f}",
+            *(f"{row['ours']['mean_weight_bits'][kind]:.1f}" for kind in ("depthwise", "pointwise")),
+        ]
+        for row in record["rows"]
+    ]  # fmt: skip
+    head = ["uniform bits", "cycles", "uniform", "ours", "gain", "depthwise bits", "pointwise bits"]
+    return markdown(lead, head, rows)
