@@ -5,6 +5,9 @@ from typing import Any
 from haq.reports.reference.markdown import markdown
 
 
+_KINDS = ("depthwise", "pointwise")
+
+
 def ne16_table(records: list[dict[str, Any]]) -> str:
     """Return policies for NE16 beside uniform widths of the same cycles."""
     (record,) = records
@@ -20,7 +23,7 @@ def ne16_table(records: list[dict[str, Any]]) -> str:
             str(row["weight_bits"]), f"{row['uniform']['cycles']:,.0f}",
             f"{row['uniform']['test_accuracy']:.2%}", f"{row['ours']['test_accuracy']:.2%}",
             f"{row['gain']['points']:+.2f} ± {row['gain']['standard_error']:.2f}",
-            *(f"{row['ours']['mean_weight_bits'][kind]:.1f}" for kind in ("depthwise", "pointwise")),
+            *(f"{row['ours']['mean_weight_bits'][kind]:.1f}" for kind in _KINDS),
         ]
         for row in record["rows"]
     ]  # fmt: skip

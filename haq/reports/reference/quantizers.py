@@ -84,8 +84,9 @@ def exports_table(records: list[dict[str, Any]]) -> str:
 
 def training_sentence(record: dict[str, Any]) -> str:
     """Return the accuracies of a float network."""
+    data = TITLES[record.get("data", "cifar10")]
     return (
-        f"Float network: {record['model']}{width(record)} on {TITLES[record.get('data', 'cifar10')]}, "
+        f"Float network: {record['model']}{width(record)} on {data}, "
         f"{record['epochs']} epochs of the 45 000 training rows: validation "
         f"{record['val_accuracy']:.2%}, test {record['test_accuracy']:.2%}."
     )
