@@ -4,8 +4,8 @@ python results/benchmarks/ne16.py --weights W.safetensors --data cifar10:DIR
 
 Writes results/reference/ne16.json. The network is MobileNetV2 (width 0.35) of float_networks.py.
 For each width of weights there are its cycles on gap9-ne16 with that width everywhere (8 bits in
-the first and the last layer, 8-bit activations, as everywhere on this target), and the policy of the
-least sum of sensitivities within as many cycles (integer program, exact). Both are scored with
+the first and the last layer, 8-bit activations, as everywhere on this target), and the policy of
+the least sum of sensitivities within as many cycles (integer program, exact). Both are scored with
 corrected statistics, nothing trained; test images decide nothing.
 """
 

@@ -4,7 +4,6 @@ from typing import Any
 
 from haq.reports.reference.markdown import markdown
 
-
 _KINDS = ("depthwise", "pointwise")
 
 
