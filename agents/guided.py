@@ -16,16 +16,9 @@ import gymnasium as gym
 import numpy as np
 
 from haq.agents.base import Agent, Array, Proposal, Step, walk
-from haq.agents.ddpg import (
-    BATCH,
-    REMEMBERED_EPISODES,
-    UPDATES,
-    Learner,
-    learning_interval,
-    secluded,
-    truncated_normal,
-)
+from haq.agents.ddpg import learning_interval, updates_of
 from haq.agents.ilp import RETRIES, Key, corrected_goal, key, of_the_weights, optimum, predicted
+from haq.agents.learner import REMEMBERED_EPISODES, Learner, secluded, truncated_normal
 from haq.agents.uniform import EPISODES, candidates
 from haq.allocation.budgets import solve_nearly
 from haq.allocation.policy import Bits
@@ -51,10 +44,6 @@ STILL = 0.03
 
 WARM_UP = 8
 """Episodes without the actor, around what is believed so far."""
-
-MOST_UPDATES = 20
-"""Gradient steps after an episode: some 50 ms, a twentieth of an evaluation of one second. What is
-learned soonest the linear model has learned already."""
 
 EVALUATION_SECONDS = 600.0
 """What all evaluations of a search may take together, unless the user says otherwise."""
@@ -86,7 +75,7 @@ class Guided(Agent):
         self.actions = np.random.default_rng(seed)
         self.learning = np.random.default_rng([seed, 1])
         with secluded(self.learning):
-            self.learner = Learner(self.env, REMEMBERED_EPISODES * self.env.n_steps, STILL)
+            self.learner = Learner(self.env, REMEMBERED_EPISODES * self.env.n_steps, still=STILL)
         self.uniform = list(candidates(self.env).values())[:EPISODES]
         self.met: set[Key] = set()
         self.parts: list[Array] = []
@@ -136,7 +125,7 @@ class Guided(Agent):
             self.learner.remember(proposal.steps, reward)
         if number + 1 >= WARM_UP and number % learning_interval(self.window) == 0:
             with secluded(self.learning):
-                self.learner.train(min(UPDATES * self.env.n_steps, MOST_UPDATES), BATCH)
+                self.learner.train(updates_of(self.env.n_steps))
 
     @classmethod
     def episodes_for(cls, seconds: float, layers: int) -> int:

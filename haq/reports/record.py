@@ -112,5 +112,6 @@ def _planned(folder: Path, job: Job, summary: Mapping[str, Any], model: nn.Modul
 
 
 def kind_of(record: RunRecord) -> str:
-    """Return what the values of the run's metric on validation inputs are called."""
-    return f"validation {metric_of(record.summary).said}"
+    """Return what the values of the trials are called: by which inputs, and by which metric."""
+    inputs = "validation" if record.job.max_drop is None else "training"
+    return f"{inputs} {metric_of(record.summary).said}"

@@ -11,17 +11,9 @@ from toys import played, toy, weight_closeness
 
 from haq.agents import find, play
 from haq.agents.base import Array, walk
-from haq.agents.ddpg import (
-    BATCH,
-    WARM_UP,
-    Ddpg,
-    Learner,
-    Replay,
-    exploration,
-    secluded,
-    truncated_normal,
-)
+from haq.agents.ddpg import WARM_UP, Ddpg, exploration
 from haq.agents.driver import roll
+from haq.agents.learner import BATCH, Learner, Replay, secluded, truncated_normal
 
 
 @pytest.mark.parametrize("name", ["ddpg", "random"])
@@ -117,13 +109,13 @@ def test_what_the_actor_says_in_numpy_is_what_it_says_in_torch() -> None:
 
 def test_the_networks_are_updated_once_for_a_quarter_of_a_wide_window() -> None:
     env = toy(layers=1)
-    agent, updates = Ddpg(env, 41, 0), []
+    agent, updates = Ddpg(env, 41, 0), list[tuple[int]]()
     train = agent.learner.train
     agent.learner.train = lambda *a: updates.append(a) or train(*a)  # type: ignore[method-assign]
     for _ in play(agent, env, 41, window=16):
         pass
     # Known before the last proposal are the rewards of episodes 0 to 24: 20 and 24 are learned.
-    assert updates == [(3 * env.n_steps, BATCH)] * 2
+    assert updates == [(3 * env.n_steps,)] * 2
 
 
 def test_secluded_draws_depend_on_its_generator_alone() -> None:
@@ -191,10 +183,11 @@ def test_the_pull_towards_the_middle_is_that_of_the_squared_input_of_the_tanh() 
     gradients = []
     for still in (0.0, 0.03):
         with secluded(np.random.default_rng(0)):
-            learner = Learner(env, 5, still)
-        learner.actor(observation).sum().backward()
-        gradients.append(learner.actor.mu[-2].bias.grad.item())  # type: ignore[union-attr]
-        before = learner.actor.mu[:-1](observation).item()
+            learner = Learner(env, 5, still=still)
+        before = learner.actor.mu[:-1](observation).item()  # type: ignore[index,operator]
+        with torch.no_grad():
+            learner._update_actor(observation)
+        gradients.append(learner._actor.gradients[-1][1].item())  # of the last bias
     assert gradients[1] - gradients[0] == pytest.approx(2 * 0.03 * before, rel=1e-4)
 
 

@@ -226,8 +226,18 @@ def test_trials_that_were_stopped_are_told_apart():
 
 def test_the_finalist_chosen_is_marked_though_another_was_better():
     trials = [trial(0, 0.9, 10.0), trial(1, 0.8, 5.0)]
-    *_, chosen = trials_chart(trials, "size", "bytes", "score", chosen=1).figure["data"]
+    *_, chosen = trials_chart(trials, "size", "bytes", "score", chosen=trials[1]).figure["data"]
     assert chosen["text"] == ["1"]
+
+
+def test_a_policy_that_none_of_the_trials_had_is_marked_where_it_stands():
+    trials = [trial(0, 0.9, 10.0), trial(1, 0.8, 5.0)]
+    raised = trial(2, 0.95, 13.0)
+    chart = trials_chart(trials, "size", "bytes", "score", chosen=raised)
+    cloud, front, chosen = chart.figure["data"]
+    assert (chosen["x"], chosen["y"]) == ([13], [0.95])
+    assert cloud["x"] == [10, 5] and 13 not in front["x"]
+    assert "The chosen one (found after them) needs 13 bytes." in chart.sentence
 
 
 def test_a_cheap_search_with_finalists_has_a_page(tmp_path):

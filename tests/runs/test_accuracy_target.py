@@ -10,7 +10,9 @@ from haq.datasets import load
 from haq.errors import HaqError
 from haq.models import build
 from haq.reports.accuracy_target import accuracy_target_sentence
+from haq.reports.record import read_run
 from haq.reports.report import report_html
+from haq.reports.run_charts import all_charts
 from haq.runs.accuracy_target import RISKS
 from haq.runs.folder import read_trials
 from haq.runs.job import JobError, parse_job
@@ -47,6 +49,15 @@ def test_the_page_of_the_run_says_what_was_verified(finished):
     folder, summary = finished
     page = report_html(folder)
     assert accuracy_target_sentence(summary["accuracy_target"]) in html.unescape(page)
+
+
+def test_the_star_of_its_charts_is_the_policy_handed_over(finished):
+    folder, summary = finished
+    charts = [chart for chart in all_charts(read_run(folder)) if chart.key.startswith("trials")]
+    assert charts[0].title == "All trials, by size"
+    *_, star = charts[0].figure["data"]
+    assert (star["x"], star["y"]) == ([summary["cost"]["size"]], [summary["episode_val_accuracy"]])
+    assert "training accuracy" in charts[0].columns
 
 
 def test_it_costs_less_than_8_bits(finished):

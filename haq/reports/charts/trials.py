@@ -17,7 +17,7 @@ def trials_chart(
     kind: str,
     limit: float | None = None,
     float_accuracy: float | None = None,
-    chosen: int | None = None,
+    chosen: Trial | None = None,
     metric: Metric = METRICS["top1"],
 ) -> Chart:
     """Return all trials by one cost and their accuracy, with the front that none of them beats.
@@ -29,15 +29,15 @@ def trials_chart(
         kind: What the values of the trials are called.
         limit: The budget on this cost, if there is one.
         float_accuracy: The value of the float network.
-        chosen: Episode whose policy was chosen; the best one's where it is not given, or where
-            what was handed over is none of the trials, as a policy that an accuracy target raised.
+        chosen: What was handed over, which is none of the trials where the policy was raised or
+            lowered after them; without it the best one.
         metric: Of the values.
     """
     ends = {trial.episode for trial in pareto(trials, quantity)}
-    chosen = chosen if chosen in {trial.episode for trial in trials} else best(trials).episode
-    trials = [replace(trial, accuracy=metric.of_score(trial.accuracy)) for trial in trials]
+    top = chosen or best(trials)
+    which = f"episode {top.episode}" if top in trials else "found after them"
+    *trials, top = (replace(t, accuracy=metric.of_score(t.accuracy)) for t in (*trials, top))
     front = sorted((t for t in trials if t.episode in ends), key=lambda t: t.cost[quantity])
-    top = next(trial for trial in trials if trial.episode == chosen)
     shown = metric.format
     hover = f"episode %{{text}}<br>%{{x:,.6~g}} {unit}, %{{y:{shown}}}<extra></extra>"
     tick = {"tickformat": ".1%"} if shown == ".2%" else {}
@@ -54,7 +54,8 @@ def trials_chart(
         for t in trials
     ]
     columns = ("episode", f"{quantity} ({unit})", kind, "on the front")
-    sentence = _sentence(trials, front, top, quantity, unit, metric)
+    sentence = _sentence(trials, front, quantity, unit, metric)
+    sentence += f" The chosen one ({which}) needs {amount(top.cost[quantity], unit)}."
     return Chart("trials", "All trials", sentence, figure, columns, rows)
 
 
@@ -102,17 +103,13 @@ def _limits(limit: float | None, float_accuracy: float | None) -> dict[str, list
 def _sentence(
     trials: Sequence[Trial],
     front: Sequence[Trial],
-    top: Trial,
     quantity: str,
     unit: str,
     metric: Metric,
 ) -> str:
     ends = [f"{amount(t.cost[quantity], unit)} at {metric.text(t.accuracy)}" for t in front]
     where = ends[0] if len(ends) == 1 else f"from {ends[0]} to {ends[-1]}"
-    sentence = (
-        f"{len(trials)} trials; the front has {len(front)} of them, {where}. The chosen one "
-        f"(episode {top.episode}) needs {amount(top.cost[quantity], unit)}."
-    )
+    sentence = f"{len(trials)} trials; the front has {len(front)} of them, {where}."
     if any(trial.stopped for trial in trials):
         sentence += " Crosses are estimates: their evaluation was stopped as hopeless."
     return sentence
