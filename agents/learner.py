@@ -82,12 +82,12 @@ class Perceptron:
         return read
 
     def backward(self, read: Sequence[Tensor], gradient: Tensor, learns: bool = True) -> Tensor:
-        """Return the gradient of what the first layer read.
+        """Work out the gradients of all layers, or else return that of what the first one read.
 
         Args:
             read: What ``forward`` returned.
             gradient: Of what the last layer gave.
-            learns: Whether those of the layers are wanted too; they replace the ones before.
+            learns: Whether those of the layers are wanted; they replace the ones before.
         """
         for place in reversed(range(len(self.layers))):
             if learns:
@@ -124,9 +124,6 @@ class Learner(DDPG):
         capacity: Of the replay, in transitions.
         still: The actor's loss has that many times the squared input of its tanh, which pulls its
             actions to the middle of their range.
-        gamma: How much the value of what follows counts. Every transition has the reward of its
-            whole episode, so that there is something to learn with 0 as well, without the networks
-            that follow the learned ones.
         scaled: Whether rewards count in units of their standard deviation.
     """
 
@@ -138,7 +135,6 @@ class Learner(DDPG):
         capacity: int,
         *,
         still: float = 0.0,
-        gamma: float = 1.0,
         scaled: bool = False,
     ) -> None:
         super().__init__(
@@ -146,7 +142,7 @@ class Learner(DDPG):
             env,
             buffer_size=capacity,
             tau=0.01,
-            gamma=gamma,
+            gamma=1.0,
             replay_buffer_class=Replay,
             policy_kwargs={"net_arch": HIDDEN},
             device="cpu",
@@ -165,20 +161,17 @@ class Learner(DDPG):
             batch = self.replay_buffer.sample(batch_size)
             self._update_critic(batch)
             self._update_actor(batch.observations)
-            if self.gamma:
-                for network, target in (
-                    (self._critic, self._critic_target), (self._actor, self._actor_target),
-                ):  # fmt: skip
-                    target.values.lerp_(network.values, self.tau)
+            for network, target in (
+                (self._critic, self._critic_target), (self._actor, self._actor_target),
+            ):  # fmt: skip
+                target.values.lerp_(network.values, self.tau)
 
     def _update_critic(self, batch: ReplayBufferSamples) -> None:
         """Take a step down the squared distance to the reward and the value of what follows."""
-        wanted = batch.rewards  # (batch, 1)
-        if self.gamma:
-            action = self._actor_target.forward(batch.next_observations)[-1].tanh_()
-            following = torch.cat([batch.next_observations, action], 1)
-            value = self._critic_target.forward(following)[-1]
-            wanted = wanted + (1 - batch.dones) * self.gamma * value
+        action = self._actor_target.forward(batch.next_observations)[-1].tanh_()
+        following = torch.cat([batch.next_observations, action], 1)
+        value = self._critic_target.forward(following)[-1]
+        wanted = batch.rewards + (1 - batch.dones) * value  # (batch, 1), a discount of 1
         read = self._critic.forward(torch.cat([batch.observations, batch.actions], 1))
         self._critic.backward(read, (read[-1] - wanted) * (2 / len(wanted)))
         self._critic.step()

@@ -8,8 +8,9 @@ and the waiting for results in order is measured. "busy" is the share of the wor
 first full window to the last request. The same is worked out on a simulated clock for 3000 episodes
 and longer evaluations, with the CPU time that the agent took for an episode, which is serial. The
 second part is a small search on this machine with one worker and with two, of one thread each,
-taking turns. Agents that are not asked for and, with --repeats 0, the second part stay as they
-stand in the file.
+taking turns. "alone" is what an agent, its solver included, takes for an episode with one worker,
+in CPU seconds and as a share of an episode whose evaluation takes a second. Agents that are not
+asked for and, with --repeats 0, the second part stay as they stand in the file.
 """
 
 import argparse
@@ -47,6 +48,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--agents", nargs="*", default=["random", "ddpg", "guided"])
 parser.add_argument("--workers", type=int, default=64)
 parser.add_argument("--episodes", type=int, default=288)
+parser.add_argument("--alone", type=int, default=40, help="Episodes with one worker.")
 parser.add_argument("--seconds", type=float, default=1.0, help="Mean latency.")
 parser.add_argument(
     "--simulated", type=float, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="Mean latencies."
@@ -67,6 +69,7 @@ place = REFERENCE / "workers.json"
 before = json.loads(place.read_text()) if place.exists() else {"busy": [], "scaling": []}
 record = {
     "what": __doc__.splitlines()[0],
+    "alone": [row for row in before.get("alone", []) if row["agent"] not in asked.agents],
     "busy": [row for row in before["busy"] if row["agent"] not in asked.agents],
     "scaling": [] if asked.repeats else before["scaling"],
 }
@@ -165,6 +168,46 @@ for agent in asked.agents:
     )  # fmt: skip
     results.write_json(place, record)
     print(record["busy"][-1], flush=True)
+
+
+def closeness(policy):
+    """Return a score at once: how close the bits of weights are to 4."""
+    return Score(1 - sum(abs(bits.weight - 4) for bits in policy.values()) / (6 * len(policy)))
+
+
+def alone(agent, name, model, sample, **options):
+    """Return a row: what an agent takes for an episode with one worker, while it learns."""
+    layers = trace(model, sample).layers
+    table = tabulate(layers, permitted(layers, None, act_bits=options.pop("act_bits", None)))
+    known = {
+        name: np.array([4.0**-bits.weight + 4.0**-bits.act for bits in some])
+        for name, some in table.choices.items()
+    }
+    budget = parse_budget("bops=25%w8a8", layers, None)
+    env = QuantizationEnv(table, closeness, [budget], sensitivity=known)
+    player, marks = find(agent)(env, asked.alone, 0, **options), []
+    for _ in play(player, env, asked.alone, ahead=lambda *_: marks.append(time.process_time())):
+        pass
+    seconds = float(np.mean(np.diff(marks)[WARM_UP:]))
+    return {
+        **made, "agent": agent, **options, "network": name, "steps": env.n_steps,
+        "episodes": asked.alone, "cpu_seconds": round(seconds, 4),
+        "share_of_one_second": round(seconds / (1 + seconds), 4),
+        "load": round(os.getloadavg()[0], 2),
+    }  # fmt: skip
+
+
+NETWORKS = {
+    "resnet20, 4-bit activations": (build("resnet20"), torch.zeros(1, 3, 32, 32), {"act_bits": 4}),
+    "resnet20": (build("resnet20"), torch.zeros(1, 3, 32, 32), {}),
+    "mobilenet_v2": (build("mobilenet_v2"), torch.zeros(1, 3, 32, 32), {}),
+}
+for agent in asked.agents:
+    for name, (model, sample, how) in NETWORKS.items():
+        for options in [{}, {"paper": True}] if agent == "ddpg" else [{}]:
+            record["alone"].append(alone(agent, name, model, sample, **how, **options))
+            results.write_json(place, record)
+            print(record["alone"][-1], flush=True)
 
 for repeat in range(asked.repeats):
     for workers in (1, 2):
