@@ -10,7 +10,8 @@ and longer evaluations, with the CPU time that the agent took for an episode, wh
 second part is a small search on this machine with one worker and with two, of one thread each,
 taking turns. "alone" is what an agent, its solver included, takes for an episode with one worker,
 in CPU seconds and as a share of an episode whose evaluation takes a second. Agents that are not
-asked for and, with --repeats 0, the second part stay as they stand in the file.
+asked for and, with --episodes 0, the first part and, with --repeats 0, the second one stay as they
+stand in the file.
 """
 
 import argparse
@@ -70,7 +71,9 @@ before = json.loads(place.read_text()) if place.exists() else {"busy": [], "scal
 record = {
     "what": __doc__.splitlines()[0],
     "alone": [row for row in before.get("alone", []) if row["agent"] not in asked.agents],
-    "busy": [row for row in before["busy"] if row["agent"] not in asked.agents],
+    "busy": [
+        row for row in before["busy"] if not asked.episodes or row["agent"] not in asked.agents
+    ],
     "scaling": [] if asked.repeats else before["scaling"],
 }
 made = script_provenance()
@@ -141,7 +144,7 @@ def simulated(cost, seconds, spread, episodes=3000):
     return round(float(done / (asked.workers * now)), 3)
 
 
-for agent in asked.agents:
+for agent in asked.agents if asked.episodes else []:
     asleep = Asleep(asked.seconds)
     env = QuantizationEnv(table, asleep.score, [average], sensitivity=sensitivity)
     options = {"window": window(asked.workers), "ahead": asleep.ahead}
