@@ -24,13 +24,14 @@ from haq.allocation.budgets import parse_budget, solve
 from haq.allocation.choices import permitted
 from haq.allocation.costs import tabulate, total
 from haq.allocation.policy import Bits
+from haq.allocation.sensitivities import objective, widths
 from haq.datasets import load
 from haq.models.weights import load_weights
 from haq.network.graph import trace
 from haq.quantization.calibration import calibrate
 from haq.quantization.places import float_answers, normalising, places_of, quickly, rounded_at
 from haq.quantization.second_order import second_order
-from haq.quantization.sensitivity import _Recorder, objective, widths
+from haq.quantization.sensitivity import _Recorder
 from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as runs
 from haq.runs.calibration import calibration_batches, sensitivity_images
