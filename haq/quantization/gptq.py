@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from haq.network.capture import evaluating
 from haq.network.graph import Graph
-from haq.network.inputs import Inputs, call
+from haq.network.inputs import Batch, Inputs, call
 from haq.quantization.formats import GroupLinear
 from haq.quantization.groups import along_columns, group_scales, rounded_codes
 
@@ -33,7 +33,8 @@ def gptq(model: fx.GraphModule, graph: Graph, batches: Iterable[Inputs]) -> None
     Args:
         model: From ``quantize`` on the graph; nothing happens to layers without groups.
         graph: The float network's, whose inputs and weights count.
-        batches: Inputs; no labels are needed.
+        batches: Inputs; no labels are needed. Tokens that an ``attention_mask`` leaves out do not
+            count, where a layer reads a row for each token.
 
     Source: Frantar et al., "GPTQ: Accurate post-training quantization for generative pre-trained
     transformers", arXiv:2210.17323, with columns in falling order of H's diagonal.
@@ -60,18 +61,21 @@ def _hessians(
     sums: dict[str, Tensor] = {}
     counts = dict.fromkeys(names, 0)
 
-    def add(name: str, read: Tensor) -> None:
-        rows = read.detach().flatten(0, -2).float()
+    def add(name: str, read: Tensor, mask: Tensor | None) -> None:
+        counted = mask is not None and read.shape[:-1] == mask.shape
+        rows = (read[mask != 0] if counted else read).detach().flatten(0, -2).float()
         sums[name] = sums.get(name, 0) + (rows.T @ rows).double()
         counts[name] += len(rows)
 
+    mask: Tensor | None = None
     with ExitStack() as stack, torch.no_grad(), evaluating(floats):
         for name in names:
             hook = floats.get_submodule(name).register_forward_pre_hook(
-                lambda _, inputs, name=name: add(name, inputs[0])
+                lambda _, inputs, name=name: add(name, inputs[0], mask)
             )
             stack.callback(hook.remove)
         for batch in batches:
+            mask = batch.get("attention_mask") if isinstance(batch, Batch) else None
             call(floats, batch)
     return {name: total / counts[name] for name, total in sums.items()}
 
