@@ -19,9 +19,10 @@ def costs_by_bits(profile: Profile) -> ByBits:
     def by_bits(rows: Cells, bits: Bits) -> Costs | None:
         if bits in rows:
             return Costs(values(rows[bits]), "exact")
+        alike = {has: row for has, row in rows.items() if has.scheme[1:] == bits.scheme[1:]}
         if rule == "round-up":
-            return _rounded_up(rows, bits, first)
-        return _interpolated(rows, bits) if rule == "interpolate" else None
+            return _rounded_up(alike, bits, first)
+        return _interpolated(alike, bits) if rule == "interpolate" else None
 
     return by_bits
 

@@ -8,7 +8,9 @@ The latency of a network is predicted as::
 
 A layer has three kernels: float, integer, and integer with a Clip where activations have fewer than
 8 bits. Weights of fewer bits run in the kernel of 8: the runtime gains nothing from them, so
-neither does the prediction.
+neither does the prediction. Linear layers may have more: products with weights in groups, whose
+kernels take codes of 2, 4 or 8 bits, and integer products of activations that are rounded as they
+run. What such a layer reads and gives out is float.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,6 +33,9 @@ STANDARD = Bits(7, 8)
 """The pair of most bits whose integer kernel is exact on every x86 CPU: it stands for the kernel
 where one is measured."""
 
+GROUP_CODES = (2, 4, 8)
+"""Bits of a code in the kernels of weights in groups."""
+
 _ADDS_IN_16_BITS = 15
 """Most weight and activation bits in sum whose products no x86 kernel saturates: those without VNNI
 add two neighbouring products in 16 bits, and 2 * 255 * 63 and 2 * 127 * 127 are below 2**15."""
@@ -41,8 +46,28 @@ def kernel(bits: Bits) -> Bits:
 
     >>> kernel(Bits(4, 8)), kernel(Bits(4, 3))
     (Bits(weight=8, act=8), Bits(weight=8, act=7))
+    >>> print(kernel(Bits(3, 32, 32)), kernel(Bits(5, 32, 64, "token")))
+    w4g32 w8g64t8
+    >>> print(kernel(Bits(6, 32, 0, "token")))
+    w8t8
     """
+    if bits.block:
+        width = next(width for width in GROUP_CODES if width >= bits.weight)
+        return Bits(width, FLOAT, bits.block, bits.dynamic)
+    if bits.dynamic:
+        return Bits(INTEGERS.weight, FLOAT, 0, bits.dynamic)
     return FLOATS if bits.floats else INTEGERS if bits.act == INTEGERS.act else CLIPPED
+
+
+def measured_as(ran: Bits) -> Bits:
+    """Return the bits at which a kernel is measured, which are exact on every x86 CPU.
+
+    >>> print(measured_as(INTEGERS), measured_as(Bits(8, 32, 0, "token")), measured_as(FLOATS))
+    w7a8 w7t8 fp32
+    """
+    if ran.dynamic and not ran.block:
+        return Bits(STANDARD.weight, FLOAT, 0, ran.dynamic)
+    return STANDARD if ran == INTEGERS else ran
 
 
 def exact_everywhere(kind: Kind, bits: Bits) -> bool:
@@ -54,7 +79,8 @@ def exact_everywhere(kind: Kind, bits: Bits) -> bool:
     (False, True)
     """
     return (
-        FLOAT in (bits.weight, bits.multiplied)
+        bool(bits.block)  # signed codes: 2 * 127 * 128 is below 2**15
+        or FLOAT in (bits.weight, bits.multiplied)
         or kind == "depthwise"
         or bits.weight + bits.multiplied <= _ADDS_IN_16_BITS
     )

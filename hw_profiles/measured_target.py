@@ -1,6 +1,7 @@
 """The target of a profile that was measured on a machine, network by network."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,8 @@ class MeasuredTarget(ProfileTarget):
         of_kernels = super().by_bits()
 
         def by_bits(rows: Cells, bits: Bits) -> Costs | None:
-            if min(bits) < 2 or (bits.weight == FLOAT) != (bits.act == FLOAT):
+            half = (bits.weight == FLOAT) != (bits.act == FLOAT)
+            if min(bits) < 2 or (half and not bits.is_special):
                 return None
             costs = of_kernels(rows, kernel(bits))
             if costs is None or bits == kernel(bits):
@@ -44,6 +46,13 @@ class MeasuredTarget(ProfileTarget):
             return costs._replace(method="rounded up")
 
         return by_bits
+
+    def _answered(self, groups: Sequence[Cells]) -> tuple[Bits, ...]:
+        special = {bits.scheme[1:] for rows in groups for bits in rows if bits.is_special}
+        formats = {Bits(w, FLOAT, *scheme) for w, scheme in product(range(2, 9), special)}
+        by_bits = self._table.by_bits
+        more = {bits for bits in formats if any(by_bits(rows, bits) for rows in groups)}
+        return tuple(sorted({*super()._answered(groups), *more}))
 
     def edges(
         self, layers: Sequence[Layer], choices: Mapping[str, tuple[Bits, ...]]

@@ -15,6 +15,8 @@ def listed(choices: Collection[Bits]) -> str:
     'w2..8 a2..8 without w8a8'
     >>> listed([Bits(4, 8), Bits(8, 8), Bits(32, 32)])
     'w4a8, w8a8, fp32'
+    >>> listed([Bits(weight, 32, 32) for weight in widths] + [Bits(7, 32, 0, "token")])
+    'w2..8g32, w7t8'
     """
     inner = {bits for bits in choices if FLOAT not in bits}
     sides = [sorted({bits[side] for bits in inner}) for side in (0, 1)]
@@ -26,7 +28,17 @@ def listed(choices: Collection[Bits]) -> str:
             grid[0] += f" without {' and '.join(map(str, missing))}"
     else:
         grid = list(map(str, sorted(inner)))
-    return ", ".join([*grid, *map(str, sorted(set(choices) - inner))])
+    rest = sorted(set(choices) - inner)
+    formats: dict[tuple[int, str], list[Bits]] = {}
+    for bits in rest:
+        if bits.is_special:
+            formats.setdefault(bits.scheme[1:], []).append(bits)
+    special = [
+        str(some[0]).replace(f"w{some[0].weight}", f"w{_widths([b.weight for b in some])}", 1)
+        for some in formats.values()
+    ]
+    plain = [str(bits) for bits in rest if not bits.is_special]
+    return ", ".join([*grid, *special, *plain])
 
 
 def _widths(widths: Sequence[int]) -> str:

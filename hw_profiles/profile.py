@@ -109,7 +109,7 @@ def cells(profile: Profile) -> dict[Key, dict[int, dict[Bits, Row]]]:
     for row in profile.table.rows if profile.table else ():
         batches = by_layer.setdefault(row.key, {})
         of_batch = batches.setdefault(row.batch or profile.batch.reference, {})
-        of_batch[Bits(row.weight, row.act)] = row
+        of_batch[row.bits] = row
     return by_layer
 
 
@@ -143,7 +143,7 @@ def check_rows(profile: Profile) -> None:
     for number, row in enumerate(rows, start=1):
         where = f"row {number} of the table ({row})"
         batch = row.batch or profile.batch.reference
-        first = seen.setdefault((row.key, row.weight, row.act, batch), number)
+        first = seen.setdefault((row.key, *row.bits.row(), batch), number)
         if first != number:
             raise ValueError(f"{where} is for the same layer, bits and batch as row {first}")
         for quantity in profile.quantities:
@@ -163,7 +163,8 @@ def _check_monotone(profile: Profile, of_batch: Cells) -> None:
     declared = [name for name, quantity in profile.quantities.items() if quantity.monotone]
     for quantity in declared:
         for less, more in permutations(of_batch, 2):
-            wider = less.weight <= more.weight and less.act <= more.act
+            alike = less.scheme[1:] == more.scheme[1:]
+            wider = alike and less.weight <= more.weight and less.act <= more.act
             one, other = of_batch[less], of_batch[more]
             if wider and one.cost[quantity].value > other.cost[quantity].value:
                 raise ValueError(

@@ -5,7 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from haq.allocation.policy import Bits
+from haq.allocation.policy import Bits, Dynamic
 from haq.hw_profiles.schema import Extent, Name, NotNegative, Strict, Whole, Width
 from haq.network.layers import Kind, Layer
 
@@ -48,13 +48,16 @@ def _bare(cost: object) -> object:
 class Row(Strict):
     """What a layer costs at one pair of bits: all its calls by ``layer``, one by ``shape``.
 
-    A row with both is for the layer of that name, as long as it has that shape.
+    A row with both is for the layer of that name, as long as it has that shape. With ``block`` or
+    ``dynamic`` it is for that number format, as in ``haq.allocation.policy.Bits``.
     """
 
     layer: Name | None = None
     shape: Shape | None = None
     weight: Width
     act: Width
+    block: int = Field(default=0, ge=0)
+    dynamic: Dynamic = ""
     batch: Whole | None = None  # the profile's reference where it is not given
     cost: Mapping[str, Annotated[Cost, BeforeValidator(_bare)]]
 
@@ -72,6 +75,11 @@ class Row(Strict):
         return self
 
     @property
+    def bits(self) -> Bits:
+        """What it is for."""
+        return Bits(self.weight, self.act, self.block, self.dynamic)
+
+    @property
     def about(self) -> str:
         """Which layer it is for, in words: "conv1", or "conv 3->16"."""
         shape = self.shape
@@ -79,7 +87,7 @@ class Row(Strict):
 
     def __str__(self) -> str:
         """Return "conv1 w8a8"."""
-        return f"{self.about} {Bits(self.weight, self.act)}"
+        return f"{self.about} {self.bits}"
 
 
 class Tiles(Strict):

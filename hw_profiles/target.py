@@ -123,7 +123,8 @@ class ProfileTarget:
         Raises:
             TargetError: As ``cost``.
         """
-        if bits not in self.choices(layer):
+        asked = Bits(*bits) if layer.weights_alone else bits
+        if asked not in self.choices(layer):
             raise TargetError(
                 f"{self.name} cannot run layer {layer.name!r} at {bits}; "
                 f"it can at {listed(self.choices(layer))}"

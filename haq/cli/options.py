@@ -6,11 +6,14 @@ Nothing heavy is imported here, so that ``haq --help`` is instant.
 from collections.abc import Callable, Collection
 from inspect import Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from haq.errors import HaqError
+from haq.errors import HaqError, look_up
+
+if TYPE_CHECKING:
+    from haq.allocation.schemes import Formats
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -58,6 +61,19 @@ Tokenizer = Annotated[
 Length = Annotated[
     int | None,
     option(NETWORK, "Most tokens of one input of text.", metavar="N", show_default="128"),
+]  # fmt: skip
+Schemes = Annotated[
+    list[str] | None,
+    option(BITS, "What becomes of activations: static, weight-only (float), dynamic (8 bits "
+           "as a linear layer runs, a scale for each token), dynamic-tensor (one for each "
+           "call) or codebook (float; the weights of a layer share 2^bits values). "
+           "May be repeated.", metavar="NAME", show_default="static"),
+]  # fmt: skip
+Groups = Annotated[
+    str | None,
+    option(BITS, "Weights of linear layers and embeddings that share a scale, such as 32,128; "
+           "0 for one scale a channel. With weight-only and dynamic.", metavar="SIZES",
+           show_default="one scale a channel"),
 ]  # fmt: skip
 Seed = Annotated[int, option(SEARCH, "Number that decides everything random.", metavar="N")]
 Threads = Annotated[
@@ -139,3 +155,30 @@ def width_range(text: str) -> tuple[int, int]:
         return int(low), int(high if dots else low)
     except ValueError:
         raise HaqError(f"weight-bits {text!r}: write a range like 2..8, or one number") from None
+
+
+def groups_of(text: str | None) -> tuple[int, ...] | None:
+    """Return the sizes of groups in a text such as 32,128; None where there is none.
+
+    Raises:
+        HaqError: The text is something else.
+    """
+    try:
+        return None if text is None else tuple(int(size) for size in text.split(","))
+    except ValueError:
+        raise HaqError(f"groups {text!r}: write sizes like 32,128, or one number") from None
+
+
+def formats_of(scheme: list[str] | None, groups: str | None) -> "Formats":
+    """Return the number formats that two options ask for.
+
+    Raises:
+        HaqError: There are none of such a name or size, or they do not go together.
+    """
+    from haq.allocation.schemes import SCHEMES, STATIC, Formats, Scheme
+
+    known: dict[str, Scheme] = {name: name for name in SCHEMES}
+    schemes = tuple(look_up(known, "scheme", name) for name in scheme or STATIC.schemes)
+    formats = Formats(schemes, groups_of(groups) or ())
+    formats.check()
+    return formats

@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from haq.cli.options import NETWORK, Model, Seed, Width, option
+from haq.cli.options import (
+    NETWORK,
+    Groups,
+    Length,
+    Model,
+    Schemes,
+    Seed,
+    Tokenizer,
+    Width,
+    formats_of,
+    option,
+)  # fmt: skip
 
 MEASURING = "Measuring"
 
@@ -32,6 +43,10 @@ def profile_command(  # noqa: PLR0913 - one argument an option
                show_default="the model's own"),
     ] = None,
     seed: Seed = 0,
+    tokenizer: Tokenizer = None,
+    length: Length = None,
+    scheme: Schemes = None,
+    groups: Groups = None,
     provider: Annotated[
         str, option(MEASURING, "Who computes: cpu, cuda or tensorrt.", metavar="NAME")
     ] = "cpu",
@@ -50,7 +65,11 @@ def profile_command(  # noqa: PLR0913 - one argument an option
                "alone are right at w8a8.", metavar="any|vnni")
     ] = "any",
 ) -> None:  # fmt: skip
-    """Measure a network in ONNX Runtime on this machine, for --target FILE."""
+    """Measure a network in ONNX Runtime on this machine, for --target FILE.
+
+    With --scheme and --groups the kernels of these number formats are measured too, each in a
+    network of its own and in mixed ones.
+    """
     from haq.cli.terminal.progress import progress
     from haq.hw_profiles.measure.onnx_runtime import Setup, check_provider
     from haq.runs.profiling.profile import check_cpu, check_out, describe, run_profile
@@ -59,7 +78,11 @@ def profile_command(  # noqa: PLR0913 - one argument an option
     check_provider(provider)
     runs_on = check_cpu(cpu)
     check_out(out)
-    asked = subject(model, weights=weights, data=data, width=width, size=size, seed=seed)
+    formats = formats_of(scheme, groups)
+    asked = subject(
+        model, weights=weights, data=data, width=width, size=size, seed=seed, tokenizer=tokenizer,
+        length=length, formats=formats,
+    )  # fmt: skip
     setup = Setup(provider, threads, batch)
     with progress() as on_progress:
         profile = run_profile(asked, out, setup, rounds, seed, on_progress, runs_on)

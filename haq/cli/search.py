@@ -17,9 +17,11 @@ from haq.cli.options import (
     TRAINING,
     Data,
     Distill,
+    Groups,
     Length,
     Metric,
     Model,
+    Schemes,
     Seed,
     Size,
     Threads,
@@ -27,6 +29,7 @@ from haq.cli.options import (
     Width,
     check_alone,
     given,
+    groups_of,
     option,
     threads_for,
     width_range,
@@ -87,19 +90,8 @@ def search_command(  # noqa: PLR0913 - one argument an option
         option(BITS, "Bits of all activations, 2 to 8, or search.", metavar="BITS",
                show_default="search for latency, energy and bops; else 8"),
     ] = None,
-    scheme: Annotated[
-        list[str] | None,
-        option(BITS, "What becomes of activations: static, weight-only (float), dynamic (8 bits "
-               "as a linear layer runs, a scale for each token), dynamic-tensor (one for each "
-               "call) or codebook (float; the weights of a layer share 2^bits values). "
-               "May be repeated.", metavar="NAME", show_default="static"),
-    ] = None,
-    groups: Annotated[
-        str | None,
-        option(BITS, "Weights of linear layers and embeddings that share a scale, such as 32,128; "
-               "0 for one scale a channel. With weight-only and dynamic.", metavar="SIZES",
-               show_default="one scale a channel"),
-    ] = None,
+    scheme: Schemes = None,
+    groups: Groups = None,
     pin: Annotated[
         list[str] | None,
         option(BITS, "Bits of one layer, as NAME=BITS, or none. May be repeated.",
@@ -229,7 +221,7 @@ def job_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     budgets, pins = fields.pop("budget"), fields.pop("pin")
     fields |= {
         "schemes": tuple(fields.pop("scheme") or ()) or None,
-        "groups": _groups(fields["groups"]),
+        "groups": groups_of(fields["groups"]),
         "weight_bits": width_range(fields["weight_bits"]),
         "act_bits": _bits_or_search(fields["act_bits"]),
         "pins": _pins(list(pins or ())),
@@ -237,13 +229,6 @@ def job_fields(options: Mapping[str, Any]) -> dict[str, Any]:
         "threads": threads_for(fields["threads"], fields["data"], max(1, fields["workers"])),
     }
     return fields | ({"budgets": tuple(budgets)} if budgets else {})
-
-
-def _groups(text: str | None) -> tuple[int, ...] | None:
-    try:
-        return None if text is None else tuple(int(size) for size in text.split(","))
-    except ValueError:
-        raise HaqError(f"groups {text!r}: write sizes like 32,128, or one number") from None
 
 
 def _bits_or_search(text: str | None) -> int | str | None:

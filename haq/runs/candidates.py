@@ -6,14 +6,13 @@ from typing import NamedTuple
 import onnxruntime
 
 from haq.allocation.costs import CostTable, total
-from haq.allocation.policy import Bits, Policy
+from haq.allocation.policy import FLOAT, Bits, Policy
 from haq.errors import TargetError
 from haq.formats.onnx.writer import Cpu
 from haq.hw_profiles.measure import onnx_runtime
 from haq.hw_profiles.measure.timing import Timing, drift
 from haq.hw_profiles.measured import FLOATS, STANDARD, Measured
 from haq.hw_profiles.profile import Profile
-from haq.network.layers import Layer
 from haq.runs.profiling.networks import checked_variant
 from haq.runs.progress import OnProgress, Progress, silent
 
@@ -98,7 +97,7 @@ def measure_candidates(
     """
     setup = setup_of(profile)
     asked = {str(place): policy for place, policy in enumerate(policies)}
-    asked |= _references(profile, table.layers)
+    asked |= _references(profile, table)
     sessions = {
         name: checked_variant(lowered, policy, setup).session for name, policy in asked.items()
     }
@@ -127,12 +126,15 @@ def _measurement(policy: Policy, predicted: float, timing: Timing, factor: float
     )
 
 
-def _references(profile: Profile, layers: Sequence[Layer]) -> dict[str, Policy]:
+def _references(profile: Profile, table: CostTable) -> dict[str, Policy]:
     # Networks of 7-bit and of 8-bit weights run in the same kernels.
-    uniform: Mapping[str, Bits] = {"fp32": FLOATS, "w7a8": STANDARD, "w8a8": STANDARD}
+    static = any(bits.act != FLOAT for some in table.choices.values() for bits in some)
+    uniform: Mapping[str, Bits] = {"fp32": FLOATS}
+    if static:
+        uniform = {**uniform, "w7a8": STANDARD, "w8a8": STANDARD}
     assert isinstance(profile.model, Measured)
     known = profile.model.networks.keys()
     return {
-        what: {layer.name: bits for layer in layers}
+        what: {layer.name: FLOATS if layer.weights_alone else bits for layer in table.layers}
         for what, bits in uniform.items() if what in known
     }  # fmt: skip

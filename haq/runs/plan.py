@@ -201,7 +201,8 @@ def _cost_notes(graph: Graph, target: Target | None) -> Iterator[str]:
     if graph.floats and isinstance(target, ProfileTarget) and not target.counts_floats:
         yield f"{costs} of {target.name} are without what stays float: it has no costs there"
     alone = [layer.name for layer in graph.layers if layer.weights_alone]
-    if alone:
+    counted = isinstance(target, ProfileTarget) and target.counts_floats
+    if alone and not counted:
         yield (
             f"{costs} of {target.name} are without {listed(alone)}: what is looked up, or "
             "multiplied in float by an LSTM, GRU or RNN, counts in size alone"

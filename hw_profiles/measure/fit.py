@@ -139,7 +139,7 @@ def moved(
 
 def kernels_alone(rows: Rows, policy: Policy) -> float:
     """Return the latency without any change of precision."""
-    return math.fsum(rows[name][kernel(bits)] for name, bits in policy.items())
+    return math.fsum(row[kernel(policy[name])] for name, row in rows.items())
 
 
 def validate(predicted: Sequence[float], measured: Sequence[float]) -> Validation:

@@ -246,3 +246,29 @@ def test_a_checkpoint_with_other_formats_is_refused(words, formats, message, tmp
     save_file(tensors, path, {"haq": json.dumps(content)})
     with pytest.raises(CheckpointError, match=message):
         haq.load(path, model=Words())
+
+
+class Attention(nn.Module):
+    """Three layers that read one tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(TOKENS, FEATURES)
+        self.query, self.key, self.value = (nn.Linear(FEATURES, 32) for _ in range(3))
+
+    def forward(self, x):
+        x = functional.gelu(self.words(x))
+        shares = functional.softmax(self.query(x) @ self.key(x).transpose(1, 2) / 8, -1)
+        return (shares @ self.value(x)).mean(1)
+
+
+@pytest.mark.parametrize("dynamic", ["token", "tensor"])
+def test_a_tensor_that_three_layers_read_is_rounded_once(dynamic):
+    subject = Subject(Attention)
+    network = subject.network(Bits(6, 32, 0, dynamic))
+    file = subject.file(network)
+    assert apart(file, network, subject) < 5e-3
+    count = Counter(node.op_type for node in file.graph.node)
+    assert count["DynamicQuantizeLinear" if dynamic == "tensor" else "QuantizeLinear"] == 1
+    kernels = check_kernels(file, subject.policy)
+    assert kernels["MatMulIntegerToFloat"] == 3

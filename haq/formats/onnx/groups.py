@@ -142,6 +142,8 @@ def add_dynamic_product(
 ) -> str:
     """Write the product of a tensor that is rounded as the file runs; return it without a bias.
 
+    A tensor that several layers read is rounded once.
+
     Args:
         file: In the making.
         dynamic: As in ``haq.allocation.policy.Bits``.
@@ -153,16 +155,37 @@ def add_dynamic_product(
     weight, zero, scales = code
     scale = file.constant(f"{label}.weight_scale", scales)
     middle = file.constant(f"{label}.weight_zero_point", np.array(zero))
+    if (tensor, dynamic) not in file.rounded:
+        rounding = _rounded_tensor if dynamic == "tensor" else _rounded_tokens
+        file.rounded[tensor, dynamic] = rounding(file, tensor, label)
+    codes, unit, zero_code = file.rounded[tensor, dynamic]
     if dynamic == "tensor":
-        rounded = [f"{label}.input{part}" for part in (".codes", ".scale", ".zero_point")]
-        file.nodes.append(
-            helper.make_node("DynamicQuantizeLinear", [tensor], rounded, f"{label}/rounding")
-        )
-        sums = file.add("MatMulInteger", [rounded[0], weight, rounded[2], middle], f"{label}.sums")
+        sums = file.add("MatMulInteger", [codes, weight, zero_code, middle], f"{label}.sums")
         file.nodes[-1].name = label
         real = file.add("Cast", [sums], f"{label}.sums_float", to=TensorProto.FLOAT)
-        unit = file.add("Mul", [rounded[1], scale], f"{label}.unit")
-        return file.add("Mul", [real, unit], output)
+        both = file.add("Mul", [unit, scale], f"{label}.unit")
+        return file.add("Mul", [real, both], output)
+    one, whole = file.constant("one", np.array(1, np.float32)), f"{label}.whole"
+    file.nodes.append(
+        helper.make_node("MatMulIntegerToFloat", [codes, weight, one, scale, zero_code, middle],
+                         [whole], label, domain=CONTRIB)
+    )  # fmt: skip
+    return file.add("Mul", [whole, unit], output)
+
+
+def _rounded_tensor(file: Writer, tensor: str, label: str) -> tuple[str, str, str]:
+    """Write what rounds a whole tensor; return its codes, scale and zero point."""
+    codes, scale, zero = (f"{label}.input{part}" for part in (".codes", ".scale", ".zero_point"))
+    file.nodes.append(
+        helper.make_node(
+            "DynamicQuantizeLinear", [tensor], [codes, scale, zero], f"{label}/rounding"
+        )
+    )
+    return codes, scale, zero
+
+
+def _rounded_tokens(file: Writer, tensor: str, label: str) -> tuple[str, str, str]:
+    """Write what rounds each row of a tensor; return its codes, scales and code of zero."""
     size = file.add("Abs", [tensor], f"{label}.magnitudes")
     last = file.constant("last_axis", np.array([-1], np.int64))
     largest = file.add("ReduceMax", [size, last], f"{label}.largest", keepdims=1)
@@ -174,12 +197,7 @@ def add_dynamic_product(
     one = file.constant("one", np.array(1, np.float32))
     zero_code = file.constant("middle_code", np.array(MIDDLE, np.uint8))
     codes = file.add("QuantizeLinear", [places, one, zero_code], f"{label}.codes")
-    whole = f"{label}.whole"
-    file.nodes.append(
-        helper.make_node("MatMulIntegerToFloat", [codes, weight, one, scale, zero_code, middle],
-                         [whole], label, domain=CONTRIB)
-    )  # fmt: skip
-    return file.add("Mul", [whole, unit], output)
+    return codes, unit, zero_code
 
 
 def is_dynamic(module: Product) -> bool:

@@ -79,6 +79,9 @@ class Writer:
         self.first: list[onnx.NodeProto] = []  # of constants alone: carried out at loading
         self.codes: dict[str, Codes] = {}  # of layers that are written
         self.grouped: set[str] = set()  # names of layers whose codes in groups are written
+        self.rounded: dict[
+            tuple[str, str], tuple[str, str, str]
+        ] = {}  # see haq.formats.onnx.groups
         self.shared_rows: list[tuple[int, onnx.NodeProto]] = []  # see haq.formats.onnx.rows
         self._renamed: dict[str, str] = {}  # a tensor of the template to the one that holds it now
         graph = template.model.graph

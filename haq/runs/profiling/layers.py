@@ -1,6 +1,6 @@
 """Latencies of single layers: the profiler's times of their nodes, scaled to whole networks."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from haq.allocation.policy import Bits, Policy
 from haq.hw_profiles.measure import onnx_runtime
@@ -8,6 +8,7 @@ from haq.hw_profiles.measure.fit import shared_out
 from haq.hw_profiles.measure.onnx_runtime import Setup
 from haq.hw_profiles.measured import CLIPPED, FLOATS, INTEGERS, kernel
 from haq.network.graph import Graph
+from haq.network.layers import Layer
 from haq.network.sites import module_name
 from haq.runs.profiling.networks import Measurements
 from haq.runs.progress import OnProgress, Progress
@@ -20,20 +21,43 @@ def layer_latencies(
 ) -> dict[str, dict[Bits, float]]:
     """Return layer to kernel to latency, so that the references' own latencies are their sums."""
     times = _node_times(setup, networks, on_progress)
-    latencies: dict[str, dict[Bits, float]] = {layer.name: {} for layer in graph.layers}
-    for reference, ran in (("fp32", FLOATS), ("w7a8", INTEGERS)):
-        variant = networks.references[reference]
+    owners = _owners(graph.layers)
+    latencies: dict[str, dict[Bits, float]] = {name: {} for name in owners.values()}
+    for reference, variant in networks.references.items():
+        if reference == "w7a4":
+            continue
+        ran = FLOATS if reference == "fp32" else kernel(_only(variant.policy, latencies))
         sums = dict.fromkeys(latencies, 0.0)
         for node, us in times[reference].items():
-            sums[variant.origins.layers[node]] += us
+            sums[owners[variant.origins.layers[node]]] += us
         for name, us in sums.items():
             if kernel(variant.policy[name]) == ran:
                 latencies[name][ran] = us
+    if "w7a4" not in networks.references:
+        return latencies
     clipping = max(networks.timings["w7a4"].us - networks.timings["w7a8"].us, 0.0)
     shares = _clip_shares(graph, networks.references["w7a4"].policy, times["w7a4"])
     for name, share in shares.items():
         latencies[name][CLIPPED] = latencies[name][INTEGERS] + share * clipping
     return latencies
+
+
+def _owners(layers: Sequence[Layer]) -> dict[str, str]:
+    """Return to whose time that of a layer belongs: what is looked up adds to another.
+
+    Such layers have no costs on a target, but the nodes behind them take time.
+    """
+    owners: dict[str, str] = {}
+    last = next(layer.name for layer in layers if not layer.weights_alone)
+    for layer in layers:
+        last = last if layer.weights_alone else layer.name
+        owners[layer.name] = last
+    return owners
+
+
+def _only(policy: Policy, layers: Collection[str]) -> Bits:
+    """Return the bits of the layers that are not float."""
+    return next(policy[name] for name in layers if policy[name] != FLOATS)
 
 
 def _node_times(

@@ -11,7 +11,7 @@ from haq.errors import HaqError, TargetError
 from haq.hw_profiles.measure import kernels, onnx_runtime
 from haq.hw_profiles.measure.onnx_runtime import Setup
 from haq.hw_profiles.measure.timing import Timing, drift
-from haq.hw_profiles.measured import STANDARD
+from haq.hw_profiles.measured import FLOATS, STANDARD
 from haq.network.layers import Layer
 from haq.runs.profiling.policies import mixed, references
 from haq.runs.profiling.subject import Lowered, Subject, lowering
@@ -77,15 +77,16 @@ def measure_networks(
     Raises:
         HaqError: There is nothing to mix, or a layer runs in another kernel than its bits claim.
     """
-    lowered, layers = lowering(asked), asked.graph.layers
-    able = _quantizable(lowered, layers, setup)
-    mixtures = {str(number): one for number, one in enumerate(mixed(layers, able, MIXED, seed))}
+    lowered, layers, formats = lowering(asked), asked.graph.layers, asked.formats
+    able = _quantizable(lowered, layers, setup) if "static" in formats.schemes else set()
+    drawn = mixed(layers, able, MIXED, seed, formats)
+    mixtures = {str(number): one for number, one in enumerate(drawn)}
     if len(mixtures) < 2:
         raise HaqError(
             f"model {asked.name} leaves nothing to mix: a profile needs two layers, or more, that "
-            "read different tensors and run in integer kernels"
+            "read different tensors and run in kernels of the schemes asked for"
         )
-    uniform = references(layers, able)
+    uniform = references(layers, able, formats)
     room = MEMORY_BYTES // (_BYTES_OF_A_SESSION * len(lowered(uniform["fp32"])))
     groups = in_groups(list(mixtures), max(room - len(uniform), 1))
     opened: dict[str, Variant] = {}
@@ -164,9 +165,11 @@ def _quantizable(lowered: Lowered, layers: Sequence[Layer], setup: Setup) -> set
     Raises:
         TargetError: None does.
     """
-    standard = variant(lowered, {layer.name: STANDARD for layer in layers}, setup)
+    everywhere = {layer.name: FLOATS if layer.weights_alone else STANDARD for layer in layers}
+    standard = variant(lowered, everywhere, setup)
     of_layers = standard.origins.kernels
     floats = {name for name, _ in kernels.misplaced(of_layers, standard.policy)}
+    floats |= {layer.name for layer in layers if layer.weights_alone}
     able = {name for name, group in readers(layers).items() if floats.isdisjoint(group)}
     if not able:
         operators = ", ".join(sorted({op for some in of_layers.values() for op in some}))

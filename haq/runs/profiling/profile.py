@@ -28,7 +28,6 @@ from haq.network.graph import handovers
 from haq.network.layers import Layer
 from haq.runs.profiling.layers import layer_latencies
 from haq.runs.profiling.networks import Measurements, measure_networks
-from haq.runs.profiling.policies import REFERENCES
 from haq.runs.profiling.subject import Subject
 from haq.runs.progress import OnProgress, silent
 
@@ -112,7 +111,7 @@ def _model(
     known = {
         name: (policy, networks.timings[name].us) for name, policy in networks.policies.items()
     }
-    uniform = [known.pop(name) for name in REFERENCES]
+    uniform = [known.pop(name) for name in networks.references]
     of_fit, unseen = list(known.values())[::2], list(known.values())[1::2]
     fitted = fit.fit(latencies, tensors, uniform, of_fit, setup.batch)
     predicted = [fitted.latency(tensors, policy, setup.batch) for policy, _ in unseen]
@@ -121,7 +120,7 @@ def _model(
         to_quantized=fitted.to_quantized,
         to_float=fitted.to_float,
         tensors=tensors,
-        networks={name: _interval(networks.timings[name]) for name in REFERENCES},
+        networks={name: _interval(networks.timings[name]) for name in networks.references},
         fitted_on=len(of_fit),
         validation=fit.validate(predicted, [us for _, us in unseen]),
     )
@@ -171,10 +170,13 @@ def _interval(timing: Timing) -> Interval:
 
 def _table_rows(layers: Sequence[Layer], rows: Mapping[str, Mapping[Bits, float]]) -> Iterator[Row]:
     for layer in layers:
+        if layer.name not in rows:  # looked up: its time is that of others
+            continue
         shape = None if layer.shapes else shape_of(layer)
         for bits, us in rows[layer.name].items():
             yield Row(
                 layer=layer.name, shape=shape, weight=bits.weight, act=bits.act,
+                block=bits.block, dynamic=bits.dynamic,
                 cost={"latency": Cost(value=us)},
             )  # fmt: skip
 

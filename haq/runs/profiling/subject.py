@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 
 from haq.allocation.policy import Policy
+from haq.allocation.schemes import STATIC, Formats
 from haq.datasets import load as load_data
 from haq.errors import HaqError
 from haq.formats.onnx.lower import lower
 from haq.formats.onnx.template import template
 from haq.formats.onnx.writer import Cpu
-from haq.hw_profiles.measured import STANDARD
+from haq.formats.stand_in import stand_in
 from haq.models import build, input_shape
 from haq.models.weights import load_weights
 from haq.network.capture import Sample
@@ -43,15 +44,17 @@ class Subject:
         graph: Traced, with the weights that are exported.
         clips: Where its tensors are clipped.
         sample: One image.
+        formats: Whose kernels are measured.
     """
 
     name: str
     graph: Graph
     clips: Clips
     sample: Sample
+    formats: Formats = STATIC
 
 
-def subject(
+def subject(  # noqa: PLR0913 - one keyword an option
     model: str,
     *,
     weights: Path | None = None,
@@ -59,6 +62,9 @@ def subject(
     width: float = 1.0,
     size: int | None = None,
     seed: int = 0,
+    tokenizer: Path | None = None,
+    length: int | None = None,
+    formats: Formats = STATIC,
 ) -> Subject:
     """Return a network by its name.
 
@@ -69,12 +75,18 @@ def subject(
         width: Width multiplier.
         size: Height and width of an image, where there are no data.
         seed: Of random weights.
+        tokenizer: Of data that are text, as for a search.
+        length: Most tokens of an input, as for a search.
+        formats: Whose kernels are measured.
 
     Raises:
         HaqError: A name is unknown, or something does not fit.
     """
     if data is not None:
-        job = parse_job(model=model, data=data, size=size, seed=seed)
+        job = parse_job(
+            model=model, data=data, size=size, seed=seed,
+            tokenizer=None if tokenizer is None else str(tokenizer), length=length,
+        )  # fmt: skip
         images = load_data(data, seed, size, reading_of(job))
         metric = metric_of_job(job, images_of(images))
         network, shape = fresh_model(model, images, width, seed, metric), images.shape
@@ -92,10 +104,12 @@ def subject(
     if data is not None:
         sample, _ = images.train.batch(torch.zeros(1, dtype=torch.int64))
     graph = trace(network, sample)
+    formats.check()
+    formats.check_layers(graph.layers)
     if data is None:
-        return Subject(model, graph, placeholder_clips(graph), sample)
+        return Subject(model, graph, placeholder_clips(graph), sample, formats)
     batches = calibration_batches(images, _CALIBRATION_IMAGES, seed)
-    return Subject(model, graph, calibrate(graph, batches, "max"), sample)
+    return Subject(model, graph, calibrate(graph, batches, "max"), sample, formats)
 
 
 def placeholder_clips(graph: Graph) -> Clips:
@@ -119,8 +133,7 @@ def lowering(asked: Subject, cpu: Cpu = "any") -> Lowered:
         asked: The network.
         cpu: What the files are for, as for ``haq.formats.onnx.lower.lower``.
     """
-    standard = {layer.name: STANDARD for layer in asked.graph.layers}
-    exported = template(quantize(asked.graph, standard, asked.clips), asked.sample)
+    exported = template(stand_in(asked.graph)[0], asked.sample)
 
     def lowered(policy: Policy) -> bytes:
         network = quantize(asked.graph, policy, asked.clips)
