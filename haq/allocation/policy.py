@@ -6,7 +6,7 @@ what it reads by itself (``dynamic``) reads a float tensor, as one with float ac
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -71,6 +71,25 @@ class Bits(_Widths):
     def __getnewargs__(self) -> tuple[Any, ...]:
         """Return what a copy is made of."""
         return self._all
+
+    @classmethod
+    def _make(cls, iterable: Iterable[Any]) -> "Bits":
+        """Return bits of two to four fields, in their order."""
+        return cls(*iterable)
+
+    def _replace(self, **fields: Any) -> "Bits":
+        """Return the same with other values of some fields.
+
+        >>> Bits(4, 32, 32)._replace(weight=3)
+        Bits(weight=3, act=32, block=32, dynamic='')
+        >>> print(Bits(4, 8)._replace(act=32, dynamic="token"))
+        w4t8
+        """
+        return Bits(**{**self._asdict(), **fields})
+
+    def _asdict(self) -> dict[str, Any]:
+        """Return all four fields by name."""
+        return dict(zip(("weight", "act", "block", "dynamic"), self._all, strict=True))
 
     @property
     def _all(self) -> tuple[int, int, int, Dynamic]:

@@ -247,3 +247,16 @@ def test_the_environment_offers_codebooks_before_linear_codes_of_equal_bits():
         *_, info = env.step(np.array([action]))
         chosen.append(info["policy"]["fc"])
     assert chosen == list(choices)
+
+
+@pytest.mark.parametrize("bits", [Bits(4, 8), Bits(4, 32, 64), Bits(7, 32, 0, "token")])
+def test_every_way_to_copy_bits_keeps_all_fields(bits):
+    copies = [
+        bits._replace(), type(bits)._make(bits.row()), copy.copy(bits), copy.deepcopy(bits),
+        pickle.loads(pickle.dumps(bits)), Bits(**bits._asdict()), bits.with_act(bits.act),
+    ]  # fmt: skip
+    for one in copies:
+        assert type(one) is Bits and (one.row(), str(one)) == (bits.row(), str(bits))
+    assert bits._replace(weight=2).row() == (2, *bits.row()[1:])
+    with pytest.raises(TypeError, match="width"):
+        bits._replace(width=2)
