@@ -18,7 +18,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from haq.allocation.policy import FLOAT, Bits, Policy
+from haq.allocation.policy import CODEBOOK, FLOAT, Bits, Policy
 from haq.hw_profiles.schema import Name, NotNegative, Positive, Strict, Whole
 from haq.network.layers import Kind
 
@@ -50,7 +50,14 @@ def kernel(bits: Bits) -> Bits:
     w4g32 w8g64t8
     >>> print(kernel(Bits(6, 32, 0, "token")))
     w8t8
+
+    A codebook's values are floats once the file is loaded.
+
+    >>> print(kernel(Bits(4, 32, CODEBOOK)))
+    fp32
     """
+    if bits.block == CODEBOOK:
+        return FLOATS
     if bits.block:
         width = next(width for width in GROUP_CODES if width >= bits.weight)
         return Bits(width, FLOAT, bits.block, bits.dynamic)

@@ -20,7 +20,7 @@ def special_kernels(layers: Sequence[Layer], formats: Formats) -> list[Bits]:
         for layer in layers if not layer.weights_alone
         for bits in formats.offered(layer) if bits.is_special
     }  # fmt: skip
-    return sorted(offered)
+    return sorted(offered - {FLOATS})
 
 
 def references(
