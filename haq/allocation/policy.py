@@ -73,7 +73,7 @@ class Bits(_Widths):
         return self._all
 
     @classmethod
-    def _make(cls, iterable: Iterable[Any]) -> "Bits":
+    def _make(cls, iterable: Iterable[Any]) -> "Bits":  # type: ignore[override]
         """Return bits of two to four fields, in their order."""
         return cls(*iterable)
 

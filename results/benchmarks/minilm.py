@@ -38,11 +38,11 @@ import haq
 from haq.allocation.policy import Bits
 from haq.formats.onnx.lower import lower
 from haq.formats.onnx.runtime import opened
-from haq.formats.onnx.template import template
+from haq.formats.onnx.template import Template, template
 from haq.formats.stand_in import stand_in
 from haq.hw_profiles.measure.onnx_runtime import Setup, machine, measure, session
 from haq.network.graph import Graph, trace
-from haq.network.inputs import Inputs, as_inputs
+from haq.network.inputs import as_inputs
 from haq.quantization.calibration import Clips
 from haq.quantization.fake_quant import quantize
 from haq.quantization.sensitivity import sensitivity
@@ -158,22 +158,39 @@ class Made(NamedTuple):
     facts: dict[str, Any]
 
 
-def graph_of(asked: Study, length: int) -> tuple[Graph, Inputs]:
-    """Return the network's graph for inputs of a length."""
+class Captured(NamedTuple):
+    """The network's graph for inputs of a length, and what its files are made of."""
+
+    graph: Graph
+    template: Template
+
+
+CAPTURED: dict[int, Captured] = {}
+
+
+def captured(asked: Study, length: int) -> Captured:
+    """Return the network's graph for inputs of a length, made once."""
+    if length not in CAPTURED:
+        CAPTURED[length] = _captured(asked, length)
+    return CAPTURED[length]
+
+
+def _captured(asked: Study, length: int) -> Captured:
     known = asked.calibration
     tokens = {name: torch.cat([one] * 4, 1)[:2, :length].clone() for name, one in known.items()}
     sample = as_inputs(tokens)
-    return trace(asked.model, sample), sample
+    graph = trace(asked.model, sample)
+    return Captured(graph, template(stand_in(graph)[0], sample))
 
 
 def floats_file(asked: Study, length: int) -> Path:
     """Return the float network's file at a length, written once."""
     path = asked.folder / f"float-{length}.onnx"
     if not path.exists():
-        graph, sample = graph_of(asked, length)
+        graph, exported = captured(asked, length)
         policy = {layer.name: Bits(32, 32) for layer in graph.layers}
         network = quantize(graph, policy, Clips({}, {}))
-        onnx.save(lower(template(stand_in(graph)[0], sample), network), path)
+        onnx.save(lower(exported, network), path)
     return path
 
 
@@ -185,7 +202,7 @@ def file_at(asked: Study, made: Made, length: int) -> Path:
         return path
     if made.policy is None or made.weights is None:
         return floats_file(asked, length)
-    graph, sample = graph_of(asked, length)
+    graph, exported = captured(asked, length)
     scales = {
         (name, bits.weight, bits.block): made.weights[f"{name}.weight_scale"]
         for name, bits in made.policy.items()
@@ -195,7 +212,7 @@ def file_at(asked: Study, made: Made, length: int) -> Path:
     for name, one in made.weights.items():
         if name in kept and kept[name].shape == one.shape:
             kept[name].copy_(one)
-    onnx.save(lower(template(stand_in(graph)[0], sample), network), path)
+    onnx.save(lower(exported, network), path)
     return path
 
 
@@ -226,12 +243,12 @@ def sizes(policy: Mapping[str, Bits], run: haq.Run) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def rounded_file(asked: Study, name: str, policy: Mapping[str, Bits], graph: Graph) -> Made:
+def rounded_file(asked: Study, name: str, policy: Mapping[str, Bits]) -> Made:
     """Return the network of a policy rounded to nearest, with searched scales."""
+    graph, exported = captured(asked, LENGTH)
     network = quantize(graph, policy, Clips({}, {}))
     file = asked.folder / f"{name}.onnx"
-    sample = as_inputs({key: one[:2] for key, one in asked.calibration.items()})
-    onnx.save(lower(template(stand_in(graph)[0], sample), network), file)
+    onnx.save(lower(exported, network), file)
     weights = sum(layer.weights for layer in graph.layers)
     average = sum(policy[x.name].weight * x.weights for x in graph.layers) / weights
     facts = {"avg_weight_bits": round(average, 4)}
@@ -241,9 +258,9 @@ def rounded_file(asked: Study, name: str, policy: Mapping[str, Bits], graph: Gra
 def uniform_int4(asked: Study, name: str) -> Made:
     """Return 4 bits in groups of 32 everywhere, rounded to nearest."""
     started = time.process_time()
-    graph, _ = graph_of(asked, LENGTH)
+    graph = captured(asked, LENGTH).graph
     policy = {layer.name: Bits(4, 32, 32) for layer in graph.layers}
-    made = rounded_file(asked, name, policy, graph)
+    made = rounded_file(asked, name, policy)
     made.facts["cpu_s"] = round(time.process_time() - started, 1)
     return made
 
@@ -251,7 +268,7 @@ def uniform_int4(asked: Study, name: str) -> Made:
 def plainly_mixed(asked: Study, name: str) -> Made:
     """Return 2, 4 and 8 bits dealt by how far each layer alone moves the answer, for its bits."""
     started = time.process_time()
-    graph, _ = graph_of(asked, LENGTH)
+    graph = captured(asked, LENGTH).graph
     offered = [Bits(width, 32, 32) for width in (2, 4, 8)]
     inputs = as_inputs({key: one[:32] for key, one in asked.calibration.items()})
     names = [layer.name for layer in graph.layers]
@@ -275,7 +292,7 @@ def plainly_mixed(asked: Study, name: str) -> Made:
             break
         _, layer, then, price = max(gains)
         policy[layer], left = then, left - price
-    made = rounded_file(asked, name, policy, graph)
+    made = rounded_file(asked, name, policy)
     made.facts["cpu_s"] = round(time.process_time() - started, 1)
     made.facts["policy"] = {layer: str(bits) for layer, bits in policy.items()}
     return made
