@@ -35,7 +35,7 @@ from torch import Tensor, fx, nn
 from transformers import AutoTokenizer, BertModel
 
 import haq
-from haq.allocation.policy import Bits
+from haq.allocation.policy import Bits, Dynamic
 from haq.formats.onnx.lower import lower
 from haq.formats.onnx.runtime import opened
 from haq.formats.onnx.template import Template, template
@@ -43,7 +43,7 @@ from haq.formats.stand_in import stand_in
 from haq.hw_profiles.measure.onnx_runtime import Setup, machine, measure, session
 from haq.network.graph import Graph, trace
 from haq.network.inputs import as_inputs
-from haq.quantization.calibration import Clips
+from haq.quantization.calibration import Clips, calibrate
 from haq.quantization.fake_quant import quantize
 from haq.quantization.sensitivity import sensitivity
 from haq.reports.reference.publish import REFERENCE, script_provenance
@@ -203,17 +203,26 @@ def file_at(asked: Study, made: Made, length: int) -> Path:
     if made.policy is None or made.weights is None:
         return floats_file(asked, length)
     graph, exported = captured(asked, length)
-    scales = {
-        (name, bits.weight, bits.block): made.weights[f"{name}.weight_scale"]
-        for name, bits in made.policy.items()
-    }
-    network = quantize(graph, made.policy, Clips({}, {}, {}, scales))
+    network = quantize(graph, made.policy, clips_in(made.policy, made.weights))
     kept = network.state_dict()
     for name, one in made.weights.items():
         if name in kept and kept[name].shape == one.shape:
             kept[name].copy_(one)
     onnx.save(lower(exported, network), path)
     return path
+
+
+def clips_in(policy: Mapping[str, Bits], weights: Mapping[str, Tensor]) -> Clips:
+    """Return the clips and scales that the weights of a quantized network hold."""
+    scales = {
+        (name, bits.weight, bits.block): weights[f"{name}.weight_scale"]
+        for name, bits in policy.items() if bits.block
+    }  # fmt: skip
+    clips = {
+        name: {bits.weight: weights[f"{name}.weight_clip"]}
+        for name, bits in policy.items() if not bits.block
+    }  # fmt: skip
+    return Clips(clips, {}, {}, scales)
 
 
 def searched(asked: Study, name: str, budget: str, groups: tuple[int, ...]) -> Made:
@@ -246,7 +255,8 @@ def sizes(policy: Mapping[str, Bits], run: haq.Run) -> dict[str, Any]:
 def rounded_file(asked: Study, name: str, policy: Mapping[str, Bits]) -> Made:
     """Return the network of a policy rounded to nearest, with searched scales."""
     graph, exported = captured(asked, LENGTH)
-    network = quantize(graph, policy, Clips({}, {}))
+    choices = {layer: (bits,) for layer, bits in policy.items()}
+    network = quantize(graph, policy, calibrate(graph, [], "mse", choices=choices))
     file = asked.folder / f"{name}.onnx"
     onnx.save(lower(exported, network), file)
     weights = sum(layer.weights for layer in graph.layers)
@@ -260,6 +270,18 @@ def uniform_int4(asked: Study, name: str) -> Made:
     started = time.process_time()
     graph = captured(asked, LENGTH).graph
     policy = {layer.name: Bits(4, 32, 32) for layer in graph.layers}
+    made = rounded_file(asked, name, policy)
+    made.facts["cpu_s"] = round(time.process_time() - started, 1)
+    return made
+
+
+def dynamic_7(asked: Study, name: str, dynamic: Dynamic) -> Made:
+    """Return 7-bit weights, right on every CPU, and activations rounded as the file runs."""
+    started = time.process_time()
+    policy = {
+        layer.name: Bits(7, 32, 0, dynamic) if layer.kind == "linear" else Bits(8, 32, 32)
+        for layer in captured(asked, LENGTH).graph.layers
+    }
     made = rounded_file(asked, name, policy)
     made.facts["cpu_s"] = round(time.process_time() - started, 1)
     return made
@@ -336,6 +358,8 @@ ROWS: Mapping[str, Callable[[Study, str], Made]] = {
     "uniform int4": uniform_int4,
     **{f"searched {bits:g}": budgeted(bits, False) for bits in AVERAGE},
     **{f"searched {bits:g} whole": budgeted(bits, True) for bits in WHOLE},
+    "dynamic 7, tensor": lambda asked, name: dynamic_7(asked, name, "tensor"),
+    "dynamic 7, token": lambda asked, name: dynamic_7(asked, name, "token"),
     "plain dealing": plainly_mixed,
 }
 

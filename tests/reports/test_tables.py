@@ -84,6 +84,13 @@ def test_the_page_of_updates_shows_what_is_published(monkeypatch):
     assert shown.strip() == updates_tables(record)
 
 
+def test_the_page_of_networks_shows_what_is_published_of_transformers(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    page = Path("docs/networks.md").read_text(encoding="utf-8")
+    shown = page.partition(tables.BEGIN)[2].partition(tables.END)[0]
+    assert shown.strip() == tables.of_transformers()
+
+
 def test_the_page_of_compression_shows_what_is_published(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
     page = Path("docs/compression.md").read_text(encoding="utf-8")

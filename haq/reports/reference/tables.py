@@ -34,6 +34,7 @@ from haq.reports.reference.sensitivities import (
     second_order_table,
 )
 from haq.reports.reference.speed import depth_table, episode_sentence, original_tables
+from haq.reports.reference.transformers import transformers_tables
 from haq.reports.reference.updates import updates_tables
 from haq.runs.folder import read_json
 
@@ -110,6 +111,20 @@ def write_compression(page: Path = Path("docs/compression.md")) -> None:
         _put(page, compression_tables(known))
 
 
+def write_transformers(page: Path = Path("docs/networks.md")) -> None:
+    """Put the tables of transformers between the two marks of their page, where there are any."""
+    tables = of_transformers()
+    if tables:
+        _put(page, tables)
+
+
+def of_transformers() -> str:
+    """Return the tables of the studies of transformers."""
+    paths = [REFERENCE / f"{name}.json" for name in ("minilm", "gpt2")]
+    minilm, gpt2 = (read_json(path) if path.exists() else None for path in paths)
+    return transformers_tables(minilm, gpt2)
+
+
 def studies() -> dict[str, dict[str, Any]]:
     """Return the records of the studies of compression, by name, as far as there are any."""
     paths = {name: REFERENCE / f"{name}.json" for name in STUDIES}
@@ -134,6 +149,7 @@ def main(arguments: Sequence[str]) -> None:
         write_results()
         write_updates()
         write_compression()
+        write_transformers()
 
 
 if __name__ == "__main__":
