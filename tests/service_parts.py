@@ -93,5 +93,5 @@ def accuracies(folder):
 REAL = parse_job(
     model="digits_mlp", episodes=8, float_epochs=1, final_epochs=0, train_images=64,
     val_images=64, calibration_images=32, budgets=["avg_weight_bits=6"], threads=1,
-    agent="ddpg",
+    agent="ddpg", evaluation="finetune", reward="metric",
 )  # fmt: skip

@@ -27,6 +27,7 @@ class Answers:
     """What policies are worth: as measured where they are in the table, else by surrogates.
 
     Attributes:
+        losses: The surrogate of the logarithm of the divergence.
         asked: How often it was asked.
         measured: How often the table knew.
     """
@@ -39,7 +40,7 @@ class Answers:
             self._key(one.policy): Score(float(accuracy), float(loss))
             for one, loss, accuracy in zip(bench.drawn, distance, right, strict=True)
         }
-        self._losses = fit_surrogate(bench, logarithms(distance))
+        self.losses = fit_surrogate(bench, logarithms(distance))
         self._wrong = fit_surrogate(bench, log_odds(right))
         self.asked = self.measured = 0
 
@@ -54,7 +55,7 @@ class Answers:
 
     def predicted(self, policy: Policy) -> Score:
         """Return what the surrogates say, also where the table knows better."""
-        loss = float(np.exp(self._losses.predict([policy])[0]))
+        loss = float(np.exp(self.losses.predict([policy])[0]))
         odds = float(np.exp(-self._wrong.predict([policy])[0]))
         return Score(odds / (1 + odds), loss)
 

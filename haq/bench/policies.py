@@ -141,12 +141,12 @@ def _level(table: CostTable, generator: Generator, number: int) -> Drawn:
 def _single_moves(table: CostTable, generator: Generator, count: int) -> list[Drawn]:
     names = [layer.name for layer in table.layers]
     highest = assembled(table, dict.fromkeys(names, 8), dict.fromkeys(names, 8))
-    every = list(_moves(table, highest, range(-6, 0)))
+    every = list(moves(table, highest, range(-6, 0)))
     chosen = generator.permutation(len(every))[:count]
     return [Drawn("moves", "", every[at]) for at in np.sort(chosen)]
 
 
-def _moves(table: CostTable, policy: Policy, steps: Sequence[int]) -> Iterator[dict[str, Bits]]:
+def moves(table: CostTable, policy: Policy, steps: Sequence[int]) -> Iterator[dict[str, Bits]]:
     """Yield every policy that differs in one decision by one of some numbers of bits."""
     choices = share_activations(table.layers, table.choices)
     for name, group in readers(table.layers).items():
@@ -172,7 +172,7 @@ def _within(setting: Setting, generator: Generator, counts: Counts) -> Iterator[
     for number in range(counts.moved):
         policy = optima[0]
         for _ in range(1 + number % 6):
-            every = list(_moves(table, policy, (-1, 1)))
+            every = list(moves(table, policy, (-1, 1)))
             policy = every[generator.integers(len(every))]
         yield Drawn("moved", setting.name, policy)
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from haq.allocation.costs import CostTable
 from haq.allocation.policy import Policy, readers
 from haq.allocation.schemes import SEARCHED
 from haq.bench.table import Bench, Subject
@@ -111,6 +112,21 @@ class Surrogate:
         features = _features(_sums(self.terms, widths)[0], widths, self.decisions)
         predicted: Array = features @ np.concatenate([self.curve, self.pairs])
         return predicted
+
+    def objective(self, table: CostTable) -> dict[str, Array]:
+        """Return what each choice of a cost table adds to the sum, for ``budgets.solve``."""
+        weights, acts = np.split(np.exp(self.terms), [len(self.decisions.weights)])
+        of_weights = dict(zip(self.decisions.weights, weights, strict=True))
+        of_acts = dict(zip(self.decisions.tensors, acts, strict=True))
+        nothing = np.zeros(len(SEARCHED))
+        return {
+            name: np.array([
+                of_weights.get(name, nothing)[bits.weight - SEARCHED[0]]
+                + of_acts.get(name, nothing)[bits.act - SEARCHED[0]]
+                for bits in choices
+            ])
+            for name, choices in table.choices.items()
+        }  # fmt: skip
 
 
 def fit_surrogate(bench: Bench, values: Array, chosen: Sequence[int] | None = None) -> Surrogate:

@@ -111,18 +111,18 @@ def search_command(  # noqa: PLR0913 - one argument an option
     evaluation: Annotated[
         str | None,
         option(SEARCH, "What scores a policy: finetune, after one epoch, or cheap, without.",
-               metavar="NAME", show_default="cheap for guided and ilp, else finetune"),
+               metavar="NAME", show_default="cheap; finetune with --paper"),
     ] = None,
     reward: Annotated[
         str | None,
         option(SEARCH, "metric (accuracy says the same of top1), loss, or agreement with the "
                "float network.", metavar="NAME",
-               show_default="agreement for guided, unless --metric is given; else metric"),
+               show_default="agreement; metric with --metric or --paper"),
     ] = None,
     finalists: Annotated[
         int | None,
         option(SEARCH, "Best policies of cheap episodes that get an epoch each.", metavar="N",
-               show_default="3 for guided, else 0"),
+               show_default="3; 0 for ilp, --paper and --evaluation finetune"),
     ] = None,
     paper: Annotated[
         bool, option(SEARCH, "Run --agent ddpg as the paper describes it.", "--paper")

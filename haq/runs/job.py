@@ -123,11 +123,15 @@ _OF_ACTIVATIONS = ("latency", "energy", "bops")
 ACCURACY_TARGET_EPISODES = 8
 """Policies that a search for an accuracy target tries before it verifies one."""
 
+RANKING: Mapping[str, object] = {"evaluation": "cheap", "finalists": 3, "reward": "agreement"}
+"""What agents learn from unless the user says otherwise: the divergence of the whole policy from
+the float network, statistics corrected and nothing trained, because that ranks policies best
+(``results/reference/ranking.json``). The best three are then fine-tuned."""
+
 BY_AGENT: Mapping[str, Mapping[str, object]] = {
-    "ilp": {"episodes": 1, "evaluation": "cheap"},
-    "guided": {"evaluation": "cheap", "finalists": 3, "reward": "agreement"},
+    "ilp": {"episodes": 1, "evaluation": "cheap", "reward": "agreement"},
 }
-"""What an agent asks for unless the user says otherwise."""
+"""What an agent asks for that is not ``RANKING``."""
 
 _OPTIONS = {
     "budgets": "--budget",
@@ -195,7 +199,7 @@ def parse_job(**fields: object) -> Job:
     given.setdefault("agent", _agent(given))
     if given.get("max_drop") is not None:
         _without_budgets(given)
-    suits = dict(BY_AGENT.get(str(given["agent"]), {}))
+    suits = {} if given.get("paper") else dict(BY_AGENT.get(str(given["agent"]), RANKING))
     if given.get("evaluation") == "finetune":
         suits.pop("finalists", None)
     if given.get("metric", "top1") != "top1":

@@ -234,8 +234,8 @@ def untrained(net: Network, policy: Policy) -> dict[str, float]:
     return figures | {"accuracy_4000": compared(net, answers, 0, REWARDED)[1]}
 
 
-def tuned(net: Network, policy: Policy, images: int, seed: int, name: str) -> dict[str, float]:
-    """Return the figures after an epoch of so many images, on the images that judge and others.
+def tuned_model(net: Network, policy: Policy, images: int, seed: int) -> fx.GraphModule:
+    """Return the network of a policy after an epoch of so many images.
 
     A few steps are not enough for the averages of BatchNorm: statistics are corrected after them.
     """
@@ -243,10 +243,15 @@ def tuned(net: Network, policy: Policy, images: int, seed: int, name: str) -> di
     if key not in _CACHE:
         recipe = Recipe(train_images=images)
         _CACHE[key] = Evaluator(net.graph, net.clips, net.data, recipe, seed)
-    model = _CACHE[key].tuned(policy)
+    model: fx.GraphModule = _CACHE[key].tuned(policy)
     if images == FEW_STEPS:
         correct(model, net.graph, net.statistics, net.images)
-    answers = answer_of(net, model, len(net.order))
+    return model
+
+
+def tuned(net: Network, policy: Policy, images: int, seed: int, name: str) -> dict[str, float]:
+    """Return the figures after an epoch of so many images, on the images that judge and others."""
+    answers = answer_of(net, tuned_model(net, policy, images, seed), len(net.order))
     judged = compared(net, answers, REWARDED, len(net.order))
     chosen = compared(net, answers, 0, REWARDED)
     return {

@@ -99,7 +99,7 @@ def two_sets(tmp_path_factory):
     (place / "noise_images.py").write_text(OWN)
     small = {"model": "digits_mlp", "episodes": 1, "float_epochs": 1, "val_images": 60,
              "train_images": 64, "final_epochs": 0, "threads": 1, "budgets": ["size=9kB"],
-             "agent": "random"}  # fmt: skip
+             "agent": "random", "evaluation": "finetune", "reward": "metric"}  # fmt: skip
     sys.path.insert(0, str(place))
     for name, data in {
         "digits": "digits",

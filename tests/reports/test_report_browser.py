@@ -35,7 +35,8 @@ def folder(tmp_path_factory):
     folder.mkdir()
     job = parse_job(model="digits_cnn", target="bismo-edge", budgets=["latency=60%w8a8"],
                     episodes=22, float_epochs=1, train_images=32, val_images=60, final_epochs=0,
-                    threads=1, agent="ddpg")  # fmt: skip
+                    threads=1, agent="ddpg",
+                    evaluation="finetune", reward="metric")  # fmt: skip
     run(job, folder)
     write_figures(folder, lambda _: None)
     (folder / "report.html").write_text(report_html(folder), encoding="utf-8")

@@ -57,8 +57,8 @@ TREATMENT = ("evaluation", "finalists", "reward", "lr", "train_images", "val_ima
         ("ilp", "cheap", 0),
         ("guided", "cheap", 3),
         ("ilp,guided", "cheap", 3),
-        ("guided,random", "finetune", 0),
-        ("uniform", "finetune", 0),
+        ("guided,random", "cheap", 3),
+        ("uniform", "cheap", 3),
         ("uniform,ilp", "cheap", 0),
     ],
 )

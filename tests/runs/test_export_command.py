@@ -40,6 +40,7 @@ def finished(tmp_path_factory):
     job = parse_job(
         model="digits_cnn", episodes=2, float_epochs=2, val_images=120, train_images=200,
         final_epochs=1, budgets=["avg_weight_bits=5.3"], agent="ddpg",
+        evaluation="finetune", reward="metric",
     )  # fmt: skip
     folder.mkdir()
     run(job, folder)

@@ -35,6 +35,16 @@ def test_what_is_not_said_is_as_suits_the_agent():
     assert parse_job(agent="ilp", episodes=9).episodes == 9
 
 
+def test_every_agent_learns_from_divergence_unless_the_paper_is_asked_for():
+    for agent in ("guided", "ddpg", "random", "uniform", "my.package:Agent"):
+        job = parse_job(agent=agent)
+        assert (job.evaluation, job.finalists, job.reward) == ("cheap", 3, "agreement")
+    assert parse_job(agent="ilp", episodes=9).reward == "agreement"
+    assert parse_job(agent="ddpg", metric="top5").reward == "metric"
+    paper = parse_job(paper=True, agent="ddpg")
+    assert (paper.evaluation, paper.finalists, paper.reward) == ("finetune", 0, "accuracy")
+
+
 def test_activations_are_searched_where_a_budget_counts_them():
     assert parse_job().fixed_act_bits == 8
     assert parse_job(budgets=["latency=5ms"]).fixed_act_bits is None

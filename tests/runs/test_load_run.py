@@ -11,7 +11,7 @@ from haq.runs.run import run
 
 JOB = parse_job(
     model="digits_mlp", episodes=3, float_epochs=1, val_images=60, train_images=64, final_epochs=0,
-    agent="random", budgets=["avg_weight_bits=6"],
+    agent="random", evaluation="finetune", reward="metric", budgets=["avg_weight_bits=6"],
 )  # fmt: skip
 
 

@@ -38,6 +38,7 @@ def finished(tmp_path_factory):
     job = parse_job(
         model="digits_cnn", episodes=1, float_epochs=3, val_images=120, train_images=200,
         final_epochs=1, budgets=["avg_weight_bits=4"], agent="uniform", threads=1,
+        evaluation="finetune", reward="metric",
     )  # fmt: skip
     folder.mkdir()
     run(job, folder)
@@ -117,6 +118,7 @@ def test_a_module_of_the_users_own(tmp_path):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
     mine = haq.search(
         model, load("digits"), episodes=1, agent="uniform", budgets=["avg_weight_bits=5"],
+        evaluation="finetune", reward="metric",
         train_images=64, val_images=64, final_epochs=0, pins={}, out="mine",
     )  # fmt: skip
     file = haq.export_onnx(mine, "mine.onnx")

@@ -163,7 +163,7 @@ def test_scores_of_the_float_network_that_are_none_are_refused(tmp_path, data, g
 def test_a_policy_whose_score_is_no_number_never_wins(tmp_path):
     values = iter([0.5, float("nan"), 0.25, float("nan"), 0.125])
     run = search(mlp(), torch.randn(40, 8), evaluate=lambda _: next(values, 0.25), agent="random",
-                 episodes=4, budgets=["avg_weight_bits=6"], threads=1,
+                 evaluation="finetune", episodes=4, budgets=["avg_weight_bits=6"], threads=1,
                  out=tmp_path / "run")  # fmt: skip
     assert run.trials[0].stopped and run.trials[2].accuracy < run.trials[0].accuracy < 0
     assert run.summary["best_episode"] == 1 and run.trials[1].accuracy == 0.25
@@ -309,6 +309,7 @@ def test_a_score_that_is_no_number_is_the_worst_trial_and_the_search_goes_on(tmp
         return float("nan") if len(calls) in (2, 3) else -float(len(calls))
 
     run = search(mlp(), torch.randn(40, 8), evaluate=score, agent="random", episodes=5,
+                 evaluation="finetune",
                  out=tmp_path / "run", **QUICK)  # fmt: skip
     lost = [trial for trial in run.trials if trial.stopped]
     # One less than the worst so far, which is the float network's -1 at first.

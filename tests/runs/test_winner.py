@@ -30,7 +30,8 @@ def searched(folder, target, budgets, on_progress=silent, **fields):
     folder.mkdir()
     job = parse_job(
         model="digits_cnn", target=str(target), budgets=budgets, agent="uniform", episodes=2,
-        float_epochs=1, train_images=64, val_images=64, final_epochs=0, threads=1, **fields,
+        float_epochs=1, train_images=64, val_images=64, final_epochs=0, threads=1,
+        evaluation="finetune", reward="metric", **fields,
     )  # fmt: skip
     return run(job, folder, on_progress)
 

@@ -27,10 +27,10 @@ from haq.runs.plan import images_of, plan
 from haq.runs.play import play
 from haq.runs.scoring import Scorer, score_key
 
-SMALL = {"model": "digits_cnn", "agent": "ddpg", "episodes": 9, "float_epochs": 3, 
+SMALL = {"model": "digits_cnn", "agent": "ddpg", "evaluation": "finetune", "reward": "metric", "episodes": 9, "float_epochs": 3, 
          "val_images": 250, "train_images": 200, "budgets": ["avg_weight_bits=4"], "threads": 1,
          "final_epochs": 0, "rounding_steps": 0}  # fmt: skip
-CHEAP = {"agent": "guided", "finalists": 2, "reward": "accuracy", "episodes": 14}
+CHEAP = {"agent": "guided", "evaluation": "cheap", "finalists": 2, "reward": "accuracy", "episodes": 14}
 FINETUNED = {"agent": "ddpg", "workers": 2}
 
 
@@ -127,7 +127,8 @@ SCRIPT = """
         return -float((network(inputs) - truth).square().mean())
 
     haq.search(model, inputs, evaluate=closeness, out=folder / "run", resume=mode == "resume",
-               episodes=8, budgets=["avg_weight_bits=6"], seed=3, workers=2, agent="ddpg")
+               episodes=8, budgets=["avg_weight_bits=6"], seed=3, workers=2, agent="ddpg",
+               evaluation="finetune")
 """
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from haq.errors import HaqError
 from haq.files import write_text
+from haq.reports.reference.bench import bench_tables
 from haq.reports.reference.compression import STUDIES, compression_tables
 from haq.reports.reference.hardware import ne16_table
 from haq.reports.reference.publish import REFERENCE, publish
@@ -131,6 +132,11 @@ def studies() -> dict[str, dict[str, Any]]:
     return {name: read_json(path) for name, path in paths.items() if path.exists()}
 
 
+def write_bench_page(page: Path = Path("docs/bench.md")) -> None:
+    """Put the tables of HAQ-Bench between the two marks of their page."""
+    _put(page, bench_tables({path.stem: read_json(path) for path in REFERENCE.glob("*.json")}))
+
+
 def _put(page: Path, tables: str) -> None:
     text = page.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
@@ -150,6 +156,7 @@ def main(arguments: Sequence[str]) -> None:
         write_updates()
         write_compression()
         write_transformers()
+        write_bench_page()
 
 
 if __name__ == "__main__":

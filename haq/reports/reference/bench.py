@@ -1,0 +1,121 @@
+"""Markdown of HAQ-Bench: its surrogates, which reward ranks, and which agent for which budget."""
+
+from typing import Any
+
+from haq.reports.reference.markdown import markdown, spread
+
+Record = dict[str, Any]
+
+
+def bench_tables(records: dict[str, Record]) -> str:
+    """Return the tables of the page, of those records that there are."""
+    written = {
+        "haq-bench": surrogates_table, "bench-agents": bench_agents_tables,
+        "ranking": ranking_table,
+    }  # fmt: skip
+    return "\n\n".join(write(records[name]) for name, write in written.items() if name in records)
+
+
+def surrogates_table(record: Record) -> str:
+    """Return how well policies are predicted that a surrogate was not fitted on."""
+    lead = (
+        "Surrogates on policies that they were not fitted on: mean error of the logarithm of the "
+        "divergence, rank correlation with it over all policies, and among the best of doubted "
+        "sensitivities and their neighbours under each budget (lowest to highest), beside the sum "
+        "of the sensitivities there; mean error of the accuracy, in points:"
+    )
+    rows = []
+    for row in record["rows"]:
+        near = [one["near_the_optimum"] for one in row["settings"].values()]
+        sums = [one["sum_of_sensitivities_near_the_optimum"] for one in row["settings"].values()]
+        rows.append([
+            f"{row['table']}, {row['data']}", f"{row['policies']:,}",
+            f"{row['divergence']['mean_error_of_logarithm']:.3f}",
+            f"{row['divergence']['rank_correlation']:.3f}", spread(near, ".2f"),
+            spread(sums, ".2f"), f"{100 * row['accuracy']['mean_error']:.2f}",
+        ])  # fmt: skip
+    head = [
+        "table", "policies", "error of log", "rank", "rank near the optimum", "sum near it",
+        "accuracy",
+    ]  # fmt: skip
+    return markdown(lead, head, rows)
+
+
+def bench_agents_tables(record: Record) -> str:
+    """Return the divergence that each agent ends with, and what its answer is really worth."""
+    parts = []
+    for table in dict.fromkeys(row["table"] for row in record["played"]):
+        played = [row for row in record["played"] if row["table"] == table]
+        settings = list(dict.fromkeys(row["setting"] for row in played))
+        lead = (
+            f"Least divergence that agents find on the table of {table}, where policies that are "
+            "not in it are answered by its surrogate; 200 episodes each, mean of the seeds with "
+            "lowest and highest (`ilp` 1 and `uniform` 2 episodes; *optimum*: the best that "
+            "integer programming over the surrogate and a climb find, not proven to be the best):"
+        )
+        rows = []
+        for agent in dict.fromkeys(row["agent"] for row in played):
+            cells = [agent]
+            for setting in settings:
+                mine = [
+                    row["divergence"] for row in played
+                    if (row["agent"], row["setting"]) == (agent, setting)
+                ]  # fmt: skip
+                cells.append(spread(mine, ".4f") if mine else "")
+            seconds = [row["cpu_seconds"] for row in played if row["agent"] == agent]
+            rows.append([*cells, spread(seconds, ".1f")])
+        parts.append(markdown(lead, ["agent", *settings, "CPU seconds"], rows))
+        judged = [row for row in record["judged"] if row["table"] == table]
+        parts += [_judged_table(table, judged, settings)] if judged else []
+    return "\n\n".join(parts)
+
+
+def _judged_table(table: str, judged: list[Record], settings: list[str]) -> str:
+    lead = (
+        f"The answers of seed 0 for {table}, really evaluated on 4 000 validation images that they "
+        "were not chosen by: divergence without training and, below 3 bits, after an epoch of "
+        "2 500 images, and there the points of accuracy more than those of `uniform` (95 %, "
+        "paired):"
+    )
+    rows = []
+    for agent in dict.fromkeys(row["agent"] for row in judged):
+        cells = [agent]
+        for setting in settings:
+            mine = [r for r in judged if (r["agent"], r["setting"]) == (agent, setting)]
+            cells.append(_worth(mine[0]) if mine else "")
+        rows.append(cells)
+    return markdown(lead, ["agent", *settings], rows)
+
+
+def _worth(row: Record) -> str:
+    text = f"{row['untrained']['divergence']:.4f}"
+    if "tuned" not in row:
+        return text
+    mean, low, high = (100 * value for value in row["tuned"]["accuracy_over_uniform"])
+    return f"{text}, {row['tuned']['divergence']:.4f}, {mean:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def ranking_table(record: Record) -> str:
+    """Return how rewards rank policies, by what becomes of them in an epoch of their own."""
+    lead = (
+        "Rank correlation of what is known of a policy before its own epoch of training with the "
+        "divergence after it (95 % interval; 1 is the order itself). An epoch is judged by one of "
+        "another seed:"
+    )
+    head = ["reward"] + [
+        f"{row['model']}, {row['setting']}, {row['count']} {row['policies']}"
+        for row in record["rows"]
+    ]
+    rows = []
+    for name in record["mean_correlation"]:
+        cells = [row["candidates"].get(name) for row in record["rows"]]
+        rows.append([
+            name,
+            *(
+                "" if one is None
+                else f"{one['correlation']:.2f} ({one['interval'][0]:.2f} to "
+                f"{one['interval'][1]:.2f})"
+                for one in cells
+            ),
+        ])  # fmt: skip
+    return markdown(lead, head, rows)

@@ -1,0 +1,218 @@
+"""What agents find in 200 episodes of HAQ-Bench, and what their answers are really worth.
+
+python results/benchmarks/bench_agents.py play NAME ...
+python results/benchmarks/bench_agents.py judge NAME --weights W.safetensors --data cifar10:DIR
+
+``play``: every agent, budget and seed plays the table of NAME (results/haq-bench), where a policy
+that is not in the table is answered by the surrogate; ilp and uniform play their own first
+episodes. Beside them "optimum": the best policy of the surrogate that integer programming over its
+terms and a climb from there find; it is not proven to be the best. ``judge``: the best policy of
+each agent and budget for seed 0 is evaluated on 4 000 validation images that the table does not
+have: its divergence, and after an epoch of 2 500 images its accuracy, compared in pairs with that
+of uniform. Rows are added to results/reference/bench-agents.json as they come; what stands there is
+left out, so the same command goes on.
+"""
+
+import argparse
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from haq.agents import AGENTS, play
+from haq.allocation.budgets import solve
+from haq.allocation.policy import Bits, Policy
+from haq.bench.environment import Answers, bench_env
+from haq.bench.policies import moves
+from haq.bench.table import Bench, read_bench
+from haq.envs.quantization import QuantizationEnv
+from haq.reports.reference.publish import REFERENCE, script_provenance
+from haq.runs.folder import read_json, write_json
+
+BUDGETS = (
+    ("avg_weight_bits=3", None, 4),
+    ("avg_weight_bits=2.25", None, 4),
+    ("latency=50%w8a8", "bismo-edge", None),
+    ("latency=35%w8a8", "bismo-edge", None),
+    ("latency=35%w8a8", "bismo-cloud", None),
+)
+"""Budget, target, activation bits."""
+
+EPISODES = 200
+SEEDS = (0, 1, 2)
+SINGLE = {"ilp": 1, "uniform": 2}
+"""Agents whose answer stands after so many episodes, whatever the seed."""
+
+PAPER = "ddpg as in the paper"
+"""DDPG with one update a step, rewarded for accuracy."""
+
+PLACE = REFERENCE / "bench-agents.json"
+TUNED_BELOW = 3.0
+"""Average bits below which answers are fine-tuned too."""
+
+OTHERS = slice(1000, 5000)
+"""Validation images, in the table's random order, that no answer was chosen by."""
+
+
+def record() -> dict[str, Any]:
+    """Return what stands in the record."""
+    return read_json(PLACE) if PLACE.exists() else {"played": [], "judged": []}
+
+
+def add(kind: str, row: dict[str, Any]) -> None:
+    """Add a row to the record."""
+    now = record()
+    now[kind].append(row)
+    write_json(PLACE, {"what": __doc__.splitlines()[0], **now, **script_provenance()})
+
+
+def played(bench: Bench, answers: Answers, name: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table that are not in the record yet."""
+    known = {
+        (row["table"], row["setting"], row["agent"], row["seed"]) for row in record()["played"]
+    }
+    agents = [*AGENTS, PAPER, "optimum"]
+    for (budget, target, act_bits), agent in itertools.product(BUDGETS, agents):
+        setting = " ".join(filter(None, (target, budget, act_bits and f"a{act_bits}")))
+        for seed in (0,) if agent in (*SINGLE, "optimum") else SEEDS:
+            key = {"table": name, "setting": setting, "agent": agent, "seed": seed}
+            if tuple(key.values()) in known:
+                continue
+            env = bench_env(
+                bench, budget, target=target, act_bits=act_bits, answers=answers,
+                reward="accuracy" if agent == PAPER else "loss",
+            )  # fmt: skip
+            yield key | (climbed(env, answers) if agent == "optimum" else one(env, agent, seed))
+
+
+def one(env: QuantizationEnv, agent: str, seed: int) -> dict[str, Any]:
+    """Return what an agent finds."""
+    count, options = SINGLE.get(agent, EPISODES), {"paper": True} if agent == PAPER else {}
+    started = time.process_time()
+    played_by = AGENTS["ddpg" if agent == PAPER else agent](env, count, seed, **options)
+    answers = env.evaluate
+    assert isinstance(answers, Answers)
+    asked, measured = answers.asked, answers.measured
+    episodes = list(play(played_by, env, count))
+    best = max(episodes, key=lambda episode: episode.reward)
+    losses = np.array([episode.info["loss"] for episode in episodes])
+    rewards = np.array([episode.reward for episode in episodes])
+    chosen = [losses[int(rewards[: at + 1].argmax())] for at in range(count)]
+    return {
+        "episodes": count, "divergence": best.info["loss"], "accuracy": best.info["accuracy"],
+        "after": {str(at): chosen[at - 1] for at in (10, 25, 50, 100, 200) if at <= count},
+        "first": losses[0], "late_median": float(np.median(losses[-count // 4 :])),
+        "measured_share": round((answers.measured - measured) / (answers.asked - asked), 3),
+        "cpu_seconds": round(time.process_time() - started, 2),
+        "policy": row(best.info["policy"]),
+    }  # fmt: skip
+
+
+def row(policy: Policy) -> str:
+    """Return the bits of a policy as a text."""
+    return " ".join(f"{bits.weight},{bits.act}" for bits in policy.values())
+
+
+def climbed(env: QuantizationEnv, answers: Answers) -> dict[str, Any]:
+    """Return the best policy of the surrogate that a solver and a climb find."""
+    started = time.process_time()
+    policy = solve(answers.losses.objective(env.table), env.table, env.budgets)
+    assert policy is not None
+    while True:
+        near = [one for one in neighbours(env, answers, policy) if env.keeps_budgets(one)]
+        losses = answers.losses.predict([policy, *near])
+        if losses.argmin() == 0:
+            break
+        policy = near[int(losses.argmin()) - 1]
+    score = answers.predicted(policy)
+    return {
+        "divergence": score.loss, "accuracy": score.accuracy, "policy": row(policy),
+        "cpu_seconds": round(time.process_time() - started, 2),
+    }  # fmt: skip
+
+
+def neighbours(env: QuantizationEnv, answers: Answers, policy: Policy) -> list[dict[str, Bits]]:
+    """Return policies one bit away, and those of two such moves that promise the most."""
+    one = list(moves(env.table, policy, (-1, 1)))
+    order = np.argsort(answers.losses.predict(one))
+    best, cheapest = [one[at] for at in order[:40]], [one[at] for at in order[:120]]
+    both = [
+        {**first, **{n: bits for n, bits in second.items() if bits != policy[n]}}
+        for first in best for second in cheapest
+    ]  # fmt: skip
+    return [*one, *both]
+
+
+def judged(name: str, asked: argparse.Namespace) -> None:
+    """Evaluate the best policies of seed 0 on other images, and after the same fine-tuning."""
+    from haq_bench import EPOCH, answer_of, compared, network_of, tuned_model  # needs torch
+
+    net = network_of(asked)
+    rows = [r for r in record()["played"] if r["table"] == name and r["seed"] == 0]
+    done = {(r["table"], r["setting"], r["agent"]) for r in record()["judged"]}
+    known: dict[tuple[str, bool], Any] = {}
+    labels = net.data.val.labels[net.order[OTHERS]]
+
+    def right(policy: str, tuned: bool) -> tuple[float, float, np.ndarray]:
+        if (policy, tuned) not in known:
+            bits = [Bits(*map(int, pair.split(","))) for pair in policy.split()]
+            named = dict(zip([layer.name for layer in net.subject.layers], bits, strict=True))
+            model = tuned_model(net, named, EPOCH, 0) if tuned else net.network(named)
+            answers = answer_of(net, model, OTHERS.stop)
+            distance, accuracy = compared(net, answers, OTHERS.start, OTHERS.stop)
+            hits = (answers[OTHERS].argmax(1) == labels).numpy()
+            known[policy, tuned] = distance, accuracy, hits
+        return known[policy, tuned]
+
+    for one in rows:
+        if (name, one["setting"], one["agent"]) in done or one["agent"] == "optimum":
+            continue
+        uniform = next(r for r in rows if (r["setting"], r["agent"]) == (one["setting"], "uniform"))
+        result = {key: one[key] for key in ("table", "setting", "agent", "seed", "policy")}
+        for tuned in (False, True):
+            if tuned and not _few_bits(one["setting"]):
+                continue
+            distance, accuracy, hits = right(one["policy"], tuned)
+            better = hits.astype(float) - right(uniform["policy"], tuned)[2]
+            error = 1.96 * better.std() / len(better) ** 0.5
+            result["tuned" if tuned else "untrained"] = {
+                "divergence": distance, "accuracy": accuracy,
+                "accuracy_over_uniform": [better.mean(), better.mean() - error,
+                                          better.mean() + error],
+            }  # fmt: skip
+        add("judged", result)
+        print(result, flush=True)
+
+
+def _few_bits(setting: str) -> bool:
+    quantity, _, amount = setting.split()[0].partition("=")
+    return quantity == "avg_weight_bits" and float(amount) < TUNED_BELOW
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Play, or judge what was played."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["play", "judge"])
+    parser.add_argument("names", nargs="+")
+    parser.add_argument("--weights")
+    parser.add_argument("--data")
+    asked = parser.parse_args(arguments)
+    for name in asked.names:
+        bench = read_bench(Path("results/haq-bench") / f"{name}.parquet")
+        if asked.what == "judge":
+            about = bench.subject.about
+            asked.model, asked.name, asked.width = bench.subject.model, name, about["width"]
+            asked.seed, asked.images = about["seed"], about["images"]["scored"]
+            judged(name, asked)
+            continue
+        answers = Answers(bench)
+        for one in played(bench, answers, name):
+            add("played", one)
+            print({key: one[key] for key in one if key != "policy"}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
