@@ -69,22 +69,32 @@ def add(kind: str, row: dict[str, Any]) -> None:
     write_json(PLACE, {"what": __doc__.splitlines()[0], **now, **script_provenance()})
 
 
+def forget(name: str, policies: int) -> None:
+    """Drop the rows that were played on a smaller table of that name."""
+    now = record()
+    rows = [row for row in now["played"] if (row["table"], row["policies"]) == (name, policies)]
+    others = [row for row in now["played"] if row["table"] != name]
+    judged = [row for row in now["judged"] if row["table"] != name or len(rows)]
+    write_json(PLACE, {**now, "played": [*others, *rows], "judged": judged})
+
+
 def played(bench: Bench, answers: Answers, name: str) -> Iterator[dict[str, Any]]:
     """Yield the rows of a table that are not in the record yet."""
     known = {
         (row["table"], row["setting"], row["agent"], row["seed"]) for row in record()["played"]
     }
-    agents = [*AGENTS, PAPER, "optimum"]
-    for (budget, target, act_bits), agent in itertools.product(BUDGETS, agents):
+    quick_first = ["optimum", "ilp", "uniform", "random", "guided", PAPER]
+    agents = list(dict.fromkeys([*quick_first, *AGENTS]))
+    for seed, agent, (budget, target, act_bits) in itertools.product(SEEDS, agents, BUDGETS):
         setting = " ".join(filter(None, (target, budget, act_bits and f"a{act_bits}")))
-        for seed in (0,) if agent in (*SINGLE, "optimum") else SEEDS:
-            key = {"table": name, "setting": setting, "agent": agent, "seed": seed}
-            if tuple(key.values()) in known:
-                continue
+        key = {"table": name, "setting": setting, "agent": agent, "seed": seed}
+        once = agent in (*SINGLE, "optimum")
+        if tuple(key.values()) not in known and not (once and seed):
             env = bench_env(
                 bench, budget, target=target, act_bits=act_bits, answers=answers,
                 reward="accuracy" if agent == PAPER else "loss",
             )  # fmt: skip
+            key["policies"] = len(bench)
             yield key | (climbed(env, answers) if agent == "optimum" else one(env, agent, seed))
 
 
@@ -208,6 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             asked.seed, asked.images = about["seed"], about["images"]["scored"]
             judged(name, asked)
             continue
+        forget(name, len(bench))
         answers = Answers(bench)
         for one in played(bench, answers, name):
             add("played", one)

@@ -263,8 +263,8 @@ def tuned(net: Network, policy: Policy, images: int, seed: int, name: str) -> di
 
 STAGES: dict[str, Callable[[Network, Policy], dict[str, float]]] = {
     "untrained": untrained,
-    "steps": lambda net, policy: tuned(net, policy, FEW_STEPS, 0, "steps"),
     "trained": lambda net, policy: tuned(net, policy, EPOCH, 0, "trained"),
+    "steps": lambda net, policy: tuned(net, policy, FEW_STEPS, 0, "steps"),
     "again": lambda net, policy: tuned(net, policy, EPOCH, 1, "again"),
 }
 """What is measured of the policies that are trained, in this order."""

@@ -20,7 +20,8 @@ from haq.runs import folder as results
 from haq.runs.job import parse_job
 from haq.runs.run import run
 
-SMALL = {"model": "digits_mlp", "agent": "ddpg", "evaluation": "finetune", "reward": "metric", "episodes": 2, "float_epochs": 1, "val_images": 60,
+SMALL = {"model": "digits_mlp", "agent": "ddpg", "evaluation": "finetune",
+         "reward": "metric", "episodes": 2, "float_epochs": 1, "val_images": 60,
          "train_images": 64, "final_epochs": 0, "threads": 1}  # fmt: skip
 
 

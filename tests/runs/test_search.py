@@ -31,7 +31,8 @@ from haq.runs.plan import plan
 from haq.runs.run import run
 from haq.training.scoring import score
 
-SMALL = {"model": "digits_mlp", "agent": "ddpg", "evaluation": "finetune", "reward": "metric", "episodes": 6, "float_epochs": 3, 
+SMALL = {"model": "digits_mlp", "agent": "ddpg", "evaluation": "finetune",
+         "reward": "metric", "episodes": 6, "float_epochs": 3, 
          "val_images": 120, "train_images": 200, "budgets": ["avg_weight_bits=6.2"]}  # fmt: skip
 
 
@@ -142,7 +143,8 @@ VICTIM = """
         return -float((network(inputs) - truth).square().mean())
 
     haq.search(model, inputs, evaluate=closeness, out=sys.argv[1], resume=sys.argv[2] == "resume",
-               episodes=8, budgets=["avg_weight_bits=6"], seed=3, agent="ddpg", evaluation="finetune")
+               episodes=8, budgets=["avg_weight_bits=6"], seed=3, agent="ddpg",
+               evaluation="finetune")
 """
 
 
@@ -271,13 +273,14 @@ def test_three_splits_of_ones_own_from_python(tmp_path):
 
 def test_inputs_without_a_score_are_refused():
     with pytest.raises(HaqError, match="give evaluate="):
-        haq.search(Detector(), torch.randn(4, 3, 8, 8), agent="ddpg")
+        haq.search(Detector(), torch.randn(4, 3, 8, 8), agent="ddpg", evaluation="finetune")
 
 
 def test_a_resumed_model_must_have_the_weights_it_had(tmp_path):
     model, inputs = Detector(), torch.randn(8, 3, 8, 8)
     asked = {"evaluate": lambda network: 0.5, "out": tmp_path / "run", "episodes": 2,
-             "agent": "ddpg", "evaluation": "finetune", "budgets": ["avg_weight_bits=5"]}  # fmt: skip
+             "agent": "ddpg", "evaluation": "finetune",
+             "budgets": ["avg_weight_bits=5"]}  # fmt: skip
     haq.search(model, inputs, **asked)
     with pytest.raises(RunError, match="not those that the run started from"):
         haq.search(Detector(), inputs, resume=True, **asked)

@@ -27,10 +27,12 @@ from haq.runs.plan import images_of, plan
 from haq.runs.play import play
 from haq.runs.scoring import Scorer, score_key
 
-SMALL = {"model": "digits_cnn", "agent": "ddpg", "evaluation": "finetune", "reward": "metric", "episodes": 9, "float_epochs": 3, 
+SMALL = {"model": "digits_cnn", "agent": "ddpg", "evaluation": "finetune",
+         "reward": "metric", "episodes": 9, "float_epochs": 3, 
          "val_images": 250, "train_images": 200, "budgets": ["avg_weight_bits=4"], "threads": 1,
          "final_epochs": 0, "rounding_steps": 0}  # fmt: skip
-CHEAP = {"agent": "guided", "evaluation": "cheap", "finalists": 2, "reward": "accuracy", "episodes": 14}
+CHEAP = {"agent": "guided", "evaluation": "cheap", "finalists": 2, "reward": "accuracy",
+         "episodes": 14}  # fmt: skip
 FINETUNED = {"agent": "ddpg", "workers": 2}
 
 
