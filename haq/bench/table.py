@@ -113,7 +113,7 @@ def read_bench(path: str | Path) -> Bench:
     """
     try:
         table = parquet.read_table(path)
-        subject = _subject(json.loads((table.schema.metadata or {})[KEY]))
+        subject = subject_of(json.loads((table.schema.metadata or {})[KEY]))
         columns = {name: table.column(name) for name in table.column_names}
         family, setting = (columns.pop(name).to_pylist() for name in ("family", "setting"))
         policies = _policies(subject.layers, columns)
@@ -144,7 +144,8 @@ def _floats(column: Any) -> NDArray[Any]:
     return np.asarray(values)
 
 
-def _subject(content: Mapping[str, Any]) -> Subject:
+def subject_of(content: Mapping[str, Any]) -> Subject:
+    """Return the network that ``dataclasses.asdict`` and JSON made of one."""
     known = content["sensitivity"]
     return Subject(
         content["model"],

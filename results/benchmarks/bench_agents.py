@@ -49,6 +49,9 @@ SINGLE = {"ilp": 1, "uniform": 2}
 PAPER = "ddpg as in the paper"
 """DDPG with one update a step, rewarded for accuracy."""
 
+ORDER = tuple(dict.fromkeys(["optimum", "ilp", "uniform", "random", "guided", PAPER, *AGENTS]))
+"""All that play, the quick ones first."""
+
 PLACE = REFERENCE / "bench-agents.json"
 TUNED_BELOW = 3.0
 """Average bits below which answers are fine-tuned too."""
@@ -78,13 +81,13 @@ def forget(name: str, policies: int) -> None:
     write_json(PLACE, {**now, "played": [*others, *rows], "judged": judged})
 
 
-def played(bench: Bench, answers: Answers, name: str) -> Iterator[dict[str, Any]]:
+def played(
+    bench: Bench, answers: Answers, name: str, agents: Sequence[str]
+) -> Iterator[dict[str, Any]]:
     """Yield the rows of a table that are not in the record yet."""
     known = {
         (row["table"], row["setting"], row["agent"], row["seed"]) for row in record()["played"]
     }
-    quick_first = ["optimum", "ilp", "uniform", "random", "guided", PAPER]
-    agents = list(dict.fromkeys([*quick_first, *AGENTS]))
     for seed, agent, (budget, target, act_bits) in itertools.product(SEEDS, agents, BUDGETS):
         setting = " ".join(filter(None, (target, budget, act_bits and f"a{act_bits}")))
         key = {"table": name, "setting": setting, "agent": agent, "seed": seed}
@@ -113,8 +116,8 @@ def one(env: QuantizationEnv, agent: str, seed: int) -> dict[str, Any]:
     chosen = [losses[int(rewards[: at + 1].argmax())] for at in range(count)]
     return {
         "episodes": count, "divergence": best.info["loss"], "accuracy": best.info["accuracy"],
-        "after": {str(at): chosen[at - 1] for at in (10, 25, 50, 100, 200) if at <= count},
-        "first": losses[0], "late_median": float(np.median(losses[-count // 4 :])),
+        "after": {str(at): float(chosen[at - 1]) for at in (10, 25, 50, 100, 200) if at <= count},
+        "first": float(losses[0]), "late_median": float(np.median(losses[-count // 4 :])),
         "measured_share": round((answers.measured - measured) / (answers.asked - asked), 3),
         "cpu_seconds": round(time.process_time() - started, 2),
         "policy": row(best.info["policy"]),
@@ -207,6 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["play", "judge"])
     parser.add_argument("names", nargs="+")
+    parser.add_argument("--agents", nargs="+", default=ORDER)
     parser.add_argument("--weights")
     parser.add_argument("--data")
     asked = parser.parse_args(arguments)
@@ -220,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         forget(name, len(bench))
         answers = Answers(bench)
-        for one in played(bench, answers, name):
+        for one in played(bench, answers, name, asked.agents):
             add("played", one)
             print({key: one[key] for key in one if key != "policy"}, flush=True)
 

@@ -20,7 +20,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ from haq.allocation.costs import total
 from haq.allocation.policy import Bits, Policy
 from haq.allocation.sensitivities import Sensitivity, objective, widths
 from haq.bench.policies import Drawn, Setting, drawn
-from haq.bench.table import Bench, Subject, write_bench
+from haq.bench.table import Bench, Subject, subject_of, write_bench
 from haq.datasets import Data, load
 from haq.distillation.kd import divergence
 from haq.errors import HaqError
@@ -298,7 +298,7 @@ def rows(place: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return {(line["what"], line["policy"]): line for line in whole}
 
 
-def write(net: Network, policies: list[Drawn], asked: argparse.Namespace) -> Path:
+def write(subject: Subject, policies: list[Drawn], asked: argparse.Namespace) -> Path:
     """Write the parquet file of what is measured so far."""
     known: dict[str, dict[str, float]] = {}
     for name in ("cheap", "trained"):
@@ -311,9 +311,9 @@ def write(net: Network, policies: list[Drawn], asked: argparse.Namespace) -> Pat
         name: np.array([known[row(one.policy)].get(name, math.nan) for one in there])
         for name in names
     }
-    figures |= costs(net.subject, [one.policy for one in there])
+    figures |= costs(subject, [one.policy for one in there])
     path = Path("results/haq-bench") / f"{asked.name}.parquet"
-    write_bench(Bench(net.subject, there, figures), path)
+    write_bench(Bench(subject, there, figures), path)
     return path
 
 
@@ -366,8 +366,14 @@ def main() -> None:
     asked = asked_for()
     torch.set_num_threads(1)
     asked.folder.mkdir(parents=True, exist_ok=True)
-    net = network_of(asked)
-    every = drawn(net.subject.costs(), settings_of(net.subject), asked.seed)
+    known = asked.folder / "subject.json"
+    if asked.stage == "write" and known.exists():
+        subject = subject_of(json.loads(known.read_text("utf-8")))
+    else:
+        net = network_of(asked)
+        subject = net.subject
+        known.write_text(json.dumps(asdict(subject)), "utf-8")
+    every = drawn(subject.costs(), settings_of(subject), asked.seed)
     policies, trained = ordered(every, asked.ranked, asked.seed)
     policies = policies[: asked.policies]
     print(f"{len(policies)} policies, of which {len(trained)} are trained", flush=True)
@@ -384,7 +390,7 @@ def main() -> None:
         )  # fmt: skip
         measure(asked.folder / "trained.jsonl", work, asked.minutes)
     if asked.stage in (None, "write"):
-        print(write(net, policies, asked))
+        print(write(subject, policies, asked))
 
 
 if __name__ == "__main__":
