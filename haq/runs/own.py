@@ -155,7 +155,7 @@ def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _job(model: nn.Module, data: str, evaluate: Own | None, fields: Mapping[str, Any]) -> Job:
-    scored = {"reward": "accuracy"} if evaluate else {}
+    scored = _of_own_score(fields) if evaluate else {}
     job = parse_job(model=type(model).__name__, data=data, **{**scored, **fields})
     if evaluate and not job.by_metric:
         raise HaqError(f"reward {job.reward}: evaluate= gives one number; leave the reward out")
@@ -164,6 +164,16 @@ def _job(model: nn.Module, data: str, evaluate: Own | None, fields: Mapping[str,
     if data == "inputs" and evaluate is None and job.evaluation != "cheap":
         raise DataError(_NO_LABELS)
     return job
+
+
+def _of_own_score(fields: Mapping[str, Any]) -> dict[str, str]:
+    """Return what suits a search by the caller's own score, which is all that agents learn from.
+
+    Those that compare no answers ask nothing more of the network: nothing is corrected or rounded.
+    """
+    agent = fields.get("agent")
+    plain = agent is not None and not find(str(agent)).informed
+    return {"reward": "accuracy"} | ({"evaluation": "finetune"} if plain else {})
 
 
 def _check_label_free(job: Job) -> None:
