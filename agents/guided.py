@@ -17,7 +17,7 @@ import numpy as np
 
 from haq.agents.base import Agent, Array, Proposal, Step, walk
 from haq.agents.ddpg import learning_interval, updates_of
-from haq.agents.ilp import RETRIES, Key, corrected_goal, key, of_the_weights, optimum, predicted
+from haq.agents.ilp import RETRIES, Key, corrected_goal, key, optimum, parts_of, predicted
 from haq.agents.learner import REMEMBERED_EPISODES, Learner, secluded, truncated_normal
 from haq.agents.uniform import EPISODES, candidates
 from haq.allocation.budgets import solve_nearly
@@ -214,9 +214,7 @@ def shares(env: QuantizationEnv, policy: Mapping[str, Bits]) -> Array:
     """Return the sensitivity of what each decision of a policy does: (decisions,)."""
     assert env.sensitivity is not None
     parts = []
-    for layer, of_weights in env.decisions:
+    for layer, what in env.decisions:
         place = env.table.positions[layer][policy[layer]]
-        values = env.sensitivity[layer]
-        part = of_the_weights(env.table.choices[layer], values)[place]
-        parts.append(part if of_weights else values[place] - part)
+        parts.append(parts_of(env.table.choices[layer], env.sensitivity[layer])[what][place])
     return np.array(parts)

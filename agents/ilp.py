@@ -5,7 +5,7 @@ factor, and the policy is the best by those. So a search of many episodes stays 
 that could be the best.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import gymnasium as gym
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from haq.agents.base import Agent, Array, Proposal
 from haq.allocation.budgets import fit, solve, uniform_policy
 from haq.allocation.policy import Bits, Policy
-from haq.envs.observations import Decision
+from haq.envs.observations import Decision, What
 from haq.envs.quantization import QuantizationEnv
 
 DOUBT = 0.5
@@ -97,19 +97,29 @@ def corrected_goal(env: QuantizationEnv, factors: Sequence[float] | Array) -> di
     times = dict(zip(env.decisions, factors, strict=True))
     goal = {}
     for name, values in env.sensitivity.items():
-        of_weights = of_the_weights(env.table.choices[name], values)
-        of_acts = values - of_weights
-        weights, acts = (times.get(Decision(name, kind), 1.0) for kind in (True, False))
-        goal[name] = weights * of_weights + acts * of_acts
+        parts = parts_of(env.table.choices[name], values)
+        goal[name] = sum(
+            (times.get(Decision(name, what), 1.0) * part for what, part in parts.items()),
+            np.zeros(len(values)),
+        )
     return goal
 
 
-def of_the_weights(choices: Sequence[Bits], values: Array) -> Array:
-    """Return the part of each choice's value that is due to what the layer decides for itself."""
-    least: dict[tuple[int, int, str], float] = {}
+def parts_of(choices: Sequence[Bits], values: Array) -> dict[What, Array]:
+    """Return the parts of each choice's value that are due to channels, weights, activations."""
+    channels = _least(choices, values, lambda bits: bits.keep) - values.min()
+    weights = _least(choices, values, lambda bits: bits.scheme)
+    return {
+        "channels": channels, "weights": weights, "activations": values - weights - channels,
+    }  # fmt: skip
+
+
+def _least(choices: Sequence[Bits], values: Array, by: Callable[[Bits], object]) -> Array:
+    """Return for each choice the least value of those that are equal to it in one thing."""
+    least: dict[object, float] = {}
     for bits, value in zip(choices, values, strict=True):
-        least[bits.scheme] = min(value, least.get(bits.scheme, np.inf))
-    return np.array([least[bits.scheme] for bits in choices])
+        least[by(bits)] = min(value, least.get(by(bits), np.inf))
+    return np.array([least[by(bits)] for bits in choices])
 
 
 def predicted(env: QuantizationEnv, policy: Policy) -> float:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,30 +21,39 @@ NOTHING = 1e-6
 """Sensitivities below this are noise."""
 
 
+What = Literal["channels", "weights", "activations"]
+"""What a step decides of a layer."""
+
+_SHOWN: Mapping[What, float] = {"channels": 0.5, "weights": 1.0, "activations": 0.0}
+
+
 class Decision(NamedTuple):
-    """One decision of an episode: of the weights or of the activations of one layer."""
+    """One decision of an episode: of the channels, weights or activations of one layer."""
 
     layer: str
-    of_weights: bool
+    what: What
 
 
 Option = tuple[int, float, str]
-"""What a step chooses: bits, one over the size of the groups (0 without), rounding as it runs."""
+"""What a step chooses: bits, one over the size of the groups (0 without), rounding as it runs; or
+for channels nothing, the share that stays, nothing."""
 
 
-def option_of(bits: Bits, of_weights: bool) -> Option:
+def option_of(bits: Bits, what: What) -> Option:
     """Return what a step chooses that leads to these bits."""
-    if not of_weights:
+    if what == "channels":
+        return 0, bits.keep, ""
+    if what == "activations":
         return bits.act, 0.0, ""
     return bits.weight, 1 / bits.block if bits.block else 0.0, bits.dynamic
 
 
-def offered_options(left: Sequence[Bits], of_weights: bool) -> list[Option]:
+def offered_options(left: Sequence[Bits], what: What) -> list[Option]:
     """Return what a step can choose from, few bits to many, then large groups to small ones.
 
-    With rounding as it runs comes before without.
+    With rounding as it runs comes before without; of channels, few come before many.
     """
-    options = {option_of(bits, of_weights) for bits in left}
+    options = {option_of(bits, what) for bits in left}
     return sorted(options, key=lambda option: (*option[:2], option[2] == "", option[2]))
 
 
@@ -52,7 +61,7 @@ def layer_features(layers: Sequence[Layer], steps: Sequence[Decision]) -> Array:
     """Return what each step observes, but for the previous action: (steps, 9)."""
     described = {layer.name: _described(place, layer) for place, layer in enumerate(layers)}
     raw = np.array([described[step.layer] for step in steps], np.float64)  # (steps, 8)
-    return np.column_stack([_scaled(raw), [float(step.of_weights) for step in steps]])
+    return np.column_stack([_scaled(raw), [_SHOWN[step.what] for step in steps]])
 
 
 def _scaled(raw: Array) -> Array:
@@ -68,12 +77,12 @@ def sensitivity_features(
     raw = []
     for step in steps:
         choices, values = table.choices[step.layer], sensitivity[step.layer]
-        offered = offered_options(choices, step.of_weights)
+        offered = offered_options(choices, step.what)
         least = [
             min(
                 value
                 for bits, value in zip(choices, values, strict=True)
-                if option_of(bits, step.of_weights) == option
+                if option_of(bits, step.what) == option
             )
             for option in (offered[0], offered[len(offered) // 2])
         ]

@@ -31,7 +31,6 @@ from haq.envs.observations import (
 )
 from haq.envs.rewards import LEAST_REWARD, REWARDS, Reward
 from haq.errors import HaqError
-from haq.network.layers import Layer
 
 
 class QuantizationEnv(gym.Env[Array, Array]):
@@ -50,7 +49,8 @@ class QuantizationEnv(gym.Env[Array, Array]):
     gap that is the paper's b = round(b_min - 0.5 + a * (b_max - b_min + 1)), clipped. An action
     beyond [0, 1] counts as the nearest one within. Where weights of equal bits have several formats
     (``haq.allocation.schemes``), the step of the weights offers each: larger groups first, and of
-    equal groups activations that are rounded as the layer runs before float ones.
+    equal groups activations that are rounded as the layer runs before float ones. A step that
+    decides channels chooses among the shares of them that may stay in the same way, with ``lo`` 0.
 
     ## Observation Space
 
@@ -67,7 +67,7 @@ class QuantizationEnv(gym.Env[Array, Array]):
     | 5   | input feature map, height times width   | pixels              | positions    | [0, 1] |
     | 6   | parameters: weights without biases      | weights             | the same     | [0, 1] |
     | 7   | depthwise convolution                   | 1 if so, else 0     | 0            | [0, 1] |
-    | 8   | what is decided: weights 1, activations 0 | not scaled        | the same     | 0 or 1 |
+    | 8   | what is decided: weights 1, activations 0, channels .5 | as it is | the same | [0, 1]|
     | 9   | the action before this one, at first 0  | share, not scaled   | the same     | [0, 1] |
 
     With ``sensitivity`` it is a ``Box(0, 1, (12,), float32)``; to the paper's ten come, scaled as
@@ -83,12 +83,13 @@ class QuantizationEnv(gym.Env[Array, Array]):
 
     ## Steps
 
-    In execution order, each layer has a step for its weights if it may have more than one width of
-    weights, then one for its activations if it may have more than one width of those and is the
-    first to read its tensor; later readers take over what was decided there. So every episode has
-    the same ``n_steps``. The second step offers the activation widths that go with the weights just
-    chosen, if only one; a later reader's weights are chosen among those that go with the
-    activations it takes over.
+    In execution order, each layer has a step for its channels if some may be removed and it is the
+    first of those whose channels go together (``CostTable.together``), then one for its weights if
+    it may have more than one width of weights, then one for its activations if it may have more
+    than one width of those and is the first to read its tensor; later readers take over what was
+    decided there. So every episode has the same ``n_steps``. The last step offers the activation
+    widths that go with the weights just chosen, if only one; a later reader's weights are chosen
+    among those that go with the activations it takes over.
 
     ## Reward
 
@@ -156,7 +157,7 @@ class QuantizationEnv(gym.Env[Array, Array]):
         self.action_space = Box(0.0, 1.0, (1,), np.float32)
         self._first = {name: group[0] for name, group in readers(table.layers).items()}
         self._choices = share_activations(table.layers, table.choices)
-        self._walk = _steps(table.layers, self._choices, self._first)
+        self._walk = _steps(table, self._choices, self._first)
         if not self._walk:
             raise HaqError(_nothing_to_choose(self._choices))
         self._features = layer_features(table.layers, self._walk)
@@ -190,9 +191,9 @@ class QuantizationEnv(gym.Env[Array, Array]):
         """
         left, actions = dict(self._choices), []
         for step in self._walk:
-            offered = offered_options(left[step.layer], step.of_weights)
+            offered = offered_options(left[step.layer], step.what)
             bits = policy[step.layer]
-            option = option_of(bits, step.of_weights)
+            option = option_of(bits, step.what)
             if option not in offered:
                 raise ValueError(f"layer {step.layer!r} cannot have {bits} here")
             actions.append((offered.index(option) + 0.5) / len(offered))
@@ -265,13 +266,17 @@ class QuantizationEnv(gym.Env[Array, Array]):
         return self.observe(self._done, self._previous)
 
     def _decide(self, left: dict[str, tuple[Bits, ...]], step: Decision, share: float) -> None:
-        option = _pick(offered_options(left[step.layer], step.of_weights), share)
+        option = _pick(offered_options(left[step.layer], step.what), share)
         self._narrow(left, step, option)
 
     def _narrow(self, left: dict[str, tuple[Bits, ...]], step: Decision, option: Option) -> None:
-        if step.of_weights:
+        if step.what == "channels":
+            for name in self.table.groups[step.layer]:
+                left[name] = tuple(bits for bits in left[name] if bits.keep == option[1])
+            return
+        if step.what == "weights":
             left[step.layer] = tuple(
-                bits for bits in left[step.layer] if option_of(bits, True) == option
+                bits for bits in left[step.layer] if option_of(bits, "weights") == option
             )
             return
         for name, first in self._first.items():
@@ -318,15 +323,18 @@ def _nothing_to_choose(choices: Mapping[str, Sequence[Bits]]) -> str:
 
 
 def _steps(
-    layers: Sequence[Layer], choices: Mapping[str, Sequence[Bits]], first: Mapping[str, str]
+    table: CostTable, choices: Mapping[str, Sequence[Bits]], first: Mapping[str, str]
 ) -> list[Decision]:
     steps = []
-    for layer in layers:
+    for layer in table.layers:
         offered = choices[layer.name]
-        if len({option_of(bits, True) for bits in offered}) > 1:
-            steps.append(Decision(layer.name, of_weights=True))
+        leads = table.groups[layer.name][0] == layer.name
+        if leads and len({bits.keep for bits in offered}) > 1:
+            steps.append(Decision(layer.name, "channels"))
+        if len({option_of(bits, "weights") for bits in offered}) > 1:
+            steps.append(Decision(layer.name, "weights"))
         if first[layer.name] == layer.name and len({bits.act for bits in offered}) > 1:
-            steps.append(Decision(layer.name, of_weights=False))
+            steps.append(Decision(layer.name, "activations"))
     return steps
 
 

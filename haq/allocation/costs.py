@@ -94,6 +94,8 @@ class CostTable:
         units: Quantity to its unit.
         edges: Costs that depend on the bits of two layers.
         fixed: Quantity to a cost that no choice changes, such as that of what stays float.
+        together: Layers that keep the same share of their output channels, each group in order of
+            execution.
     """
 
     layers: tuple[Layer, ...]
@@ -102,6 +104,13 @@ class CostTable:
     units: Mapping[str, str]
     edges: tuple[Edge, ...] = ()
     fixed: Mapping[str, float] = field(default_factory=dict)
+    together: tuple[tuple[str, ...], ...] = ()
+
+    @cached_property
+    def groups(self) -> Mapping[str, tuple[str, ...]]:
+        """Layer to those that keep the same share of their channels, itself included."""
+        own = {layer.name: (layer.name,) for layer in self.layers}
+        return own | {name: group for group in self.together for name in group}
 
     @cached_property
     def positions(self) -> Mapping[str, Mapping[Bits, int]]:

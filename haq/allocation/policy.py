@@ -54,6 +54,7 @@ class Bits(_Widths):
             ``CODEBOOK``: the layer has a codebook instead of scales.
         dynamic: How the layer itself rounds what it reads to 8 bits, as it runs; "" if not. The
             tensor is float then.
+        keep: Share of its output channels that stays; the others are removed.
 
     >>> Bits(4, 8), Bits(4, 32, 64), Bits(4, 8) == (4, 8), Bits(4, 32, 64) == (4, 32)
     (Bits(weight=4, act=8), Bits(weight=4, act=32, block=64, dynamic=''), True, False)
@@ -61,11 +62,14 @@ class Bits(_Widths):
 
     block: int
     dynamic: Dynamic
+    keep: float
 
-    def __new__(cls, weight: int, act: int, block: int = 0, dynamic: Dynamic = "") -> "Bits":
+    def __new__(
+        cls, weight: int, act: int, block: int = 0, dynamic: Dynamic = "", keep: float = 1.0
+    ) -> "Bits":
         """Return the bits; they are a pair, equal to a plain one where they say nothing else."""
         self = super().__new__(cls, weight, act)
-        self.block, self.dynamic = block, dynamic
+        self.block, self.dynamic, self.keep = block, dynamic, keep
         return self
 
     def __getnewargs__(self) -> tuple[Any, ...]:
@@ -92,13 +96,19 @@ class Bits(_Widths):
         return dict(zip(("weight", "act", "block", "dynamic"), self._all, strict=True))
 
     @property
-    def _all(self) -> tuple[int, int, int, Dynamic]:
-        return self.weight, self.act, self.block, self.dynamic
+    def _all(self) -> tuple[int, int, int, Dynamic, float]:
+        return self.weight, self.act, self.block, self.dynamic, self.keep
+
+    @property
+    def _is_pair(self) -> bool:
+        return not self.is_special and self.keep == 1
 
     def __eq__(self, other: object) -> bool:
-        """Return whether all fields are equal; a plain pair has neither block nor dynamic."""
+        """Return whether all fields are equal; a plain pair says nothing of the others."""
         theirs = other._all if isinstance(other, Bits) else other
-        return (self._all if isinstance(other, Bits) or self.is_special else tuple(self)) == theirs
+        return (
+            tuple(self) if self._is_pair and not isinstance(other, Bits) else self._all
+        ) == theirs
 
     def __ne__(self, other: object) -> bool:
         """Return whether some field differs."""
@@ -107,21 +117,26 @@ class Bits(_Widths):
     __hash__ = _Widths.__hash__  # that of the pair, which plain bits equal
 
     def __lt__(self, other: tuple[Any, ...]) -> bool:
-        """Order by weights, then activations, then groups, then rounding."""
+        """Order by weights, then activations, then groups, then rounding, then channels."""
         return self._all < (other._all if isinstance(other, Bits) else other)
 
     def __gt__(self, other: tuple[Any, ...]) -> bool:
-        """Order by weights, then activations, then groups, then rounding."""
+        """Order by weights, then activations, then groups, then rounding, then channels."""
         return self._all > (other._all if isinstance(other, Bits) else other)
 
     def __repr__(self) -> str:
         """Return the fields that say something."""
         more = f", block={self.block}, dynamic={self.dynamic!r}" if self.is_special else ""
-        return f"Bits(weight={self.weight}, act={self.act}{more})"
+        share = f", keep={self.keep:g}" if self.keep != 1 else ""
+        return f"Bits(weight={self.weight}, act={self.act}{more}{share})"
 
     def with_act(self, act: int) -> "Bits":
         """Return the same with other bits of the tensor that is read."""
-        return Bits(self.weight, act, self.block, self.dynamic)
+        return Bits(self.weight, act, self.block, self.dynamic, self.keep)
+
+    def with_keep(self, keep: float) -> "Bits":
+        """Return the same with another share of its output channels."""
+        return Bits(self.weight, self.act, self.block, self.dynamic, keep)
 
     @property
     def is_special(self) -> bool:
@@ -145,15 +160,19 @@ class Bits(_Widths):
 
     @property
     def scheme(self) -> tuple[int, int, Dynamic]:
-        """All but the bits of the tensor: what a layer decides for itself."""
+        """All but the bits of the tensor and the channels: what a layer decides for itself."""
         return self.weight, self.block, self.dynamic
 
-    def row(self) -> tuple[int | str, ...]:
-        """Return the fields for a file: block and dynamic only where they say something.
+    def row(self) -> tuple[int | str | float, ...]:
+        """Return the fields for a file: those behind the pair only where they say something.
 
         >>> Bits(4, 8).row(), Bits(4, 32, 64).row(), Bits(7, 32, 0, "token").row()
         ((4, 8), (4, 32, 64), (7, 32, 0, 'token'))
+        >>> Bits(4, 8, keep=0.5).row()
+        (4, 8, 0, '', 0.5)
         """
+        if self.keep != 1:
+            return self._all
         return self._all[: 4 if self.dynamic else 3 if self.block else 2]
 
     def __str__(self) -> str:
@@ -161,11 +180,17 @@ class Bits(_Widths):
 
         With "g32" weights have a scale for each 32 of them, and activations are float unless "t8"
         (8 bits, a scale for each token) or "d8" (8 bits, a scale for each call) follows. "w4k" is a
-        codebook of 16 values.
+        codebook of 16 values. "c50" says that 50 % of its output channels stay.
 
         >>> print(Bits(4, 8), Bits(4, 32, 32), Bits(4, 32, 32, "token"), Bits(7, 32, 0, "tensor"))
         w4a8 w4g32 w4g32t8 w7d8
+        >>> print(Bits(4, 8, keep=0.5), Bits(32, 32, keep=0.625))
+        w4a8c50 fp32c62.5
         """
+        return self._named + (f"c{100 * self.keep:g}" if self.keep != 1 else "")
+
+    @property
+    def _named(self) -> str:
         if self.scheme == (FLOAT, 0, "") and self.act == FLOAT:
             return "fp32"
         group = "k" if self.is_book else f"g{self.block}" if self.block else ""
@@ -174,6 +199,9 @@ class Bits(_Widths):
 
 
 Policy = Mapping[str, Bits]
+
+_FIELDS = ("weight", "activation", "block", "dynamic", "keep")
+"""Of a layer in a policy's file, in the order of ``Bits.row``."""
 
 
 def listed(choices: Sequence[Bits]) -> str:
@@ -201,8 +229,8 @@ def read_policy(path: str | Path) -> dict[str, Bits]:
     """Return the policy in a JSON file that ``write_policy`` or a person wrote.
 
     The file holds ``{"format": "haq-policy/1", "layers": {"conv1": {"weight": 8, "activation": 8},
-    ...}}``; a layer may have "block" and "dynamic" too, as in ``Bits``. Whether it suits a model is
-    for ``check_policy`` to say.
+    ...}}``; a layer may have "block", "dynamic" and "keep" too, as in ``Bits``. Whether it suits a
+    model is for ``check_policy`` to say.
 
     Raises:
         PolicyError: The file is missing, is not JSON, or does not hold a policy.
@@ -221,25 +249,22 @@ def read_policy(path: str | Path) -> dict[str, Bits]:
 
 
 def _read_bits(path: str | Path, name: str, item: Any) -> Bits:
-    needed, known = {"weight", "activation"}, {"weight", "activation", "block", "dynamic"}
-    if isinstance(item, dict) and needed <= item.keys() <= known:
-        block, dynamic = item.get("block", 0), item.get("dynamic", "")
+    if isinstance(item, dict) and {"weight", "activation"} <= item.keys() <= {*_FIELDS}:
+        block, dynamic, keep = item.get("block", 0), item.get("dynamic", ""), item.get("keep", 1.0)
         numbers = (item["weight"], item["activation"], block)
         if all(type(number) is int for number in numbers) and dynamic in ("", "token", "tensor"):
-            return Bits(*numbers, dynamic)
+            if type(keep) in (int, float) and 0 < keep <= 1:
+                return Bits(*numbers, dynamic, float(keep))
     raise PolicyError(
         f"policy {path}: layer {name!r} has {json.dumps(item)}; write it like "
         '{"weight": 8, "activation": 8}, or {"weight": 4, "activation": 32, "block": 32, '
-        '"dynamic": "token"}'
+        '"dynamic": "token"}; "keep" is the share of its channels that stays, above 0 and at most 1'
     )
 
 
 def write_policy(path: str | Path, policy: Policy) -> None:
     """Write the policy as JSON; a reader sees the whole file or the one before it."""
-    layers = {
-        name: dict(zip(("weight", "activation", "block", "dynamic"), bits.row(), strict=False))
-        for name, bits in policy.items()
-    }
+    layers = {name: dict(zip(_FIELDS, bits.row(), strict=False)) for name, bits in policy.items()}
     write_text(Path(path), json.dumps({"format": FORMAT, "layers": layers}, indent=2) + "\n")
 
 

@@ -37,6 +37,9 @@ class Sensitivity:
             reads; layers that read the same one have equal values.
         formats: Layer to a number format, in words such as "w4g32", to the measure where only this
             layer has it: its weights are rounded and, where that is dynamic, what it reads.
+        channels: Layer to the share of its channels that stays, to the measure where the others are
+            removed, together with those of the layers that share them, and what reads them is
+            refitted.
     """
 
     measure: str
@@ -44,6 +47,7 @@ class Sensitivity:
     weights: Mapping[str, Mapping[int, float]]
     activations: Mapping[str, Mapping[int, float]]
     formats: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    channels: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
 
 
 def widths(choices: Mapping[str, Sequence[Bits]]) -> dict[Kind, dict[str, tuple[Any, ...]]]:
@@ -58,7 +62,9 @@ def widths(choices: Mapping[str, Sequence[Bits]]) -> dict[Kind, dict[str, tuple[
     {'fc': (Bits(weight=4, act=32, block=32, dynamic=''),)}
     """
     formats = {
-        name: tuple(b for b in pairs if b.is_special) if len(pairs) > 1 else ()
+        name: tuple(dict.fromkeys(b.with_keep(1.0) for b in pairs if b.is_special))
+        if len(pairs) > 1
+        else ()
         for name, pairs in choices.items()
     }
 
@@ -102,14 +108,19 @@ def objective(known: Sensitivity, table: CostTable) -> dict[str, NDArray[np.floa
                     else weights.get(bits.weight, 0.0)
                 )
                 + (acts.get(bits.act, 0.0) if first[name] else 0.0)
+                + _of_channels(known, name, bits)
                 for bits in table.choices[name]
             ]
         )
     return losses
 
 
+def _of_channels(known: Sensitivity, name: str, bits: Bits) -> float:
+    return 0.0 if bits.keep == 1 else known.channels.get(name, {}).get(bits.keep, 0.0)
+
+
 def _of_format(known: Sensitivity, name: str, bits: Bits) -> float:
-    value = known.formats.get(name, {}).get(str(bits))
+    value = known.formats.get(name, {}).get(str(bits.with_keep(1.0)))
     if value is None:
         raise RunError(f"the sensitivities know nothing of layer {name!r} at {bits}")
     return max(value, 0.0)
@@ -130,6 +141,8 @@ def save_sensitivity(known: Sensitivity, path: Path) -> None:
     tables: dict[str, Any] = {"weights": known.weights, "activations": known.activations}
     if known.formats:
         tables["formats"] = known.formats
+    if known.channels:
+        tables["channels"] = known.channels
     content = {"measure": known.measure, "images": known.images, **tables}
     write_text(path, json.dumps(content, indent=2) + "\n")
 
@@ -153,6 +166,12 @@ def load_sensitivity(path: Path) -> Sensitivity:
             name: {str(bits): float(v) for bits, v in row.items()}
             for name, row in content.get("formats", {}).items()
         }
-        return Sensitivity(content["measure"], content["images"], tables[0], tables[1], formats)
+        channels = {
+            name: {float(share): float(v) for share, v in row.items()}
+            for name, row in content.get("channels", {}).items()
+        }
+        return Sensitivity(
+            content["measure"], content["images"], tables[0], tables[1], formats, channels
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path} cannot be read ({error}); take it away and resume") from error

@@ -92,6 +92,12 @@ def search_command(  # noqa: PLR0913 - one argument an option
     ] = None,
     scheme: Schemes = None,
     groups: Groups = None,
+    widths: Annotated[
+        str | None,
+        option(BITS, "Shares of a layer's channels that may stay, such as 1,.75,.5,.25: they are "
+               "chosen with the bits, and the other channels removed.", metavar="SHARES",
+               show_default="all channels stay"),
+    ] = None,
     pin: Annotated[
         list[str] | None,
         option(BITS, "Bits of one layer, as NAME=BITS, or none. May be repeated.",
@@ -222,6 +228,7 @@ def job_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     fields |= {
         "schemes": tuple(fields.pop("scheme") or ()) or None,
         "groups": groups_of(fields["groups"]),
+        "widths": _widths(fields["widths"]),
         "weight_bits": width_range(fields["weight_bits"]),
         "act_bits": _bits_or_search(fields["act_bits"]),
         "pins": _pins(list(pins or ())),
@@ -229,6 +236,13 @@ def job_fields(options: Mapping[str, Any]) -> dict[str, Any]:
         "threads": threads_for(fields["threads"], fields["data"], max(1, fields["workers"])),
     }
     return fields | ({"budgets": tuple(budgets)} if budgets else {})
+
+
+def _widths(text: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if text is None else tuple(float(share) for share in text.split(","))
+    except ValueError:
+        raise HaqError(f"widths {text!r}: write shares like 1,.75,.5,.25") from None
 
 
 def _bits_or_search(text: str | None) -> int | str | None:

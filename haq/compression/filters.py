@@ -120,7 +120,10 @@ def _weight(traced: fx.GraphModule, name: str) -> Tensor:
 
 
 def remove(
-    traced: fx.GraphModule, sample: Sample, keep: Mapping[str, Sequence[int]]
+    traced: fx.GraphModule,
+    sample: Sample,
+    keep: Mapping[str, Sequence[int]],
+    channels: Channels | None = None,
 ) -> fx.GraphModule:
     """Return a copy of a captured network without some channels.
 
@@ -132,11 +135,12 @@ def remove(
         sample: What one forward takes.
         keep: Layer to the places of its output channels that stay; with the others goes what
             belongs to them elsewhere.
+        channels: Of the network, where they are known.
 
     Raises:
         HaqError: A channel cannot be removed, or a layer would be left without channels.
     """
-    channels = channels_of(traced, sample)
+    channels = channels or channels_of(traced, sample)
     gone = _gone(channels, keep)
     pruned = copy.deepcopy(traced)
     for name in channels.outputs.keys() | channels.inputs.keys():

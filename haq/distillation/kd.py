@@ -71,6 +71,24 @@ def total_divergence(
     return torch.stack([divergence(*pair, temperature) for pair in pairs]).sum()
 
 
+def signs_of_curvature(answer: Tensor, generator: torch.Generator) -> Tensor:
+    """Return A r for random signs r, where A A' is the curvature of ``divergence`` by the answer.
+
+    Args:
+        answer: As ``divergence`` takes it.
+        generator: Draws the signs.
+    """
+    answer = answer.float()
+    signs = torch.randint(0, 2, answer.shape, generator=generator).float() * 2 - 1
+    signs = signs.to(answer.device)
+    if answer.dim() == 2 and answer.shape[1] > 1:
+        p = answer.softmax(1)
+        weighted = p.sqrt() * signs
+        return weighted - p * weighted.sum(1, keepdim=True)
+    spread = (answer - answer.mean()).square().mean().clamp_min(1e-30)
+    return signs * (2 * len(answer) / (answer.numel() * spread)).sqrt()
+
+
 def wide(logits: Tensor) -> Tensor:
     """Return logits in float32 at least."""
     return logits if logits.dtype == torch.float64 else logits.float()

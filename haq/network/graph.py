@@ -311,3 +311,34 @@ def _stored(traced: fx.GraphModule, node: fx.Node) -> Iterator[tuple[str, Tensor
         for name, value in module.state_dict(keep_vars=True).items():
             if name != "num_batches_tracked":
                 yield target, value
+
+
+def resized(graph: Graph, traced: fx.GraphModule) -> Graph:
+    """Return the graph of a network whose layers have fewer channels than they had.
+
+    Args:
+        graph: Of the whole network; left as it is.
+        traced: What ``haq.compression.filters.remove`` made of its forward.
+    """
+    layers = tuple(_resized(layer, traced.get_submodule(layer.name)) for layer in graph.layers)
+    counts = _float_parameters(traced, layer_calls(traced))
+    return replace(graph, layers=layers, traced=traced, float_parameters=counts)
+
+
+def _resized(layer: Layer, module: nn.Module) -> Layer:
+    assert isinstance(module, LayerModule)
+    outputs, weights = outputs_of(module), module.weight.numel()
+    if (outputs, weights) == (layer.c_out, layer.weights):
+        return layer
+    part = weights / layer.weights
+    return replace(
+        layer,
+        c_in=inputs_of(module),
+        c_out=outputs,
+        groups=module.groups if isinstance(module, Convolution | Transposed) else 1,
+        weights=weights,
+        biases=outputs if layer.biases else 0,
+        macs=round(layer.macs * part),
+        zeros=int((module.weight == 0).sum()) if layer.zeros else 0,
+        shapes=tuple(shape._replace(macs=round(shape.macs * part)) for shape in layer.shapes),
+    )

@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq.allocation.policy import Policy
 from haq.allocation.sensitivities import Sensitivity, Widths
-from haq.distillation.kd import total_divergence
+from haq.distillation.kd import signs_of_curvature, total_divergence
 from haq.network.graph import Graph
 from haq.network.inputs import Inputs
 from haq.network.modules import Product
@@ -176,7 +176,9 @@ class _Tape(CopyingInterpreter):
         with quickly(gradients=True, bfloat16=bfloat16):
             answers = float_answers(self.run(images))
             goals = [
-                torch.stack([(_signs(a.detach(), generator) * a.float()).sum() for a in answers])
+                torch.stack(
+                    [(signs_of_curvature(a.detach(), generator) * a.float()).sum() for a in answers]
+                )
                 for _ in range(draws)
             ]
             if reference is not None:
@@ -204,19 +206,6 @@ class _Tape(CopyingInterpreter):
 
 def _detached(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
-
-
-def _signs(answer: Tensor, generator: torch.Generator) -> Tensor:
-    """Return A r for random signs r, where A A' is the curvature of ``kd.divergence``."""
-    answer = answer.float()
-    signs = torch.randint(0, 2, answer.shape, generator=generator).float() * 2 - 1
-    signs = signs.to(answer.device)
-    if answer.dim() == 2 and answer.shape[1] > 1:
-        p = answer.softmax(1)
-        weighted = p.sqrt() * signs
-        return weighted - p * weighted.sum(1, keepdim=True)
-    spread = (answer - answer.mean()).square().mean().clamp_min(1e-30)
-    return signs * (2 * len(answer) / (answer.numel() * spread)).sqrt()
 
 
 Changes = Mapping[fx.Node, Tensor]

@@ -4,14 +4,14 @@ import math
 from collections.abc import Sequence
 
 from haq.allocation.budgets import Budget
-from haq.allocation.choices import permitted
-from haq.allocation.costs import CODED, CostTable, tabulate, total
+from haq.allocation.costs import CODED, CostTable, total
 from haq.allocation.policy import FLOAT, Bits, Policy, readers
 from haq.allocation.sensitivities import Sensitivity
 from haq.reports.charts.sensitivity import measure_name
 from haq.reports.charts.theme import amount, spoken
 from haq.reports.record import RunRecord
 from haq.runs.coded_cost import clips_of_weights, with_coded_size
+from haq.runs.plan import every_choice
 
 
 def reasons(
@@ -39,6 +39,7 @@ def reasons(
         fixed = len(table.choices[name]) == 1
         costs = every if fixed else table
         parts = [f"fixed by the job at {policy[name]}"] if fixed else []
+        parts.append(_channels_part(table, policy, budgets, sensitivity, name))
         parts += [
             _float_part(costs, policy, budgets, groups[name]),
             _part(costs, policy, budgets, sensitivity, (name,), of_weights=True),
@@ -83,6 +84,47 @@ def _part(
     return head + text
 
 
+def _channels_part(
+    table: CostTable,
+    policy: Policy,
+    budgets: Sequence[Budget],
+    sensitivity: Sensitivity | None,
+    name: str,
+) -> str:
+    """Say it of the channels of the layers that lose them together; nothing of others."""
+    group = table.groups[name]
+    shares = sorted({bits.keep for bits in table.choices[name]})
+    if len(shares) == 1:
+        return ""
+    now, first = policy[name].keep, group[0]
+    shared = f" (shared by {' and '.join(group)})" if len(group) > 1 else ""
+    head = f"channels{shared} at {now:.4g} of all: "
+    moves = {
+        share: {**policy, **{one: policy[one].with_keep(share) for one in group}}
+        for share in shares
+    }
+    parts = []
+    for share in (
+        max((s for s in shares if s < now), default=None),
+        min((s for s in shares if s > now), default=None),
+    ):
+        if share is not None:
+            text = f"{share:.4g} would " + _change(table, policy, moves[share], budgets)
+            text += _harm_of_channels(sensitivity, first, now, share)
+            fits = share < now or _fits(table, moves[share], budgets)
+            parts.append(text if fits else f"{text}, which does not fit the budget")
+    return head + " and ".join(parts)
+
+
+def _harm_of_channels(sensitivity: Sensitivity | None, first: str, now: float, then: float) -> str:
+    row = sensitivity.channels.get(first, {}) if sensitivity else {}
+    if now not in row or then not in row or sensitivity is None:
+        return ""
+    verb = "raise" if row[then] > row[now] else "lower"
+    name = measure_name(sensitivity)
+    return f", and {verb} the {name} from {row[now]:.2g} to {row[then]:.2g}"
+
+
 def _float_part(
     table: CostTable, policy: Policy, budgets: Sequence[Budget], group: tuple[str, ...]
 ) -> str:
@@ -99,7 +141,7 @@ def _float_part(
 
 
 def _with_weight(bits: Bits, weight: int) -> Bits:
-    return Bits(weight, bits.act, bits.block, bits.dynamic)
+    return Bits(weight, bits.act, bits.block, bits.dynamic, bits.keep)
 
 
 def _moved(
@@ -158,8 +200,7 @@ def why(record: RunRecord) -> dict[str, str]:
     planned = record.planned
     if planned is None or not record.policy:
         return {}
-    layers, target = planned.graph.layers, planned.target
-    every = tabulate(layers, permitted(layers, target), target)
+    every = every_choice(planned)
     if CODED in planned.table.rows:
         clips = clips_of_weights(planned.graph, record.job, every)
         every = with_coded_size(every, planned.graph, clips)

@@ -87,7 +87,10 @@ def _chosen(summary: Mapping[str, Any]) -> dict[str, Bits]:
 
 def bits_of_row(row: Mapping[str, Any]) -> Bits:
     """Return the bits of a layer in a summary."""
-    return Bits(row["weight_bits"], row["act_bits"], row.get("block", 0), row.get("dynamic", ""))
+    return Bits(
+        row["weight_bits"], row["act_bits"], row.get("block", 0), row.get("dynamic", ""),
+        row.get("keep", 1.0),
+    )  # fmt: skip
 
 
 def _sensitivity(folder: Path) -> Sensitivity | None:

@@ -30,10 +30,12 @@ from haq.runs.named import write_files_of_model
 from haq.runs.onnx_model import PREFIX, onnx_for
 from haq.runs.own import Own, OwnTask, own_task
 from haq.runs.pace import stage_weights
+from haq.runs.places import read_chain, replaced
 from haq.runs.plan import Plan, plan
 from haq.runs.play import play
 from haq.runs.progress import OnProgress, Progress, silent, with_share
 from haq.runs.run import remove_unused, run
+from haq.runs.sample import sample_of
 
 _APART = {"model", "data"}
 
@@ -75,6 +77,7 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
     act_bits: int | Literal["search"] | None = None,
     schemes: Sequence[Scheme] = ("static",),
     groups: Sequence[int] = (),
+    widths: Sequence[float] = (),
     pins: Mapping[str, int] | None = None,
     agent: str = "guided",
     paper: bool = False,
@@ -138,6 +141,9 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
             (float, the weights of a layer share 2**bits values).
         groups: Sizes of groups of weights of linear layers and embeddings that share a scale: 32,
             64, 128, or 0 for one scale a channel. They go with "weight-only" and "dynamic".
+        widths: Shares of a layer's channels that may stay, such as (1, 0.75, 0.5, 0.25): the search
+            chooses them together with the bits, and removes the other channels. Layers that share
+            channels keep the same share. Budgets are on size, bops or what the target knows then.
         pins: Layer to the bits of its weights and activations. None: 8 in the first and the last,
             if they hold no more than a tenth of the weights.
         agent: "guided", "ilp" (one policy, at once), "ddpg", "random", "uniform".
@@ -294,7 +300,10 @@ def _run(folder: Path, graph: Graph | None) -> Run:
     policy = read_policy(folder / "policy.json")
     network = None
     if graph is not None:
-        network = quantize(graph, policy, load_clips(folder / "clips.safetensors"))
+        sample = sample_of(folder, read_json(folder / "summary.json")["images"])
+        clips = load_clips(folder / "clips.safetensors")
+        place = replaced(graph, clips, sample, read_chain(folder))
+        network = quantize(place.graph, policy, place.clips)
         load_weights(network, folder / "weights.safetensors")
         network.eval()
     summary, trials = read_json(folder / "summary.json"), read_trials(folder)

@@ -1,12 +1,14 @@
 """Clips and sensitivities of a run, kept in its folder, and the images they are taken from."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from haq.allocation.policy import Bits
 from haq.allocation.sensitivities import Sensitivity, load_sensitivity, save_sensitivity, widths
+from haq.compression.widths import Widths, damage_of_channels
 from haq.datasets import Data
 from haq.network.graph import Graph
 from haq.network.inputs import Inputs
@@ -60,8 +62,19 @@ def sensitivity_of_run(
         on_progress(Progress("sensitivity", done, count))
 
     known = second_order(planned.graph, clips, images, widths(planned.table.choices), on_place)
+    if planned.widths is not None:
+        known = replace(known, channels=_channels(planned, planned.widths, images, on_progress))
     save_sensitivity(known, file)
     return known
+
+
+def _channels(
+    planned: Plan, known: Widths, images: Inputs, on_progress: OnProgress
+) -> dict[str, dict[float, float]]:
+    def on_place(done: int, count: int) -> None:
+        on_progress(Progress("channels", done, count))
+
+    return damage_of_channels(planned.graph.traced, known, images, planned.sample, on_place)
 
 
 def sensitivity_images(data: Data, seed: int) -> Inputs:

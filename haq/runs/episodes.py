@@ -1,7 +1,6 @@
 """The episodes of a search: each policy is scored once, every trial is written as it ends."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from haq.agents import Episode, find
@@ -39,7 +38,7 @@ def episodes(search: Search) -> Iterator[Trial]:
             trial = _trial(number, episode, requests.result)
             append_trial(search.folder, trial, evaluation.metric)
             trials.append(trial)
-            _keep_best(search.folder, trials, requests.result)
+            _keep_best(search, requests.result)
             yield trial
         top = best(trials[: number + 1])
         note = f"best {shown(top.accuracy)} (float {shown(floats.accuracy)})"
@@ -117,7 +116,8 @@ def _trial(number: int, episode: Episode, result: Result | None) -> Trial:
     )  # fmt: skip
 
 
-def _keep_best(folder: Path, trials: Sequence[Trial], result: Result | None) -> None:
-    top = best(trials)
-    if top is trials[-1] and result is not None and result.weights is not None:
-        save_network(folder, top.policy, result.weights)
+def _keep_best(search: Search, result: Result | None) -> None:
+    top = best(search.trials)
+    if top is search.trials[-1] and result is not None and result.weights is not None:
+        chain = search.evaluation.places.chain(top.policy)
+        save_network(search.folder, top.policy, result.weights, chain)

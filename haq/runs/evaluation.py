@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +38,7 @@ from haq.runs.job import Job
 from haq.runs.judge import Judge
 from haq.runs.metric import metric_of_job
 from haq.runs.pairs import Pairs
+from haq.runs.places import Narrowing, Places, narrowing_for
 from haq.runs.plan import Plan
 from haq.runs.progress import OnProgress, Progress
 from haq.runs.samples import Frozen, Part, Shown
@@ -66,9 +67,10 @@ class Evaluation(NamedTuple):
         network: From a policy to the network that is scored in its episode.
         score: Of a network, on validation images.
         float_score: Of the network before quantization.
-        finish: Makes the most of the network chosen, in place; it is told whether that network is
-            fine-tuned already.
+        finish: Makes the most of the network of a policy, in place; it is told whether that network
+            is fine-tuned already.
         scoring: What scores depend on, for other processes.
+        places: The float networks that policies are put into.
         images: (N, ...), on which the conversion to integers is checked.
         test: Of a network, on test images, under the name of a stage; None where there are none.
         test_set: Says which images these are, as ``haq.datasets.fingerprint``; reads some of them.
@@ -86,8 +88,9 @@ class Evaluation(NamedTuple):
     network: Callable[[Policy], fx.GraphModule]
     score: Scoring
     float_score: Score
-    finish: Callable[[nn.Module, bool], None]
+    finish: Callable[[Policy, nn.Module, bool], None]
     scoring: ScoringData
+    places: Places
     images: Inputs
     test: Callable[[nn.Module, str], Score] | None = None
     test_set: Callable[[], Mapping[str, Any]] | None = None
@@ -123,15 +126,17 @@ def labeled(
     recipe = recipe_of(job, metric)
     evaluator = Evaluator(graph, clips, scored, recipe, job.seed, planned.template)
     plain = joined(list(calibration_batches(data, CORRECTED_ON, job.seed))) if cheap else None
-    scoring = ScoringData(job, clips, plain, evaluator, own=own, metric=metric)
+    images = cache(partial(sensitivity_images, data, job.seed))
+    narrowing = _narrowing(job, planned, images)
+    scoring = ScoringData(job, clips, plain, evaluator, own=own, metric=metric, narrowing=narrowing)
     scorer = scorer_for(graph, scoring)
-    images = partial(sensitivity_images, data, job.seed)
     return Evaluation(
         network=scorer.network,
         score=scorer.score,
         float_score=_own_float_score(scorer, graph) if own else evaluator.score(graph.traced),
-        finish=partial(_finish_labeled, job, planned, data, on_progress),
+        finish=partial(_finish_labeled, job, planned, data, on_progress, scorer.places),
         scoring=scoring,
+        places=scorer.places,
         images=next(calibration_batches(data, CHECKED_ON, job.seed)),
         test=None if own else partial(_test, evaluator, data, on_progress),
         test_set=None if own else partial(fingerprint, data.test),
@@ -174,14 +179,18 @@ def unlabeled(
     plain = learned[:CORRECTED_ON] if cheap else None
     metric = metric_of_job(job, planned.images, own is not None)
     inputs_of = None if own else scored
-    scoring = ScoringData(job, clips, plain, inputs=inputs_of, own=own, metric=metric)
+    narrowing = _narrowing(job, planned, lambda: inputs[:IMAGES])
+    scoring = ScoringData(
+        job, clips, plain, inputs=inputs_of, own=own, metric=metric, narrowing=narrowing
+    )
     scorer = scorer_for(graph, scoring)
     return Evaluation(
         network=scorer.network,
         score=scorer.score,
         float_score=_own_float_score(scorer, graph) if own else scorer.score(graph.traced),
-        finish=partial(_finish_unlabeled, job, planned, learned, on_progress),
+        finish=partial(_finish_unlabeled, job, planned, learned, on_progress, scorer.places),
         scoring=scoring,
+        places=scorer.places,
         images=inputs[:CHECKED_ON],
         sensitivity=_sensitivity(
             job, folder, planned, clips, lambda: inputs[:IMAGES], on_progress
@@ -231,6 +240,12 @@ def _sensitivity(
     return objective(measured, planned.table)
 
 
+def _narrowing(job: Job, planned: Plan, images: Callable[[], Inputs]) -> Narrowing | None:
+    if planned.widths is None:
+        return None
+    return narrowing_for(planned.graph, planned.widths, images(), job.clipping, job.per_channel)
+
+
 def _notes(plain: Inputs | None) -> tuple[str, ...]:
     note = None if plain is None else note_of_few(len(plain))
     return () if note is None else (note,)
@@ -267,13 +282,14 @@ def _test(
 
 
 def _finish_labeled(
-    job: Job, planned: Plan, data: Data, on_progress: OnProgress, model: nn.Module, tuned: bool
-) -> None:
-    labelled = data.labels != "none"
+    job: Job, planned: Plan, data: Data, on_progress: OnProgress, places: Places,
+    policy: Policy, model: nn.Module, tuned: bool,
+) -> None:  # fmt: skip
+    own, labelled = places(policy).graph, data.labels != "none"
     if not tuned:
         generator = torch.Generator().manual_seed(job.seed)
         chosen = torch.randperm(len(data.train), generator=generator)[:ROUNDED_ON]
-        _round(job, planned, Part(data.train, chosen), on_progress, model)
+        _round(job, planned, own, Part(data.train, chosen), on_progress, model)
     fine_tune(
         model,
         planned.graph,
@@ -282,15 +298,17 @@ def _finish_labeled(
         recipe=recipe_of(job, metric_of_job(job, planned.images)),
         seed=job.seed,
         on_step=partial(_report, on_progress, "fine-tune"),
+        own=own,
     )
 
 
 def _finish_unlabeled(
-    job: Job, planned: Plan, inputs: Inputs, on_progress: OnProgress, model: nn.Module, _tuned: bool
-) -> None:
-    chosen = inputs[:ROUNDED_ON]
+    job: Job, planned: Plan, inputs: Inputs, on_progress: OnProgress, places: Places,
+    policy: Policy, model: nn.Module, _tuned: bool,
+) -> None:  # fmt: skip
+    chosen, own = inputs[:ROUNDED_ON], places(policy).graph
     split = Frozen(chosen, torch.zeros(len(chosen), dtype=torch.int64))
-    _round(job, planned, split, on_progress, model)
+    _round(job, planned, own, split, on_progress, model)
     if job.final_epochs:
         fine_tune(
             model,
@@ -300,6 +318,7 @@ def _finish_unlabeled(
             recipe=_without_labels(recipe_of(job, metric_of_job(job, planned.images))),
             seed=job.seed,
             on_step=partial(_report, on_progress, "distill"),
+            own=own,
         )
 
 
@@ -309,24 +328,24 @@ def _without_labels(recipe: Recipe) -> Recipe:
 
 
 def _round(
-    job: Job, planned: Plan, split: Split, on_progress: OnProgress, model: nn.Module
+    job: Job, planned: Plan, own: Graph, split: Split, on_progress: OnProgress, model: nn.Module
 ) -> None:
     if job.last_steps and has_groups(model):
-        _round_groups(planned, split, model)
-    report, held = partial(_report, on_progress, "round"), held_zeros(model, planned.graph)
+        _round_groups(own, split, model)
+    report, held = partial(_report, on_progress, "round"), held_zeros(model, own)
     adaround(model, planned.graph, split, steps=job.last_steps, seed=job.seed, on_step=report)
     if held is not None:
         held.apply()
 
 
-def _round_groups(planned: Plan, split: Split, model: nn.Module) -> None:
+def _round_groups(own: Graph, split: Split, model: nn.Module) -> None:
     """Round weights in groups by second order, and correct statistics for what became of them."""
     assert isinstance(model, fx.GraphModule)
     orders = torch.arange(min(len(split), CORRECTED_ON)).split(32)
     batches = [split.batch(order)[0] for order in orders]
-    gptq(model, planned.graph, batches)
+    gptq(model, own, batches)
     first = split.batch(torch.cat(list(orders)))[0]
-    correct(model, planned.graph, statistics(planned.graph, first), first)
+    correct(model, own, statistics(own, first), first)
 
 
 def _report(on_progress: OnProgress, stage: str, step: Step) -> None:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -30,6 +30,7 @@ from haq.quantization.calibration import Clips
 from haq.quantization.codebook import Booked
 from haq.quantization.fake_quant import quantize
 from haq.quantization.statistics import correct, statistics
+from haq.runs.places import Places, sizes
 from haq.runs.samples import FREEZABLE, Frozen, Part, freeze
 from haq.training.distilling import distilling
 from haq.training.numerics import channels_last
@@ -108,6 +109,8 @@ class Evaluator:
             template: What ONNX files of the networks are made of, if it is there already.
         """
         self._template = template
+        self.places = Places(graph, clips)
+        self._narrower: dict[Any, Template | None] = {}
         self.graph, self.clips, self.data, self.recipe, self.seed = graph, clips, data, recipe, seed
         generator = torch.Generator().manual_seed(seed)
         # At random: in a folder the images of a class stand together.
@@ -151,8 +154,10 @@ class Evaluator:
             "graph",
             "data",
             "unseen",
+            "places",
             "teacher",
             "_lowering",
+            "_narrower",
             "_template",
             "_generator",
             "_chosen",
@@ -161,10 +166,11 @@ class Evaluator:
 
     def tuned(self, policy: Policy) -> fx.GraphModule:
         """Return the quantized network after its one epoch."""
-        model = quantize(self.graph, policy, self.clips)
+        place = self.places(policy)
+        model = quantize(place.graph, policy, place.clips)
         seed = policy_seed(self.seed, policy)
-        _train(model, self.images, self.recipe, self.graph, epochs=1, seed=seed,
-               answers=self.teacher)  # fmt: skip
+        lesson = _Lesson(self.graph, place.graph, self.teacher)
+        _train(model, self.images, self.recipe, lesson, epochs=1, seed=seed)
         return model
 
     def score(self, model: nn.Module, beat: float | None = None) -> Score:
@@ -193,7 +199,21 @@ class Evaluator:
         """
         if model is self.graph.traced or self._lowering is None:
             return None
-        return integer_answer(self._lowering, model)
+        lowering = self._lowering_of(model)
+        return None if lowering is None else integer_answer(lowering, model)
+
+    def _lowering_of(self, model: nn.Module) -> Template | None:
+        """Return what the file of a network is made of: a narrower one has its own."""
+        if self.places.narrowing is None or not isinstance(model, fx.GraphModule):
+            return self._lowering
+        key = sizes(model, self.graph)
+        if key == sizes(self.graph.traced, self.graph):
+            return self._lowering
+        if key not in self._narrower:
+            self._narrower.clear()  # one policy is scored after the other
+            images, _ = self.validation.batch(torch.zeros(1, dtype=torch.int64))
+            self._narrower[key] = prepared(model, images)
+        return self._narrower[key]
 
     @cached_property
     def _lowering(self) -> Template | None:
@@ -230,20 +250,21 @@ def _kept_answers(model: nn.Module, split: Split) -> Tensor | None:
     return torch.cat([answer(index, split.batch(index)[0]) for index in parts])
 
 
-def corrected(graph: Graph, clips: Clips, images: Inputs) -> Callable[[Policy], fx.GraphModule]:
+def corrected(places: Places, images: Inputs) -> Callable[[Policy], fx.GraphModule]:
     """Return a function from a policy to its network with corrected statistics, not fine-tuned.
 
     Args:
-        graph: The float network's.
-        clips: From ``calibrate`` on the same graph.
+        places: The float networks that policies are put into.
         images: Unlabeled, not augmented, (N, ...); see ``haq.quantization.statistics.correct``.
     """
     images = channels_last(images)
-    floats = statistics(graph, images, clips)
+    whole = statistics(places.whole.graph, images, places.whole.clips)
 
     def network(policy: Policy) -> fx.GraphModule:
-        model = quantize(graph, policy, clips)
-        correct(model, graph, floats, images)
+        place = places(policy)
+        floats = whole if place is places.whole else statistics(place.graph, images, place.clips)
+        model = quantize(place.graph, policy, place.clips)
+        correct(model, place.graph, floats, images)
         return model
 
     return network
@@ -269,11 +290,26 @@ def compared(reference: nn.Module, inputs: Inputs, metric: Metric) -> Callable[.
 
 def fine_tune(
     model: nn.Module, graph: Graph, split: Split, *, epochs: int, recipe: Recipe, seed: int,
-    on_step: OnStep | None = None,
+    on_step: OnStep | None = None, own: Graph | None = None,
 ) -> None:  # fmt: skip
-    """Fine-tune a quantized network in place on all images of a split, augmented anew."""
-    answers = teacher_from(graph.traced)
-    _train(model, split, recipe, graph, epochs=epochs, seed=seed, answers=answers, on_step=on_step)
+    """Fine-tune a quantized network in place on all images of a split, augmented anew.
+
+    Its teacher is the float network of ``graph``; ``own`` is the one it was quantized from, if that
+    is another.
+    """
+    lesson = _Lesson(graph, own or graph, teacher_from(graph.traced))
+    _train(model, split, recipe, lesson, epochs=epochs, seed=seed, on_step=on_step)
+
+
+class _Lesson(NamedTuple):
+    """Who teaches a network: the float network, whose answers may be known already.
+
+    Its own graph is that of the network it was quantized from: narrower, where channels are gone.
+    """
+
+    teacher: Graph
+    own: Graph
+    answers: Teacher | None
 
 
 def _answers_suffice(recipe: Recipe) -> bool:
@@ -285,12 +321,16 @@ def _answers_suffice(recipe: Recipe) -> bool:
 
 
 def _train(
-    model: nn.Module, split: Split, recipe: Recipe, graph: Graph, *, epochs: int, seed: int,
-    answers: Teacher | None, on_step: OnStep | None = None,
+    model: nn.Module, split: Split, recipe: Recipe, lesson: _Lesson, *, epochs: int, seed: int,
+    on_step: OnStep | None = None,
 ) -> None:  # fmt: skip
     objective: Objective = labels_alone
     if recipe.distill is not None:
-        objective = distilling(graph.traced, recipe.distill, answers=answers)
+        teacher, own = lesson.teacher, lesson.own
+        student = None if own is teacher else own.traced
+        objective = distilling(
+            teacher.traced, recipe.distill, answers=lesson.answers, student=student
+        )
     train(
         model,
         split,
@@ -301,7 +341,7 @@ def _train(
         decay="weights",
         batch=recipe.batch,
         objective=objective,
-        constraint=held_zeros(model, graph),
+        constraint=held_zeros(model, lesson.own),
         on_step=on_step,
     )
 

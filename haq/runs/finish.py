@@ -19,7 +19,6 @@ from haq.runs.evaluation import Evaluation
 from haq.runs.executors import Request
 from haq.runs.folder import read_json, write_json
 from haq.runs.judge import winner
-from haq.runs.plan import Plan
 from haq.runs.scoring import score_key
 from haq.runs.state import Search, policy_key, save_network
 from haq.runs.winner import measured_winner
@@ -54,7 +53,8 @@ def finish(search: Search) -> tuple[Trial, dict[str, Any]]:
         interval = metric.interval(value, summary["test_set"]["images"])
         if interval is not None:
             summary["final_test_interval"] = list(interval)
-    save_network(search.folder, top.policy, packed(model))
+    chain = evaluation.places.chain(top.policy)
+    save_network(search.folder, top.policy, packed(model), chain)
     return top, summary | {"finish_seconds": round(time.perf_counter() - started, 1)}
 
 
@@ -65,7 +65,7 @@ def _finished(search: Search) -> tuple[Trial, fx.GraphModule, dict[str, Any]]:
     if evaluation.test and evaluation.tuned is None:
         score = evaluation.test(model, "test episode")
         summary[metric.key("episode_test")] = metric.of_score(score.accuracy)
-    evaluation.finish(model, tuned)
+    evaluation.finish(top.policy, model, tuned)
     convert_and_check(model, search.planned.graph.traced, evaluation.images)
     summary[metric.key("final_val")] = metric.of_score(evaluation.score(model).accuracy)
     return top, model, summary
@@ -103,15 +103,14 @@ def _chosen(search: Search) -> tuple[Trial, fx.GraphModule, bool, dict[str, Any]
     if weights is None or confirmed is not top:
         model = network(confirmed.policy)
     else:
-        model = _restored(planned, evaluation, top.policy, weights)
+        model = _restored(evaluation, top.policy, weights)
     confirmed, model = kept(search, confirmed, model, network)
     return confirmed, model, tuned, summary | latency
 
 
-def _restored(
-    planned: Plan, evaluation: Evaluation, policy: Policy, weights: bytes
-) -> fx.GraphModule:
-    model = quantize(planned.graph, policy, evaluation.scoring.clips)
+def _restored(evaluation: Evaluation, policy: Policy, weights: bytes) -> fx.GraphModule:
+    place = evaluation.places(policy)
+    model = quantize(place.graph, policy, place.clips)
     model.load_state_dict(load(weights))
     # As training left it: the layout decides in which order sums are taken.
     return in_channels_last(model)
@@ -166,7 +165,7 @@ def _network(search: Search, entrant: _Entrant) -> fx.GraphModule:
     evaluation = search.evaluation
     if entrant.weights is None:
         return evaluation.network(entrant.trial.policy)
-    return _restored(search.planned, evaluation, entrant.trial.policy, entrant.weights)
+    return _restored(evaluation, entrant.trial.policy, entrant.weights)
 
 
 def _finalists(search: Search) -> list[Trial]:

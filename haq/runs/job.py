@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from haq.allocation.policy import BLOCKS
 from haq.allocation.schemes import SCHEMES, Formats, Scheme
+from haq.allocation.widths import check_shares
 from haq.distillation.settings import DEFAULT, read_distillation
 from haq.errors import HaqError
 
@@ -61,6 +62,7 @@ class Job(BaseModel):
     act_bits: Width | Literal["search"] | None = None
     schemes: tuple[Scheme, ...] = ("static",)
     groups: tuple[int, ...] = ()
+    widths: tuple[float, ...] = ()
     pins: dict[str, Width] | None = None
     clipping: str = "kl"
     per_channel: bool = True
@@ -75,6 +77,15 @@ class Job(BaseModel):
     threads: Annotated[int, Field(ge=1)] | None = None
     workers: Annotated[int, Field(ge=1)] = 1
     ray: str | None = None
+
+    @field_validator("widths")
+    @classmethod
+    def _in_order(cls, asked: tuple[float, ...]) -> tuple[float, ...]:
+        """Return the shares of channels from large to small, that of a whole layer among them."""
+        try:
+            return check_shares(asked) if asked else ()
+        except HaqError as error:
+            raise ValueError(str(error)) from error
 
     @field_validator("distill", mode="before")
     @classmethod
@@ -161,6 +172,8 @@ _RULES = {
     "schemes": f"give {', '.join(SCHEMES[:-1])} or {SCHEMES[-1]}",
     "groups": f"give the weights of a group, {', '.join(map(str, BLOCKS))}, or 0 for one scale a "
     "channel",
+    "widths": "give shares of channels that may stay, above 0 and at most 1, some below 1, such as "
+    "1,.75,.5,.25",
     "pins": "a pin is 2 to 8 bits; leave the layer out to let the search decide, or give "
     "--pin none",
     "calibration_images": "give a whole number of images, 1 or more",

@@ -41,6 +41,7 @@ def make_env(  # noqa: PLR0913 - one keyword a field of the job
     act_bits: int | Literal["search"] | None = None,
     schemes: Sequence[Scheme] = ("static",),
     groups: Sequence[int] = (),
+    widths: Sequence[float] = (),
     pins: Mapping[str, int] | None = None,
     evaluation: Literal["finetune", "cheap"] = "cheap",
     score: Literal["metric", "accuracy", "loss", "agreement"] = "metric",
@@ -83,6 +84,7 @@ def make_env(  # noqa: PLR0913 - one keyword a field of the job
         act_bits: As above.
         schemes: As above.
         groups: As above.
+        widths: As above.
         pins: As above.
         evaluation: As above.
         score: What the reward is made of: the "reward" of ``haq.search``.

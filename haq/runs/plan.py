@@ -11,9 +11,12 @@ from haq.allocation.budgets import Budget, fit, most_bits
 from haq.allocation.choices import nearest_pin, permitted, share_activations
 from haq.allocation.costs import CODED, CostTable, Target, tabulate
 from haq.allocation.policy import FLOAT, Bits
+from haq.allocation.widths import check_budgeted, widened
+from haq.compression.widths import Widths, widths_of
 from haq.datasets import Data, Outline
+from haq.distillation.losses import LOSSES
 from haq.distillation.settings import DEFAULT, distillation_of
-from haq.errors import BudgetError, look_up
+from haq.errors import BudgetError, HaqError, look_up
 from haq.formats.onnx.template import Template
 from haq.hw_profiles import ProfileTarget
 from haq.hw_profiles import load as load_target
@@ -38,7 +41,8 @@ class Plan:
 
     ``model`` is what the graph was traced from, with ``sample``; ``notes`` are sentences for the
     user about what stays float, or was decided otherwise than asked for. ``template`` is what ONNX
-    files of its networks are made of, once ``haq.runs.handover`` tried.
+    files of its networks are made of, once ``haq.runs.handover`` tried; ``widths`` says which
+    channels may be removed, where that is up to the search.
     """
 
     model: nn.Module
@@ -51,6 +55,7 @@ class Plan:
     images: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     template: Template | None = None
+    widths: Widths | None = None
 
 
 def check_names(job: Job) -> None:
@@ -98,14 +103,17 @@ def plan(
     floats = sum(graph.float_parameters.values())
     pins = _pins(job, graph.layers, target, floats)
     choices = _choices(job, graph.layers, target, pins)
-    table = tabulate(graph.layers, choices, target, floats)
-    if is_asked(job):
+    widths = _widths(job, graph, sample)
+    table = _tabulated(graph, choices, target, widths)
+    if is_asked(job) and widths is None:
         table = with_coded_size(table, graph, clips_of_weights(graph, job, table))
     if job.minimise is not None:
         look_up(table.rows, "quantity", job.minimise)
     budgets = budgets_of(job, graph, target)
+    if widths is not None:
+        check_budgeted([budget.quantity for budget in budgets])
     certain = [budget for budget in budgets if trained or budget.quantity != CODED]
-    _check_budgets(job, graph, target, table, certain, pins)
+    _check_budgets(job, graph, target, table, certain, pins, widths)
     notes = (
         *notes,
         *graph.notes,
@@ -115,8 +123,58 @@ def plan(
         *_pin_notes(pins, graph.layers, target),
         *_format_notes(choices),
         *_unpinned_notes(job, graph.layers, floats),
+        *_width_notes(graph, widths),
     )
-    return Plan(model, sample, graph, target, table, budgets, job.budgets, images, notes)
+    return Plan(
+        model, sample, graph, target, table, budgets, job.budgets, images, notes, widths=widths
+    )
+
+
+def _widths(job: Job, graph: Graph, sample: Inputs) -> Widths | None:
+    """Return which channels may be removed; None where none are to be.
+
+    Raises:
+        HaqError: None can be.
+    """
+    if not job.widths:
+        return None
+    known = widths_of(graph.traced, sample, job.widths)
+    if not known.groups:
+        shares = ",".join(f"{share:g}" for share in job.widths)
+        raise HaqError(
+            f"--widths {shares}: no layer of this network can lose so many channels, and keep "
+            "some: its output or an operation that mixes channels needs them, or it has too few; "
+            "leave --widths out"
+        )
+    return known
+
+
+def _tabulated(
+    graph: Graph,
+    choices: Mapping[str, tuple[Bits, ...]],
+    target: Target | None,
+    widths: Widths | None,
+) -> CostTable:
+    floats = sum(graph.float_parameters.values())
+    if widths is None:
+        return tabulate(graph.layers, choices, target, floats)
+    return widened(graph.layers, choices, widths.groups, target, floats)
+
+
+def every_choice(planned: Plan) -> CostTable:
+    """Return what all bits cost that the target runs, with the channels that may stay."""
+    choices = permitted(planned.graph.layers, planned.target)
+    return _tabulated(planned.graph, choices, planned.target, planned.widths)
+
+
+def _width_notes(graph: Graph, widths: Widths | None) -> Iterator[str]:
+    """Yield a sentence on the layers that keep all their channels, if there are any."""
+    if widths is None:
+        return
+    able = {name for group in widths.groups for name in (*group.layers, *group.depthwise)}
+    whole = [layer.name for layer in graph.layers if layer.name not in able]
+    if whole:
+        yield f"{listed(whole)} keep all their channels: what reads them needs each one"
 
 
 def _check_teaching(job: Job, graph: Graph, sample: Inputs) -> None:
@@ -128,6 +186,12 @@ def _check_teaching(job: Job, graph: Graph, sample: Inputs) -> None:
     if not job.distill or job.distill == DEFAULT:
         return
     settings = distillation_of(job.distill)
+    apart = [name for name in settings.names if LOSSES[name].same_shape]
+    if job.widths and apart and not settings.regressor:
+        raise HaqError(
+            f"distill {apart[0]}: it compares features of the same shape, and --widths removes "
+            "channels; add +regressor:1, or learn from answers with kd"
+        )
     epochs = {1} if job.evaluation == "finetune" or job.finalists else set()
     for count in epochs | {job.last_epochs(job.evaluation == "finetune")} - {0}:
         check_distilling(settings, graph.traced, sample, count)
@@ -140,6 +204,7 @@ def _check_budgets(
     table: CostTable,
     budgets: Sequence[Budget],
     pins: Mapping[str, int | Bits],
+    widths: Widths | None,
 ) -> None:
     """Say now, not after an hour, that no policy keeps the budgets; name pins that are to blame.
 
@@ -152,8 +217,8 @@ def _check_budgets(
         free = permitted(
             graph.layers, target, job.weight_bits, job.fixed_act_bits, formats=job.formats
         )
-        unpinned = tabulate(graph.layers, free, target, sum(graph.float_parameters.values()))
-        if is_asked(job):
+        unpinned = _tabulated(graph, free, target, widths)
+        if is_asked(job) and widths is None:
             unpinned = with_coded_size(unpinned, graph, clips_of_weights(graph, job, unpinned))
         try:
             fit(most_bits(unpinned), unpinned, budgets)

@@ -64,7 +64,7 @@ def play(
 
 
 def _executor(planned: Plan, evaluation: Evaluation) -> Executor:
-    scorer = Scorer(evaluation.network, evaluation.score, evaluation.tuned)
+    scorer = Scorer(evaluation.network, evaluation.score, evaluation.tuned, evaluation.places)
     return executor_for(scorer, planned.model, planned.sample, evaluation.scoring)
 
 

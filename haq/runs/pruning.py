@@ -4,24 +4,25 @@ import copy
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import fx, nn
 
-from haq.allocation.budgets import parse_budget
+from haq.allocation.budgets import fit, most_bits, parse_budget, solve
 from haq.allocation.choices import permitted
 from haq.allocation.costs import tabulate
 from haq.allocation.policy import Bits
 from haq.allocation.sensitivities import objective, widths
-from haq.allocation.widths import choose, widened
+from haq.allocation.widths import check_budgeted, widened, with_channels
 from haq.compression.chain import Record, chain_text, factorisable
+from haq.compression.channel_scores import channel_scores
 from haq.compression.filters import keep_largest, prunable, remove
 from haq.compression.low_rank import KINDS, check_factorisable, factorised, plan_for
 from haq.compression.magnitude import Pruner, Scope, masks_for, schedule_over
-from haq.compression.widths import damage_of_channels, readers_of
+from haq.compression.widths import damage_of_channels, widths_of, without
 from haq.datasets import Data, Outline, load, outline
 from haq.distillation.settings import distillation_of
 from haq.errors import HaqError, look_up
@@ -209,12 +210,11 @@ def run_pruning(
     load_weights(model, file)
     graph = trace(model, sample)
     data = about if isinstance(about, Data) else None
-    chosen: list[str] = []
     if asked.search:
         data = data or load(job.data, job.seed, job.size)
-        asked, chosen = _searched(job, graph, sample, data, asked, on_progress)
-    network, record, notes = pruned(graph, sample, asked)
-    notes = chosen or notes
+        network, record, notes = _searched(job, graph, sample, data, on_progress)
+    else:
+        network, record, notes = pruned(graph, sample, asked)
     student = trace(network, sample)
     data = data or load(job.data, job.seed, job.size)
     before = score(model, data.test).accuracy
@@ -239,22 +239,23 @@ def run_pruning(
 
 
 def _searched(
-    job: Job, graph: Graph, sample: Inputs, data: Data, asked: Pruning, on_progress: OnProgress
-) -> tuple[Pruning, list[str]]:
-    """Return the share of channels that each layer keeps, and a sentence on each that loses some.
+    job: Job, graph: Graph, sample: Inputs, data: Data, on_progress: OnProgress
+) -> tuple[nn.Module, Record, list[str]]:
+    """Return a network without channels, its record, and a sentence on each layer that loses some.
 
     Bits and channels are chosen by one integer program over what both do to the network, measured
     one layer at a time.
     """
-    readers = readers_of(graph.traced, sample)
-    if not readers:
-        raise HaqError("no layer has channels that it alone computes; give --filters a share")
+    known_widths = widths_of(graph.traced, sample)
+    if not known_widths.groups:
+        raise HaqError("no layer has channels that can be removed; search bits with haq search")
     target = load_target(job.target, job.batch) if job.target else None
     floats = sum(graph.float_parameters.values())
     budgets = [parse_budget(text, graph.layers, target, floats) for text in job.budgets]
     ends = {graph.layers[0].name: 8, graph.layers[-1].name: 8}
     choices = permitted(graph.layers, target, job.weight_bits, job.fixed_act_bits or 8, ends)
-    table = widened(graph.layers, choices, readers, target, floats)
+    check_budgeted([budget.quantity for budget in budgets])
+    table = widened(graph.layers, choices, known_widths.groups, target, floats)
     images = sensitivity_images(data, job.seed)
     clips = calibrate(graph, calibration_batches(data, CALIBRATED_ON, job.seed), "max")
 
@@ -263,9 +264,10 @@ def _searched(
 
     known = second_order(graph, clips, images, widths(choices), on_place)
     of_bits = objective(known, tabulate(graph.layers, choices, target, floats))
-    of_channels = damage_of_channels(graph.traced, sample, images, [*readers], on_place)
-    chosen = choose(table, of_bits, of_channels, budgets)
-    shares = {name: chosen[name].keep for name in readers if chosen[name].keep < 1}
+    of_channels = damage_of_channels(graph.traced, known_widths, images, sample, on_place)
+    goal = with_channels(table, of_bits, of_channels)
+    chosen = solve(goal, table, budgets) or fit(most_bits(table), table, budgets)
+    shares = {name: chosen[name].keep for name in of_channels if chosen[name].keep < 1}
     if not shares:
         raise HaqError(
             "within the budgets no layer should lose channels: fewer bits do less; search bits "
@@ -276,7 +278,9 @@ def _searched(
         f"{of_channels[name][share]:.3g} nats, and its bits would be {chosen[name].weight}"
         for name, share in shares.items()
     ]
-    return replace(asked, layers=shares, search=False), notes
+    scores = channel_scores(graph.traced, known_widths.channels, images)
+    network, places = without(graph.traced, known_widths, scores, shares, images, sample)
+    return network, {"transform": "filters", "keep": places}, notes
 
 
 CALIBRATED_ON = 256

@@ -25,18 +25,23 @@ from haq.runs.api import Run
 from haq.runs.job import Job
 from haq.runs.named import check_files_of_model, rebuilt
 from haq.runs.origin import origin_of
+from haq.runs.places import read_chain, replaced
 from haq.runs.sample import sample_of
 from haq.training.numerics import in_channels_last
 
 
 class Restored(NamedTuple):
-    """A finished run with its network, and the inputs that it kept, or made-up ones."""
+    """A finished run with its network, and the inputs that it kept, or made-up ones.
+
+    The transforms are those of its float weights, and what the search itself did after them.
+    """
 
     job: Job
     summary: Mapping[str, Any]
     policy: Policy
     network: fx.GraphModule
     sample: Inputs
+    transforms: tuple[Record, ...] = ()
 
 
 def restored(run: Run | str | os.PathLike[str], model: nn.Module | None = None) -> Restored:
@@ -59,16 +64,18 @@ def restored(run: Run | str | os.PathLike[str], model: nn.Module | None = None) 
         raise RunError(
             f"run {folder} is not finished ({summary['state']}): haq search --resume {folder}"
         )
-    policy = read_policy(folder / "policy.json")
+    policy, chain = read_policy(folder / "policy.json"), read_chain(folder)
     if isinstance(run, Run) and isinstance(run.model, fx.GraphModule):
-        return Restored(job, summary, policy, run.model, sample_of(folder, summary["images"]))
+        sample = sample_of(folder, summary["images"])
+        return Restored(job, summary, policy, run.model, sample, (*job.transforms, *chain))
     module = _named(folder, job, summary["images"]) if model is None else model
     sample = sample_of(folder, summary["images"])
-    graph = trace(module, sample)
-    network = quantize(graph, policy, load_clips(folder / "clips.safetensors"))
+    clips = load_clips(folder / "clips.safetensors")
+    place = replaced(trace(module, sample), clips, sample, chain)
+    network = quantize(place.graph, policy, place.clips)
     load_weights(network, folder / "weights.safetensors")
     compute_exactly(network)
-    return Restored(job, summary, policy, network, sample)
+    return Restored(job, summary, policy, network, sample, (*job.transforms, *chain))
 
 
 def _named(folder: Path, job: Job, images: Mapping[str, Any]) -> nn.Module:
@@ -85,7 +92,7 @@ def _named(folder: Path, job: Job, images: Mapping[str, Any]) -> nn.Module:
 
 def _transforms(finished: Restored) -> tuple[Record, ...]:
     """Return the transforms of a run, with the zeros of a module of the caller's own."""
-    chain, rows = finished.job.transforms, finished.summary["layers"]
+    chain, rows = finished.transforms, finished.summary["layers"]
     known = sparse_layers(chain)
     shares = {
         row["name"]: row["zeros"] / math.prod(finished.network.get_parameter(

@@ -19,6 +19,7 @@ from haq.quantization.calibration import Clips
 from haq.quantization.fake_quant import quantize
 from haq.runs.evaluator import Evaluator, compared, corrected
 from haq.runs.job import Job
+from haq.runs.places import Narrowing, Places
 
 
 class Scoring(Protocol):
@@ -41,6 +42,7 @@ class ScoringData:
         inputs: (N, ...) that are compared with the float network, if nothing else scores.
         own: The caller's own score of a network.
         metric: What scores a network, if nothing else does.
+        narrowing: Where channels are chosen.
     """
 
     job: Job
@@ -50,6 +52,7 @@ class ScoringData:
     inputs: Inputs | None = None
     own: Callable[[nn.Module], float] | None = None
     metric: Metric = METRICS["top1"]
+    narrowing: Narrowing | None = None
 
 
 class Scorer(NamedTuple):
@@ -60,23 +63,26 @@ class Scorer(NamedTuple):
         score: Of a network.
         tuned: From a policy to its network after the paper's one epoch; None where that is what
             episodes score, or nothing can be fine-tuned.
+        places: The float networks that policies are put into.
     """
 
     network: Callable[[Policy], fx.GraphModule]
     score: Scoring
     tuned: Callable[[Policy], fx.GraphModule] | None
+    places: Places
 
 
 def scorer_for(graph: Graph, data: ScoringData) -> Scorer:
     """Return how policies are scored: the same in every process with the same threads."""
-    evaluator, clips = data.evaluator, data.clips
-    network: Callable[[Policy], fx.GraphModule] = partial(_quantized, graph, clips)
+    evaluator, places = data.evaluator, Places(graph, data.clips, data.narrowing)
+    network: Callable[[Policy], fx.GraphModule] = partial(_quantized, places)
     if evaluator is not None:
+        evaluator.places = places
         network = evaluator.tuned
     tuned = evaluator.tuned if evaluator and data.plain is not None else None
     if data.plain is not None:
-        network = corrected(graph, clips, data.plain)
-    return Scorer(network, _score(graph, data), tuned)
+        network = corrected(places, data.plain)
+    return Scorer(network, _score(graph, data), tuned, places)
 
 
 def _score(graph: Graph, data: ScoringData) -> Scoring:
@@ -101,8 +107,9 @@ def _own_score(
         raise HaqError(f"evaluate= gives {given!r}; it must give a number") from error
 
 
-def _quantized(graph: Graph, clips: Clips, policy: Policy) -> fx.GraphModule:
-    return quantize(graph, policy, clips)
+def _quantized(places: Places, policy: Policy) -> fx.GraphModule:
+    place = places(policy)
+    return quantize(place.graph, policy, place.clips)
 
 
 def score_key(score: Score, reward: str) -> tuple[float, float]:

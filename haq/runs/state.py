@@ -6,12 +6,14 @@ from typing import NamedTuple
 
 from haq.allocation.policy import Bits, Policy, read_policy, write_policy
 from haq.allocation.trials import Trial, best
+from haq.compression.chain import Record
 from haq.errors import DivergedError, PolicyError
 from haq.files import write_bytes
 from haq.models.weights import packed
 from haq.runs.evaluation import Evaluation
 from haq.runs.executors import Executor
 from haq.runs.job import Job
+from haq.runs.places import write_chain
 from haq.runs.plan import Plan
 from haq.runs.progress import OnProgress
 
@@ -35,10 +37,13 @@ def policy_key(policy: Policy) -> Key:
     return tuple(sorted(policy.items()))
 
 
-def save_network(folder: Path, policy: Policy, weights: bytes) -> None:
-    """Put a policy and its network into the run's folder."""
+def save_network(
+    folder: Path, policy: Policy, weights: bytes, chain: Sequence[Record] = ()
+) -> None:
+    """Put a policy, its network and what the search did to that before into the run's folder."""
     # The policy comes last: where it stands, its network does.
     (folder / "policy.json").unlink(missing_ok=True)
+    write_chain(folder, chain)
     write_bytes(folder / "weights.safetensors", weights)
     write_policy(folder / "policy.json", policy)
 
@@ -51,7 +56,7 @@ def repair_network(folder: Path, evaluation: Evaluation, trials: Sequence[Trial]
             network = evaluation.network(policy)
         except DivergedError:  # as in its trial
             return
-        save_network(folder, policy, packed(network))
+        save_network(folder, policy, packed(network), evaluation.places.chain(policy))
 
 
 def _saved_policy(folder: Path) -> Policy | None:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from haq.allocation.budgets import uniform_within
-from haq.allocation.costs import CODED, reference, total
+from haq.allocation.costs import CODED, reference, tabulate, total
 from haq.allocation.policy import Bits, Policy
 from haq.allocation.trials import Trial
+from haq.allocation.widths import narrowed_layers
 from haq.errors import TargetError
 from haq.metrics import METRICS, Metric
 from haq.network.layers import Layer
@@ -117,11 +118,11 @@ def _budgets(planned: Plan, policy: Policy) -> list[dict[str, Any]]:
 
 def layer_rows(planned: Plan, policy: Policy) -> list[dict[str, Any]]:
     """Return the per-layer table: what a layer is, its bits, its costs with them and at 8 bits."""
-    table = planned.table
+    table, costs = planned.table, _costs(planned, policy)
+    left = {layer.name: layer for layer in left_layers(planned, policy)}
     rows = []
     for layer in table.layers:
-        bits = policy[layer.name]
-        place = table.positions[layer.name][bits]
+        bits, now = policy[layer.name], left[layer.name]
         eight = {
             quantity: _at_8_bits(planned, layer, quantity)
             for quantity in table.units
@@ -129,15 +130,42 @@ def layer_rows(planned: Plan, policy: Policy) -> list[dict[str, Any]]:
         }
         rows.append(
             {
-                "name": layer.name, "kind": layer.kind, "params": layer.weights + layer.biases,
-                "macs": layer.macs, "weight_bits": bits.weight, "act_bits": bits.act,
-                "cost": {q: float(row[layer.name][place]) for q, row in table.rows.items()},
-                "cost_w8a8": eight,
-                **({"zeros": layer.zeros} if layer.zeros else {}),
+                "name": layer.name, "kind": layer.kind, "params": now.weights + now.biases,
+                "macs": now.macs, "weight_bits": bits.weight, "act_bits": bits.act,
+                "cost": costs[layer.name], "cost_w8a8": eight,
+                **({"zeros": now.zeros} if layer.zeros else {}),
             }
             | ({"block": bits.block, "dynamic": bits.dynamic} if bits.is_special else {})
+            | (_channels(layer, now, bits) if planned.widths else {})
         )  # fmt: skip
     return rows
+
+
+def left_layers(planned: Plan, policy: Policy) -> tuple[Layer, ...]:
+    """Return the layers of a plan with the channels that a policy leaves them."""
+    layers = planned.table.layers
+    return narrowed_layers(layers, planned.widths.groups, policy) if planned.widths else layers
+
+
+def _channels(layer: Layer, now: Layer, bits: Bits) -> dict[str, float]:
+    return {"keep": bits.keep, "channels": now.c_out, "float_channels": layer.c_out}
+
+
+def _costs(planned: Plan, policy: Policy) -> dict[str, dict[str, float]]:
+    """Return what each layer costs with its bits, and with the channels that are left to it."""
+    table = planned.table
+    if planned.widths is None:
+        at = {name: table.positions[name][bits] for name, bits in policy.items()}
+        return {
+            name: {q: float(row[name][place]) for q, row in table.rows.items()}
+            for name, place in at.items()
+        }
+    layers = left_layers(planned, policy)
+    choices = {name: (bits.with_keep(1.0),) for name, bits in policy.items()}
+    own = tabulate(layers, choices, planned.target)
+    return {
+        layer.name: {q: float(own.rows[q][layer.name][0]) for q in table.rows} for layer in layers
+    }
 
 
 def _at_8_bits(planned: Plan, layer: Layer, quantity: str) -> float | None:

@@ -34,6 +34,7 @@ from haq.runs.calibration import calibration_batches, sensitivity_images
 from haq.runs.evaluator import corrected
 from haq.runs.float_network import fresh_model
 from haq.runs.job import parse_job
+from haq.runs.places import Places
 from haq.runs.plan import images_of, plan
 from haq.runs.samples import Part, freeze
 from haq.training.scoring import score_answers
@@ -67,7 +68,8 @@ known = objective(
     sensitivity(graph, clips, images, widths(planned.table.choices), lambda *_: None),
     planned.table,
 )
-network = corrected(graph, clips, torch.cat(list(calibration_batches(data, 256, asked.seed))))
+some = torch.cat(list(calibration_batches(data, 256, asked.seed)))
+network = corrected(Places(graph, clips), some)
 order = torch.randperm(len(data.val), generator=torch.Generator().manual_seed(asked.seed))
 halves = [freeze(Part(data.val, part)) for part in order.chunk(2)]
 floats = [teacher_from(graph.traced)(torch.arange(len(half)), half.images) for half in halves]

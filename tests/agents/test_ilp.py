@@ -56,7 +56,7 @@ def test_a_factor_moves_bits_to_its_decision() -> None:
 
 def test_weights_and_activations_have_factors_of_their_own() -> None:
     env = toy(layers=3, budgets=["avg_weight_bits=4"])
-    kinds = [decision.of_weights for decision in env.decisions]
+    kinds = [decision.what == "weights" for decision in env.decisions]
     factors = np.where(kinds, 1.0, 1e-9)
     policy = optimum(env, factors)
     assert {n: b.weight for n, b in policy.items()} == {

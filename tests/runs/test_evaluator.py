@@ -18,6 +18,7 @@ from haq.runs.calibration import sensitivity_images
 from haq.runs.evaluation import labeled
 from haq.runs.evaluator import Evaluator, Recipe, compared, corrected, fine_tune, policy_seed
 from haq.runs.job import parse_job
+from haq.runs.places import Places
 from haq.runs.plan import images_of, plan
 from haq.runs.samples import Frozen, Part, freeze
 from haq.training.scoring import score
@@ -179,11 +180,11 @@ def test_the_cheap_evaluation_is_the_quantized_network_with_corrected_statistics
     graph, clips = made()
     (policy, *_) = policies()
     images = DATA.train.batch(torch.arange(60))[0]
-    network = corrected(graph, clips, images)(policy)
+    network = corrected(Places(graph, clips), images)(policy)
     by_hand = quantize(graph, policy, clips)
     correct(by_hand, graph, statistics(graph, images), images)
     assert same(network, by_hand)
-    assert same(network, corrected(graph, clips, images)(policy))
+    assert same(network, corrected(Places(graph, clips), images)(policy))
     assert not same(network, quantize(graph, policy, clips))
 
 

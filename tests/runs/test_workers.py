@@ -56,7 +56,7 @@ def prepared(folder, job):
 
 
 def scorer_of(evaluation):
-    return Scorer(evaluation.network, evaluation.score, evaluation.tuned)
+    return Scorer(evaluation.network, evaluation.score, evaluation.tuned, evaluation.places)
 
 
 def here(evaluation):

@@ -60,7 +60,7 @@ def fit(policy: Policy, table: CostTable, budgets: Sequence[Budget]) -> dict[str
 
 
 class _Options(NamedTuple):
-    """The choices of a layer that all who read its tensor can follow.
+    """The choices of a layer that all can follow who read its tensor or share its channels.
 
     Attributes:
         costs: Of all that a move to each choice changes, in the quantity of the broken budget.
@@ -84,7 +84,11 @@ class _Descent:
 
     def __init__(self, table: CostTable, policy: dict[str, Bits], budgets: Sequence[Budget]):
         self.table, self.policy, self.budgets = table, policy, budgets
-        self.groups = readers(table.layers)
+        self.reading = readers(table.layers)
+        self.groups = {
+            name: tuple(dict.fromkeys([*group, *table.groups[name]]))
+            for name, group in self.reading.items()
+        }
         self.edges = _edges_of_groups(table, self.groups)
         self.rows = {
             quantity: {name: row.tolist() for name, row in table.rows[quantity].items()}
@@ -148,23 +152,23 @@ class _Descent:
     def _cheaper(self, name: str, quantity: str) -> Iterator[Mapping[str, Bits]]:
         """Give the moves to another choice of the layer that cost less, nearest cost first.
 
-        Those that raise neither of its bit-widths come before the others, and those for which more
-        bits cost less come last of either. At equal cost the activations go down before the
-        weights, as in the original implementation.
+        Those that raise neither of its bit-widths nor its channels come before the others, and
+        those for which more bits cost less come last of either. At equal cost the activations go
+        down before the weights, as in the original implementation.
         """
         now, group, edges = self.policy[name], self.groups[name], self.edges[name]
         limit = math.fsum(self._parts(quantity, group, edges, self.policy))
         ordered = []
         for cost, in_vain, bits, moves in zip(*self._options_of(name, quantity), strict=True):
             if cost < limit:
-                raises = bits.weight > now.weight or bits.act > now.act
+                raises = bits.weight > now.weight or bits.act > now.act or bits.keep > now.keep
                 fewer = (bits.act >= now.act, -bits.weight - bits.act, -bits.weight)
                 ordered.append(((raises, in_vain, -cost, *fewer), moves))
         for _, moves in sorted(ordered, key=itemgetter(0)):
             yield moves
 
     def _options_of(self, name: str, quantity: str) -> _Options:
-        """Return the choices of a layer that all who read its tensor can follow."""
+        """Return the choices of a layer that all can follow who move along with it."""
         if len(self.groups[name]) > 1:
             return self._options_of_reader(name, quantity)
         # What the neighbours have counts only by what it makes of the costs on the edges: on a
@@ -195,7 +199,7 @@ class _Descent:
         group, edges, near = self.groups[name], self.edges[name], self._near(name)
         options = []
         for bits in self.table.choices[name]:
-            moves = _together(self.policy, self.table, name, bits, group)
+            moves = _together(self.policy, self.table, name, bits, self.reading[name])
             if moves:
                 cost = math.fsum(self._parts(quantity, group, edges, {**near, **moves}))
                 options.append((cost, bits, moves))
@@ -206,7 +210,7 @@ class _Descent:
 def _edges_of_groups(
     table: CostTable, groups: Mapping[str, tuple[str, ...]]
 ) -> dict[str, list[Edge]]:
-    """Return, for each layer, the edges at any layer that reads the same tensor."""
+    """Return, for each layer, the edges at any layer that moves along with it."""
     of_layer: dict[str, dict[int, Edge]] = {name: {} for name in groups}
     for place, edge in enumerate(table.edges):
         for name in {*groups[edge.producer], *groups[edge.consumer]}:
@@ -215,28 +219,35 @@ def _edges_of_groups(
 
 
 def _in_vain(costs: Sequence[float], choices: Sequence[Bits]) -> list[bool]:
-    """Return for each choice whether one with at least its bits costs less."""
+    """Return for each choice whether one with at least its bits and channels costs less."""
     cost = np.array(costs)
     # A smaller block is more precise than a larger one, and that than one scale for a channel.
-    known = [(b.weight, b.multiplied, 1 / b.block if b.block else 0.0) for b in choices]
-    precise = np.array(known, np.float64).reshape(-1, 3)
+    known = [(b.weight, b.multiplied, 1 / b.block if b.block else 0.0, b.keep) for b in choices]
+    precise = np.array(known, np.float64).reshape(-1, 4)
     at_least = (precise[:, None] <= precise).all(axis=2)
     in_vain: NDArray[np.bool_] = np.any(at_least & (cost < cost[:, None]), axis=1)
     return [bool(vain) for vain in in_vain.tolist()]
 
 
 def _together(
-    policy: Policy, table: CostTable, name: str, bits: Bits, group: tuple[str, ...]
+    policy: Policy, table: CostTable, name: str, bits: Bits, reading: tuple[str, ...]
 ) -> dict[str, Bits]:
-    """Return the bits of the whole group after the move; nothing if some layer cannot follow.
+    """Return the bits of all that move along, itself included; nothing if some cannot follow.
 
     A reader keeps its weights' bits; to and from float it goes along with the layer that moves.
+    Layers whose channels go together keep the same share of them.
     """
     crosses = FLOAT in (bits.act, policy[name].act) and bits.act != policy[name].act
-    moves = {reader: bits if crosses else policy[reader].with_act(bits.act) for reader in group} | {
-        name: bits
+    moves = {
+        reader: bits.with_keep(policy[reader].keep)
+        if crosses
+        else policy[reader].with_act(bits.act)
+        for reader in reading
     }
-    able = all(pair in table.positions[reader] for reader, pair in moves.items())
+    for other in table.groups[name]:
+        moves[other] = moves.get(other, policy[other]).with_keep(bits.keep)
+    moves[name] = bits
+    able = all(pair in table.positions[other] for other, pair in moves.items())
     return moves if able else {}
 
 
@@ -267,10 +278,15 @@ def _nearest(policy: Policy, table: CostTable, budgets: Sequence[Budget]) -> dic
     raise BudgetError(_impossible(table, budgets, costs))
 
 
-def _distance(one: Bits, other: Bits) -> int:
+def _distance(one: Bits, other: Bits) -> float:
     # Float stands next to 8 bits: that is what a network feels of it.
     pairs = (one.weight, other.weight), (one.multiplied, other.multiplied)
-    return sum(abs(min(a, 9) - min(b, 9)) for a, b in pairs) + (one.block != other.block)
+    apart = sum(abs(min(a, 9) - min(b, 9)) for a, b in pairs) + (one.block != other.block)
+    return apart + _ALL_CHANNELS * abs(one.keep - other.keep)
+
+
+_ALL_CHANNELS = 8
+"""Bits that all channels of a layer count as, where the nearest policy is looked for."""
 
 
 def _impossible(table: CostTable, budgets: Sequence[Budget], least: Sequence[float]) -> str:

@@ -163,6 +163,7 @@ def _minimum(
     }
     rows = [_Constraint(place, np.ones(len(place)), 1, 1) for place in columns.values()]
     rows += _sharing(table, columns)
+    rows += _widths(table, columns)
     rows += _products(columns, links)
     rows += [_budget_constraint(table, links, budget) for budget in budgets]
     whole = np.arange(len(goal)) < ends[-1]  # products of whole variables are whole by themselves
@@ -188,6 +189,18 @@ def _sharing(table: CostTable, columns: Mapping[str, NDArray[np.int64]]) -> Iter
             minus = columns[first][[bits.act == act for bits in theirs]]
             signs = np.repeat([1.0, -1.0], [len(plus), len(minus)])
             yield _Constraint(np.concatenate([plus, minus]), signs, 0, 0)
+
+
+def _widths(table: CostTable, columns: Mapping[str, NDArray[np.int64]]) -> Iterator[_Constraint]:
+    """Let layers whose channels go together keep the same share of them."""
+    for first, *others in table.together:
+        for name in others:
+            mine, theirs = table.choices[name], table.choices[first]
+            for keep in {bits.keep for bits in (*mine, *theirs)}:
+                plus = columns[name][[bits.keep == keep for bits in mine]]
+                minus = columns[first][[bits.keep == keep for bits in theirs]]
+                signs = np.repeat([1.0, -1.0], [len(plus), len(minus)])
+                yield _Constraint(np.concatenate([plus, minus]), signs, 0, 0)
 
 
 def _products(
@@ -256,7 +269,7 @@ def cheapest_policy(table: CostTable, quantity: str) -> dict[str, Bits]:
     """Return a policy that costs the least, whatever it does to the network."""
     rows = look_up(table.rows, "quantity", quantity)
     choices = share_activations(table.layers, table.choices)
-    if any(quantity in edge.cost for edge in table.edges):
+    if table.together or any(quantity in edge.cost for edge in table.edges):
         links = _links(table, [quantity])
         policy = _minimum(table, _vector(table, rows, links, quantity), links, ())
         assert policy is not None  # without budgets, any choice of shared widths will do

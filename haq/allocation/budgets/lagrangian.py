@@ -56,7 +56,7 @@ def _separable(table: CostTable, budgets: Sequence[Budget]) -> bool:
     """Return whether there is one budget, and every layer can choose for itself."""
     if len(budgets) != 1 or budgets[0].quantity not in table.rows:
         return False
-    if any(budgets[0].quantity in edge.cost for edge in table.edges):
+    if table.together or any(budgets[0].quantity in edge.cost for edge in table.edges):
         return False
     shared = [group for group in readers(table.layers).values() if len(group) > 1]
     acts = [{bits.act for name in group for bits in table.choices[name]} for group in shared]

@@ -35,9 +35,15 @@ def _nearest(offered: set[int], width: int) -> int:
 
 
 def _plainest(choices: Sequence[Bits], weight: int, act: int) -> Bits:
-    """Return the choice of a pair of bits; of several formats the one that rounds the least."""
+    """Return the choice of a pair of bits; of several formats the one that rounds the least.
+
+    All channels stay.
+    """
     able = [bits for bits in choices if (bits.weight, bits.act) == (weight, act)]
-    return min(able, key=lambda bits: (bits.dynamic != "", bits.block or math.inf, bits.dynamic))
+    return min(
+        able,
+        key=lambda bits: (-bits.keep, bits.dynamic != "", bits.block or math.inf, bits.dynamic),
+    )
 
 
 def most_bits(table: CostTable) -> dict[str, Bits]:
