@@ -195,6 +195,24 @@ def _harm(
     return f" and raise the {name}{times} to {after:.2g}"
 
 
+def why_channels(record: RunRecord) -> dict[str, str]:
+    """Return why layers have the channels that they have; none where the choices are not known."""
+    planned = record.planned
+    if planned is None or planned.widths is None or not record.policy:
+        return {}
+    parts = {
+        name: _channels_part(
+            planned.table, record.policy, planned.budgets, record.sensitivity, name
+        )
+        for name in record.policy
+    }
+    along = {
+        name: f"Has the channels of {group.name}."
+        for group in planned.widths.groups for name in group.depthwise
+    }  # fmt: skip
+    return along | {n: f"{text[:1].upper()}{text[1:]}." for n, text in parts.items() if text}
+
+
 def why(record: RunRecord) -> dict[str, str]:
     """Return a sentence for each layer; none where its choices are not known."""
     planned = record.planned

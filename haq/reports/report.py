@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from haq.metrics import metric_of
+from haq.reports.channels import channels_section
 from haq.reports.charts.theme import Chart
 from haq.reports.layer_table import layers_section
 from haq.reports.page import Cell, Section, Table, number, plain, render
@@ -98,7 +99,8 @@ def _sections(record: RunRecord) -> list[Section]:
         lead = _lead_of_progress(record) if key == "progress" else LEADS[key]
         tables = _finalists(record) if key == "progress" else []
         sections.append(Section(key, title, lead, (), tables, choice, shown[key]))
-    return [*sections, layers_section(record), _provenance(record)]
+    last = [*channels_section(record), layers_section(record), _provenance(record)]
+    return [*sections, *last]
 
 
 LEADS = {

@@ -125,7 +125,7 @@ class Places:
         )
         graph = resized(whole.graph, network)
         weights = calibrate_weights(graph, known.method, known.per_channel)
-        return Place(graph, replace(whole.clips, weights=weights, scales={}))
+        return Place(graph, replace(whole.clips, weights=weights, scales={}, books={}))
 
     @staticmethod
     def _sample(known: Narrowing) -> Sample:
@@ -164,9 +164,9 @@ def replaced(graph: Graph, clips: Clips, sample: Sample, chain: Sequence[Record]
             bits: torch.ones(1 if clip.numel() == 1 else layer.scales)
             for bits, clip in clips.weights[layer.name].items()
         }
-        for layer in graph.layers
-    }
-    return Place(graph, replace(clips, weights=weights, scales={}))
+        for layer in graph.layers if layer.name in clips.weights
+    }  # fmt: skip
+    return Place(graph, replace(clips, weights=weights, scales={}, books={}))
 
 
 def sizes(network: fx.GraphModule, graph: Graph) -> tuple[tuple[int, ...], ...]:

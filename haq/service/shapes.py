@@ -43,6 +43,10 @@ class JobRequest(Job):
     agent: Name = "guided"
     episodes: Annotated[int, Field(ge=1, le=_MOST)] | None = None
     groups: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(max_length=8)] = ()
+    widths: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=1)], ...],
+        Field(max_length=8, description="Shares of channels that may stay, such as 1, .75, .5."),
+    ] = ()
     pins: Annotated[dict[Name, Width], Field(max_length=1000)] | None = None
     clipping: Name = "kl"
     calibration_images: Count = 512
@@ -152,7 +156,11 @@ class TrialOut(BaseModel):
     seconds: float
     cached: bool
     cost: dict[str, float]
-    policy: dict[str, tuple[int, int]] = Field(description="Layer to weight and activation bits.")
+    policy: dict[str, tuple[int | float | str, ...]] = Field(
+        description="Layer to weight and activation bits; behind them, where they say something, "
+        "the weights of a group, how activations are rounded as the layer runs, and the share of "
+        "its channels that stays."
+    )
 
 
 class LayerOut(BaseModel):

@@ -110,7 +110,7 @@ def test_a_factorised_network_is_one_that_is_read_again(monkeypatch):
         (["--filters", "0.5", "--sparsity", "0.5"], "give one of --filters"),
         (["--filters", "search"], "--filters search chooses within --budget: give both of them"),
         (["--filters", "0.5", "--budget", "size=2kB"], "give both of them, or neither"),
-        (["--filters", "search", "--budget", "size=200B"], "no bits and channels keep size <= 200"),
+        (["--filters", "search", "--budget", "size=200B"], "no policy fits size <= 200 bytes"),
         (["--filters", "search", "--budget", "avg_weight_bits=3"], "does not go with channels"),
         (["--filters", "search", "--budget", "size=90kB"], "no layer should lose channels"),
         (["--filters", "0"], "--filters 0: give a share above 0"),

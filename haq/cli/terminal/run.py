@@ -118,7 +118,8 @@ def _layer_table(layers: list[dict[str, Any]], quantities: list[str]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("layer")
     table.add_column("kind")
-    for column in ("w bits", "a bits", "params", "MACs"):
+    widths = all("channels" in layer for layer in layers)
+    for column in (*["channels"] * widths, "w bits", "a bits", "params", "MACs"):
         table.add_column(column, justify="right")
     for quantity in quantities:
         table.add_column(f"{quantity} w8a8", justify="right")
@@ -133,7 +134,9 @@ def _layer_table(layers: list[dict[str, Any]], quantities: list[str]) -> Table:
             )
         ]
         table.add_row(
-            layer["name"], layer["kind"], _weight_bits(layer), str(layer["act_bits"]),
+            layer["name"], layer["kind"],
+            *[f"{layer['channels']} of {layer['float_channels']}" for _ in range(widths)],
+            _weight_bits(layer), str(layer["act_bits"]),
             f"{layer['params']:,}", f"{layer['macs']:,}", *shares,
         )  # fmt: skip
     return table

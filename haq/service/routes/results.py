@@ -68,8 +68,10 @@ def policy(run_id: RunId, service: Shared, who: Reader, format: Format = "json")
         raise _nothing_yet(run)
     if format == "json":
         return JSONResponse(results.read_json(file))
-    rows = [[name, bits.weight, bits.act] for name, bits in read_policy(file).items()]
-    return _csv(["layer", "weight_bits", "act_bits"], rows)
+    found = read_policy(file)
+    narrow = any(bits.keep < 1 for bits in found.values())
+    rows = [[name, *bits, *[bits.keep] * narrow] for name, bits in found.items()]
+    return _csv(["layer", "weight_bits", "act_bits", *["keep"] * narrow], rows)
 
 
 def _nothing_yet(run: store.Run) -> Refusal:
