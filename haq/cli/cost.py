@@ -1,6 +1,7 @@
 """``haq cost``: what each layer of a network costs on a target."""
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,11 @@ def cost_command(  # noqa: PLR0913 - one argument an option
     batch: Annotated[
         int | None,
         option(HARDWARE, "Images computed at once.", metavar="N", show_default="the target's own"),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        option(NETWORK, "Float weights, whose network may be pruned or of low rank.",
+               metavar="FILE", show_default="none: the network as it is built"),
     ] = None,
     width: Width = 1.0,
     size: Annotated[
@@ -47,6 +53,7 @@ def cost_command(  # noqa: PLR0913 - one argument an option
         raise HaqError("--json and --csv are two ways to print the same; give one")
     asked: dict[str, Any] = {
         "batch": batch, "width": width, "size": size, "classes": classes, "channels": channels,
+        "weights": weights,
     }  # fmt: skip
     if as_csv:
         typer.echo(cost_csv(model, target, **asked), nl=False)

@@ -2,12 +2,14 @@
 
 import csv
 import io
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from haq.allocation.policy import Bits
+from haq.compression.chain import as_in_file
 from haq.errors import HaqError
 from haq.hw_profiles import CostAnswer, ProfileTarget, load
 from haq.hw_profiles.bitfusion import BitFusionFormula
@@ -26,6 +28,7 @@ def cost_table(
     size: int | None = None,
     classes: int | None = None,
     channels: int | None = None,
+    weights: Path | None = None,
 ) -> dict[str, Any]:
     """Return the cost of every layer at every pair of bits that the target runs.
 
@@ -37,6 +40,7 @@ def cost_table(
         size: Height and width of an image; needed for a factory.
         classes: Outputs of the last layer; the model's own where None.
         channels: Of an image; what the model's first convolution takes where None.
+        weights: File of weights whose transforms the network goes through first.
 
     Returns:
         ``{"target", "batch", "unit", "provenance": {"latency": "modelled"}, "layers": [{"name",
@@ -49,7 +53,9 @@ def cost_table(
     Raises:
         HaqError: There is no such model or target, or the target has no cost for some layer.
     """
-    layers, hardware = _layers_and_target(model, target, batch, width, size, classes, channels)
+    layers, hardware = _layers_and_target(
+        model, target, batch, width, size, classes, channels, weights
+    )
     main = _main(hardware)
     names = {name: "cost" if name == main else _column(name, hardware) for name in hardware.units}
     rows, every = [], []
@@ -83,13 +89,16 @@ def cost_csv(
     size: int | None = None,
     classes: int | None = None,
     channels: int | None = None,
+    weights: Path | None = None,
 ) -> str:
     """Return the costs as CSV, a row for each layer and pair of bits.
 
     The columns are those that a target "table:….csv" is read from, so a spreadsheet may change the
     numbers. The arguments are those of ``cost_table``.
     """
-    layers, hardware = _layers_and_target(model, target, batch, width, size, classes, channels)
+    layers, hardware = _layers_and_target(
+        model, target, batch, width, size, classes, channels, weights
+    )
     clock = hardware.profile.clock_hz
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
@@ -120,6 +129,7 @@ def _layers_and_target(
     size: int | None,
     classes: int | None,
     channels: int | None,
+    weights: Path | None,
 ) -> tuple[tuple[Layer, ...], ProfileTarget]:
     hardware = load(target, batch)
     shape = input_shape(model, size)
@@ -131,7 +141,10 @@ def _layers_and_target(
         shape = (channels or _channels(network), size, size)
     elif channels not in (None, shape[0]):
         raise HaqError(f"--channels {channels}: {model} takes images of {shape[0]}; leave it out")
-    return tuple(inventory(network, torch.zeros(1, *shape))), hardware
+    sample = torch.zeros(1, *shape)
+    if weights is not None:
+        network = as_in_file(network, sample, weights)
+    return tuple(inventory(network, sample)), hardware
 
 
 def _channels(network: nn.Module) -> int:

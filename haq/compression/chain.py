@@ -5,6 +5,7 @@ structure is made again from the model it began as, and its weights come from a 
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import fx, nn
 
 from haq.compression.filters import remove
 from haq.compression.low_rank import layers_for, plan_for
-from haq.errors import ModelError, look_up
+from haq.errors import HaqError, ModelError, look_up
+from haq.models.weights import read_metadata
 from haq.network.capture import Sample
 from haq.network.graph import trace
 
@@ -98,6 +100,23 @@ def replayed(model: nn.Module, sample: Sample, chain: Sequence[Record]) -> nn.Mo
             replay = look_up(TRANSFORMS, "transform", record["transform"])
             model = replay(trace(model, sample).traced, sample, record)
     return model
+
+
+def as_in_file(model: nn.Module, sample: Sample, file: str | os.PathLike[str]) -> nn.Module:
+    """Return a network with the structure that the weights in a file are of.
+
+    Args:
+        model: What the file's chain of transforms began with, which may be changed.
+        sample: What one forward takes.
+        file: Of weights, such as ``haq prune`` writes.
+
+    Raises:
+        ModelError: The file is missing or damaged, or its transforms do not suit the network.
+    """
+    try:
+        return replayed(model, sample, read_chain(read_metadata(file)))
+    except HaqError as error:
+        raise ModelError(f"{os.fspath(file)}: {error}") from error
 
 
 def sparse_layers(chain: Sequence[Record]) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ def record():
 def add(row):
     """Add a row to the record."""
     known = record()
-    known |= {"images": asked.images, "epochs": asked.epochs, "lr": LR, "seed": 0}
+    known |= {"lr": LR, "seed": 0}
     known["rows"].append(row)
     write_json(asked.out, known | script_provenance())
 
@@ -84,7 +84,7 @@ def fitted(study, name, policy, size, shares=None):
         "role": asked.role, "name": name, "size_bytes": size,
         "accuracy": float(right.double().mean()),
         "accuracy_untuned": float((before == split.labels[:2000]).double().mean()),
-        "images": len(right), "tuning_cpu_s": seconds, "file_bytes": len(file),
+        "images": len(right), "tuned_on": [asked.images, asked.epochs], "tuning_cpu_s": seconds, "file_bytes": len(file),
         "weights": sum(p.numel() for p in model.parameters() if p.dim() > 1),
         "policy": named(policy),
     }  # fmt: skip

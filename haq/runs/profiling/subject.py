@@ -8,6 +8,7 @@ import torch
 
 from haq.allocation.policy import Policy
 from haq.allocation.schemes import STATIC, Formats
+from haq.compression.chain import as_in_file
 from haq.datasets import load as load_data
 from haq.errors import HaqError
 from haq.formats.onnx.lower import lower
@@ -70,7 +71,8 @@ def subject(  # noqa: PLR0913 - one keyword an option
 
     Args:
         model: A name, or package.module:factory.
-        weights: Of the float network; random ones serve as well for a latency.
+        weights: Of the float network, with the transforms that their file holds; random ones serve
+            as well for a latency.
         data: Says the size of the images and the number of classes, and calibrates.
         width: Width multiplier.
         size: Height and width of an image, where there are no data.
@@ -98,11 +100,12 @@ def subject(  # noqa: PLR0913 - one keyword an option
         shape = known or (3, size or 1, size or 1)
         torch.manual_seed(seed)
         network = build(model, None, width, size)
-    if weights is not None:
-        load_weights(network, weights)
     sample: Inputs = torch.zeros(1, *shape)
     if data is not None:
         sample, _ = images.train.batch(torch.zeros(1, dtype=torch.int64))
+    if weights is not None:
+        network = as_in_file(network, sample, weights)
+        load_weights(network, weights)
     graph = trace(network, sample)
     formats.check()
     formats.check_layers(graph.layers)
