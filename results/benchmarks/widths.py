@@ -84,7 +84,8 @@ def fitted(study, name, policy, size, shares=None):
         "role": asked.role, "name": name, "size_bytes": size,
         "accuracy": float(right.double().mean()),
         "accuracy_untuned": float((before == split.labels[:2000]).double().mean()),
-        "images": len(right), "tuned_on": [asked.images, asked.epochs], "tuning_cpu_s": seconds, "file_bytes": len(file),
+        "images": len(right), "tuned_on": [asked.images, asked.epochs],
+        "tuning_cpu_s": seconds, "file_bytes": len(file),
         "weights": sum(p.numel() for p in model.parameters() if p.dim() > 1),
         "policy": named(policy),
     }  # fmt: skip
