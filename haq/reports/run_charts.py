@@ -21,6 +21,7 @@ from haq.reports.charts.theme import Chart
 from haq.reports.charts.trials import trials_chart
 from haq.reports.record import RunRecord, kind_of
 from haq.runs.job import Job
+from haq.runs.summary import left_layers
 
 ROOFS = 4
 """How many rooflines are drawn at most: each pair of bits has its own."""
@@ -107,10 +108,13 @@ def roofline(record: RunRecord) -> Chart | None:
     if record.planned is None or target is None or "latency" not in target.si:
         return None
     points, roofs, work = [], {}, {"w8a8": math.inf}
-    layers = record.planned.graph.layers
+    layers = left_layers(record.planned, record.policy)
     for layer in [layer for layer in layers if not layer.weights_alone]:
         point: dict[str, Any] = {"name": layer.name, "kind": layer.kind}
-        for state, bits in (("w8a8", Bits(8, 8)), ("run", record.policy[layer.name])):
+        for state, bits in (
+            ("w8a8", Bits(8, 8)),
+            ("run", record.policy[layer.name].with_keep(1.0)),
+        ):
             roof = ceilings(target, bits)
             if roof is None:
                 if state == "run":

@@ -157,12 +157,12 @@ class Evaluator:
             "places",
             "teacher",
             "_lowering",
-            "_narrower",
             "_template",
             "_generator",
             "_chosen",
         }
-        return {name: value for name, value in vars(self).items() if name not in left_out}
+        kept = {name: value for name, value in vars(self).items() if name not in left_out}
+        return kept | {"_narrower": {}}
 
     def tuned(self, policy: Policy) -> fx.GraphModule:
         """Return the quantized network after its one epoch."""

@@ -1,6 +1,7 @@
 """Where costs come from: what a target is worth, and how the numbers of a run were found."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from haq.allocation.costs import CostTable, Edge, Target
@@ -9,6 +10,7 @@ from haq.hw_profiles import Explained, build, find
 from haq.hw_profiles.answers import METHODS
 from haq.hw_profiles.pairs import listed
 from haq.hw_profiles.schema import weakest
+from haq.network.layers import Layer
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -41,13 +43,16 @@ def describe(name: str) -> dict[str, Any]:
     }
 
 
-def cost_origin(target: Target | None, table: CostTable, policy: Policy) -> dict[str, Any] | None:
+def cost_origin(
+    target: Target | None, table: CostTable, policy: Policy, layers: Sequence[Layer] | None = None
+) -> dict[str, Any] | None:
     """Return how the costs of a policy were found and how far they can be trusted.
 
     Args:
         target: None where there is none; then there is nothing to say, as all costs are counted.
         table: Its layers, and its edges, whose costs are those of a fit.
         policy: The bits of every layer.
+        layers: With the channels that the policy leaves them; None for all they have.
 
     Returns:
         ``{"profile", "device", "version", "batch", "quantities": {"latency": {"provenance",
@@ -61,11 +66,15 @@ def cost_origin(target: Target | None, table: CostTable, policy: Policy) -> dict
     if not isinstance(target, Explained):
         return None
     profile = target.profile
-    answers = [target.how(layer, policy[layer.name]) for layer in table.layers]
+    answers = [
+        target.how(layer, policy[layer.name].with_keep(1.0)) for layer in layers or table.layers
+    ]
     quantities = {}
     for name, about in profile.quantities.items():
         own = [answer[name] for answer in answers]
-        edges = sum(_edge_cost(table, edge, policy, name) != 0 for edge in table.edges)
+        # Where channels are chosen, edges are what narrower layers save by the same formula.
+        fitted = () if table.together else table.edges
+        edges = sum(_edge_cost(table, edge, policy, name) != 0 for edge in fitted)
         classes = [answer.provenance for answer in own]
         methods = Counter(answer.method for answer in own)
         quantities[name] = {

@@ -56,7 +56,7 @@ def write_summary(
         "budgets": _budgets(planned, policy),
         "cost": {quantity: total(table, policy, quantity) for quantity in table.units},
         "units": dict(table.units),
-        "cost_origin": cost_origin(planned.target, table, policy),
+        "cost_origin": cost_origin(planned.target, table, policy, left_layers(planned, policy)),
         "layers": layer_rows(planned, policy),
         "floats": list(planned.graph.floats),
         "float_parameters": dict(planned.graph.float_parameters),

@@ -103,6 +103,17 @@ def test_every_agent_plays_channels(agent):
     assert summary["state"] == "finished" and summary["cost"]["size"] <= 2200
 
 
+def test_a_target_with_a_formula_says_what_narrower_layers_cost():
+    folder, summary = searched(
+        "run", agent="ilp", target="bismo-edge", budgets=("latency=40%w8a8",), act_bits=8
+    )
+    rows = summary["layers"]
+    assert any(row["channels"] < row["float_channels"] for row in rows)
+    spent = sum(row["cost"]["latency"] for row in rows)
+    assert spent == summary["cost"]["latency"] <= summary["budgets"][0]["limit"]
+    assert "channel-table" in report_html(folder)
+
+
 class Sums(nn.Module):
     """A residual sum, of which both layers lose the same channels."""
 
