@@ -12,7 +12,7 @@ from haq.allocation.budgets import cheapest
 from haq.errors import BudgetError, DataError, HaqError, ModelError, TargetError, look_up
 from haq.runs.job import Job, JobError, parse_job
 from haq.service import choices, uploads
-from haq.service.place import UPLOAD
+from haq.service.place import UPLOAD, weights_file
 from haq.service.settings import Settings
 
 LOG = logging.getLogger("haq.service.checks")
@@ -59,7 +59,7 @@ def load(settings: Settings) -> None:
         try:
             data = _loaded(spec, None)
             if name == "digits":
-                _plan(Job(), data)
+                _plan(settings, Job(), data)
         except HaqError as error:
             LOG.error("data %s cannot be offered: %s", name, error)
 
@@ -81,7 +81,7 @@ def checked(
     """
     job = _job(settings, fields)
     data = _names(engine, settings, owner, job)
-    _plan(job, data)
+    _plan(settings, job, data)
     return job
 
 
@@ -103,7 +103,7 @@ def ranges(
     job = _job(settings, fields)
     data = _names(engine, settings, owner, job)
     acts = job.fixed_act_bits or "search"  # as the budgets have it, which are left out below
-    planned = _plan(job.model_copy(update={"budgets": (), "act_bits": acts}), data)
+    planned = _plan(settings, job.model_copy(update={"budgets": (), "act_bits": acts}), data)
     return [_range(planned, quantity) for quantity in planned.table.units]
 
 
@@ -215,11 +215,11 @@ def _loaded(spec: str, size: int | None) -> DataShape:
     return DataShape(data.shape, len(data.classes))
 
 
-def _plan(job: Job, data: DataShape) -> Any:
+def _plan(settings: Settings, job: Job, data: DataShape) -> Any:
     if not _ONE_AT_A_TIME.acquire(timeout=_BUSY_S):
         raise Busy("too many jobs are being checked; try again in a minute")
     try:
-        return _planned(job, data)
+        return _planned(settings, job, data)
     except FieldError:
         raise
     except HaqError as error:
@@ -228,8 +228,10 @@ def _plan(job: Job, data: DataShape) -> Any:
         _ONE_AT_A_TIME.release()
 
 
-def _planned(job: Job, data: DataShape) -> Any:
+def _planned(settings: Settings, job: Job, data: DataShape) -> Any:
+    from haq.compression.chain import as_in_file
     from haq.models import build, input_shape
+    from haq.network.inputs import random_inputs
     from haq.runs.plan import plan
 
     own = input_shape(job.model)
@@ -240,6 +242,9 @@ def _planned(job: Job, data: DataShape) -> Any:
             f"model {job.model} takes images of {own[0]} channels, {job.data} has {data.shape[0]}",
         )
     model = build(job.model, data.classes, job.width, data.shape[-1])
+    if job.weights is not None:  # which may be of a pruned network
+        sample = random_inputs(data.shape)
+        model = as_in_file(model, sample, weights_file(str(job.weights), settings))
     return plan(job, model, {"shape": list(data.shape)})
 
 
@@ -253,7 +258,8 @@ def _field_of(error: HaqError) -> str | None:
         if isinstance(error, kind):
             return field
     for word, field in (
-        ("pin", "pins"), ("unknown layer", "pins"), ("weight bits", "weight_bits"),
+        ("pin", "pins"), ("--widths", "widths"), ("a budget on", "budgets"),
+        ("unknown layer", "pins"), ("weight bits", "weight_bits"),
         ("activation", "act_bits"), ("layer", "weight_bits"),
     ):  # fmt: skip
         if text.startswith(word):

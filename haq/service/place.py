@@ -57,7 +57,7 @@ def with_paths(job: Job, settings: Settings) -> Job:
     """
     changes: dict[str, object] = {"data": _data(job.data, settings)}
     if job.weights is not None:
-        changes["weights"] = _weights(str(job.weights), settings)
+        changes["weights"] = weights_file(str(job.weights), settings)
     return job.model_copy(update=changes)
 
 
@@ -73,7 +73,12 @@ def _data(name: str, settings: Settings) -> str:
     return settings.data[name]
 
 
-def _weights(name: str, settings: Settings) -> Path:
+def weights_file(name: str, settings: Settings) -> Path:
+    """Return the file of weights that an upload or an offered name stands for.
+
+    Raises:
+        HaqError: There is no such one.
+    """
     upload = UPLOAD.fullmatch(name)
     if upload:
         file = settings.upload_folder(upload[1]) / "weights.safetensors"

@@ -67,6 +67,8 @@ def _begun(service: Service, who: Principal, form: dict[str, str]) -> Response:
 def _fields(form: Mapping[str, str]) -> dict[str, Any]:
     """Return the fields of a job that were filled in."""
     fields: dict[str, Any] = {name: form[name] for name in _TAKEN if form.get(name)}
+    if form.get("widths"):
+        fields["widths"] = form["widths"].split(",")
     fields["budgets"] = [
         f"{form.get(f'quantity.{row}', '')}={form[f'budgets.{row}']}"
         for row in range(2)

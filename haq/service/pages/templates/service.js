@@ -46,7 +46,7 @@
       const found = {};
       for (const [name, value] of new FormData(form)) {
         if (value === "" || /^(csrf|key|title|action|quantity\.|budgets\.)/.test(name)) continue;
-        found[name] = numbers.has(name) ? Number(value) : name === "act_bits" && value !== "search" ? Number(value) : value;
+        found[name] = name === "widths" ? value.split(",").map(Number) : numbers.has(name) ? Number(value) : name === "act_bits" && value !== "search" ? Number(value) : value;
       }
       if (!found.weights && !("float_epochs" in found)) found.float_epochs = 1; // costs do not depend on it
       found.budgets = [0, 1].filter((row) => row === 0 || form[`budgets.${row}`].value).map((row) => `${form[`quantity.${row}`].value}=1`);
