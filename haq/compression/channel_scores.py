@@ -51,7 +51,7 @@ def channel_scores(
             worth = _worth(value.detach(), slope, 1 if convolution else -1, len(part))
             groups = channels.groups(channels.inputs[name]).tolist()
             for group, amount in zip(groups, worth.tolist(), strict=True):
-                scores[group] = scores.get(group, 0.0) + amount
+                scores[group] = scores.get(group, 0.0) + amount / len(images)
     return scores
 
 

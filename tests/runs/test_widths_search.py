@@ -132,7 +132,7 @@ def test_a_module_of_ones_own_is_searched_on_inputs_alone_and_read_again():
     torch.manual_seed(0)
     inputs = torch.randn(CHECKED_ON, 1, 8, 8)
     found = haq.search(
-        Sums(), inputs, budgets=["size=1.2kB"], widths=[1, 0.5], agent="ilp", out="own",
+        Sums(), inputs, budgets=["size=0.8kB"], widths=[1, 0.5], agent="ilp", out="own",
         rounding_steps=2,
     )  # fmt: skip
     assert found.policy["a"].keep == found.policy["b"].keep == 0.5
@@ -148,7 +148,7 @@ def test_a_module_of_ones_own_is_searched_on_inputs_alone_and_read_again():
 
 def test_the_environment_has_a_step_for_channels_that_go_together():
     torch.manual_seed(0)
-    env = haq.make_env(Sums(), torch.randn(64, 1, 8, 8), "size=1.2kB", widths=[1, 0.5])
+    env = haq.make_env(Sums(), torch.randn(64, 1, 8, 8), "size=0.8kB", widths=[1, 0.5])
     assert [tuple(step) for step in env.decisions if step.what == "channels"] == [("a", "channels")]
     for action in (0.1, 0.9):
         env.reset()
