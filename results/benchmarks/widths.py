@@ -40,8 +40,8 @@ PART = 0.8
 COARSE, FINE = (1.0, 0.75, 0.5, 0.25), (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
 
 WAYS = {
-    "channels in quarters": (COARSE, 1.0),
     "channels in eighths, counted a third": (FINE, 1 / 3),
+    "channels in quarters": (COARSE, 1.0),
 }
 """How channels are chosen: the shares that may stay, and how much of the damage that taking them
 does to the untrained network counts beside that of bits."""
@@ -109,10 +109,9 @@ def compare():
     if asked.role == "test":
         fitted(study, "bits alone, a fifth less", *study.bits("size", PART * size))
         rows = [row for row in record()["rows"] if row["role"] == "choose" and row["name"] in WAYS]
-        if not rows:
-            return
-        best = max(rows, key=lambda row: row["accuracy"])["name"]
-        ways = {best: WAYS[best]}
+        if rows:
+            best = max(rows, key=lambda row: row["accuracy"])["name"]
+            ways = {best: WAYS[best]}
     for name, (shares, counted) in ways.items():
         policy, less = study.widths(PART * size, shares, counted)
         fitted(study, name, policy, less, shares)
