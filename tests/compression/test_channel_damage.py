@@ -88,7 +88,7 @@ def test_fewer_channels_do_more_and_a_channel_that_nobody_needs_does_nothing():
     lost = lost_channels(known, scores, {"conv1": 0.75})
     assert kept_places(known.channels, lost) == {"conv1": [*range(4, 16)]}
     damage = damage_of_channels(graph.traced, known, IMAGES, SAMPLE)["conv1"]
-    assert damage[1.0] == 0 and damage[0.75] < 1e-3 < damage[0.5] <= damage[0.25]
+    assert damage[1.0] == 0 and 2 * damage[0.75] < damage[0.5] <= damage[0.25]
 
 
 def test_a_channel_that_others_repeat_costs_nothing_once_its_readers_are_refitted():
