@@ -48,9 +48,10 @@ class QuantizationEnv(gym.Env[Array, Array]):
     ``clip(round(lo - 0.5 + a * n) - lo, 0, n - 1)``; for the widths from b_min to b_max without a
     gap that is the paper's b = round(b_min - 0.5 + a * (b_max - b_min + 1)), clipped. An action
     beyond [0, 1] counts as the nearest one within. Where weights of equal bits have several formats
-    (``haq.allocation.schemes``), the step of the weights offers each: larger groups first, and of
-    equal groups activations that are rounded as the layer runs before float ones. A step that
-    decides channels chooses among the shares of them that may stay in the same way, with ``lo`` 0.
+    (``haq.allocation.schemes``), the step of the weights offers each: a codebook before scales,
+    larger groups first, and of equal groups activations that are rounded as the layer runs before
+    float ones. A step that decides channels chooses among the shares of them that may stay in the
+    same way, with ``lo`` 0.
 
     ## Observation Space
 

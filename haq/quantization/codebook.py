@@ -165,9 +165,10 @@ BOOKED: Mapping[type[nn.Module], type[Booked]] = {
 
 def set_book(module: nn.Module, bits: int, book: Book) -> None:
     """Let a layer take its weights from a codebook, in place; those it has are forgotten."""
+    floats = module.get_parameter("weight")
     del module._parameters["weight"]
     module.__class__ = BOOKED[plain(module)]
     assert isinstance(module, Booked)
     module.weight_bits, module.zero = bits, book.zero
-    module.book = nn.Parameter(book.values.clone())
-    module.register_buffer("labels", book.labels.clone())
+    module.book = nn.Parameter(book.values.clone().to(floats))
+    module.register_buffer("labels", book.labels.clone().to(floats.device))

@@ -16,6 +16,7 @@ from haq.allocation.costs import size_bytes
 from haq.allocation.policy import CODEBOOK, Bits
 from haq.errors import CheckpointError
 from haq.formats import checkpoint
+from haq.formats.onnx.comparison import compare
 from haq.formats.onnx.lower import lower
 from haq.formats.onnx.runtime import opened
 from haq.formats.onnx.template import template
@@ -107,6 +108,13 @@ def test_the_file_answers_as_the_network(kind, bits):
     answer = session.run(None, {session.get_inputs()[0].name: subject.inputs.numpy()})[0]
     expected = subject.answer(subject.network).numpy()
     assert np.abs(answer - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_a_file_without_codes_of_activations_is_compared():
+    subject = Subject(Kinds, 3)
+    file = lower(template(stand_in(subject.graph)[0], subject.inputs), subject.network)
+    comparison = compare(file, subject.inputs.numpy())
+    assert comparison.right and not comparison.exact and comparison.images == 4
 
 
 def test_labels_are_packed_in_the_file():

@@ -14,7 +14,7 @@ from haq.datasets.tensors import TensorSplit
 from haq.network.graph import trace
 from haq.quantization import kmeans as module
 from haq.quantization.calibration import calibrate
-from haq.quantization.codebook import Booked, codebook, nearest
+from haq.quantization.codebook import Booked, codebook, nearest, set_book
 from haq.quantization.fake_quant import quantize
 from haq.quantization.kmeans import kmeans
 from haq.quantization.places import places_of
@@ -122,6 +122,15 @@ def test_a_layer_has_at_most_so_many_different_weights():
         assert isinstance(part, Booked) and len(part.weight.unique()) == 8
         floats = graph.traced.get_parameter(f"{layer.name}.weight")
         assert torch.equal(part.weight, codebook(floats, 3).weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_values_have_the_type_of_the_network(dtype):
+    layer = nn.Linear(6, 4).to(dtype)
+    floats = layer.weight.detach().clone()
+    set_book(layer, 2, codebook(floats, 2))
+    assert layer(torch.ones(3, 6, dtype=dtype)).dtype == layer.weight.dtype == dtype
+    assert (layer.weight - floats).abs().max() <= floats.abs().max()
 
 
 def test_the_gradient_of_a_value_is_the_sum_over_its_weights():

@@ -23,7 +23,7 @@ def _distillation(record: Row) -> str:
     lead = (
         f"Losses of distillation in equal CPU time: {record['model']} on {TITLES[record['data']]}, "
         f"{record['act_bits']}-bit activations, one epoch of {usual[0]:,} images for `kd` and as "
-        f"many as fit into its time for the others, {seeds} seeds; accuracy on "
+        f"many as fit into its time for the others, {_seeds(seeds)}; accuracy on "
         f"{record['val_images']:,} validation images that the float network "
         f"({record['float_val_accuracy']:.2%}) has not seen, in percentage points over labels "
         "alone (`none`) and over `kd` with Student's intervals of 95 %, over both widths together:"
@@ -88,8 +88,8 @@ def _codebooks(record: Row) -> str:
         f"Codebooks beside linear codes, weights alone: {record['model']} on "
         f"{TITLES[record['data']]}, {record['val_images']:,} validation images that the float "
         f"network ({record['float']['val_accuracy']:.2%}) has not seen. Before: statistics "
-        f"corrected. After: an epoch of {record['train_images']:,} images, mean of "
-        f"{record['seeds']} seeds. Every row keeps the bytes of linear codes of so many bits; "
+        f"corrected. After: an epoch of {record['train_images']:,} images, "
+        f"{_seeds(record['seeds'])}. Every row keeps the bytes of linear codes of so many bits; "
         "divergences from the float network stand behind the accuracies:"
     )
     head = ["budget", "bits", "codes", "bytes", "before", "after"]
@@ -105,6 +105,10 @@ def _codebooks(record: Row) -> str:
             ]
         )  # fmt: skip
     return markdown(lead, head, cells)
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"mean of {count} seeds"
 
 
 def _score(score: Row) -> str:
