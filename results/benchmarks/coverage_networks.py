@@ -42,7 +42,7 @@ def tokens(length: int, words: int, mask: bool = False) -> Callable[[int, int], 
 def _torchvision(name: str, size: int = 64, **options: Any) -> Built:
     import torchvision
 
-    more = {} if name in _PLAIN else {"weights": None}
+    more: dict[str, Any] = {"weights": None}
     if "segmentation" in options or name in _SEGMENTATION:
         more |= {"weights_backbone": None}
     if name in ("googlenet", "inception_v3"):
@@ -51,7 +51,6 @@ def _torchvision(name: str, size: int = 64, **options: Any) -> Built:
     return model, images(3, size, size)
 
 
-_PLAIN: tuple[str, ...] = ()
 _SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large", "fcn_resnet50")
 
 
@@ -59,6 +58,13 @@ def _video(name: str) -> Built:
     import torchvision
 
     return torchvision.models.get_model(name, weights=None), images(3, 8, 32, 32)
+
+
+def _maxvit() -> Built:
+    from torchvision.models import MaxVit
+
+    model = MaxVit((64, 64), 32, 2, [32, 64, 128, 256], [2, 2, 3, 2], 32, 0.2)
+    return model, images(3, 64, 64)
 
 
 def _timm(name: str, size: int = 64, **options: Any) -> Built:
@@ -249,9 +255,9 @@ NETWORKS: dict[str, Callable[[], Built]] = {
             "squeezenet1_1": {}, "vgg11": {}, "alexnet": {}, "convnext_tiny": {}, "mnasnet0_5": {},
             "vit_b_16": {"image_size": 64}, "swin_t": {}, "swin_v2_t": {},
             "deeplabv3_mobilenet_v3_large": {}, "lraspp_mobilenet_v3_large": {}, "fcn_resnet50": {},
-            "maxvit_t": {"size": 224, "input_size": (224, 224)},
         }.items()
     },
+    "torchvision:maxvit": _maxvit,
     **{f"torchvision:{name}": partial(_video, name) for name in _VIDEO},
     "torchvision:ssdlite320_mobilenet_v3_large": partial(
         _torchvision, "ssdlite320_mobilenet_v3_large", weights_backbone=None
@@ -261,18 +267,18 @@ NETWORKS: dict[str, Callable[[], Built]] = {
         for name, more in {
             "resnet18": {}, "resnet26d": {}, "efficientnet_lite0": {}, "repvgg_a0": {},
             "convnext_atto": {}, "deit_tiny_patch16_224": {"img_size": 64},
-            "vit_tiny_patch16_224": {"img_size": 64}, "swin_tiny_patch4_window7_224": {"size": 224},
-            "efficientformerv2_s0": {"size": 224}, "fastvit_t8": {}, "edgenext_xx_small": {},
+            "vit_tiny_patch16_224": {"img_size": 64}, "swin_tiny_patch4_window7_224": {"img_size": 64},
+            "efficientformerv2_s0": {"img_size": 64}, "fastvit_t8": {}, "edgenext_xx_small": {},
             "mixer_s32_224": {"img_size": 64}, "mobilenetv3_small_050": {},
             "mobilenetv4_conv_small": {}, "ghostnet_100": {}, "mobilevit_xxs": {},
             "mobilevitv2_050": {}, "tf_efficientnet_b0": {}, "eca_nfnet_l0": {},
-            "regnety_002": {}, "resnetv2_50": {}, "levit_128s": {"size": 224}, "poolformer_s12": {},
+            "regnety_002": {}, "resnetv2_50": {}, "levit_128s": {"img_size": 64}, "poolformer_s12": {},
             "lcnet_050": {}, "tinynet_e": {}, "repghostnet_050": {}, "hrnet_w18_small": {},
-            "pit_ti_224": {"size": 224}, "xcit_nano_12_p16_224": {"size": 224},
-            "convit_tiny": {"size": 224}, "cait_xxs24_224": {"size": 224},
+            "pit_ti_224": {"img_size": 64}, "xcit_nano_12_p16_224": {"img_size": 64},
+            "convit_tiny": {"img_size": 64}, "cait_xxs24_224": {"img_size": 64},
             "gmlp_ti16_224": {"img_size": 64}, "resmlp_12_224": {"img_size": 64},
             "ese_vovnet19b_slim": {}, "mambaout_femto": {}, "dla46_c": {}, "cspresnet50": {},
-            "tiny_vit_5m_224": {"size": 224},
+            "tiny_vit_5m_224": {},
         }.items()
     },
     "timm:deit_tiny_patch16_224 at 224": partial(_timm, "deit_tiny_patch16_224", 224),

@@ -2,13 +2,14 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq.allocation.policy import FLOAT, Bits
 from haq.errors import HaqError
@@ -24,7 +25,8 @@ from haq.network.outputs import float_tensors
 from haq.quantization.calibration import Clips, calibrate
 from haq.quantization.convert import convert_to_integers
 from haq.quantization.fake_quant import quantize
-from haq.quantization.sensitivity import sensitivity
+from haq.quantization.quantizer import BITS
+from haq.quantization.second_order import second_order
 from haq.quantization.statistics import correct, statistics
 from haq.runs.handover import check_kernels
 
@@ -102,6 +104,7 @@ def _fill(row: dict[str, Any], stages: Stages, model: nn.Module, inputs: Any, co
     row["weights_mb"] = round(sum(p.nbytes for p in model.parameters()) / 2**20, 1)
     calibration, others = inputs(CALIBRATED_ON, 1), inputs(count, 2)
     few = tuple(value[:2] for value in calibration)
+    _normalise(model, calibration)
     with stages.stage("capture"):
         graph = trace(model, _given(model, few))
     row["captured"] = True
@@ -140,10 +143,23 @@ def _fill(row: dict[str, Any], stages: Stages, model: nn.Module, inputs: Any, co
     row["file_mb"] = round(file.ByteSize() / 2**20, 2)
 
 
+def _normalise(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Give BatchNorms the statistics of some inputs: with others random weights answer alike."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train().momentum = 1.0
+    with torch.no_grad():
+        model(*inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval().momentum = momentum
+
+
 def _corrections(stages: Stages, graph: Graph, clips: Clips, images: Inputs) -> None:
     with stages.stage("sensitivities"):
-        asked = {layer.name: (2, 4, 6) for layer in graph.layers}
-        sensitivity(graph, clips, images, {"weights": asked, "activations": {}})
+        weights = {layer.name: BITS for layer in graph.layers}
+        acts = {layer.name: BITS for layer in graph.layers if not layer.weights_alone}
+        second_order(graph, clips, images, {"weights": weights, "activations": acts})
     with stages.stage("statistics"):
         known = statistics(graph, images, clips)
         correct(quantize(graph, _policy(graph, 4, 8), clips), graph, known, images)
@@ -171,19 +187,25 @@ def _share_of_macs(model: nn.Module, few: tuple[Tensor, ...], macs: int) -> floa
     return round(min(1.0, macs / every), 4) if every else None
 
 
-def _agreement(network: nn.Module, file: Any, inputs: tuple[Tensor, ...]) -> dict[str, float]:
+def _agreement(network: nn.Module, file: Any, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
     session = opened(file.SerializeToString())
     names = [value.name for value in session.get_inputs()]
     answers, expected = [], []
     for part in zip(*(value.split(8) for value in inputs), strict=True):
         given = {name: value.numpy() for name, value in zip(names, part, strict=True)}
-        answers.append(torch.from_numpy(session.run(None, given)[0]))
+        outputs = [torch.from_numpy(value) for value in session.run(None, given)]
+        answers.append([value for value in outputs if value.is_floating_point()])
         with torch.no_grad():
-            expected.append(float_tensors(network(*part))[0])
-    return _compared(torch.cat(answers), torch.cat(expected))
+            expected.append(float_tensors(network(*part)))
+    pairs = list(zip(_joined(answers), _joined(expected), strict=True))
+    return _compared(*pairs[0]) | {"outputs_bit_equal": all(torch.equal(*pair) for pair in pairs)}
 
 
-def _compared(answers: Tensor, expected: Tensor) -> dict[str, float]:
+def _joined(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    return [torch.cat(values) for values in zip(*parts, strict=True)]
+
+
+def _compared(answers: Tensor, expected: Tensor) -> dict[str, Any]:
     axis = 1 if expected.dim() in (2, 4, 5) else -1
     same = answers.argmax(axis) == expected.argmax(axis)
     bits = (answers == expected).flatten(1).all(1)
