@@ -4,8 +4,8 @@ python results/benchmarks/coverage.py [--only PART] [--fresh]
 
 Writes results/reference/coverage.json, a row for each network of coverage_networks.py, as it goes;
 each network in a process of its own. A row that is there already is kept unless --fresh is given.
-Weights are random, statistics of BatchNorms those of the 32 inputs that clips come from; agreement is
-of 32 others.
+Weights are random, statistics of BatchNorms those of the 32 inputs that clips come from; agreement
+is of 32 others.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="", help="networks whose names contain this")
     parser.add_argument("--fresh", action="store_true", help="measure rows again that are there")
-    parser.add_argument("--limit", type=float, default=400, help="seconds for one network")
+    parser.add_argument("--limit", type=float, default=900, help="seconds for one network")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -88,7 +88,7 @@ def main() -> None:
         return
     record = read_json(asked.out) if asked.out.exists() else {"rows": {}}
     provenance = script_provenance()
-    for name in NETWORKS:
+    for name in reversed(NETWORKS):  # small ones first
         known = record["rows"].get(name)
         if asked.only not in name or (known and not asked.fresh):
             continue

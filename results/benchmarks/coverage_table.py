@@ -121,6 +121,7 @@ def _fill(row: dict[str, Any], stages: Stages, model: nn.Module, inputs: Any, co
     with stages.stage("export"):
         stand_in = quantize(graph, policy, clips)
         exported = template(stand_in, _given(model, few))
+    row["untranslated"] = exported.untranslated
     row["agreement"] = {}
     for name, pair in {"w7a8": (7, 8), "w4a8": (4, 8), "w4a4": (4, 4)}.items():
         policy = _policy(graph, *pair)

@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx
@@ -53,6 +53,8 @@ class Template:
         states: Constant to the parameter or buffer whose values it has, if that is called
             otherwise.
         original: Whether it is the ONNX file that the float network comes from: names stay.
+        untranslated: The operation for whose sake torch's exporter wrote it; empty where it did
+            not. What is left float is not computed as ``haq.quantization.exact`` says then.
     """
 
     model: onnx.ModelProto
@@ -60,6 +62,7 @@ class Template:
     folded: Mapping[str, Tensor]
     states: Mapping[str, str] = field(default_factory=dict)
     original: bool = False
+    untranslated: str = ""
 
 
 class _Round(nn.Module):
@@ -153,8 +156,8 @@ def template(network: fx.GraphModule, sample: Sample) -> Template:
                 exactly=_rounds(network),
             )  # fmt: skip
         return Template(model, norms, {})
-    except UntranslatedError:
-        return _by_torch(network, inputs, names)
+    except UntranslatedError as error:
+        return replace(_by_torch(network, inputs, names), untranslated=str(error))
 
 
 def _rounds(network: nn.Module) -> bool:
