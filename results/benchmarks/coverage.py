@@ -10,9 +10,10 @@ is of 32 others.
 
 import argparse
 import json
-import subprocess
-import sys
+import multiprocessing
 import time
+from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +27,43 @@ from haq.runs.folder import read_json, write_json
 OUT = Path("results/reference/coverage.json")
 
 
-def _one(name: str) -> None:
+def _one(name: str, results: Connection) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     started = time.process_time()
     try:
         model, inputs = NETWORKS[name]()
     except Exception as error:  # such as a package that is missing
-        print(
-            json.dumps({"failed": {"at": "build", "why": f"{type(error).__name__}: {error}"[:400]}})
-        )
+        why = f"{type(error).__name__}: {error}"[:400]
+        results.send({"failed": {"at": "build", "why": why}})
         return
-    row = {"build_s": round(time.process_time() - started, 2)} | coverage(model, inputs)
-    print(json.dumps(row))
+    results.send({"build_s": round(time.process_time() - started, 2)} | coverage(model, inputs))
 
 
-def _in_a_process(name: str, limit: float) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--one", name]
+def _in_a_process(processes: BaseContext, name: str, limit: float) -> dict[str, Any]:
+    receiver, sender = processes.Pipe(duplex=False)
+    process = processes.Process(target=_one, args=(name, sender))  # type: ignore[attr-defined]
+    process.start()
+    sender.close()
+    row: dict[str, Any] = {"failed": {"at": "?", "why": f"took more than {limit:.0f} s"}}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
-    except subprocess.TimeoutExpired:
-        return {"failed": {"at": "?", "why": f"took more than {limit:.0f} s"}}
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        return {"failed": {"at": "?", "why": done.stderr.strip()[-400:]}}
-    row: dict[str, Any] = json.loads(lines[-1])
+        if receiver.poll(limit):
+            row = receiver.recv()
+    except EOFError:
+        row = {"failed": {"at": "?", "why": "the process died"}}
+    process.join(10 if "failed" not in row else 0)
+    process.kill()
+    process.join()
     return row
+
+
+def _processes() -> BaseContext:
+    """Return how processes are started: with everything imported, where the system can."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["coverage_table", "timm", "torchvision", "transformers"])
+    return context
 
 
 def summary(rows: dict[str, Any]) -> dict[str, Any]:
@@ -81,18 +93,14 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="measure rows again that are there")
     parser.add_argument("--limit", type=float, default=900, help="seconds for one network")
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.one:
-        _one(asked.one)
-        return
     record = read_json(asked.out) if asked.out.exists() else {"rows": {}}
-    provenance = script_provenance()
+    provenance, processes = script_provenance(), _processes()
     for name in reversed(NETWORKS):  # small ones first
         known = record["rows"].get(name)
         if asked.only not in name or (known and not asked.fresh):
             continue
-        row = _in_a_process(name, asked.limit)
+        row = _in_a_process(processes, name, asked.limit)
         record["rows"][name] = row
         rows = {one: record["rows"][one] for one in NETWORKS if one in record["rows"]}
         write_json(asked.out, {
