@@ -5,7 +5,10 @@ and products of two activations are no integers: two libraries give them in floa
 that differ, a few of which fall on the other side of a border between two codes, and from layer to
 layer these become many. So they are computed here, and in the file, as follows:
 
-- norms, softmax, means and sums in float64, from which float32 results are rounded;
+- norms, softmax, means and sums in float64, from which float32 results are rounded; so are sigmoid
+  and its like where their values meet others before they are rounded, as those of a gate do (where
+  they do not, ``steady`` keeps them off the borders of codes); GELU, for which ONNX Runtime has no
+  float64, is looked up there in a table of its values for all codes;
 - a product of two tensors that have codes from these codes, whose sums are whole numbers that
   float32 holds exactly; attention's shares count as codes of 2**-15.
 
@@ -22,6 +25,7 @@ from torch.nn import functional
 from haq.allocation.policy import FLOAT
 from haq.network.operators import first_input, kind_of, selects
 from haq.quantization.fake_quant import Rounding
+from haq.quantization.steady import is_settled
 
 aten = torch.ops.aten
 
@@ -108,6 +112,78 @@ def total(
     return x.double().sum(dim, keepdim).to(dtype or x.dtype)
 
 
+def group_norm(
+    x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None,
+    eps: float = 1e-5, cudnn_enabled: bool = True,
+) -> Tensor:  # fmt: skip
+    """Return ``functional.group_norm``."""
+    result = functional.group_norm(x.double(), groups, _wide(weight), _wide(bias), eps)
+    return result.to(x.dtype)
+
+
+def bilinear(
+    x: Tensor, output_size: Any = None, align_corners: bool = False, scale_factors: Any = None
+) -> Tensor:
+    """Return ``functional.interpolate`` of feature maps."""
+    wide: Tensor = aten.upsample_bilinear2d.vec(
+        x.double(), output_size, align_corners, scale_factors
+    )
+    return wide.to(x.dtype)
+
+
+def einsum(equation: str, operands: Sequence[Tensor], *, path: Any = None) -> Tensor:
+    """Return ``torch.einsum``."""
+    return torch.einsum(equation, [x.double() for x in operands]).to(operands[0].dtype)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """Return ``torch.sigmoid``."""
+    return x.double().sigmoid().to(x.dtype)
+
+
+def tanh(x: Tensor) -> Tensor:
+    """Return ``torch.tanh``."""
+    return x.double().tanh().to(x.dtype)
+
+
+def exp(x: Tensor) -> Tensor:
+    """Return ``torch.exp``."""
+    return x.double().exp().to(x.dtype)
+
+
+def silu(x: Tensor) -> Tensor:
+    """Return ``functional.silu``."""
+    return (x.double() * x.double().sigmoid()).to(x.dtype)
+
+
+def gelu(
+    x: Tensor, approximate: str = "none", *, grid: tuple[float, int, int] | None = None
+) -> Tensor:
+    """Return ``functional.gelu``, of a tensor of codes from a table.
+
+    Args:
+        x: Any shape.
+        approximate: As there.
+        grid: What a code is worth, that of zero and the highest; None where there are none.
+    """
+    if grid is None:
+        return functional.gelu(x, approximate=approximate)
+    size, zero, top = grid
+    places = (x.float() / size).round().long() + zero
+    return gelu_table(size, zero, top, approximate)[places].to(x.dtype)
+
+
+def gelu_table(size: float, zero: int, top: int, approximate: str) -> Tensor:
+    """Return GELU of what the codes from 0 to the highest stand for, (codes,) float32."""
+    values = (torch.arange(top + 1, dtype=torch.float64) - zero) * size
+    return functional.gelu(values, approximate=approximate).float()
+
+
+def hardswish(x: Tensor) -> Tensor:
+    """Return ``functional.hardswish``, which is exact in any library that computes it so."""
+    return x * (x + 3).clamp(0, 6) / 6
+
+
 def matmul(left: Tensor, right: Tensor, *, steps: tuple[float, float] | None = None) -> Tensor:
     """Return ``torch.matmul``, from codes where both tensors have steps."""
     if steps is None or (steps[0] != SHARE and left.shape[-1] > WIDEST):
@@ -156,12 +232,47 @@ EXACT: dict[str, tuple[Callable[..., Tensor], Any]] = {
     "matmul": (matmul, aten.matmul.default),
     "bmm": (matmul, aten.matmul.default),
     "scaled_dot_product_attention": (attention, aten.scaled_dot_product_attention.default),
+    "group_norm": (group_norm, aten.group_norm.default),
+    "upsample_bilinear2d": (bilinear, aten.upsample_bilinear2d.vec),
+    "einsum": (einsum, aten.einsum.default),
+    "sigmoid": (sigmoid, aten.sigmoid.default),
+    "tanh": (tanh, aten.tanh.default),
+    "exp": (exp, aten.exp.default),
+    "silu": (silu, aten.silu.default),
+    "gelu": (gelu, aten.gelu.default),
+    "hardswish": (hardswish, aten.hardswish.default),
 }
 """Name of an operation to the function that computes it and the operation whose arguments that has.
 """
 
+GATES = ("sigmoid", "tanh", "exp", "silu", "gelu", "hardswish")
+"""Those that are computed so only where steps are not chosen for them, which is for nothing."""
+
 for _function, _operation in EXACT.values():
     _function.computes = _operation  # type: ignore[attr-defined]
+
+
+def computed_exactly(node: fx.Node) -> bool:
+    """Return whether a node of a quantized network is computed as above."""
+    if node.op != "call_function" or kind_of(node) not in EXACT or not _is_float(node):
+        return False
+    if kind_of(node) == "upsample_bilinear2d":  # dear, and for nothing where an answer is resized
+        whole = node.target in (bilinear, aten.upsample_bilinear2d.vec)
+        return whole and is_rounded_later(node)
+    return kind_of(node) not in GATES or not is_settled(node)
+
+
+def is_rounded_later(node: fx.Node) -> bool:
+    """Return whether some tensor that depends on a node's value is rounded."""
+    waiting, seen = [node], {node}
+    while waiting:
+        for user in waiting.pop().users:
+            if kind_of(user) is Rounding:
+                return True
+            if user not in seen:
+                seen.add(user)
+                waiting.append(user)
+    return False
 
 
 def make_exact(network: fx.GraphModule) -> None:
@@ -171,7 +282,7 @@ def make_exact(network: fx.GraphModule) -> None:
     """
     for node in network.graph.nodes:
         kind = kind_of(node) if node.op == "call_function" else None
-        if kind not in EXACT or not _is_float(node):
+        if not computed_exactly(node):
             continue
         node.target = EXACT[kind][0]
         if kind in ("matmul", "bmm"):
@@ -182,7 +293,20 @@ def make_exact(network: fx.GraphModule) -> None:
             each = [grid_of(operand) for operand in node.args[:3]]
             steps = tuple(grid and _step(network, grid) for grid in each)
             node.kwargs = {**node.kwargs, "steps": steps}
+        elif kind == "gelu":
+            node.kwargs = {**node.kwargs, "grid": _codes_read(network, node)}
     network.recompile()
+
+
+def _codes_read(network: nn.Module, node: fx.Node) -> tuple[float, int, int] | None:
+    """Return what the codes are worth that a GELU reads, that of zero and the highest."""
+    grid = grid_of(first_input(node))
+    size = _step(network, grid) if grid and grid.rounding else None
+    if grid is None or size is None:
+        return None
+    module = network.get_submodule(grid.rounding)
+    assert isinstance(module, Rounding)
+    return size, module.zero_point, module.top
 
 
 def _step(network: nn.Module, grid: Grid) -> float | None:

@@ -181,7 +181,16 @@ class _QuantTransposed(Quantized):
 
     def _transposed(self, compute: Callable[..., Tensor], input: Tensor) -> Tensor:
         options = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
-        return compute(input, self.rounded_weight(), self.bias, *options)
+        if self.kernel is None:
+            return compute(input, self.rounded_weight(), self.bias, *options)
+        clip = along_weight(self.weight_clip, self)
+        weight = codes(self.weight.detach(), self.weight_bits, clip).float()
+        with torch.autocast(input.device.type, enabled=False):
+            whole = (input.float() / self.kernel.step).round()
+            sums = compute(whole, weight, None, *options)
+        column = (-1, *(1,) * (sums.dim() - 2))
+        result = sums * self.kernel.unit.to(sums.device).view(column)
+        return result if self.bias is None else result + self.bias.view(column)
 
 
 class QuantConvTranspose1d(_QuantTransposed, nn.ConvTranspose1d):  # type: ignore[misc]

@@ -6,6 +6,7 @@ weights), which is coarse where both have few bits. So narrow codes are multipli
 and their scale is divided by it, as far as 8-bit kernels have room for it.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -145,14 +146,21 @@ def _affine(layer: Product, norm: Norm | None) -> tuple[Tensor, Tensor | None]:
     return multiplier, offset if bias is None else offset + multiplier * bias
 
 
-def input_grids(network: fx.GraphModule) -> dict[str, InputGrid]:
-    """Return the grid of the input of the layers that compute with integers."""
+def has_integer_kernel(layer: nn.Module) -> bool:
+    """Return whether a runtime multiplies such a layer in integers: ONNX Runtime those."""
+    return isinstance(layer, Product) and not isinstance(layer, Transposed)
+
+
+def input_grids(
+    network: fx.GraphModule, of: Callable[[nn.Module], bool] = has_integer_kernel
+) -> dict[str, InputGrid]:
+    """Return the grid of the input of layers that read codes: of those with integer kernels."""
     grids: dict[str, set[tuple[float, int]]] = {}
     for node in network.graph.nodes:
         if node.op != "call_module":
             continue
         layer = network.get_submodule(str(node.target))
-        if isinstance(layer, Quantized) and has_integer_kernel(layer):
+        if isinstance(layer, Quantized) and of(layer):
             source = values_of(node.all_input_nodes[0])
             module = source.op == "call_module" and network.get_submodule(str(source.target))
             if isinstance(module, Rounding) and module.bits != FLOAT:
@@ -160,8 +168,3 @@ def input_grids(network: fx.GraphModule) -> dict[str, InputGrid]:
     # A layer that reads tensors on several grids has no one unit for its bias.
     one = {name: several.pop() for name, several in grids.items() if len(several) == 1}
     return {name: InputGrid(torch.tensor(size), top) for name, (size, top) in one.items()}
-
-
-def has_integer_kernel(layer: nn.Module) -> bool:
-    """Return whether a runtime multiplies such a layer in integers: ONNX Runtime those."""
-    return isinstance(layer, Product) and not isinstance(layer, Transposed)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from haq.allocation.policy import FLOAT
-from haq.network.modules import Product, along_weight
+from haq.network.modules import Product, Transposed, along_weight, outputs_first
 from haq.network.operators import (
     first_input,
     is_relu,
@@ -88,6 +88,10 @@ def compute_exactly(network: fx.GraphModule) -> None:
         assert norm is None or isinstance(norm, Norm)
         alone = norm is None or bool((affine(norm)[0] == 1).all())  # its bias is all there is left
         layer.kernel = _kernel(layer, norm, grid) if alone else None
+    for name, grid in input_grids(network, lambda layer: isinstance(layer, Transposed)).items():
+        layer = network.get_submodule(name)
+        assert isinstance(layer, Transposed) and isinstance(layer, Quantized)
+        layer.kernel = _float_kernel(layer, grid)
     folded = {id(network.get_submodule(name)) for name in norms.values()}
     for module in network.modules():
         if type(module) in EXACT_NORMS and id(module) not in folded:
@@ -108,6 +112,23 @@ def _kernel(layer: Any, norm: Norm | None, grid: InputGrid) -> Kernel:
     return Kernel(float(grid.step), folded.factor, unit, wide)
 
 
+def _float_kernel(layer: Any, grid: InputGrid) -> Kernel | None:
+    """Return how a kernel of floats computes a layer from codes; None where it is not exact."""
+    rows = codes(layer.weight.detach(), layer.weight_bits, along_weight(layer.weight_clip, layer))
+    sums = outputs_first(rows, layer).abs().double().sum(1)  # (out, kernel, ...)
+    for axis, (step, apart) in enumerate(zip(layer.stride, layer.dilation, strict=True), start=1):
+        # Only taps that lie a multiple of the stride apart meet in one place.
+        phases = torch.arange(sums.shape[axis]) * apart % step
+        sums = sums.new_zeros(*sums.shape[:axis], step, *sums.shape[axis + 1 :]).index_add(
+            axis, phases, sums
+        )
+    if float(sums.max()) * grid.top >= EXACT:
+        return None
+    scale = fold(layer, None, rescaled=False).scale
+    assert scale is not None
+    return Kernel(float(grid.step), 1, scale.expand(len(sums)) * grid.step, False)
+
+
 def _rescale(network: fx.GraphModule, node: fx.Node) -> None:
     """Let a quantizer right behind a layer or a sum round as the kernel before it does."""
     rounding = network.get_submodule(str(node.target))
@@ -126,7 +147,9 @@ def _rescale(network: fx.GraphModule, node: fx.Node) -> None:
     if isinstance(norm, Norm) and not isinstance(norm, _ExactNorm):
         source = first_input(source)
     layer = _module(network, source)
-    if isinstance(layer, Quantized) and layer.kernel is not None and len(source.users) == 1:
+    if not isinstance(layer, Quantized) or isinstance(layer, Transposed):
+        return
+    if layer.kernel is not None and len(source.users) == 1:
         after = () if isinstance(layer, nn.Linear) else (1,) * (layer.weight.dim() - 2)
         rounding.unit = layer.kernel.unit.view(-1, *after)
 

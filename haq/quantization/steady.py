@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from haq.allocation.policy import FLOAT
-from haq.network.operators import first_input, kind_of, reshapes
+from haq.network.operators import SIZES, first_input, kind_of, reshapes
 from haq.quantization.fake_quant import Rounding
 from haq.quantization.skewed import rounded_step
 
@@ -24,7 +24,7 @@ TRIES = 24
 
 _EACH = {
     "add", "div", "elu", "erf", "exp", "gelu", "hardsigmoid", "hardswish", "leaky_relu", "mish",
-    "mul", "sigmoid", "silu", "softplus", "sub", "tanh",
+    "mul", "pow", "rsub", "sigmoid", "silu", "softplus", "square", "sub", "tanh",
 }  # fmt: skip
 
 
@@ -43,6 +43,22 @@ def keep_off_borders(network: fx.GraphModule) -> None:
         lowest, highest = before.levels
         codes = torch.arange(lowest, highest + 1, dtype=torch.float64)
         _settle(module, _values(first_input(node), source, codes * before.step.double()))
+
+
+def is_settled(node: fx.Node) -> bool:
+    """Return whether a node's values depend on codes alone, each on one, until they are rounded.
+
+    Then steps are chosen for them as above. Where they meet other values before that, as those of
+    a gate do, or are part of an output, there are too many values for it.
+    """
+    source = _source(node)
+    if source is None or kind_of(source) is not Rounding:
+        return False
+    return all(
+        kind_of(user) in SIZES or kind_of(user) is Rounding
+        or (_source(user) is source and is_settled(user))
+        for user in node.users
+    )  # fmt: skip
 
 
 def _rounding(network: nn.Module, node: fx.Node) -> Rounding | None:

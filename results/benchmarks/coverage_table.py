@@ -182,8 +182,10 @@ def _given(model: nn.Module, tensors: tuple[Tensor, ...]) -> Inputs:
 def _share_of_macs(model: nn.Module, few: tuple[Tensor, ...], macs: int) -> float | None:
     from torch.utils.flop_counter import FlopCounterMode
 
+    model.requires_grad_(False)  # the counter fails on some views of parameters that have gradients
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(*few)
+    model.requires_grad_(True)
     every = counter.get_total_flops() / 2 / len(few[0])
     return round(min(1.0, macs / every), 4) if every else None
 

@@ -47,7 +47,7 @@ def lower_layer(file: Writer, node: onnx.NodeProto) -> None:
     if is_dynamic(module):
         _add_dynamic(file, module, norm, tensor, output, label)
         return
-    grid = file.grids.get(tensor)
+    grid = codes_read = file.grids.get(tensor)
     integers = has_integer_kernel(module)
     weight = book_weight(file, name, module, norm) if isinstance(module, Booked) else None
     folded = fold(module, norm, grid and InputGrid(torch.tensor(grid.scale), grid.top), integers)
@@ -55,7 +55,11 @@ def lower_layer(file: Writer, node: onnx.NodeProto) -> None:
         # Otherwise ONNX Runtime quantizes the weights of a float layer between integer ones.
         tensor, grid = file.add("Max", [tensor], f"{label}.float_input"), None
     if isinstance(module, Transposed):
-        _add_transposed(file, module, tensor, output, label, folded, weight)
+        exact = isinstance(module, Quantized) and module.kernel is not None
+        if exact and codes_read is not None and weight is None:
+            _add_exact_transposed(file, module, codes_read, output, label, folded)
+        else:
+            _add_transposed(file, module, tensor, output, label, folded, weight)
     elif isinstance(module, nn.Linear):
         operands = _operands(file, label, tensor, folded, grid, False, weight)
         readers = file.readers(output)
@@ -296,19 +300,47 @@ def _add_transposed(
     )  # fmt: skip
 
 
+def _add_exact_transposed(
+    file: Writer, module: Transposed, grid: Grid, output: str, label: str, folded: Folded
+) -> None:
+    """Write a transposed convolution of codes: in floats, but of whole numbers, hence exact."""
+    whole = file.add("Cast", [grid.code], f"{label}.input_codes", to=TensorProto.FLOAT)
+    if grid.zero:
+        zero = file.constant(f"{label}.input_zero", np.array(grid.zero, np.float32))
+        whole = file.add("Sub", [whole, zero], f"{label}.input_whole")
+    weight, sums = _whole_weight(file, module, label, folded), f"{label}.sums"
+    extra = list(module.output_padding)
+    file.nodes.append(
+        helper.make_node("ConvTranspose", [whole, weight], [sums], label,
+                         output_padding=extra, **_geometry(module))
+    )  # fmt: skip
+    column = (1, -1, *(1,) * len(module.kernel_size))
+    unit = file.constant(f"{label}.unit", _units(folded, grid).reshape(column))
+    if folded.bias is None:
+        file.add("Mul", [sums, unit], output)
+        return
+    bias = file.constant(f"{label}.bias_values", folded.bias.float().numpy().reshape(column))
+    file.add("Add", [file.add("Mul", [sums, unit], f"{label}.scaled"), bias], output)
+
+
+def _whole_weight(file: Writer, module: Transposed | Matrix, label: str, folded: Folded) -> str:
+    """Return the codes of the weights as floats, which ONNX Runtime makes of them on loading."""
+    values: Array = as_weight(folded.weight, module).numpy()
+    code = narrow_codes(file, label, values) or file.constant(f"{label}.weight_codes", values)
+    whole = f"{label}.weight_whole"
+    file.first.append(helper.make_node("Cast", [code], [whole], whole, to=TensorProto.FLOAT))
+    return whole
+
+
 def _float_weight(file: Writer, module: Transposed | Matrix, label: str, folded: Folded) -> str:
     """Return the weights in float, which ONNX Runtime makes of codes when it loads the file."""
     values: Array = as_weight(folded.weight, module).numpy()
     if folded.scale is None:
         return file.constant(f"{label}.weight_values", values)
-    code = narrow_codes(file, label, values) or file.constant(f"{label}.weight_codes", values)
     scale = along_weight(torch.from_numpy(_scales(folded)), module).numpy()
     steps = file.constant(f"{label}.weight_scale", scale)
-    whole, real = f"{label}.weight_whole", f"{label}.weight_float"
-    file.first += [
-        helper.make_node("Cast", [code], [whole], whole, to=TensorProto.FLOAT),
-        helper.make_node("Mul", [whole, steps], [real], real),
-    ]
+    whole, real = _whole_weight(file, module, label, folded), f"{label}.weight_float"
+    file.first.append(helper.make_node("Mul", [whole, steps], [real], real))
     return real
 
 

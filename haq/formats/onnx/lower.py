@@ -33,6 +33,7 @@ from haq.formats.onnx.operators import (
     lower_norm,
     lower_operator,
     lower_rounding,
+    lower_table,
     lower_unit,
     lower_whole,
 )
@@ -103,6 +104,7 @@ _MARKERS: Mapping[str, Callable[[Writer, onnx.NodeProto], None]] = {
     "apart": _leave_out,
     "whole": lower_whole,
     "unit": lower_unit,
+    "table": lower_table,
     "norm": lower_norm,
 }
 """Kind of a marker in a template to the function that writes what it stands for."""

@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from haq.allocation.policy import FLOAT
 from haq.formats.onnx.writer import Grid, Writer, name_of
 from haq.quantization.bn_folding import affine
+from haq.quantization.exact import gelu_table
 from haq.quantization.fake_quant import Rounding
 
 _MOVES = {
@@ -85,6 +86,31 @@ def lower_whole(file: Writer, node: onnx.NodeProto) -> None:
         return
     places = file.constant(f"{output}.step", np.array(size, np.float32))
     file.add("Round", [file.add("Div", [tensor, places], f"{output}.places")], output)
+
+
+def lower_table(file: Writer, node: onnx.NodeProto) -> None:
+    """Write a GELU that reads codes: a look-up in the table of its values for all codes."""
+    tensor, output = file.now(node.input[0]), node.output[0]
+    how = helper.get_node_attr_value(node, "approximate").decode()
+    factor = helper.get_node_attr_value(node, "factor")
+    size = _step(file, name_of(node), factor)
+    if size is None:
+        file.add("Gelu", [tensor], output, approximate=how)
+        return
+    module = file.network.get_submodule(name_of(node))
+    assert isinstance(module, Rounding)
+    grid = file.grids.get(tensor)
+    if grid is not None and factor == 1:
+        code = grid.code
+    else:
+        step = file.constant(f"{output}.step", np.array(size, np.float32))
+        zero = file.constant(f"{output}.zero", np.array(module.zero_point, np.float32))
+        places = file.add("Round", [file.add("Div", [tensor, step], f"{output}.places")],
+                          f"{output}.whole")  # fmt: skip
+        code = file.add("Add", [places, zero], f"{output}.code")
+    index = file.add("Cast", [code], f"{output}.index", to=onnx.TensorProto.INT32)
+    table = gelu_table(size, module.zero_point, module.top, how).numpy()
+    file.add("Gather", [file.constant(f"{output}.table", table), index], output)
 
 
 def lower_unit(file: Writer, node: onnx.NodeProto) -> None:

@@ -92,7 +92,7 @@ class Writer:
             for value in (*graph.value_info, *graph.input)
         }
         for node in graph.node:
-            if node.domain == DOMAIN and node.op_type not in ("whole", "unit", "norm"):
+            if node.domain == DOMAIN and _has_shape(node):
                 self._ranks[node.output[0]] = len(shape_of(node))
             for tensor in node.input:
                 self._users.setdefault(tensor, []).append(node)
@@ -196,6 +196,10 @@ def name_of(node: onnx.NodeProto) -> str:
     """Return the name of the module that a marker stands for."""
     name: str = helper.get_node_attr_value(node, "name").decode()
     return name
+
+
+def _has_shape(node: onnx.NodeProto) -> bool:
+    return any(attribute.name == "shape" for attribute in node.attribute)
 
 
 def shape_of(node: onnx.NodeProto) -> list[int]:

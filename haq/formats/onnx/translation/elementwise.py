@@ -109,7 +109,17 @@ def _square(draft: Draft, node: fx.Node) -> str:
 
 
 def _rsqrt(draft: Draft, node: fx.Node) -> str:
-    return str(draft.emit("Reciprocal", draft.emit("Sqrt", draft.tensor(node.args[0]))))
+    return _inverse(draft, draft.emit("Sqrt", draft.tensor(node.args[0])), draft.of(node).dtype)
+
+
+def _reciprocal(draft: Draft, node: fx.Node) -> str:
+    dtype = draft.of(node).dtype
+    return _inverse(draft, draft.tensor(node.args[0], dtype), dtype)
+
+
+def _inverse(draft: Draft, x: str, dtype: torch.dtype) -> str:
+    """Write a division, which every library rounds alike, unlike Reciprocal."""
+    return str(draft.emit("Div", draft.constant(1.0, dtype), x))
 
 
 def _gelu(draft: Draft, node: fx.Node) -> str:
@@ -236,6 +246,15 @@ def _lerp(draft: Draft, node: fx.Node) -> str:
     return str(draft.emit("Add", start, draft.emit("Mul", weight, draft.emit("Sub", end, start))))
 
 
+def _addcmul(draft: Draft, node: fx.Node) -> str:
+    given, dtype = _operands(draft, node)
+    x, one, other = (draft.tensor(given[n], dtype) for n in ("self", "tensor1", "tensor2"))
+    product = draft.emit("Mul", one, other)
+    if given["value"] != 1:
+        product = draft.emit("Mul", product, draft.constant(given["value"], dtype))
+    return str(draft.emit("Add", x, product))
+
+
 def _negated(kind: str) -> Rule:
     def rule(draft: Draft, node: fx.Node) -> str:
         return str(draft.emit(kind, draft.tensor(node.args[0], torch.bool)))
@@ -298,7 +317,7 @@ RULES: Mapping[Any, Rule] = {
     "exp": _unary("Exp"), "log": _unary("Log"), "sqrt": _unary("Sqrt"), "neg": _unary("Neg"),
     "abs": _unary("Abs"), "floor": _unary("Floor"), "ceil": _unary("Ceil"),
     "round": _unary("Round"), "sin": _unary("Sin"), "cos": _unary("Cos"), "erf": _unary("Erf"),
-    "sign": _unary("Sign"), "reciprocal": _unary("Reciprocal"), "mish": _unary("Mish"),
+    "sign": _unary("Sign"), "reciprocal": _reciprocal, "mish": _unary("Mish"),
     "hardswish": _unary("HardSwish"), "hardsigmoid": _hardsigmoid, "softsign": _unary("Softsign"),
     "isnan": _unary("IsNaN"), "silu": _silu, "square": _square, "rsqrt": _rsqrt, "gelu": _gelu,
     "relu6": _relu6, "hardtanh": _clamp, "clamp": _clamp, "clamp_min": _clamp, "clamp_max": _clamp,
@@ -307,8 +326,9 @@ RULES: Mapping[Any, Rule] = {
     "softmax": _softmax("Softmax"), "log_softmax": _softmax("LogSoftmax"),
     "_softmax": _softmax("Softmax"), "_log_softmax": _softmax("LogSoftmax"),
     "softplus": _softplus, "log_sigmoid": _logsigmoid, "glu": _glu, "lerp": _lerp,
-    "to": _cast, "_to_copy": _cast, "type_as": _cast, "clone": _same, "contiguous": _same,
-    "detach": _same, "alias": _same, "lift_fresh_copy": _same, "dropout": _same,
+    "addcmul": _addcmul, "to": _cast, "_to_copy": _cast, "type_as": _cast, "clone": _same,
+    "contiguous": _same, "detach": _same, "alias": _same, "lift_fresh_copy": _same,
+    "dropout": _same,
     "logical_not": _negated("Not"), "bitwise_not": _negated("Not"),
     "logical_and": _logical("And"), "bitwise_and": _logical("And"), "__and__": _logical("And"),
     "logical_or": _logical("Or"), "bitwise_or": _logical("Or"), "__or__": _logical("Or"),

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from haq.formats.onnx.translation import reductions
+from haq.formats.onnx.translation import elementwise, products, reductions
 from haq.formats.onnx.translation.draft import Draft, arguments, axis_of
 from haq.formats.onnx.translation.elementwise import Rule
-from haq.quantization.exact import SHARE, WIDEST, Grid, fits, grid_of, grids_of
+from haq.network.operators import kind_of
+from haq.quantization.exact import SHARE, WIDEST, Grid, computed_exactly, fits, grid_of, grids_of
 
 DOMAIN = "haq"
 """Of the markers."""
@@ -52,6 +53,89 @@ def _reduced(kind: str, plain: Rule) -> Rule:
         return draft.cast(draft.emit(kind, x, draft.constant(places), keepdims=kept), dtype)
 
     return rule
+
+
+def _group_norm(draft: Draft, node: fx.Node) -> Any:
+    """Write it as a norm of groups of channels, whose weights are applied to what comes out."""
+    given = arguments(node)
+    value, groups, dtype = given["input"], given["num_groups"], draft.of(node).dtype
+    known = draft.of(value)
+    flat = draft.emit("Reshape", _wide(draft, value), draft.constant([0, groups, -1]))
+    axes = draft.constant([2])
+    away = draft.emit("Sub", flat, draft.emit("ReduceMean", flat, axes, keepdims=1))
+    power = draft.emit("ReduceMean", draft.emit("Mul", away, away), axes, keepdims=1)
+    eps = draft.constant(float(given["eps"]), WIDE)
+    whole = draft.emit("Div", away, draft.emit("Sqrt", draft.emit("Add", power, eps)))
+    x = draft.emit("Reshape", whole, draft.emit("Shape", draft.tensor(value)))
+    column = draft.constant([-1, *[1] * (known.rank - 2)])
+    for kind, name in (("Mul", "weight"), ("Add", "bias")):
+        if given[name] is not None:
+            x = draft.emit(kind, x, draft.emit("Reshape", _wide(draft, given[name]), column))
+    return draft.cast(x, dtype)
+
+
+def _einsum(draft: Draft, node: fx.Node) -> Any:
+    given = arguments(node)
+    equation = given["equation"].replace(" ", "")
+    if "..." in equation:
+        return None
+    operands = (_wide(draft, operand) for operand in given["tensors"])
+    return draft.cast(draft.emit("Einsum", *operands, equation=equation), draft.of(node).dtype)
+
+
+def _bilinear(draft: Draft, node: fx.Node) -> Any:
+    """Write a resampling as a product with a matrix along each axis: Resize has no float64."""
+    if not computed_exactly(node):
+        return products.RULES["upsample_bilinear2d"](draft, node)
+    given, dtype = arguments(node), draft.of(node).dtype
+    before, after = draft.of(given["input"]).shape[2:], draft.of(node).shape[2:]
+    scales = given["scale_factors"] or (None, None)
+    x = _wide(draft, given["input"])
+    for axis, (old, new, scale) in enumerate(zip(before, after, scales, strict=True)):
+        if old is None or new is None:
+            return None
+        unit = torch.eye(old, dtype=WIDE)[None]  # (1, old, old)
+        corners = bool(given["align_corners"])
+        matrix = torch.ops.aten.upsample_linear1d(unit, [new], corners, scale)[0]  # (old, new)
+        held = draft.constant((matrix if axis else matrix.T).numpy(), WIDE)
+        x = draft.emit("MatMul", *((x, held) if axis else (held, x)))
+    return draft.cast(x, dtype)
+
+
+def _gate(kind: str) -> Rule:
+    def rule(draft: Draft, node: fx.Node) -> Any:
+        if not computed_exactly(node):
+            return elementwise.RULES[kind_of(node)](draft, node)
+        result = draft.emit(kind, _wide(draft, node.args[0]))
+        return draft.cast(result, draft.of(node).dtype)
+
+    return rule
+
+
+def _silu(draft: Draft, node: fx.Node) -> Any:
+    if not computed_exactly(node):
+        return elementwise.RULES["silu"](draft, node)
+    x = _wide(draft, node.args[0])
+    return draft.cast(draft.emit("Mul", x, draft.emit("Sigmoid", x)), draft.of(node).dtype)
+
+
+def _gelu(draft: Draft, node: fx.Node) -> Any:
+    """Write a marker of a table, which is that of the quantizer before."""
+    grid = grid_of(node.args[0]) if computed_exactly(node) else None  # type: ignore[arg-type]
+    if grid is None or not grid.rounding:
+        return elementwise.RULES["gelu"](draft, node)
+    how = arguments(node)["approximate"]
+    more = {"name": grid.rounding, "factor": grid.factor, "approximate": how}
+    return draft.emit("table", draft.tensor(node.args[0]), domain=DOMAIN, **more)
+
+
+def _hardswish(draft: Draft, node: fx.Node) -> Any:
+    if not computed_exactly(node):
+        return elementwise.RULES["hardswish"](draft, node)
+    x, dtype = draft.tensor(node.args[0]), draft.of(node).dtype
+    zero, three, six = (draft.constant(value, dtype) for value in (0.0, 3.0, 6.0))
+    cut = draft.emit("Clip", draft.emit("Add", x, three), zero, six)
+    return draft.emit("Div", draft.emit("Mul", x, cut), six)
 
 
 def _is_pooling(draft: Draft, node: fx.Node) -> bool:
@@ -156,6 +240,10 @@ RULES: Mapping[Any, Rule] = {
     "layer_norm": _layer_norm, "softmax": _softmax, "matmul": _matmul, "bmm": _matmul,
     "mean": _reduced("ReduceMean", reductions.RULES["mean"]),
     "sum": _reduced("ReduceSum", reductions.RULES["sum"]),
-    "scaled_dot_product_attention": _attention,
+    "scaled_dot_product_attention": _attention, "group_norm": _group_norm, "einsum": _einsum,
+    "upsample_bilinear2d": _bilinear,
+    "sigmoid": _gate("Sigmoid"), "tanh": _gate("Tanh"), "exp": _gate("Exp"), "silu": _silu,
+    "gelu": _gelu,
+    "hardswish": _hardswish,
 }  # fmt: skip
 """As in ``elementwise``."""

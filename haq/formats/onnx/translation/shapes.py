@@ -348,7 +348,8 @@ def _triangle(upper: int) -> Rule:
 
 
 RULES: Mapping[Any, Rule] = {
-    "reshape": _shape, "view": _shape, "_unsafe_view": _shape, "flatten": _flatten,
+    "reshape": _shape, "view": _shape, "reshape_as": _to_own_shape, "view_as": _to_own_shape,
+    "_unsafe_view": _shape, "flatten": _flatten,
     "unflatten": _to_own_shape, "permute": _permute, "transpose": _transpose,
     "swapaxes": _transpose, "t": _t, "numpy_T": _t, "movedim": _movedim, "squeeze": _squeeze,
     "unsqueeze": _unsqueeze, "expand": _expand, "expand_as": _expand_as, "repeat": _repeat,
