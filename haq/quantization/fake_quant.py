@@ -178,16 +178,21 @@ class QuantConv3d(_QuantConvolution, nn.Conv3d):  # type: ignore[misc]
 
 class _QuantTransposed(Quantized):
     bias: Tensor | None
+    compute: Callable[..., Tensor]
 
-    def _transposed(self, compute: Callable[..., Tensor], input: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the transposed convolution of (N, c_in, ...) with the rounded weights.
+
+        With a kernel sums of products of codes, which floats hold exactly, are rescaled.
+        """
         options = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
         if self.kernel is None:
-            return compute(input, self.rounded_weight(), self.bias, *options)
+            return self.compute(input, self.rounded_weight(), self.bias, *options)
         clip = along_weight(self.weight_clip, self)
         weight = codes(self.weight.detach(), self.weight_bits, clip).float()
         with torch.autocast(input.device.type, enabled=False):
             whole = (input.float() / self.kernel.step).round()
-            sums = compute(whole, weight, None, *options)
+            sums = self.compute(whole, weight, None, *options)
         column = (-1, *(1,) * (sums.dim() - 2))
         result = sums * self.kernel.unit.to(sums.device).view(column)
         return result if self.bias is None else result + self.bias.view(column)
@@ -196,25 +201,19 @@ class _QuantTransposed(Quantized):
 class QuantConvTranspose1d(_QuantTransposed, nn.ConvTranspose1d):  # type: ignore[misc]
     """A ConvTranspose1d whose weights are rounded in every forward."""
 
-    def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
-        """Return the transposed convolution of (N, c_in, L) with the rounded weights."""
-        return self._transposed(nn.functional.conv_transpose1d, input)
+    compute = staticmethod(nn.functional.conv_transpose1d)
 
 
 class QuantConvTranspose2d(_QuantTransposed, nn.ConvTranspose2d):  # type: ignore[misc]
     """A ConvTranspose2d whose weights are rounded in every forward."""
 
-    def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
-        """Return the transposed convolution of (N, c_in, H, W) with the rounded weights."""
-        return self._transposed(nn.functional.conv_transpose2d, input)
+    compute = staticmethod(nn.functional.conv_transpose2d)
 
 
 class QuantConvTranspose3d(_QuantTransposed, nn.ConvTranspose3d):  # type: ignore[misc]
     """A ConvTranspose3d whose weights are rounded in every forward."""
 
-    def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
-        """Return the transposed convolution of (N, c_in, D, H, W) with the rounded weights."""
-        return self._transposed(nn.functional.conv_transpose3d, input)
+    compute = staticmethod(nn.functional.conv_transpose3d)
 
 
 class QuantLinear(Quantized, nn.Linear):  # type: ignore[misc]
