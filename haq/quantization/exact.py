@@ -23,6 +23,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from haq.allocation.policy import FLOAT
+from haq.models.onnx.network import Origin
+from haq.network.naming import ORIGIN
 from haq.network.operators import first_input, kind_of, selects
 from haq.quantization.fake_quant import Rounding
 from haq.quantization.steady import is_settled
@@ -278,23 +280,26 @@ def is_rounded_later(node: fx.Node) -> bool:
 def make_exact(network: fx.GraphModule) -> None:
     """Let the float operations of a quantized network be computed as above, in place.
 
-    What codes are worth is taken from its quantizers as they are now.
+    What codes are worth is taken from its quantizers as they are now. The nodes of a network of an
+    ONNX file stay as they are, in float64: those of a file are.
     """
+    plain = isinstance(network.meta.get(ORIGIN), Origin)
     for node in network.graph.nodes:
         kind = kind_of(node) if node.op == "call_function" else None
         if not computed_exactly(node):
             continue
         node.target = EXACT[kind][0]
         if kind in ("matmul", "bmm"):
-            grids = grids_of(node)
+            grids = None if plain else grids_of(node)
             steps = grids and tuple(_step(network, grid) for grid in grids)
             node.kwargs = {"steps": None if steps is None or None in steps else steps}
         elif kind == "scaled_dot_product_attention":
-            each = [grid_of(operand) for operand in node.args[:3]]
+            each = [None if plain else grid_of(operand) for operand in node.args[:3]]
             steps = tuple(grid and _step(network, grid) for grid in each)
             node.kwargs = {**node.kwargs, "steps": steps}
         elif kind == "gelu":
-            node.kwargs = {**node.kwargs, "grid": _codes_read(network, node)}
+            grid = None if plain else _codes_read(network, node)
+            node.kwargs = {**node.kwargs, "grid": grid}
     network.recompile()
 
 

@@ -6,7 +6,6 @@ it can be fine-tuned, and rounding them is the last step of every forward.
 
 import copy
 from collections.abc import Callable, Mapping, Set
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,24 +20,9 @@ from haq.network.sites import Point, insert
 from haq.quantization.calibration import Clips
 from haq.quantization.codebook import set_book
 from haq.quantization.formats import GroupRows, round_input, set_grouped
+from haq.quantization.kernel import Kernel
 from haq.quantization.quantizer import BITS, codes, levels, step
 from haq.quantization.quantizer import quantize as rounded
-
-
-class Kernel(NamedTuple):
-    """How an integer kernel computes a layer; see ``haq.quantization.integer_forward``.
-
-    Attributes:
-        step: What a code of the input is worth.
-        factor: By which the codes of the weights are multiplied.
-        unit: (out,) float32: what the sums of products are worth.
-        wide: Whether sums of the codes as they are can leave the whole numbers that float32 holds.
-    """
-
-    step: float
-    factor: int
-    unit: Tensor
-    wide: bool
 
 
 class Rounding(nn.Module):

@@ -25,8 +25,9 @@ from haq.network.operators import (
 )
 from haq.quantization.bn_folding import Norm, affine, norms_of
 from haq.quantization.exact import aten, make_exact
-from haq.quantization.fake_quant import Kernel, Quantized, Rounding
+from haq.quantization.fake_quant import Quantized, Rounding
 from haq.quantization.folding import InputGrid, fold, input_grids
+from haq.quantization.kernel import Kernel
 from haq.quantization.quantizer import codes
 
 EXACT = 2**24

@@ -13,13 +13,22 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx
 
+from haq.allocation.policy import FLOAT
 from haq.errors import ModelError
 from haq.formats.onnx.layout import KEY, text_of
 from haq.models.onnx.branches import drop_unused
 from haq.models.onnx.network import Origin
 from haq.models.onnx.operators.recurrent import GATES
 from haq.network.naming import TENSORS
+from haq.network.operators import first_input
+from haq.quantization.exact import computed_exactly, grid_of
 from haq.quantization.fake_quant import Rounding
+
+WIDE = {
+    "LayerNormalization": 3, "Softmax": 1, "ReduceMean": 1, "ReduceSum": 1, "MatMul": 2,
+    "Einsum": 2, "Sigmoid": 1, "Tanh": 1, "Exp": 1, "GroupNormalization": 3,
+}  # fmt: skip
+"""Operators that ONNX Runtime has in float64 too, and how many of their inputs are floats."""
 
 
 class Marked(NamedTuple):
@@ -126,6 +135,9 @@ class _Rewritten:
         self._makers = {name: node for node in graph.node for name in node.output if name}
         self._edges: dict[tuple[int, int], fx.Node] = {}
         self._result: list[onnx.NodeProto] = []
+        roundings = filter(self._is_rounding, network.graph.nodes)
+        widths = [network.get_submodule(str(node.target)).bits for node in roundings]
+        self._exact = any(bits != FLOAT for bits in widths)
         self._holding: dict[fx.Node, str] = {}  # what is written so far, by the tensor that has it
 
     def nodes(self) -> list[onnx.NodeProto]:
@@ -217,9 +229,16 @@ class _Rewritten:
                 copy.input[place] = self._read(node, place, name)
             if node.op_type in GATES and node.output[0] in self._origin.modules:
                 self._put_weights(copy, self._origin.modules[node.output[0]])
-            self._result.append(copy)
+            self._result += _wide(copy) if self._is_wide(node, call) else [copy]
         for name in node.output:
             self._hold(name)
+
+    def _is_wide(self, node: onnx.NodeProto, call: fx.Node | None) -> bool:
+        """Return whether the network computes a node in float64, as ``quantization.exact`` says."""
+        if call is None or node.op_type not in WIDE or not self._exact:
+            return False
+        pools = node.op_type == "ReduceMean" and grid_of(first_input(call)) is not None
+        return computed_exactly(call) and not pools  # of codes, which is done in integers
 
     def _put_weights(self, node: onnx.NodeProto, path: str) -> None:
         """Let an LSTM or GRU read its weights and biases from those of the network."""
@@ -350,6 +369,23 @@ class _Rewritten:
             helper.make_attribute("shape", shape, attr_type=onnx.AttributeProto.INTS)
         )
         self._result.append(marker)
+
+
+def _wide(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """Return a node that computes in float64, what it reads and gives being float32."""
+    nodes = []
+    for place in range(WIDE[node.op_type]):
+        if place < len(node.input) and node.input[place]:
+            name = f"{node.output[0]}/wide{place}"
+            nodes.append(_cast(node.input[place], name, TensorProto.DOUBLE))
+            node.input[place] = name
+    result = node.output[0]
+    node.output[0] = f"{result}/wide"
+    return [*nodes, node, _cast(node.output[0], result, TensorProto.FLOAT)]
+
+
+def _cast(tensor: str, result: str, kind: int) -> onnx.NodeProto:
+    return helper.make_node("Cast", [tensor], [result], f"{result}/cast", to=kind)
 
 
 def _is_pad(node: fx.Node) -> bool:

@@ -85,6 +85,7 @@ class Writer:
         self.shared_rows: list[tuple[int, onnx.NodeProto]] = []  # see haq.formats.onnx.rows
         self._renamed: dict[str, str] = {}  # a tensor of the template to the one that holds it now
         graph = template.model.graph
+        self._names = {node.name for node in graph.node}
         self._outputs = {value.name for value in graph.output}
         self._users: dict[str, list[onnx.NodeProto]] = {}
         self._ranks = {
@@ -98,8 +99,9 @@ class Writer:
                 self._users.setdefault(tensor, []).append(node)
 
     def add(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        """Add a node without a name; return its output."""
-        self.nodes.append(helper.make_node(kind, inputs, [output], output, **attributes))
+        """Add a node that is called after its output, or nearly so; return its output."""
+        name = f"{output}/{kind}" if output in self._names else output
+        self.nodes.append(helper.make_node(kind, inputs, [output], name, **attributes))
         return output
 
     def constant(self, name: str, values: Array) -> str:
