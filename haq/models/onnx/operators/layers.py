@@ -32,6 +32,8 @@ def window(node: Node, kernel: Sequence[int]) -> tuple[list[int], list[int], lis
         pads = node.get("pads") or [0] * (2 * axes)
         pads = [0] * (2 * axes) if auto == "VALID" else pads
         return strides, dilations, list(pads[:axes]), list(pads[axes:])
+    if any(d > 1 for d in dilations):  # ONNX Runtime refuses it or leaves dilations out of account
+        raise node.refused(f"auto_pad={auto} with dilations")
     before, behind = [], []
     for size, k, s, d in zip(node.shape()[2:], kernel, strides, dilations, strict=True):
         total = max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0)

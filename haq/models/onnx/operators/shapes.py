@@ -110,7 +110,7 @@ def _slice(node: Node) -> Run:
                 places = list(
                     range(shape[axis])[start : None if end < -shape[axis] else end : step]
                 )
-                x = x.index_select(axis, torch.tensor(places))
+                x = x.index_select(axis, torch.tensor(places, dtype=torch.int64))
         return x
 
     return run
