@@ -29,8 +29,8 @@ from torch import fx
 from haq.errors import ModelError
 from haq.formats.onnx.groups import CONTRIB
 from haq.formats.onnx.layers import lower_layer, lower_matrix
+from haq.formats.onnx.norms import lower_layer_norm, lower_norm
 from haq.formats.onnx.operators import (
-    lower_norm,
     lower_operator,
     lower_rounding,
     lower_table,
@@ -106,6 +106,7 @@ _MARKERS: Mapping[str, Callable[[Writer, onnx.NodeProto], None]] = {
     "unit": lower_unit,
     "table": lower_table,
     "norm": lower_norm,
+    "layer_norm": lower_layer_norm,
 }
 """Kind of a marker in a template to the function that writes what it stands for."""
 

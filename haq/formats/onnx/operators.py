@@ -3,11 +3,9 @@
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq.allocation.policy import FLOAT
 from haq.formats.onnx.writer import Grid, Writer, name_of
-from haq.quantization.bn_folding import affine
 from haq.quantization.exact import gelu_table
 from haq.quantization.fake_quant import Rounding
 
@@ -80,7 +78,7 @@ def lower_rounding(file: Writer, node: onnx.NodeProto) -> None:
 def lower_whole(file: Writer, node: onnx.NodeProto) -> None:
     """Write the codes of a tensor as floats: it divided by what one is worth, and rounded."""
     tensor, output = file.now(node.input[0]), node.output[0]
-    size = _step(file, name_of(node), helper.get_node_attr_value(node, "factor"))
+    size = step_of(file, name_of(node), helper.get_node_attr_value(node, "factor"))
     if size is None:
         file.rename(output, tensor)
         return
@@ -93,7 +91,7 @@ def lower_table(file: Writer, node: onnx.NodeProto) -> None:
     tensor, output = file.now(node.input[0]), node.output[0]
     how = helper.get_node_attr_value(node, "approximate").decode()
     factor = helper.get_node_attr_value(node, "factor")
-    size = _step(file, name_of(node), factor)
+    size = step_of(file, name_of(node), factor)
     if size is None:
         file.add("Gelu", [tensor], output, approximate=how)
         return
@@ -117,7 +115,7 @@ def lower_unit(file: Writer, node: onnx.NodeProto) -> None:
     """Write what makes sums of products of codes what they stand for."""
     names, factors = (helper.get_node_attr_value(node, name) for name in ("names", "factors"))
     steps = [
-        _step(file, name.decode(), factor) for name, factor in zip(names, factors, strict=True)
+        step_of(file, name.decode(), factor) for name, factor in zip(names, factors, strict=True)
     ]
     units = [np.float32(1 if one is None else one) for one in steps]
     width, scale = (helper.get_node_attr_value(node, name) for name in ("width", "scale"))
@@ -132,22 +130,7 @@ def lower_unit(file: Writer, node: onnx.NodeProto) -> None:
     file.add("Mul", [file.now(node.input[0]), unit], output)
 
 
-def lower_norm(file: Writer, node: onnx.NodeProto) -> None:
-    """Write a BatchNorm that folds into no layer: ONNX Runtime would make a convolution of it."""
-    name, output = name_of(node), node.output[0]
-    module = file.network.get_submodule(name)
-    assert isinstance(module, _BatchNorm)
-    shape = [1] * helper.get_node_attr_value(node, "rank")
-    shape[1] = -1
-    # Behind a float pooling the two would become a convolution; nothing is moved past a Max.
-    tensor = file.add("Max", [file.now(node.input[0])], f"{output}.apart")
-    parts = [part.numpy().reshape(shape) for part in affine(module)]
-    for kind, place, values in zip(("Mul", "Add"), ("scaled", ""), parts, strict=True):
-        held = file.constant(f"{output}.{kind.lower()}", values)
-        tensor = file.add(kind, [tensor, held], f"{output}.{place}" if place else output)
-
-
-def _step(file: Writer, name: str, factor: float) -> float | None:
+def step_of(file: Writer, name: str, factor: float) -> float | None:
     """Return what a code of a quantizer is worth, times a factor; None where it rounds nothing."""
     if not name:
         return factor

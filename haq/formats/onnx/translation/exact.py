@@ -10,7 +10,16 @@ from haq.formats.onnx.translation import elementwise, products, reductions
 from haq.formats.onnx.translation.draft import Draft, arguments, axis_of
 from haq.formats.onnx.translation.elementwise import Rule
 from haq.network.operators import kind_of
-from haq.quantization.exact import SHARE, WIDEST, Grid, computed_exactly, fits, grid_of, grids_of
+from haq.quantization.exact import (
+    SHARE,
+    WIDEST,
+    Grid,
+    codes_normalised,
+    computed_exactly,
+    fits,
+    grid_of,
+    grids_of,
+)
 
 DOMAIN = "haq"
 """Of the markers."""
@@ -25,6 +34,13 @@ def _wide(draft: Draft, value: Any) -> str:
 def _layer_norm(draft: Draft, node: fx.Node) -> str:
     given = arguments(node)
     shape, weight, bias = given["normalized_shape"], given["weight"], given["bias"]
+    grid = codes_normalised(node)
+    if grid is not None:
+        affine = [draft.tensor(part) for part in (weight, bias) if part is not None]
+        return str(draft.emit(
+            "layer_norm", draft.tensor(given["input"]), *affine, domain=DOMAIN, name=grid.rounding,
+            factor=grid.factor, width=int(shape[-1]), epsilon=float(given["eps"]),
+        ))  # fmt: skip
     scale = (
         draft.constant(torch.ones(shape).numpy(), WIDE) if weight is None else _wide(draft, weight)
     )
