@@ -323,8 +323,8 @@ def make_exact(network: fx.GraphModule) -> None:
             node.kwargs = {**node.kwargs, "steps": steps}
         elif kind == "layer_norm":
             read = None if plain else codes_normalised(node)
-            width = node.args[1][-1]  # type: ignore[index]
-            step = read and step_of_norm(network, read, int(width))  # type: ignore[arg-type]
+            width = node.args[1][-1]
+            step = read and step_of_norm(network, read, int(width))
             node.kwargs = {**node.kwargs, "step": step}
         elif kind == "gelu":
             grid = None if plain else _codes_read(network, node)
