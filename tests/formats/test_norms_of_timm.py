@@ -1,4 +1,4 @@
-"""BatchNorms of timm's own class fold into the layers before them, whatever activation they hold."""
+"""BatchNorms of timm's own class, which hold an activation, fold into the layers before them."""
 
 import pytest
 import torch

@@ -8,6 +8,7 @@ import pytest
 from haq.errors import HaqError
 from haq.reports.reference import publish, tables
 from haq.reports.reference.compression import compression_tables
+from haq.reports.reference.coverage import coverage_tables
 from haq.reports.reference.updates import updates_tables
 from haq.runs.folder import read_json
 from haq.runs.job import parse_job
@@ -96,3 +97,32 @@ def test_the_page_of_compression_shows_what_is_published(monkeypatch):
     page = Path("docs/compression.md").read_text(encoding="utf-8")
     shown = page.partition(tables.BEGIN)[2].partition(tables.END)[0]
     assert shown.strip() == compression_tables(tables.studies())
+
+
+def test_the_page_of_coverage_shows_what_is_published(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    page = Path("docs/coverage.md").read_text(encoding="utf-8")
+    shown = page.partition(tables.BEGIN)[2].partition(tables.END)[0]
+    records = (read_json(tables.REFERENCE / f"{n}.json") for n in ("coverage", "float_islands"))
+    assert shown.strip() == coverage_tables(*records)
+
+
+def test_the_table_of_networks_names_what_stands_out():
+    stages = {name: {"cpu_s": 1.0} for name in ("calibration", "sensitivities", "export")}
+    same = {"equal_answers": 1.0, "outputs_bit_equal": True}
+    well = {
+        "captured": True, "share_of_weights": 1.0, "stages": stages,
+        "agreement": {"w7a8": same, "w4a8": same, "w4a4": same},
+    }  # fmt: skip
+    other = {**same, "equal_answers": 0.9, "outputs_bit_equal": False}
+    rows = {
+        "own:a": well,
+        "own:b": {
+            **well, "share_of_weights": 0.5, "agreement": {"w7a8": same, "w4a8": same, "w4a4": other},
+        },
+        "own:c": {"refused": {"at": "capture", "why": "it branches"}},
+    }  # fmt: skip
+    page = coverage_tables({"rows": rows, "command": "python x", "machine": {"cpu": "one"}}, None)
+    assert "| own (3) | 2 | 1 | 100.0%, 2 of 2 | 100.0%, 2 of 2 | 90.0%, 1 of 2 | 3 (3) |" in page
+    assert "own:b 50.0%" in page and "own:b (w4a4) 90.0%" in page
+    assert "- own:c: it branches" in page

@@ -13,6 +13,7 @@ from haq.errors import HaqError
 from haq.files import write_text
 from haq.reports.reference.bench import bench_tables
 from haq.reports.reference.compression import STUDIES, compression_tables
+from haq.reports.reference.coverage import coverage_tables
 from haq.reports.reference.hardware import ne16_table
 from haq.reports.reference.publish import REFERENCE, publish
 from haq.reports.reference.quantizers import (
@@ -137,6 +138,14 @@ def write_bench_page(page: Path = Path("docs/bench.md")) -> None:
     _put(page, bench_tables({path.stem: read_json(path) for path in REFERENCE.glob("*.json")}))
 
 
+def write_coverage(page: Path = Path("docs/coverage.md")) -> None:
+    """Put the table of coverage between the two marks of its page, where there is one."""
+    record, islands = REFERENCE / "coverage.json", REFERENCE / "float_islands.json"
+    if record.exists():
+        more = read_json(islands) if islands.exists() else None
+        _put(page, coverage_tables(read_json(record), more))
+
+
 def _put(page: Path, tables: str) -> None:
     text = page.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
@@ -157,6 +166,7 @@ def main(arguments: Sequence[str]) -> None:
         write_compression()
         write_transformers()
         write_bench_page()
+        write_coverage()
 
 
 if __name__ == "__main__":
