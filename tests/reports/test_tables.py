@@ -118,7 +118,8 @@ def test_the_table_of_networks_names_what_stands_out():
     rows = {
         "own:a": well,
         "own:b": {
-            **well, "share_of_weights": 0.5, "agreement": {"w7a8": same, "w4a8": same, "w4a4": other},
+            **well, "share_of_weights": 0.5,
+            "agreement": {"w7a8": same, "w4a8": same, "w4a4": other},
         },
         "own:c": {"refused": {"at": "capture", "why": "it branches"}},
     }  # fmt: skip
