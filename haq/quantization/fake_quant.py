@@ -179,7 +179,8 @@ class _QuantTransposed(Quantized):
             sums = self.compute(whole, weight, None, *options)
         column = (-1, *(1,) * (sums.dim() - 2))
         result = sums * self.kernel.unit.to(sums.device).view(column)
-        return result if self.bias is None else result + self.bias.view(column)
+        result = result if self.bias is None else result + self.bias.view(column)
+        return result.to(torch.promote_types(input.dtype, torch.float32))
 
 
 class QuantConvTranspose1d(_QuantTransposed, nn.ConvTranspose1d):  # type: ignore[misc]
