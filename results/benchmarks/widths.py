@@ -2,11 +2,12 @@
 
 python results/benchmarks/widths.py ROLE WEIGHTS.safetensors --data cifar10:DIR
 
-ROLE "choose" compares ways of choosing on 5 000 validation images that the float network never
-saw; ROLE "test" takes the way that is best there and gives the figures of the test images, with
-bits alone at 3 bits on average and at a fifth less. All are fine-tuned alike. ROLE "latency"
-measures the files of "test" in turns. Each row goes to results/reference/widths.json as it ends,
-and rows that stand there are left out.
+ROLE "untuned" has the networks before they are fine-tuned, on 5 000 validation images. ROLE
+"choose" compares ways of choosing on these, for a float network that never saw them. ROLE "test"
+takes the way that is best there, or all of them where none was compared, and gives the figures of
+the test images, with bits alone at 3 bits on average and at a fifth less. All are fine-tuned alike.
+ROLE "latency" measures the files of "untuned" in turns: those of "test" have the same operations.
+Each row goes to results/reference/widths.json as it ends, and rows that stand there are left out.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs.folder import write_json
 
 parser = argparse.ArgumentParser()
-parser.add_argument("role", choices=("choose", "test", "latency"))
+parser.add_argument("role", choices=("untuned", "choose", "test", "latency"))
 parser.add_argument("weights")
 parser.add_argument("--data", required=True)
 parser.add_argument("--images", type=int, default=20_000, help="Of an epoch.")
@@ -71,9 +72,10 @@ def fitted(study, name, policy, size, shares=None):
     if has(asked.role, name):
         return
     model = study.network(policy, shares)
-    split = study.data.val if asked.role == "choose" else study.data.test
+    split = study.data.test if asked.role == "test" else study.data.val
     before = answers(model, split, 2000)
-    seconds = study.tuned(model, asked.images, asked.epochs)
+    epochs = 0 if asked.role == "untuned" else asked.epochs
+    seconds = study.tuned(model, asked.images, epochs)
     right = (answers(model, split) == split.labels).to(torch.uint8)
     asked.folder.mkdir(parents=True, exist_ok=True)
     torch.save(right, asked.folder / f"{asked.role}-{name}.pt")
@@ -84,7 +86,7 @@ def fitted(study, name, policy, size, shares=None):
         "role": asked.role, "name": name, "size_bytes": size,
         "accuracy": float(right.double().mean()),
         "accuracy_untuned": float((before == split.labels[:2000]).double().mean()),
-        "images": len(right), "tuned_on": [asked.images, asked.epochs],
+        "images": len(right), "tuned_on": [asked.images, epochs],
         "tuning_cpu_s": seconds, "file_bytes": len(file),
         "weights": sum(p.numel() for p in model.parameters() if p.dim() > 1),
         "policy": named(policy),
@@ -103,11 +105,13 @@ def compare():
     """Write the rows of a role."""
     study = Study(asked.weights, asked.data)
     policy, size = study.bits("avg_weight_bits", 3.0)
-    if asked.role == "test":
+    if asked.role != "choose":
         fitted(study, "bits alone", policy, size)
-    ways = WAYS
-    if asked.role == "test":
         fitted(study, "bits alone, a fifth less", *study.bits("size", PART * size))
+    ways = WAYS
+    if asked.role == "untuned":
+        ways = {"channels in quarters": WAYS["channels in quarters"]}
+    if asked.role == "test":
         rows = [row for row in record()["rows"] if row["role"] == "choose" and row["name"] in WAYS]
         if rows:
             best = max(rows, key=lambda row: row["accuracy"])["name"]
@@ -120,9 +124,9 @@ def compare():
 def latency():
     """Measure the files of the test role in turns, and write how long each takes."""
     setup = onnx_runtime.Setup()
-    files = sorted(asked.folder.glob("test-*.onnx"))
+    files = sorted(asked.folder.glob("untuned-*.onnx"))
     sessions = {
-        file.stem.removeprefix("test-"): onnx_runtime.session(file.read_bytes(), setup)
+        file.stem.removeprefix("untuned-"): onnx_runtime.session(file.read_bytes(), setup)
         for file in files
     }
     timings = onnx_runtime.measure(sessions, setup, rounds=60)

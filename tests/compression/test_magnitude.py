@@ -8,6 +8,7 @@ from torch import nn
 
 from haq.compression.magnitude import Pruner, Schedule, masks_for, schedule_over, smallest
 from haq.errors import HaqError
+from haq.quantization.quantizer import codes
 
 
 def test_the_schedule_by_hand():
@@ -101,3 +102,12 @@ def test_pruned_weights_stay_zero_through_momentum_and_decay(kind):
 def test_layers_that_are_not_there_are_named():
     with pytest.raises(HaqError, match="unknown layer '7'"):
         Pruner(nn.Sequential(nn.Linear(2, 2)), {"7": 0.5}, Schedule(0.5))
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_every_pruned_weight_has_the_code_zero(bits):
+    weight = torch.randn(8, 40, generator=torch.Generator().manual_seed(bits))
+    weight[masks_for({"w": weight}, 0.6, "network")["w"] == 0] = 0
+    written = codes(weight, bits, weight.abs().amax(1, keepdim=True))
+    assert int((weight == 0).sum()) == round(0.6 * weight.numel())
+    assert bool((written[weight == 0] == 0).all())
