@@ -254,7 +254,7 @@ def _parsed(whole: bytes, begin: int) -> Manifest:
     sets = {key: _set(key, count, rest) for key, count in fields["sets"].items()}
     near = {}
     for kernel, kind, *row in fields["near"]:
-        near[_kernel(kernel), _one_of(kind, "dvql")] = _coefficients(kernel, row)
+        near[_kernel(kernel), _one_of(kind, "dvql")] = _coefficients(kernel, kind, row)
     rows = fields["members"]
     if not 1 <= len(rows) <= MOST_MEMBERS:
         raise ValueError(f"it has {len(rows)} members")
@@ -279,7 +279,7 @@ def _set(key: str, count: int, rest: _Cursor) -> Tables:
 
 
 def _kernel(kernel: Any) -> tuple[int, ...]:
-    if not 1 <= len(kernel) <= 4 or not all(type(n) is int and 1 <= n <= 64 for n in kernel):
+    if len(kernel) > 4 or not all(type(n) is int and 1 <= n <= 64 for n in kernel):
         raise ValueError(f"it has a kernel of {str(kernel)[:40]}")
     return tuple(kernel)
 
@@ -290,8 +290,8 @@ def _one_of(value: str, known: str) -> str:
     return value
 
 
-def _coefficients(kernel: Sequence[int], row: Sequence[int]) -> list[int]:
-    if len(row) != coefficients_of((1, 1, *kernel)):
+def _coefficients(kernel: Sequence[int], kind: str, row: Sequence[int]) -> list[int]:
+    if len(row) != coefficients_of(kernel, kind == "v"):
         raise ValueError("it has too few or too many coefficients")
     if not all(type(n) is int and -LIMIT <= n <= LIMIT for n in row):
         raise ValueError("a coefficient is out of range")

@@ -303,13 +303,13 @@ def unpacked(data: NDArray[np.uint8], bits: int, count: int, name: str) -> NDArr
     Raises:
         UpdateError: The last byte is not filled up with zeros.
     """
-    stream = np.unpackbits(data, bitorder="little")
-    digits = stream[: count * bits].reshape(count, bits)
-    sign = np.repeat(digits[:, -1:], 8 - bits, axis=1)
-    codes = np.packbits(np.concatenate([digits, sign], 1), axis=1, bitorder="little")[:, 0]
-    if stream[count * bits :].any():
+    whole = np.zeros((-(-count // 8), 8), np.uint8)  # 8 codes are as many bytes as one has bits
+    whole[:, :bits] = np.append(data, np.zeros(-len(data) % bits, np.uint8)).reshape(-1, bits)
+    digits = whole.view("<u8") >> np.arange(0, 8 * bits, bits, dtype=np.uint64)
+    codes = (digits.astype(np.uint8) << np.uint8(8 - bits)).view(np.int8).ravel()
+    if codes[count:].any() or (count * bits % 8 and data[-1] >> (count * bits % 8)):
         raise UpdateError(f"the codes of layer {name!r} do not end with zeros: export it anew")
-    return codes.view(np.int8)
+    return codes[:count] >> np.int8(8 - bits)
 
 
 def packed(codes: NDArray[np.integer], bits: int) -> NDArray[np.uint8]:

@@ -79,7 +79,8 @@ def fitted(wholes: Sequence[Whole | Coded]) -> dict[Key, list[int]]:
     fit = Fit()
     for whole in wholes:
         if isinstance(whole, Whole):
-            fit.add(_u(whole), whole.unit.shape, kind_of(whole.mode))
+            base = whole.base.sixteenths if whole.base else None
+            fit.add(_u(whole), base, whole.unit.shape, kind_of(whole.mode))
     return fit.solved()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NEIGHBOURS = 8
-"""From how many places of the kernel, at most, another one is predicted."""
+"""From how many other places of the kernel, at most, one is predicted."""
 
 KERNEL = 256
 """Places of a kernel at most; the dimensions of larger ones count as columns."""
@@ -32,6 +32,7 @@ class Pass(NamedTuple):
         column: The first column.
         stride: Between rows, and between columns.
         near: Planes that are known and that this one is predicted from, the nearest first.
+        around: Planes of the base that it is predicted from: its own, then the nearest ones.
     """
 
     plane: int
@@ -39,6 +40,7 @@ class Pass(NamedTuple):
     column: int = 0
     stride: int = 1
     near: tuple[int, ...] = ()
+    around: tuple[int, ...] = (0,)
 
     @property
     def rows(self) -> slice:
@@ -99,15 +101,32 @@ def passes(shape: tuple[int, ...]) -> tuple[Pass, ...]:
     # Twice the distance from the middle, so that it is whole.
     where = 2 * np.indices(kernel).reshape(len(kernel), -1).T - (np.array(kernel) - 1)
     order = np.argsort((where**2).sum(1), kind="stable").tolist()
-    return tuple(Pass(plane, near=_near(where, order, at)) for at, plane in enumerate(order))
+    return tuple(
+        Pass(
+            plane,
+            near=_nearest(where, plane, order[:at], NEIGHBOURS),
+            around=_nearest(where, plane, order, NEIGHBOURS + 1),
+        )
+        for at, plane in enumerate(order)
+    )
 
 
-def _near(where: NDArray[np.int64], order: Sequence[int], at: int) -> tuple[int, ...]:
-    known = list(order[:at])
-    far = ((where[known] - where[order[at]]) ** 2).sum(1)
-    return tuple(known[place] for place in np.argsort(far, kind="stable")[:NEIGHBOURS])
+def _nearest(
+    where: NDArray[np.int64], plane: int, known: Sequence[int], most: int
+) -> tuple[int, ...]:
+    far = ((where[list(known)] - where[plane]) ** 2).sum(1)
+    return tuple(known[place] for place in np.argsort(far, kind="stable")[:most])
 
 
-def coefficients_of(shape: Sequence[int]) -> int:
-    """Return how many coefficients predict the planes of a tensor from each other."""
-    return sum(len(one.near) for one in passes(tuple(shape)))
+def coefficients_of(kernel: Sequence[int], based: bool) -> int:
+    """Return how many coefficients predict the planes of tensors with a kernel.
+
+    Args:
+        kernel: Its shape.
+        based: Whether they are predicted from a base, too.
+
+    >>> coefficients_of((3, 3), False), coefficients_of((3, 3), True), coefficients_of((), False)
+    (36, 117, 0)
+    """
+    every = passes((1, 1, *kernel))  # passes over one plane share their coefficients
+    return sum(len(one.near) + based * len(one.around) for one in every)

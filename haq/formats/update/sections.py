@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from haq.errors import UpdateError
 from haq.formats.update import order, rans, tables
-from haq.formats.update.contexts import Field, Ints
+from haq.formats.update.contexts import Ints
 from haq.formats.update.contexts import codes as codes_of
+from haq.formats.update.field import Field
 from haq.formats.update.manifest import Manifest
 from haq.formats.update.network import Layer, Network, floats
 from haq.formats.update.options import Coded, Lossy
@@ -163,13 +164,14 @@ class Reader:
     def _field(self, coder: rans.Decoder, key: str, unit: Unit, base: Base | None) -> Ints:
         known, entries = self._set(key)
         near = self.near.get((unit.shape[2:], key[2]), ())
-        field = Field(unit.shape, int(key[1]), near, *(base or (None, None)))
-        whole = np.zeros(field.size, np.int32)
+        bits = int(key[1])
+        field = Field(unit.shape, bits, near, *(base or (None, None)))
+        whole = np.zeros(order.planes(unit.shape), np.int32)
         for one in field.passes:
             step = field.step(one)
             table = known.context[step.context.ravel()]
             values = coder.run(table, entries).astype(np.int32).reshape(step.context.shape)
-            z = codes_of(step, values, field.top)
+            z = codes_of(step, values, bits)
             field.learn(one, z)
             whole[one.part] = z
         return order.from_planes(whole).astype(np.int32)

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from haq.errors import UpdateError
 from haq.formats.update import order
-from haq.formats.update.contexts import CONTEXTS, UNIT, Field, Ints, symbols
+from haq.formats.update.contexts import CONTEXTS, UNIT, Ints, symbols
+from haq.formats.update.field import Field
 from haq.formats.update.network import ITEM_BYTES, Network, Outline
 
 MODES = "sdvrql"
@@ -163,7 +164,7 @@ def code_part(
     for one in field.passes:
         step = field.step(one)
         some = whole[one.part]
-        parts.append(symbols(step, some, field.top).ravel().astype(np.uint8))
+        parts.append(symbols(step, some, bits).ravel().astype(np.uint8))
         contexts.append(step.context.ravel().astype(np.uint16))
         field.learn(one, some)
     return Part(key, np.concatenate(parts), np.concatenate(contexts))
