@@ -12,33 +12,31 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from haq.allocation.sparse import INDEX_BITS
 from haq.errors import UpdateError
+from haq.formats.coder import rans
+from haq.formats.coder.tables import TOTAL, expanded
 from haq.formats.packing import pack, packed_size, unpack
-from haq.formats.update import rans
-from haq.formats.update.tables import TOTAL, expanded
 
 Codes = NDArray[np.int8]
 
 
-def encode(codes: Tensor, bits: int) -> tuple[str, bytes]:
+def encode(codes: Codes, bits: int) -> tuple[str, bytes]:
     """Return the cheapest format of some codes, and the codes in it.
 
     Args:
         codes: int8, of any shape, as for ``packing.pack``.
         bits: From 2 to 8.
     """
-    flat = codes.contiguous().flatten().numpy()
+    flat = codes.ravel()
     written = {name: one.write(flat, bits) for name, one in FORMATS.items()}
     name = min(written, key=lambda name: len(written[name]))
     return name, written[name]
 
 
-def decode(name: str, data: bytes, bits: int, count: int) -> Tensor:
+def decode(name: str, data: bytes, bits: int, count: int) -> Codes:
     """Return the codes (count,), int8, that ``encode`` wrote.
 
     Raises:
@@ -47,28 +45,18 @@ def decode(name: str, data: bytes, bits: int, count: int) -> Tensor:
     if name not in FORMATS:
         raise ValueError(f"there is no format {name[:80]!r} (known: {', '.join(FORMATS)})")
     try:
-        codes = FORMATS[name].read(data, bits, count)
+        return FORMATS[name].read(data, bits, count)
     except (UpdateError, struct.error) as error:
         raise ValueError(f"{name}: {error}") from error
-    return torch.from_numpy(codes)
-
-
-def _write_dense(codes: Codes, bits: int) -> bytes:
-    return pack(torch.from_numpy(codes), bits)
-
-
-def _read_dense(data: bytes, bits: int, count: int) -> Codes:
-    values: Codes = unpack(data, bits, count).numpy()
-    return values
 
 
 def _others(codes: Codes, bits: int) -> bytes:
-    return pack(torch.from_numpy(codes[codes != 0]), bits)
+    return pack(codes[codes != 0], bits)
 
 
 def _filled(mask: NDArray[np.bool_], data: bytes, bits: int) -> Codes:
     codes = np.zeros(len(mask), np.int8)
-    values = unpack(data, bits, int(mask.sum())).numpy()
+    values = unpack(data, bits, int(mask.sum()))
     if (values == 0).any():
         raise ValueError("a code that is said not to be zero is zero")
     codes[mask] = values
@@ -145,7 +133,7 @@ def _indexed(codes: Codes, bits: int, width: int) -> bytes:
     values = np.zeros(entries, np.int8)
     indices[ends], values[ends] = rest, codes[places]
     head = _INDEX.pack(width, entries)
-    return head + _pack_unsigned(indices, width) + pack(torch.from_numpy(values), bits)
+    return head + _pack_unsigned(indices, width) + pack(values, bits)
 
 
 def _read_index(data: bytes, bits: int, count: int) -> Codes:
@@ -155,7 +143,7 @@ def _read_index(data: bytes, bits: int, count: int) -> Codes:
         raise ValueError("the head of the index does not fit")
     begin = _INDEX.size
     gaps = _unpack_unsigned(data[begin : begin + size], width, entries)
-    values = unpack(data[begin + size :], bits, entries).numpy()
+    values = unpack(data[begin + size :], bits, entries)
     places = np.cumsum(gaps.astype(np.int64) + 1) - 1
     if entries and places[-1] >= count:
         raise ValueError("an index leads beyond the last code")
@@ -187,7 +175,7 @@ class Format(NamedTuple):
 
 
 FORMATS: Mapping[str, Format] = {
-    "dense": Format(_write_dense, _read_dense),
+    "dense": Format(pack, unpack),
     "bitmask": Format(_write_bitmask, _read_bitmask),
     "coded mask": Format(_write_coded, _read_coded),
     "relative index": Format(_write_index, _read_index),

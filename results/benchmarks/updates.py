@@ -26,8 +26,10 @@ import torch
 
 import haq
 from haq.datasets import load
-from haq.formats.update import entropies, family, packet, quantizer, rans, tables
-from haq.formats.update.network import Network, floats, packed, parse
+from haq.formats.coder import rans, tables
+from haq.formats.packing import pack
+from haq.formats.update import entropies, family, packet, quantizer
+from haq.formats.update.network import Network, floats, parse
 from haq.formats.update.packet import Sent
 from haq.models.weights import load_weights, save_weights
 from haq.reports.reference.publish import REFERENCE, script_provenance
@@ -147,7 +149,7 @@ def coded(weights, bits, per_tensor=True) -> Network:
         size = np.floor(np.abs(w) / along + (0.4 if per_tensor else 0.5))
         z = (np.sign(w) * np.minimum(size, top)).astype(np.int32)
         scales.append(step)
-        parts.append(packed(z.ravel(), bits))
+        parts.append(np.frombuffer(pack(z, bits), np.uint8))
         rows.append([name, list(w.shape), bits, 8, len(step)])
     tensors = {"scales": np.concatenate(scales), "codes": np.concatenate(parts)}
     header, at = {}, 0

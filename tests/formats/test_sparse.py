@@ -31,14 +31,14 @@ def codes(count, share, bits, seed=0):
 def test_codes_come_back_from_every_format(name, values, gap, bits):
     whole = torch.tensor(values + [0] * gap + [2], dtype=torch.int8)
     data = FORMATS[name].write(whole.numpy(), bits)
-    assert torch.equal(decode(name, data, bits, len(whole)), whole)
+    assert decode(name, data, bits, len(whole)).tolist() == whole.tolist()
 
 
 @every_format
 def test_nothing_and_zeros_alone_come_back(name):
     for whole in (torch.zeros(0, dtype=torch.int8), torch.zeros(5000, dtype=torch.int8)):
         data = FORMATS[name].write(whole.numpy(), 4)
-        assert torch.equal(decode(name, data, 4, len(whole)), whole)
+        assert decode(name, data, 4, len(whole)).tolist() == whole.tolist()
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8, 0.9, 0.95])
@@ -49,7 +49,7 @@ def test_files_are_as_large_as_the_formulas_say(share, bits):
     expected = sparse_bits(len(whole), zeros, bits)
     for name, one in FORMATS.items():
         assert 8 * len(one.write(whole.numpy(), bits)) == pytest.approx(expected[name], rel=0.02)
-    name, data = encode(whole, bits)
+    name, data = encode(whole.numpy(), bits)
     assert expected[name] <= 1.02 * min(expected.values())
     assert len(data) == pytest.approx(sparse_bytes(len(whole), zeros, bits), rel=0.02)
 

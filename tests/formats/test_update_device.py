@@ -23,11 +23,10 @@ def carried(data, base=None, only=None):
     """Return the bytes of the file that the device's decoder has from a packet."""
     held = None
     if base is not None:
-        length = int.from_bytes(base[:8], "little")
-        held = device.Network(base[8 : 8 + length], base[8 + length :])
+        held = device.load(base)
     result = device.unpack(data, held, only)
     tensors = (tensor[2] for tensor in result.tensors.values())
-    return b"".join([len(result.header).to_bytes(8, "little"), result.header, *tensors])
+    return b"".join([result.header, *tensors])
 
 
 def test_it_is_short_and_imports_numpy_and_what_python_has():
@@ -63,6 +62,22 @@ def test_checkpoints_of_another_layout_and_the_lowest_codes():
     sparse = files.checkpoint({"a": np.ones((2, 2), int)}, {"a": 3}, codings={"a": ["mask", 2]})
     for data in (lowest, odd, sparse):
         assert carried(sent(data)) == data
+
+
+def test_pruned_layers_and_weights_in_groups_in_every_format():
+    old, new = files.pruned(0), files.pruned(1)
+    assert carried(sent(new)) == new
+    assert carried(sent(new, old), old) == new
+    whole = files.quantized(files.weights(), 5)
+    assert carried(sent(new, whole), whole) == new
+
+
+def test_a_device_without_the_second_file_says_which(tmp_path):
+    (tmp_path / "device.py").write_bytes(FILE.read_bytes())
+    (tmp_path / "p.haqz").write_bytes(sent(files.pruned(0)))
+    command = [sys.executable, "-I", tmp_path / "device.py", tmp_path / "p.haqz", tmp_path / "out"]
+    assert "device_pruned.py" in subprocess.run(command, capture_output=True, text=True).stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_rounded_networks():
@@ -121,6 +136,8 @@ PACKETS = {
     "whole.haqz": (None, None, "new.safetensors"),
     "difference.haqz": ("old.safetensors", None, "new.safetensors"),
     "family.haqz": (None, "new", "new.safetensors"),
+    "pruned.haqz": (None, None, "pruned.safetensors"),
+    "pruned_difference.haqz": ("pruned_old.safetensors", None, "pruned.safetensors"),
     "rounded.haqz": ("floats.safetensors", None, "rounded.safetensors"),
 }
 
@@ -136,7 +153,7 @@ def test_golden_packets_are_read_as_they_were_written(name):
 
 def test_the_beginning_of_a_golden_packet_by_hand():
     data = (GOLDEN / "whole.haqz").read_bytes()
-    assert data[:12] == bytes.fromhex("89484151 5a0d0a1a 0100 0000")
+    assert data[:12] == bytes.fromhex("89484151 5a0d0a1a 0200 0000")
     stored = int.from_bytes(data[12:16], "little")
     assert data[20:52] == hashlib.sha256(data[:20] + data[52 : 52 + stored]).digest()
 

@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from haq.errors import UpdateError
-from haq.formats.update import entropies, order, quantizer, rans, tables
-from haq.formats.update.contexts import CONTEXTS, Field, codes, symbols
+from haq.formats.coder import rans, tables
+from haq.formats.update import entropies, order, quantizer
+from haq.formats.update.contexts import CONTEXTS, codes, symbols
+from haq.formats.update.field import Field
 
 W = np.array([-1, -0.66, -0.35, -0.14, 0, 0.14, 0.2, 0.39, 0.41, 0.61, 1])
 
@@ -192,15 +194,16 @@ def test_planes_and_back(shape):
 def test_symbols_stand_for_codes_whatever_the_base_predicts(shape, bits, has_base, seed):
     numbers = np.random.default_rng(seed)
     size, top = order.planes(shape), 2 ** (bits - 1) - 1
+    apart = bool(seed % 2)
     z = numbers.integers(-top - 1, top + 1, size).astype(np.int32)
     base = numbers.integers(-16 * top, 16 * top + 1, size).astype(np.int32) if has_base else None
-    near = numbers.integers(-127, 128, order.coefficients_of(shape)).tolist()
+    near = numbers.integers(-1023, 1024, order.coefficients_of(shape[2:], has_base)).tolist()
     field = Field(shape, bits, near, base, None if base is None else base == 0)
     for one in field.passes:
         step = field.step(one)
         here = z[one.plane, one.row :: one.stride, one.column :: one.stride]
-        values = symbols(step, here, top)
+        values = symbols(step, here, bits, apart)
         assert values.min() >= 0 and values.max() <= 2 * top + 1
         assert 0 <= step.context.min() and step.context.max() < CONTEXTS
-        assert np.array_equal(codes(step, values, top), here)
+        assert np.array_equal(codes(step, values, bits, apart), here)
         field.learn(one, here)

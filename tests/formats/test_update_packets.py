@@ -268,7 +268,7 @@ def test_a_rounded_difference_is_smaller_and_as_exact():
     known = files.weights(shapes=BIG)
     old, new = files.floats(known), files.floats(files.moved(known, 0.01))
     data = sent(new, old, bits=6)
-    assert set(modes(data)) == {"l"}
+    assert set(modes(data).lower()) == {"l"}
     assert len(data) < 0.7 * len(sent(new, bits=6))
     back, wanted = parse(received(data, old)), parse(new)
     for name, tensor in wanted.tensors.items():

@@ -68,7 +68,7 @@ FORGERIES = {
     "a set of tables": lambda f: f["sets"].update(c9d=1),
     "has a kernel": lambda f: f["near"].append([[0], "d"]),
     "too few or too many coefficients": lambda f: f["near"][0].pop(),
-    "a coefficient is out of range": lambda f: f["near"][0].__setitem__(2, 128),
+    "a coefficient is out of range": lambda f: f["near"][0].__setitem__(2, 1024),
     "has a kind": lambda f: f["near"][0].__setitem__(1, "x"),
     "has no id": lambda f: member(f).update(id="12"),
     "no header or unknown modes": lambda f: member(f).update(modes="x" * 4),
@@ -104,8 +104,9 @@ def test_steps_that_are_none_are_refused(step, sentence):
 @pytest.mark.parametrize(
     "more, sentence",
     [
-        ({"version": 2}, "version 2.0, and this HAQ reads 1.0"),
-        ({"zero": 1}, "version 1.1"),
+        ({"version": 3}, "version 3.0, and this HAQ reads 2.0"),
+        ({"version": 1}, "version 1.0, and this HAQ reads 2.0"),
+        ({"zero": 1}, "version 2.1"),
         ({"expanded": 2**31}, "none has over"),
         ({"expanded": 10}, "not as long as it says"),
     ],
@@ -322,6 +323,8 @@ ODD = [
     files.checkpoint({"a": np.ones((2, 2), int)}, {"a": 3}, {"a": [1, 2, 3]}),
     files.checkpoint({"a": np.ones((2, 2), int)}, {"a": 3}, layers=[["a", [2, 3], 3, 8, 2]]),
     files.checkpoint({"a": np.ones((2, 2), int)}, {"a": 3}, codings={"a": ["bitmap", 2]}),
+    files.checkpoint({"a": np.ones((2, 2), int)}, {"a": 3}, formats={"a": [32, ""]}),
+    files.checkpoint({"a": np.ones((2, 2), int)}, {"a": 3}, formats={"a": 32}),
 ]
 
 
@@ -335,5 +338,5 @@ def test_checkpoints_of_another_layout_are_packed_as_tensors(data):
 def test_codes_that_do_not_end_with_zeros_are_refused():
     data = bytearray(files.checkpoint({"a": np.ones((1, 1), int)}, {"a": 3}))
     data[-1] |= 0x80
-    with pytest.raises(UpdateError, match="the codes of layer 'a' do not end with zeros"):
+    with pytest.raises(UpdateError, match="the codes of layer 'a': the last byte is not filled"):
         packet.write([Sent("a", parse(bytes(data)))])

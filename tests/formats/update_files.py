@@ -5,9 +5,12 @@ import struct
 
 import numpy as np
 
-from haq.formats.update.network import packed, parse
+from haq.formats import sparse
+from haq.formats.packing import pack
+from haq.formats.update.network import parse
 
 TYPES = {"float32": "F32", "uint8": "U8", "int64": "I64", "float16": "F16", "int8": "I8"}
+CODED = {"conv1": "bitmask", "conv2": "coded mask", "deep": "relative index"}
 SHAPES = {"conv1": (8, 3, 3, 3), "conv2": (12, 8, 3, 3), "deep": (12, 1, 5, 5), "fc": (10, 12)}
 
 
@@ -46,7 +49,7 @@ def checkpoint(codes, bits, scales=None, biases=None, **fields):
         "biases": np.arange(7, dtype=np.float32) / 3 if biases is None else biases,
         "floats": np.zeros(0, np.float32),
         "scales": np.concatenate([np.asarray(s, np.float32) for s in steps.values()]),
-        "codes": np.concatenate([packed(z.ravel(), bits[n]) for n, z in codes.items()]),
+        "codes": np.frombuffer(b"".join(pack(z, bits[n]) for n, z in codes.items()), np.uint8),
     }
     return safetensors(tensors, {"haq": json.dumps(about)})
 
@@ -83,6 +86,34 @@ def quantized(known, bits, **fields):
         along = scales[name].reshape(-1, *[1] * (w.ndim - 1))
         codes[name] = np.clip(np.rint(w / along), -top, top).astype(np.int32)
     return checkpoint(codes, widths, scales, **fields)
+
+
+def pruned(seed, share=0.7, codings=CODED):
+    """Return the bytes of a checkpoint of pruned layers, each in a format, and one in groups."""
+    known, numbers = weights(0), np.random.default_rng(seed)
+    near, codes, steps = moved(known, 0.01 * (1 + seed), seed), {}, {}
+    for name, w in near.items():
+        top = np.abs(w).max()
+        kept = np.abs(known[name]) >= np.quantile(np.abs(known[name]), share)
+        codes[name] = np.rint(w / top * 31 * (kept if name in codings else 1)).astype(np.int8)
+        steps[name] = np.float32([top / 31])
+    groups = numbers.uniform(0.1, 0.2, (10, 3)).astype(np.float16)
+    grouped = np.repeat(groups.astype(np.float32), 5, 1)[:, :12]
+    codes["fc"] = np.clip(np.rint(near["fc"] / grouped), -8, 7).astype(np.int8)
+    bits = {name: 4 if name == "fc" else 6 for name in codes}
+    data = {n: sparse.FORMATS[codings.get(n, "dense")].write(z.ravel(), bits[n])
+            for n, z in codes.items()}  # fmt: skip
+    rows = [[n, list(z.shape), bits[n], 8, 30 if n == "fc" else 1] for n, z in codes.items()]
+    about = {
+        "format": "haq-checkpoint/1", "layers": rows, "formats": {"fc": [5, ""]},
+        "codings": {name: [codings[name], len(data[name])] for name in codings},
+    }  # fmt: skip
+    tensors = {
+        "biases": np.arange(7, dtype=np.float32) / 3, "group_scales": groups.ravel(),
+        "scales": np.concatenate([steps[n] for n in codes if n != "fc"]),
+        "codes": np.frombuffer(b"".join(data.values()), np.uint8),
+    }  # fmt: skip
+    return safetensors(tensors, {"haq": json.dumps(about)})
 
 
 def floats(known, **more):

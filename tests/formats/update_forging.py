@@ -10,7 +10,7 @@ import update_files as files
 
 from haq.errors import UpdateError
 from haq.formats.update import packet
-from haq.formats.update.manifest import HEAD, MAGIC, PREFIX
+from haq.formats.update.manifest import HEAD, MAGIC, PREFIX, VERSION
 from haq.formats.update.network import parse
 from haq.formats.update.packet import Sent
 
@@ -23,7 +23,7 @@ def taken_apart(data):
     return json.loads(whole[4 : 4 + length]), whole[4 + length :], data[HEAD + stored :]
 
 
-def signed(fields, rest, sections, version=1, zero=0, expanded=None):
+def signed(fields, rest, sections, version=VERSION, zero=0, expanded=None):
     """Return a packet of any content, its digests made right."""
     sizes = list(_sizes(fields))
     at, digests = 0, b""

@@ -28,7 +28,7 @@ parser.add_argument("--seed", type=int, default=0)
 
 def carried(data, base):
     """Return the id that the device's decoder ends with, or the kind of what it raised."""
-    held = base and device.Network(base.header, base.file()[8 + len(base.header) :])
+    held = base and device.load(base.file())
     try:
         return device.unpack(data, held).id()
     except Exception as error:

@@ -8,14 +8,12 @@ from rich.table import Table
 from haq.cli.terminal.console import console
 from haq.formats.update.difference import Change, Difference
 from haq.formats.update.pack import Packed
-from haq.formats.update.units import MODES
 
-WORDS = dict(
-    zip(
-        MODES, ("same", "direct", "difference", "rescaled", "rounded", "rounded diff."), strict=True
-    )
-)
-"""Mode of a unit to what is printed for it."""
+WORDS = {
+    "s": "same", "d": "direct", "v": "difference", "q": "rounded",
+    "l": "rounded diff.",
+}  # fmt: skip
+"""Mode of a unit, in small letters, to what is printed for it."""
 
 
 def print_packed(packed: Packed) -> None:
@@ -28,7 +26,8 @@ def print_packed(packed: Packed) -> None:
     for member in packed.manifest.members:
         size = sum(section.size for section in member.sections)
         base = f", from {member.base[:12]}" if member.base else ""
-        counts = {WORDS[mode]: member.modes.count(mode) for mode in MODES if mode in member.modes}
+        known = member.modes.lower()
+        counts = {word: known.count(mode) for mode, word in WORDS.items() if mode in known}
         modes = ", ".join(f"{count} {word}" for word, count in counts.items())
         screen.print(
             f"  {member.name}: network {member.id[:12]}{base}, {size / 1000:.1f} kB ({modes})"
@@ -86,7 +85,7 @@ def _cells(change: Change) -> list[str]:
     predicted = "" if change.gain is None else f" ({change.gain:.2f})"
     return [
         change.name, bits, f"{change.changed:.0%}", energy, f"{change.measured:.2f}{predicted}",
-        WORDS[change.mode], f"{change.sent:,.0f}", f"{change.direct:,.0f}",
+        WORDS[change.mode.lower()], f"{change.sent:,.0f}", f"{change.direct:,.0f}",
     ]  # fmt: skip
 
 
@@ -94,6 +93,6 @@ def as_fields(difference: Difference) -> dict[str, Any]:
     """Return a difference as JSON has it."""
     fields = asdict(difference)
     fields["changes"] = [
-        {**change._asdict(), "mode": WORDS[change.mode]} for change in difference.changes
+        {**change._asdict(), "mode": WORDS[change.mode.lower()]} for change in difference.changes
     ]
     return fields

@@ -305,7 +305,7 @@ def _fill_layers(
         try:
             coding, _ = content.codings.get(name, ("dense", 0))
             whole = sparse.decode(coding, data.numpy().tobytes(), bits, shape.numel())
-            weight = whole.view(shape).float()
+            weight = torch.from_numpy(whole).view(shape).float()
         except ValueError as error:
             raise CheckpointError(f"codes of layer {name!r}: {error}") from error
         state[key] = weight * along_weight(scales, network.get_submodule(name))
@@ -329,10 +329,11 @@ def _fill_groups(
     state[key] = wide.view(state[key].shape)
     try:
         data = stored[f"{name}.weight"].numpy().tobytes()
-        whole = unpack(data, bits, shape.numel(), lowest=ends(bits)[0]).view(shape).float()
+        whole = torch.from_numpy(unpack(data, bits, shape.numel(), lowest=ends(bits)[0]))
     except ValueError as error:
         raise CheckpointError(f"codes of layer {name!r}: {error}") from error
-    state[f"{name}.weight"] = whole * along_columns(state[key], module.block, shape[-1])
+    scale = along_columns(state[key], module.block, shape[-1])
+    state[f"{name}.weight"] = whole.view(shape).float() * scale
 
 
 def _fill_book(

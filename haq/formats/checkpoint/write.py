@@ -125,7 +125,7 @@ def _sparse(network: fx.GraphModule, origin: Origin) -> dict[str, tuple[str, byt
     for name in sparse_layers(origin.transforms):
         module = dict(network.named_modules()).get(name)
         if isinstance(module, Quantized) and not getattr(module, "weight_block", 0):
-            coding, data = sparse.encode(_codes(module), module.weight_bits)
+            coding, data = sparse.encode(_codes(module).numpy(), module.weight_bits)
             if coding != "dense":
                 written[name] = coding, data
     return written
@@ -224,12 +224,12 @@ def _stored(network: fx.GraphModule, tensor: str, key: str, value: Tensor) -> Te
         return torch.frombuffer(bytearray(data), dtype=torch.uint8)
     if isinstance(module, Grouped) and tensor == "codes":
         whole = group_codes(value, module.weight_scale, module.weight_bits, module.block)
-        packed = pack(whole, module.weight_bits)
+        packed = pack(whole.numpy(), module.weight_bits)
         return torch.frombuffer(bytearray(packed), dtype=torch.uint8)
     if tensor == "group_scales":
         return value.half().flatten()
     if isinstance(module, Quantized) and tensor == "codes":
-        data = pack(_codes(module), module.weight_bits)
+        data = pack(_codes(module).numpy(), module.weight_bits)
         return torch.frombuffer(bytearray(data), dtype=torch.uint8)
     if isinstance(module, Quantized) and tensor == "scales":
         return step(module.weight_bits, value, signed=True).flatten()

@@ -37,7 +37,7 @@ AROUND = 24
 """What row and column weigh in e, where a place of the same kernel weighs 1."""
 
 LARGEST = 2048
-"""Sizes e from here on are in one class."""
+"""Sizes e from here on are in one class, as those are of which nothing is known."""
 
 
 class Classes(NamedTuple):
@@ -45,12 +45,10 @@ class Classes(NamedTuple):
 
     Attributes:
         of_size: Class of each size e from 0 to ``LARGEST``.
-        unknown: The class where nothing is known.
         steps: Classes of a prediction, or of what was rounded away of it.
     """
 
     of_size: Ints
-    unknown: int
     steps: int
 
 
@@ -62,7 +60,7 @@ CONTEXTS = 2 * HALF
 
 def _classes(ends: Sequence[int], steps: int) -> Classes:
     of_size = np.searchsorted(np.array(ends), np.arange(LARGEST + 1), side="right")
-    return Classes(of_size.astype(np.int32), len(ends) + 1, steps)
+    return Classes(of_size.astype(np.int32), steps)
 
 
 _FEW = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256, 362, 512, 724, 1024, 1448)
@@ -72,8 +70,8 @@ _MANY = (
 )  # fmt: skip
 
 SMALL_CLASSES, LARGE_CLASSES = _classes(_FEW, 32), _classes(_MANY, 16)
-"""For codes up to ``SMALL`` bits, whose predictions count in quarters of a step; and for others, where
-what was rounded away counts in eighths."""
+"""Up to ``SMALL`` bits, where predictions count in quarters of a step; and above, where what was
+rounded away counts in eighths."""
 
 
 class Step(NamedTuple):
@@ -115,13 +113,30 @@ def _clipped(values: Ints, most: int) -> Ints:
     return clipped
 
 
-def symbols(step: Step, codes: Ints, bits: int) -> Ints:
-    """Return the symbols, from 0 up to below 2**bits, of codes of so many bits."""
+def symbols(step: Step, codes: Ints, bits: int, apart: bool) -> Ints:
+    """Return the symbols, from 0 up to below 2**bits, of codes of so many bits.
+
+    Args:
+        step: How they are coded.
+        codes: Of one pass.
+        bits: Of them.
+        apart: Whether zero has a symbol of its own, 0, and what would have it has that of zero.
+    """
     half = 2 ** (bits - 1)
-    return (step.sign * (codes - step.shift) + half) & (2 * half - 1)
+    values = (step.sign * (codes - step.shift) + half) & (2 * half - 1)
+    return _swapped(values, step, half) if apart else values
 
 
-def codes(step: Step, values: Ints, bits: int) -> Ints:
+def codes(step: Step, values: Ints, bits: int, apart: bool) -> Ints:
     """Return the codes of symbols: ``symbols`` backwards."""
     half = 2 ** (bits - 1)
-    return ((step.sign * (values - half) + step.shift + half) & (2 * half - 1)) - half
+    whole = _swapped(values, step, half) if apart else values
+    codes: Ints = ((step.sign * (whole - half) + step.shift + half) & (2 * half - 1)) - half
+    return codes
+
+
+def _swapped(values: Ints, step: Step, half: int) -> Ints:
+    """Return symbols with that of the code zero and 0 in each other's place."""
+    zero = (half - step.sign * step.shift) & (2 * half - 1)
+    swapped: Ints = np.where(values == zero, 0, np.where(values == 0, zero, values))
+    return swapped

@@ -62,10 +62,7 @@ class Field:
         e = self.sizes.around(one)
         shape = self.sizes.own[one.rows, one.columns].shape
         self.p = self._predicted(one, shape)
-        if e is None:
-            context = np.full(shape, self.classes.unknown * self.classes.steps, np.int32)
-        else:
-            context = self.classes.of_size[e] * np.int32(self.classes.steps)
+        context = self.classes.of_size[e] * np.int32(self.classes.steps)
         if self.zero is not None:
             context += self.zero[one.part] * np.int32(HALF)
         return step_of(self.p, context, self.bits)
@@ -128,8 +125,8 @@ class _Sizes:
         self.in_row, self.in_column = np.zeros(rows, np.int64), np.zeros(columns, np.int64)
         self.total = self.count = self.known = 0  # of the tensor; and planes
 
-    def around(self, one: Pass) -> NDArray[np.int64] | None:
-        """Return the size e, at most ``LARGEST``, for each code of a pass; None for no idea."""
+    def around(self, one: Pass) -> NDArray[np.int64]:
+        """Return the size e, at most ``LARGEST``, for each code of a pass."""
         if self.count:
             mean = self.total // self.count
             row = _mean(self.of_row[one.rows], self.in_row[one.rows], mean)
@@ -140,8 +137,9 @@ class _Sizes:
         elif self.base is not None:
             e = _expected(self.base)[one.rows, one.columns]
         else:
-            return None
-        return np.minimum(e, LARGEST)
+            e = np.full(self.own[one.rows, one.columns].shape, LARGEST)
+        most: NDArray[np.int64] = np.minimum(e, LARGEST)
+        return most
 
     def add(self, one: Pass, size: Exact) -> None:
         """Take in how far the codes of a pass are from their predictions."""

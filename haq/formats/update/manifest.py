@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 
 from haq.errors import UpdateError
-from haq.formats.update import tables
+from haq.formats.coder import tables
 from haq.formats.update.coefficients import LIMIT, Key
 from haq.formats.update.network import HEADER, Outline, outline
 from haq.formats.update.options import Lossy, is_lossy
 from haq.formats.update.order import coefficients_of
 from haq.formats.update.plan import Tables
-from haq.formats.update.units import LOSSY, MODES, contexts_of, symbols_of, units
+from haq.formats.update.units import BASED, LOSSY, MODES, contexts_of, symbols_of, units
 
 MAGIC = b"\x89HAQZ\r\n\x1a"
-VERSION = 1
+VERSION = 2
 PREFIX = struct.Struct("<8sHHII")  # magic, version, zero, bytes of the manifest: stored, expanded
 HEAD = PREFIX.size + 32
 """Bytes before the manifest: the prefix, and the digest of prefix and manifest."""
@@ -36,7 +36,7 @@ MOST_EXPANDED = 2**26
 MOST_MEMBERS = 1024
 
 _ID = re.compile(r"[0-9a-f]{64}")
-_KEY = re.compile(r"c[2-8][dvql]|p1[0][dv]|p2[01][dv]|p4[0-3][dv]|p8[0-7][dv]")
+_KEY = re.compile(r"c[2-8][dvql]|c[5-8][DVQL]|p1[0][dv]|p2[01][dv]|p4[0-3][dv]|p8[0-7][dv]")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Member:
             rounded = mode in LOSSY
             if rounded != (place in self.lossy) or (rounded and not is_lossy(unit)):
                 raise UpdateError(f"{unit.name!r} cannot be in mode {mode!r}")
-            if (mode == "r" and not unit.bits) or (mode in "svrl" and self.base is None):
+            if (mode in "DV" and not unit.bits) or (mode in BASED and self.base is None):
                 raise UpdateError(f"{unit.name!r} cannot be in mode {mode!r}")
         return known
 

@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from haq.errors import UpdateError
+from haq.formats import sparse
+from haq.formats.packing import packed_size, unpack
 
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "I16": 2, "U16": 2,
@@ -31,7 +33,16 @@ HEADER = 2**24
 MOST_BYTES = 2**33
 """The largest network that is read or decoded, in bytes: what a packet says is not believed."""
 
+FREE_BYTES = 2**26
+"""So large may a network be, expanded, whatever the size of what it is read from."""
+
+EXPANSION = 1024
+"""Beyond that, so many times what it is read from."""
+
 CHECKPOINT = "haq-checkpoint/"
+
+SCALES = {"scales": "F32", "group_scales": "F16"}
+"""The tensors of a checkpoint with the scales of its codes, and their types."""
 
 
 class Tensor(NamedTuple):
@@ -49,25 +60,53 @@ class Layer(NamedTuple):
         name: Of the layer.
         shape: Of its weights.
         bits: Of its codes.
-        begin: Where its packed codes begin in "codes", in bytes.
-        scales: Where its scales begin and end in "scales", in values.
+        coding: A format in ``haq.formats.sparse``.
+        place: Where they lie in "codes", in bytes.
+        scales: The tensor with its scales.
+        some: Which of its values they are.
+        block: Weights of a row that share a scale; 0 where scales are for as many weights each.
     """
 
     name: str
     shape: tuple[int, ...]
     bits: int
-    begin: int
-    scales: tuple[int, int]
+    coding: str
+    place: slice
+    scales: str
+    some: slice
+    block: int
 
     @property
     def values(self) -> int:
         """How many codes there are."""
         return math.prod(self.shape)
 
-    @property
-    def end(self) -> int:
-        """Where its packed codes end."""
-        return self.begin - (-self.values * self.bits // 8)
+    def codes(self, data: bytes) -> NDArray[np.int8]:
+        """Return its codes from their bytes, in its shape.
+
+        Raises:
+            UpdateError: The bytes are not as HAQ writes them.
+        """
+        try:
+            if self.coding == "dense":
+                codes = unpack(data, self.bits, self.values, -(2 ** (self.bits - 1)))
+            else:
+                codes = sparse.decode(self.coding, data, self.bits, self.values)
+        except ValueError as error:
+            raise UpdateError(f"the codes of layer {self.name!r}: {error}") from None
+        return codes.reshape(self.shape)
+
+    def bytes(self, codes: NDArray[np.int8]) -> bytes:
+        """Return its codes as they lie in "codes"."""
+        return sparse.FORMATS[self.coding].write(codes.ravel(), self.bits)
+
+    def steps(self, scales: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the step of each code, in its shape, from the values of the tensor ``scales``."""
+        own = scales[self.some]
+        if self.block:
+            rows = np.repeat(own.reshape(self.shape[0], -1), self.block, 1)
+            return rows[:, : self.shape[1]]
+        return np.repeat(own, self.values // len(own)).reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -106,14 +145,12 @@ class Network:
     def codes(self, name: str) -> NDArray[np.int8]:
         """Return the codes of a layer, in its shape."""
         layer = self.layers[name]
-        data = self.tensors["codes"].data[layer.begin : layer.end]
-        return unpacked(data, layer.bits, layer.values, name).reshape(layer.shape)
+        return layer.codes(self.tensors["codes"].data[layer.place].tobytes())
 
     def steps(self, name: str) -> NDArray[np.float32]:
         """Return the step of every code of a layer, in its shape."""
         layer = self.layers[name]
-        scales = floats(self.tensors["scales"].data)[slice(*layer.scales)]
-        return np.repeat(scales, layer.values // len(scales)).reshape(layer.shape)
+        return layer.steps(scale_values(layer.scales, self.tensors[layer.scales].data))
 
     def values(self, name: str) -> NDArray[np.float32] | None:
         """Return the weights of a layer as float32, from its codes or from a float tensor.
@@ -158,6 +195,13 @@ class Outline(NamedTuple):
     def bytes(self) -> int:
         """Of all tensors."""
         return sum(size for _, _, size in self.tensors.values())
+
+    @property
+    def expanded(self) -> int:
+        """Bytes of all tensors, and of the codes of layers that are not written whole."""
+        return self.bytes + sum(
+            layer.values for layer in self.layers.values() if layer.coding != "dense"
+        )
 
 
 def read(path: Path) -> Network:
@@ -266,54 +310,70 @@ def _layers(
     """Return the layers with codes; none where codes and scales lie otherwise than they say."""
     try:
         fields = json.loads(metadata.get("haq", "{}"))
-        if not str(fields.get("format")).startswith(CHECKPOINT) or fields.get("codings"):
+        if not str(fields.get("format")).startswith(CHECKPOINT):
             return {}
-        rows = [
-            (str(name), tuple(map(int, shape)), int(bits), int(scales))
-            for name, shape, bits, _, scales, *_ in fields["layers"]
-        ]
+        layers, ends = _laid_out(
+            fields["layers"], dict(fields.get("codings", {})), dict(fields.get("formats", {}))
+        )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         return {}
+    for name, (dtype, end) in ends.items():
+        if tensors.get(name, (dtype, (0,)))[:2] != (dtype, (end,)):
+            return {}
+    others = sum(layer.values for layer in layers.values() if layer.coding != "dense")
+    return layers if others <= FREE_BYTES + EXPANSION * ends["codes"][1] else {}
+
+
+def _laid_out(
+    rows: Sequence[Sequence[Any]], codings: Mapping[str, Any], formats: Mapping[str, Any]
+) -> tuple[dict[str, Layer], dict[str, tuple[str, int]]]:
+    """Return layers one behind the other, and the type and the length of tensors they lie in.
+
+    Raises:
+        ValueError: A layer is none.
+    """
     layers: dict[str, Layer] = {}
-    begin = first = 0
-    for name, shape, bits, scales in rows:
-        if bits <= 8:
-            if name in layers or not _is_layer(shape, bits, scales):
-                return {}
-            layers[name] = Layer(name, shape, bits, begin, (first, first + scales))
-            begin, first = layers[name].end, first + scales
-    there = [tensors.get(tensor, ("", ()))[:2] for tensor in ("codes", "scales")]
-    return layers if there == [("U8", (begin,)), ("F32", (first,))] else {}
+    ends = {"codes": ("U8", 0)} | {name: (dtype, 0) for name, dtype in SCALES.items()}
+
+    def following(tensor: str, count: int) -> slice:
+        dtype, begin = ends[tensor]
+        ends[tensor] = dtype, begin + count
+        return slice(begin, begin + count)
+
+    for name, shape, bits, _, scales, *_ in rows:
+        if bits > 8:
+            continue
+        count, block = math.prod(shape), formats.get(name, (0, ""))[0]
+        coding, size = codings.get(name, ("dense", packed_size(count, bits)))
+        if name in layers or not _is_layer(shape, bits, scales, block):
+            raise ValueError(name)
+        if coding not in sparse.FORMATS or not 0 <= size <= packed_size(count, 8):
+            raise ValueError(coding)
+        tensor = "group_scales" if block else "scales"
+        layers[str(name)] = Layer(
+            str(name), tuple(shape), bits, coding, following("codes", size), tensor,
+            following(tensor, scales), block,
+        )  # fmt: skip
+    return layers, ends
 
 
-def _is_layer(shape: Sequence[int], bits: int, scales: int) -> bool:
+def _is_layer(shape: Sequence[int], bits: int, scales: int, block: int) -> bool:
+    if not all(type(n) is int for n in (*shape, bits, scales, block)):
+        return False
     count = math.prod(shape)
-    whole = min(shape, default=0) >= 1 and bits >= 2 and count <= MOST_BYTES
-    return whole and scales >= 1 and count % scales == 0
+    if min(shape, default=0) < 1 or bits < 2 or count > MOST_BYTES or scales < 1 or block < 0:
+        return False
+    if block:
+        return len(shape) == 2 and scales == shape[0] * -(-shape[1] // block)
+    return count % scales == 0
+
+
+def scale_values(tensor: str, data: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return the numbers in the bytes of a tensor of ``SCALES``."""
+    kind = "<f2" if SCALES[tensor] == "F16" else "<f4"
+    return np.frombuffer(data.tobytes(), kind).astype(np.float32)
 
 
 def floats(data: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return the float32 numbers in little-endian bytes."""
     return np.frombuffer(data.tobytes(), "<f4").astype(np.float32)
-
-
-def unpacked(data: NDArray[np.uint8], bits: int, count: int, name: str) -> NDArray[np.int8]:
-    """Return codes (count,) that were packed without a gap, the first in the lowest bits.
-
-    Raises:
-        UpdateError: The last byte is not filled up with zeros.
-    """
-    whole = np.zeros((-(-count // 8), 8), np.uint8)  # 8 codes are as many bytes as one has bits
-    whole[:, :bits] = np.append(data, np.zeros(-len(data) % bits, np.uint8)).reshape(-1, bits)
-    digits = whole.view("<u8") >> np.arange(0, 8 * bits, bits, dtype=np.uint64)
-    codes = (digits.astype(np.uint8) << np.uint8(8 - bits)).view(np.int8).ravel()
-    if codes[count:].any() or (count * bits % 8 and data[-1] >> (count * bits % 8)):
-        raise UpdateError(f"the codes of layer {name!r} do not end with zeros: export it anew")
-    return codes[:count] >> np.int8(8 - bits)
-
-
-def packed(codes: NDArray[np.integer], bits: int) -> NDArray[np.uint8]:
-    """Return codes (n,) packed without a gap: ``unpacked`` backwards."""
-    column = codes.astype(np.int8).view(np.uint8)[:, None]
-    digits = np.unpackbits(column, axis=1, count=bits, bitorder="little")
-    return np.packbits(digits, bitorder="little")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from haq.errors import UpdateError
 from haq.formats.update import order, quantizer
 from haq.formats.update.coefficients import Fit, Key
-from haq.formats.update.contexts import UNIT, Ints
+from haq.formats.update.contexts import SMALL, UNIT, Ints
 from haq.formats.update.network import Network, floats
 from haq.formats.update.units import (
     Base,
@@ -23,6 +23,9 @@ from haq.formats.update.units import (
     same,
     units,
 )
+
+APART = 0.25
+"""The share of zeros from which on they are tried with a symbol of their own."""
 
 
 class Lossy(NamedTuple):
@@ -80,13 +83,8 @@ def fitted(wholes: Sequence[Whole | Coded]) -> dict[Key, list[int]]:
     for whole in wholes:
         if isinstance(whole, Whole):
             base = whole.base.sixteenths if whole.base else None
-            fit.add(_u(whole), base, whole.unit.shape, kind_of(whole.mode))
+            fit.add(_u(whole), base, whole.unit.shape, whole.mode.lower())
     return fit.solved()
-
-
-def kind_of(mode: str) -> str:
-    """Return the kind of what is predicted in a mode, which is that of its tables."""
-    return "v" if mode == "r" else mode
 
 
 def _u(whole: Whole) -> Ints:
@@ -119,15 +117,28 @@ def is_lossy(unit: Unit) -> bool:
 
 def _of_layer(unit: Unit, network: Network, base: Network | None) -> list[Whole]:
     codes = network.codes(unit.name).ravel().astype(np.int32)
-    options = [Whole(unit, "d", codes)]
-    for mode in "vr" if base is not None else "":
-        assert base is not None
+    options = _ways("d", unit, codes, unit.bits)
+    if base is not None:
         try:
-            prediction = predicted(network.steps(unit.name), unit, base, mode)
+            prediction = predicted(network.steps(unit.name), unit, base)
         except UpdateError:  # the base has no such layer
-            continue
-        options.append(Whole(unit, mode, codes, prediction))
+            return options
+        options += _ways("v", unit, codes, unit.bits, prediction)
     return options
+
+
+def _ways(
+    mode: str,
+    unit: Unit,
+    codes: Ints,
+    bits: int,
+    base: Base | None = None,
+    lossy: Lossy | None = None,
+) -> list[Whole]:
+    """Return codes in a mode, and with zeros apart where these are many."""
+    few = bits <= SMALL or (codes == 0).sum() < APART * codes.size
+    letters = mode if few else mode + mode.upper()
+    return [Whole(unit, letter, codes, base, lossy) for letter in letters]
 
 
 def _of_weights(unit: Unit, network: Network, base: Network | None, bits: int) -> list[Whole]:
@@ -136,16 +147,16 @@ def _of_weights(unit: Unit, network: Network, base: Network | None, bits: int) -
         raise UpdateError(f"tensor {unit.name!r} has values that are not finite; send it exactly")
     lossy = Lossy(bits, quantizer.step_of(values, bits))
     top = 2 ** (bits - 1) - 1
-    options = []
+    options: list[Whole] = []
     if base is not None and alike(unit, base):
         apart = values - floats(base.tensors[unit.name].data)
         # To the nearest: what a wider zero would hold back, no later difference would make up for.
         z = quantizer.quantize(apart, float(lossy.step), 0.5)
         if np.abs(z).max(initial=0) <= top:
-            options.append(Whole(unit, "l", z, None, lossy))
+            options = _ways("l", unit, z, bits, None, lossy)
     step = float(lossy.step)
     z = quantizer.quantize(values, step, quantizer.offset_for(values, step, bits), top)
-    return [Whole(unit, "q", z, None, lossy), *options]
+    return [*_ways("q", unit, z, bits, None, lossy), *options]
 
 
 def _byte_parts(unit: Unit, mode: str, data: NDArray[np.uint8]) -> tuple[Part, ...]:
@@ -163,6 +174,6 @@ def coded(whole: Whole | Coded, coefficients: Mapping[Key, Sequence[int]]) -> Co
     if isinstance(whole, Coded):
         return whole
     unit, mode, codes, base, lossy = whole
-    near = coefficients.get((unit.shape[2:], kind_of(mode)), ())
+    near = coefficients.get((unit.shape[2:], mode.lower()), ())
     (key,) = keys_of(unit, mode, lossy.bits if lossy else 0)
     return Coded(unit, mode, (code_part(key, codes, unit.shape, near, base),), lossy)

@@ -10,17 +10,11 @@ from numpy.typing import NDArray
 from haq.errors import UpdateError
 from haq.formats.update import manifest as manifests
 from haq.formats.update.manifest import Manifest, Member, Section, deflated
-from haq.formats.update.network import Network, Outline, Tensor, packed
+from haq.formats.update.network import EXPANSION, FREE_BYTES, SCALES, Network, Outline, Tensor
 from haq.formats.update.options import Coded, is_lossy
 from haq.formats.update.plan import plan
 from haq.formats.update.sections import Reader, Steps, cut, encode
 from haq.formats.update.units import Unit, units
-
-FREE_BYTES = 2**26
-"""So large may a network be whatever its packet's size."""
-
-EXPANSION = 1024
-"""Beyond that, so many times its packet, and four times its base."""
 
 Fetch = Callable[[int, int], bytes]
 """Gives the bytes of a packet from one place up to another."""
@@ -52,6 +46,8 @@ def write(sent: Sequence[Sent], bits: int | None = None) -> bytes:
     """
     if bits is not None and not 2 <= bits <= 8:
         raise UpdateError(f"{bits} bits: give 2 to 8, or none for an exact packet")
+    for one in sent:
+        _check_codes(one)
     for one in sent if bits is not None else ():
         if not any(map(is_lossy, units(one.network.outline))):
             raise UpdateError(
@@ -70,8 +66,18 @@ def write(sent: Sequence[Sent], bits: int | None = None) -> bytes:
         members[place] = Member(**{**vars(members[place]), "id": result.id})
     body = b"".join(data for sections in coded for _, data in sections)
     packet = manifests.written(manifest) + body
-    _check_size(sum(one.network.outline.bytes for one in sent), len(packet), None)
+    _check_size(sum(one.network.outline.expanded for one in sent), len(packet), None)
     return packet
+
+
+def _check_codes(one: Sent) -> None:
+    for layer in one.network.layers.values():
+        data = one.network.tensors["codes"].data[layer.place].tobytes()
+        if layer.coding != "dense" and layer.bytes(layer.codes(data)) != data:
+            raise UpdateError(
+                f"{one.name!r}: the codes of layer {layer.name!r} are not as HAQ writes them in "
+                f"format {layer.coding!r}; export it anew"
+            )
 
 
 def rounded(network: Network, bits: int) -> Network:
@@ -151,8 +157,9 @@ def values(
     ends = np.cumsum([section.units for section in one.sections])
     at = names.index(name)
     needed = {int(np.searchsorted(ends, at, side="right"))}
-    if every[at].bits and one.modes[at] == "v":
-        needed.add(0)  # scales are first of all
+    if every[at].bits and one.modes[at] in "vV":
+        scales = [place for place, unit in enumerate(every) if unit.name in SCALES]
+        needed |= {int(number) for number in np.searchsorted(ends, scales, side="right")}
     places = manifest.places()[one.name]
     data = [
         _fetched(fetch, section, place) if number in needed else None
@@ -256,7 +263,7 @@ def _decoded(
     manifest: Manifest, one: Member, base: Network | None, sections: Sequence[bytes]
 ) -> Network:
     outline = one.outline(base.outline if base else None)
-    _check_size(outline.bytes, sum(map(len, sections)), base)
+    _check_size(outline.expanded, sum(map(len, sections)), base)
     every = _values(manifest, one, base, outline, sections)
     return _network(one.text(base.outline if base else None), outline, every)
 
@@ -284,7 +291,8 @@ def _values(
 
 
 def _check_size(size: int, packet: int, base: Network | None) -> None:
-    most = FREE_BYTES + EXPANSION * packet + 4 * (base.outline.bytes if base else 0)
+    """See that a network is no bomb: so large for its packet, and four times its base."""
+    most = FREE_BYTES + EXPANSION * packet + 4 * (base.outline.expanded if base else 0)
     if size > most:
         raise UpdateError(
             f"a packet of {packet} bytes is said to hold a network of {size}, and {most} at most "
@@ -299,9 +307,11 @@ def _network(
     tensors = {}
     for name, (dtype, shape, size) in outline.tensors.items():
         if name == "codes" and outline.layers:
-            parts = [packed(found[layer.name, True].astype(np.int8), layer.bits)
-                     for layer in outline.layers.values()]  # fmt: skip
-            data = np.concatenate(parts) if parts else np.zeros(0, np.uint8)
+            every = outline.layers.values()
+            parts = (layer.bytes(found[layer.name, True].astype(np.int8)) for layer in every)
+            data = np.frombuffer(b"".join(parts), np.uint8)
+            if data.size != size:
+                raise UpdateError("its sparse codes take another number of bytes than it says")
         else:
             data = found[name, False].view(np.uint8) if size else np.zeros(0, np.uint8)
         tensors[name] = Tensor(dtype, shape, data)

@@ -8,11 +8,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from haq.formats.update import tables
+from haq.formats.coder import tables
 from haq.formats.update.coefficients import Key
 from haq.formats.update.network import Network
-from haq.formats.update.options import Coded, coded, fitted, kind_of, ways_of
+from haq.formats.update.options import Coded, Whole, coded, fitted, ways_of
 from haq.formats.update.units import Part, contexts_of, symbols_of
+
+
+FEW = 2**17
+"""Up to so many values, a network is tried without coefficients too."""
+
+BITS_OF_COEFFICIENT = 14
+"""About what a coefficient takes in a packet, compressed."""
 
 
 class Tables(NamedTuple):
@@ -50,7 +57,17 @@ def plan(pairs: Sequence[tuple[Network, Network | None]], bits: int | None = Non
         bits: For a lossy packet, the bits of the weights of float32 tensors; None to be exact.
     """
     wholes = [ways_of(network, base, bits) for network, base in pairs]
-    coefficients = fitted([whole for member in wholes for ways in member for whole in ways])
+    every = [whole for member in wholes for ways in member for whole in ways]
+    plans = [_plan(wholes, fitted(every))]
+    if sum(ways[0].unit.values for member in wholes for ways in member) < FEW:
+        plans.append(_plan(wholes, {}))  # coefficients cost more than they save, perhaps
+    return min(plans, key=lambda one: one[0])[1]
+
+
+def _plan(
+    wholes: Sequence[Sequence[Sequence[Whole | Coded]]], coefficients: Mapping[Key, Sequence[int]]
+) -> tuple[float, Plan]:
+    """Return the bits of the best plan with these coefficients, and the plan."""
     options = [[[coded(one, coefficients) for one in unit] for unit in m] for m in wholes]
     first = sets_of([way for member in options for unit in member for way in unit])
     chosen = [[min(unit, key=lambda one: _bits(one, first)) for unit in m] for m in options]
@@ -59,18 +76,20 @@ def plan(pairs: Sequence[tuple[Network, Network | None]], bits: int | None = Non
 
 def smaller(
     ways: Sequence[Sequence[Sequence[Coded]]], coefficients: Mapping[Key, Sequence[int]]
-) -> Plan:
-    """Return the plan of the way that takes the fewest bits with tables of its own."""
+) -> tuple[float, Plan]:
+    """Return the fewest bits that a way takes with tables of its own, and its plan."""
     plans: list[tuple[float, int, Plan]] = []
     for members in ways:
         every = [way for member in members for way in member]
         sets = sets_of(every)
-        used = {(one.unit.shape[2:], kind_of(one.mode)) for one in every if one.parts}
+        used = {(one.unit.shape[2:], one.mode.lower()) for one in every if one.parts}
         near = {key: row for key, row in coefficients.items() if key in used}
         bits = sum(_bits(one, sets) for one in every)
         bits += 8 * bytes_of_tables(sets)
+        bits += BITS_OF_COEFFICIENT * sum(map(len, near.values()))
         plans.append((bits, len(plans), Plan(members, sets, near)))
-    return min(plans)[2]
+    bits, _, best = min(plans)
+    return bits, best
 
 
 def bytes_of_tables(sets: Mapping[str, Tables]) -> float:

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from haq.errors import UpdateError
-from haq.formats.update import order, rans, tables
+from haq.formats.coder import rans, tables
+from haq.formats.update import order
 from haq.formats.update.contexts import Ints
 from haq.formats.update.contexts import codes as codes_of
 from haq.formats.update.field import Field
 from haq.formats.update.manifest import Manifest
-from haq.formats.update.network import Layer, Network, floats
+from haq.formats.update.network import SCALES, Layer, Network, floats, scale_values
 from haq.formats.update.options import Coded, Lossy
 from haq.formats.update.plan import Tables
 from haq.formats.update.units import (
@@ -66,7 +67,7 @@ def encode(section: Sequence[Coded], sets: Mapping[str, Tables]) -> bytes:
         for part in coded.parts:
             if part.key not in sets:
                 raw.append(part.symbols.tobytes())
-                late += len(part.symbols) if coded.unit.name != "scales" else 0
+                late += len(part.symbols) if coded.unit.name not in SCALES else 0
                 continue
             table = sets[part.key].context[part.contexts].astype(np.int64) + numbers[part.key]
             lengths = list(runs_of(coded.unit.shape)) if part.key[0] == "c" else [len(table)]
@@ -94,7 +95,6 @@ class Reader:
     def __init__(self, manifest: Manifest, base: Network | None) -> None:
         self.sets, self.near, self.base = manifest.sets, manifest.coefficients, base
         self.entries: dict[str, NDArray[np.uint32]] = {}
-        self.scales: NDArray[np.float32] | None = None
 
     def decode(
         self, data: bytes, asked: Sequence[tuple[Unit, str, Lossy | None]], steps: "Steps"
@@ -119,10 +119,10 @@ class Reader:
                 result[unit] = self._codes(block.coder, unit, mode, lossy, steps)
             else:
                 parts[unit] = self._bytes(block, unit, mode)
-            if unit.name == "scales" and not unit.bits:
+            if unit.name in SCALES and not unit.bits:
                 if unit in parts:
                     result[unit] = self._tensor(block, unit, mode, parts.pop(unit))
-                steps.scales = floats(result[unit].view(np.uint8))
+                steps.add(unit, result[unit].view(np.uint8))
         block.end()
         modes = {unit: mode for unit, mode, _ in asked}
         for unit, planes in parts.items():
@@ -148,14 +148,14 @@ class Reader:
     ) -> NDArray[np.generic]:
         (key,) = keys_of(unit, mode, lossy.bits if lossy else 0)
         base = None
-        if mode in "vr":
+        if mode in "vV":
             assert self.base is not None
-            base = predicted(steps.of(unit.name), unit, self.base, mode)
+            base = predicted(steps.of(unit.name), unit, self.base)
         z = self._field(coder, key, unit, base)
         if lossy is None:
             return z
         weights = z.astype(np.float32) * lossy.step
-        if mode == "l":
+        if mode in "lL":
             self._check(unit)
             assert self.base is not None
             weights = floats(self.base.tensors[unit.name].data) + weights
@@ -163,7 +163,7 @@ class Reader:
 
     def _field(self, coder: rans.Decoder, key: str, unit: Unit, base: Base | None) -> Ints:
         known, entries = self._set(key)
-        near = self.near.get((unit.shape[2:], key[2]), ())
+        near = self.near.get((unit.shape[2:], key[2].lower()), ())
         bits = int(key[1])
         field = Field(unit.shape, bits, near, *(base or (None, None)))
         whole = np.zeros(order.planes(unit.shape), np.int32)
@@ -171,7 +171,7 @@ class Reader:
             step = field.step(one)
             table = known.context[step.context.ravel()]
             values = coder.run(table, entries).astype(np.int32).reshape(step.context.shape)
-            z = codes_of(step, values, bits)
+            z = codes_of(step, values, bits, key[2].isupper())
             field.learn(one, z)
             whole[one.part] = z
         return order.from_planes(whole).astype(np.int32)
@@ -213,15 +213,17 @@ class Steps:
 
     def __init__(self, layers: Mapping[str, Layer]) -> None:
         self.layers = layers
-        self.scales: NDArray[np.float32] | None = None
+        self.scales: dict[str, NDArray[np.float32]] = {}
+
+    def add(self, unit: Unit, data: NDArray[np.uint8]) -> None:
+        """Take in the bytes of a tensor with scales."""
+        if unit.dtype == SCALES[unit.name]:
+            self.scales[unit.name] = scale_values(unit.name, data)
 
     def of(self, name: str) -> NDArray[np.float32]:
         """Return the steps of a layer, in its shape."""
         layer = self.layers[name]
-        if self.scales is None:
-            raise UpdateError(f"the scales of layer {name!r} come after its codes")
-        scales = self.scales[slice(*layer.scales)]
-        return np.repeat(scales, layer.values // len(scales)).reshape(layer.shape)
+        return layer.steps(self.scales[layer.scales])
 
 
 class _Block:

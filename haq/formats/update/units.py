@@ -7,10 +7,12 @@ mode    what is coded
 ``d``   the codes of a layer, or the bytes of a tensor, directly
 ``v``   the same, predicted by the base's values: codes by its weights in steps of the new one,
         the values of a tensor as integers by the base's
-``r``   codes predicted by the base's codes, brought to the range of the new width
 ``q``   a float32 tensor in whole steps, directly: lossy
 ``l``   the difference to the base's tensor in whole steps: lossy
 ======  ========================================================================================
+
+A capital letter says the same of codes of over 4 bits many of which are zero: zero has a symbol of
+its own there, whatever was predicted.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,11 +25,14 @@ from haq.errors import UpdateError
 from haq.formats.update import order
 from haq.formats.update.contexts import CONTEXTS, UNIT, Ints, symbols
 from haq.formats.update.field import Field
-from haq.formats.update.network import ITEM_BYTES, Network, Outline
+from haq.formats.update.network import ITEM_BYTES, SCALES, Network, Outline
 
-MODES = "sdvrql"
+MODES = "sdvqlDVQL"
 
-LOSSY = "ql"
+LOSSY = "qlQL"
+
+BASED = "svlVL"
+"""Modes that need a base."""
 
 
 class Unit(NamedTuple):
@@ -55,8 +60,9 @@ class Part(NamedTuple):
     """Symbols that share a set of tables.
 
     Attributes:
-        key: Of the set: ``c`` with bits and kind for codes, ``p`` with item bytes, place of the
-            byte and kind for the bytes of tensors.
+        key: Of the set: ``c`` with bits and kind for codes, the kind a capital letter where zero
+            has a symbol of its own; ``p`` with item bytes, place of the byte and kind for the bytes
+            of tensors.
         symbols: (n,), uint8.
         contexts: (n,), uint16.
     """
@@ -79,12 +85,15 @@ class Base(NamedTuple):
 
 
 def units(outline: Outline) -> list[Unit]:
-    """Return the units of a network: tensors as in the file, but scales first; then codes."""
+    """Return the units of a network: tensors as in the file, but scales first; then codes.
+
+    Codes that are predicted need their scales. They come before everything else.
+    """
     tensors = [
         Unit(name, shape, 0, dtype) for name, (dtype, shape, size) in outline.tensors.items()
         if size and not (name == "codes" and outline.layers)
     ]  # fmt: skip
-    tensors.sort(key=lambda unit: unit.name != "scales")  # which the codes of layers need
+    tensors.sort(key=lambda unit: unit.name not in SCALES)
     return tensors + [
         Unit(layer.name, layer.shape, layer.bits, "") for layer in outline.layers.values()
     ]
@@ -110,46 +119,34 @@ def keys_of(unit: Unit, mode: str, bits: int = 0) -> list[str]:
     """
     if mode == "s":
         return []
-    if mode in LOSSY:
-        return [f"c{bits}{mode}"]
-    if unit.bits:
-        return [f"c{unit.bits}{'d' if mode == 'd' else 'v'}"]
+    if unit.bits or mode in LOSSY:
+        return [f"c{unit.bits or bits}{mode}"]
     size = ITEM_BYTES[unit.dtype]
     return [f"p{size}{place}{mode}" for place in range(size)]
 
 
-def predicted(network_steps: NDArray[np.float32], unit: Unit, base: Network, mode: str) -> Base:
+def predicted(network_steps: NDArray[np.float32], unit: Unit, base: Network) -> Base:
     """Return what a base predicts for the codes of a layer.
 
     Args:
         network_steps: The new step of every code, in the layer's shape.
         unit: The layer.
         base: Has values of this name and shape.
-        mode: ``v`` or ``r``.
 
     Raises:
         UpdateError: The base lacks the layer, or has it in another shape.
     """
+    values = base.values(unit.name)
+    if values is None or values.shape != unit.shape:
+        raise UpdateError(f"the base has no weights of layer {unit.name!r} in its shape")
+    with np.errstate(all="ignore"):
+        steps = np.nan_to_num(values / network_steps, nan=0.0)
     top = 2 ** (unit.bits - 1) - 1
-    if mode == "r":
-        layer = base.layers.get(unit.name)
-        if layer is None or layer.shape != unit.shape:
-            raise UpdateError(f"the base has no codes of layer {unit.name!r} in its shape")
-        whole = base.codes(unit.name).astype(np.float32)
-        ratio = np.float32(top) / np.float32(2 ** (layer.bits - 1) - 1)
-        steps = whole * ratio
-    else:
-        values = base.values(unit.name)
-        if values is None or values.shape != unit.shape:
-            raise UpdateError(f"the base has no weights of layer {unit.name!r} in its shape")
-        whole = values
-        with np.errstate(all="ignore"):
-            steps = np.nan_to_num(values / network_steps, nan=0.0)
     limit = np.float32(UNIT * top)
     scaled = np.clip(np.rint(steps * np.float32(UNIT)), -limit, limit).astype(np.int32)
     return Base(
         order.to_planes(scaled.ravel(), unit.shape).astype(np.int32),
-        order.to_planes((whole == 0).ravel(), unit.shape).astype(np.bool_),
+        order.to_planes((values == 0).ravel(), unit.shape).astype(np.bool_),
     )
 
 
@@ -164,7 +161,7 @@ def code_part(
     for one in field.passes:
         step = field.step(one)
         some = whole[one.part]
-        parts.append(symbols(step, some, bits).ravel().astype(np.uint8))
+        parts.append(symbols(step, some, bits, key[2].isupper()).ravel().astype(np.uint8))
         contexts.append(step.context.ravel().astype(np.uint16))
         field.learn(one, some)
     return Part(key, np.concatenate(parts), np.concatenate(contexts))

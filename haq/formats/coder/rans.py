@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from haq.errors import UpdateError
-from haq.formats.update.tables import PRECISION, TOTAL
+from haq.formats.coder.tables import PRECISION, TOTAL
 
 LOW = 1 << 16
 """No state is below it between symbols."""

@@ -1,0 +1,1 @@
+"""The entropy coder of codes: interleaved rANS in integers, and its tables."""
