@@ -7,16 +7,18 @@ the coder are shared by all layers, and each bears its share of them.
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from haq.allocation.budgets import Budget, parse_budget
 from haq.allocation.costs import CODED, CostTable, Target, tabulate, total, with_quantity
-from haq.allocation.policy import FLOAT, Bits
-from haq.errors import BudgetError
+from haq.allocation.policy import CODEBOOK, FLOAT, Bits
 from haq.formats.update.sizes import coded_bytes
 from haq.network.graph import Graph
-from haq.network.layers import EDGE_BITS
+from haq.network.layers import EDGE_BITS, SPARSE
 from haq.quantization.clipping import weight_clips
+from haq.quantization.codebook import codebook
+from haq.quantization.groups import group_codes, group_scales
 from haq.quantization.quantizer import codes
 from haq.runs.job import Job
 
@@ -53,18 +55,8 @@ def with_coded_size(table: CostTable, graph: Graph, clips: ClipsOfWeights) -> Co
     Args:
         table: Without them, or with others, which are replaced.
         graph: The float network's, with the weights it has now.
-        clips: Where these are clipped.
-
-    Raises:
-        BudgetError: A layer may have its weights in groups or a codebook, which no packet holds.
+        clips: Where these are clipped, where they have neither groups nor a codebook.
     """
-    for layer in table.layers:
-        if any(bits.block for bits in table.choices[layer.name]):
-            raise BudgetError(
-                f"{CODED} is that of a checkpoint's packet, and packets hold no weights in groups "
-                f"and no codebooks, which layer {layer.name!r} may have; leave these out, or "
-                "budget size"
-            )
     known = _by_width(table, graph, clips)
     rows = {}
     for layer in table.layers:
@@ -72,7 +64,7 @@ def with_coded_size(table: CostTable, graph: Graph, clips: ClipsOfWeights) -> Co
         rows[layer.name] = np.array(
             [
                 rest + (4.0 * layer.weights if bits.weight == FLOAT else
-                        known[bits.weight][layer.name] + 4.0 * layer.scales)
+                        known[bits.weight, bits.block][layer.name])
                 for bits in table.choices[layer.name]
             ]
         )  # fmt: skip
@@ -97,16 +89,41 @@ def budgets_of(job: Job, graph: Graph, target: Target | None) -> tuple[Budget, .
     return tuple(parse_budget(text, graph.layers, target, floats, coded) for text in job.budgets)
 
 
-def _by_width(table: CostTable, graph: Graph, clips: ClipsOfWeights) -> dict[int, dict[str, float]]:
-    widths = {bits.weight for choices in table.choices.values() for bits in choices} - {FLOAT}
+Width = tuple[int, int]
+"""Bits of weights, and how many of a row share a scale, as in ``Bits.block``."""
+
+
+def _by_width(
+    table: CostTable, graph: Graph, clips: ClipsOfWeights
+) -> dict[Width, dict[str, float]]:
+    """Return the bytes of the codes and scales of each layer at each width it may have."""
     known = {}
-    for width in sorted(widths):
-        whole = {}
+    for width in sorted({one for layer in table.layers for one in _widths(table, layer.name)}):
+        whole, scales = {}, {}
         for layer in table.layers:
-            if width in {bits.weight for bits in table.choices[layer.name]}:
+            if width in _widths(table, layer.name):
                 weight = graph.traced.get_parameter(f"{layer.name}.weight").detach().float()
-                clip = clips[layer.name][width]
-                along = clip.view(-1, *(1,) * (weight.dim() - 1))
-                whole[layer.name] = codes(weight, width, along).numpy()
-        known[width] = coded_bytes(whole, width)
+                rounded = _rounded(weight, width, clips.get(layer.name, {}))
+                whole[layer.name] = rounded[0].numpy()
+                scales[layer.name] = rounded[1] if width[1] else 4.0 * layer.scales
+        sizes = coded_bytes(whole, width[0])
+        known[width] = {name: sizes[name] + scales[name] for name in whole}
     return known
+
+
+def _widths(table: CostTable, name: str) -> set[Width]:
+    return {(bits.weight, bits.block) for bits in table.choices[name] if bits.weight != FLOAT}
+
+
+def _rounded(weight: Tensor, width: Width, clips: Mapping[int, Tensor]) -> tuple[Tensor, float]:
+    """Return the codes of weights, and the bytes of the scales of groups, or of a codebook."""
+    bits, block = width
+    if block == CODEBOOK:
+        pruned = float((weight == 0).float().mean()) >= SPARSE
+        labels = codebook(weight, bits, zero=pruned).labels.to(torch.int16)
+        return (labels - 2 ** (bits - 1)).to(torch.int8), 4.0 * 2**bits
+    if block:
+        scales = group_scales(weight, bits, block)
+        return group_codes(weight, scales, bits, block), 2.0 * scales.numel()
+    along = clips[bits].view(-1, *(1,) * (weight.dim() - 1))
+    return codes(weight, bits, along), 0.0

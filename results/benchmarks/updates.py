@@ -8,7 +8,7 @@ public checkpoint for CIFAR-10 (MIT-licensed, akamaster/pytorch_resnet_cifar10),
 20 epochs on images that were encoded as JPEG. Networks of our own searches are made in --folder by
 ``haq search --budget avg_weight_bits=N --agent ilp`` and ``haq export``, and used again if they are
 there; so are short fine-tunings. Codes of "per tensor" have one step a tensor, that of its largest
-weight, and an offset of .4, as in published figures of such coders. zstandard, bsdiff4 and
+weight, and an offset of .4, as in published figures of such coders. zstandard, bsdiff4, zipnn and
 constriction are compared with where they are installed; nothing else needs them. Accuracies are of
 the first 2 000 test images.
 """
@@ -18,7 +18,9 @@ import importlib
 import json
 import lzma
 import time
+from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ import torch
 
 import haq
 from haq.datasets import load
+from haq.formats import sparse
 from haq.formats.coder import rans, tables
 from haq.formats.packing import pack
 from haq.formats.update import entropies, family, packet, quantizer
@@ -138,9 +141,9 @@ def codes(network: Network, bits: int, per_tensor: bool = True) -> Network:
     return coded(convolutions(network), bits, per_tensor)
 
 
-def coded(weights, bits, per_tensor=True) -> Network:
-    """Return a checkpoint of weights."""
-    scales, parts, rows = [], [], []
+def coded(weights, bits, per_tensor=True, cheapest=False) -> Network:
+    """Return a checkpoint of weights, its codes whole or each layer's in the cheapest format."""
+    scales, parts, rows, codings = [], [], [], {}
     top = 2 ** (bits - 1) - 1
     for name, w in weights.items():
         largest = np.abs(w).max() if per_tensor else np.abs(w).reshape(len(w), -1).max(1)
@@ -149,11 +152,20 @@ def coded(weights, bits, per_tensor=True) -> Network:
         size = np.floor(np.abs(w) / along + (0.4 if per_tensor else 0.5))
         z = (np.sign(w) * np.minimum(size, top)).astype(np.int32)
         scales.append(step)
-        parts.append(np.frombuffer(pack(z, bits), np.uint8))
+        coding, data = "dense", pack(z, bits)
+        if cheapest:
+            coding, data = sparse.encode(z.astype(np.int8), bits)
+        if coding != "dense":
+            codings[name] = [coding, len(data)]
+        parts.append(np.frombuffer(data, np.uint8))
         rows.append([name, list(w.shape), bits, 8, len(step)])
     tensors = {"scales": np.concatenate(scales), "codes": np.concatenate(parts)}
     header, at = {}, 0
-    about = {"format": "haq-checkpoint/1", "layers": rows}
+    about = {
+        "format": "haq-checkpoint/1",
+        "layers": rows,
+        **({"codings": codings} if codings else {}),
+    }
     for name, values in tensors.items():
         dtype = "F32" if name == "scales" else "U8"
         place = [at, at + values.nbytes]
@@ -257,18 +269,60 @@ def chain_of(subject: Subject) -> list[Network]:
 
 
 def chain(subject: Subject) -> Iterator[dict]:
-    """Five updates in a row, each from what the one before it gave."""
+    """Five updates in a row, each from what the one before it gave.
+
+    "as the sender has it" says that who received all of them holds, bit for bit, what the sender
+    predicts the next one from: errors cannot add up unseen.
+    """
     for bits in (6, 4):
         networks = chain_of(subject)
-        held = packet.rounded(networks[0], bits)
+        held = received = packet.rounded(networks[0], bits)
         for number, network in enumerate(networks[1:], 1):
             direct, alone = sent(network, None, bits)
-            apart, held = sent(network, held, bits)
+            data = packet.write([Sent("new", network, held)], bits)
+            apart, held = len(data), packet.read(data, held)
+            received = parse(packet.read(data, received).file())  # as a device that reads its file
             yield {
                 "bits": bits, "update": number, "direct": direct, "difference": apart,
+                "as the sender has it": received.file() == held.file(),
                 "error": error(network, held), "error direct": error(network, alone),
                 "accuracy": subject.accuracy(held), "accuracy direct": subject.accuracy(alone),
             }  # fmt: skip
+
+
+def exact_chain(subject: Subject) -> Iterator[dict]:
+    """The same five updates as exact codes of 4 bits: the last network is the one sent alone."""
+    networks = [codes(network, 4) for network in chain_of(subject)]
+    held = networks[0]
+    for number, (old, new) in enumerate(pairwise(networks), 1):
+        data = packet.write([Sent("new", new, old)])
+        held = packet.read(data, held)
+        yield {
+            "bits": 4, "update": number, "direct": size(new), "difference": len(data),
+            "equal to the one sent": held.file() == new.file(),
+        }  # fmt: skip
+
+
+def noise(subject: Subject) -> Iterator[dict]:
+    """Accuracies of the last network of the chain, rounded to the 4-bit grid in other ways.
+
+    Each weight goes down or up to a neighbouring step at random, to the nearer one more often: no
+    difference is involved, and the errors are as large as those of the chain or larger.
+    """
+    network = chain_of(subject)[-1]
+    for seed in range(6):
+        numbers = np.random.default_rng(seed)
+
+        def change(_, w, numbers=numbers):
+            step = quantizer.step_of(w, 4)
+            dither = numbers.uniform(-0.25, 0.25, w.shape)
+            return np.rint(w / step + dither).clip(-7, 7).astype(np.float32) * step
+
+        rounded_network = with_weights(network, change)
+        yield {
+            "bits": 4, "seed": seed, "error": error(network, rounded_network),
+            "accuracy": subject.accuracy(rounded_network),
+        }  # fmt: skip
 
 
 def error(network: Network, other: Network) -> float:
@@ -291,11 +345,11 @@ def intervals(subject: Subject) -> Iterator[dict]:
 
 
 def with_weights(network: Network, change) -> Network:
-    """Return a float network whose quantized weights are changed."""
+    """Return a float network, its quantized weights changed by a function of name and values."""
     header, data = network.header, b""
-    for tensor in network.tensors.values():
+    for name, tensor in network.tensors.items():
         if len(tensor.shape) > 1:
-            values = change(floats(tensor.data).reshape(tensor.shape))
+            values = change(name.removesuffix(".weight"), floats(tensor.data).reshape(tensor.shape))
             data += values.astype("<f4").tobytes()
         else:
             data += tensor.data.tobytes()
@@ -325,7 +379,7 @@ def damaged(subject: Subject) -> Iterator[dict]:
     for bits in (6, 4):
         direct = size(subject.target, None, bits)
         for name, change in {"as it is": lambda w: w, **damages}.items():
-            held = with_weights(subject.base, change)
+            held = with_weights(subject.base, lambda _, w, change=change: change(w))
             apart, network = sent(subject.target, held, bits)
             yield {
                 "bits": bits, "predecessor": name, "its accuracy": subject.accuracy(held),
@@ -346,6 +400,23 @@ def both_pruned(subject: Subject) -> Iterator[dict]:
             yield {
                 "pruned": share, "bits": bits, "direct": direct, "difference": apart,
                 "of direct": round(apart / direct, 4),
+            }  # fmt: skip
+
+
+def sparse_files(subject: Subject) -> Iterator[dict]:
+    """Checkpoints whose codes are written in the cheapest format of pruned layers, exactly."""
+    for share in (0.5, 0.8, 0.95):
+        for bits in (6, 4):
+            old, new = (
+                coded(
+                    {n: pruned(share)(w) for n, w in convolutions(each).items()}, bits, True, True
+                )
+                for each in (subject.base, subject.target)
+            )
+            formats = Counter(layer.coding for layer in new.layers.values())
+            yield {
+                "pruned": share, "bits": bits, "formats": dict(formats), "file": len(new.file()),
+                "direct": size(new), "difference": size(new, old),
             }  # fmt: skip
 
 
@@ -404,7 +475,7 @@ def optional(name):
         return None
 
 
-def rivals(new: bytes, old: bytes) -> dict[str, int]:
+def rivals(new: bytes, old: bytes, floating: bool) -> dict[str, int]:
     """Return what other tools make of a file, alone and given the old one."""
     sizes = {
         "safetensors as it is": len(new),
@@ -418,6 +489,13 @@ def rivals(new: bytes, old: bytes) -> dict[str, int]:
         sizes["zstd -19, old file as dictionary"] = len(known)
     if bsdiff:
         sizes["bsdiff"] = len(bsdiff.diff(old, new))
+    zipnn = optional("zipnn")
+    if zipnn and floating:
+        options = {"input_format": "byte", "bytearray_dtype": "float32"}
+        sizes["zipnn"] = len(zipnn.ZipNN(**options).compress(bytearray(new)))
+        delta = zipnn.ZipNN(**options, delta_compressed_type="byte")
+        known = delta.compress(bytearray(new), delta_second_data=bytearray(old))
+        sizes["zipnn, old file as delta"] = len(known)
     return sizes
 
 
@@ -437,8 +515,37 @@ def compared(subject: Subject) -> Iterator[dict]:
         yield {
             "pair": name, "haq pack": size(new), "haq pack --base": size(new, old),
             **({"haq pack --bits 8 --base": size(new, old, 8)} if "float" in name else {}),
-            **rivals(new.file(), old.file()),
+            **rivals(new.file(), old.file(), "float" in name),
         }  # fmt: skip
+
+
+def one_bit(subject: Subject) -> Iterator[dict]:
+    """BitDelta's rule on our pairs, without its distillation, beside differences of few bits.
+
+    Each difference of a weight becomes its sign times their mean size in the tensor: a bit a weight
+    and a number a tensor. Other tensors are sent exactly, and are not counted here.
+    """
+    near = chain_of(subject)
+    pairs = {"20 epochs": (subject.base, subject.target), "one short fine-tuning": near[4:6]}
+    for name, (old, new) in pairs.items():
+        known, wanted = convolutions(old), convolutions(new)
+        rest = sum(t.data.size for t in new.tensors.values() if len(t.shape) < 2)
+        signs = {
+            n: known[n] + np.sign(w - known[n]) * np.float32(np.abs(w - known[n]).mean())
+            for n, w in wanted.items()
+        }
+        rebuilt = with_weights(new, lambda n, _, signs=signs: signs[n])
+        row = {
+            "pair": name, "accuracy of the old": subject.accuracy(old),
+            "accuracy of the new": subject.accuracy(new),
+            "sign and mean, bytes": sum(-(-w.size // 8) + 4 for w in wanted.values()),
+            "sign and mean, accuracy": subject.accuracy(rebuilt),
+        }  # fmt: skip
+        for bits in (4, 3):
+            apart, network = sent(new, old, bits)
+            row[f"--bits {bits}, bytes"] = apart - rest
+            row[f"--bits {bits}, accuracy"] = subject.accuracy(network)
+        yield row
 
 
 def published(_: Subject) -> Iterator[dict]:
@@ -517,6 +624,7 @@ SECTIONS = {
     "single": single, "sequential": sequential, "speed": speed, "published": published,
     "both pruned": both_pruned, "rounded": rounded, "damaged": damaged, "chain": chain,
     "intervals": intervals, "family": families, "compared": compared,
+    "one bit": one_bit, "exact chain": exact_chain, "noise": noise, "sparse files": sparse_files,
 }  # fmt: skip
 
 

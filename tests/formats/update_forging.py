@@ -57,6 +57,7 @@ def examples():
         files.quantized(known, {"conv": 4, "fc": 8}),
         files.quantized(near, {"conv": 3, "fc": 6}),
     )
+    older, pruned = files.pruned(0), files.pruned(1)
     floats, tuned = files.floats(known), files.floats(near, n=np.arange(4))
     return [
         (packet.write([Sent("new", parse(new))]), None, parse(new).id),
@@ -64,6 +65,7 @@ def examples():
         (packet.write([Sent("new", parse(tuned), parse(floats))]), parse(floats), parse(tuned).id),
         (rounded := packet.write([Sent("new", parse(tuned), parse(floats))], 4), parse(floats),
          packet.read(rounded, parse(floats)).id),
+        (packet.write([Sent("new", parse(pruned), parse(older))]), parse(older), parse(pruned).id),
     ]  # fmt: skip
 
 

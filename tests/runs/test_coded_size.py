@@ -15,6 +15,7 @@ from haq.cli.terminal.run import coded_size_sentence
 from haq.errors import BudgetError
 from haq.formats.update.sizes import coded_bytes
 from haq.network.graph import trace
+from haq.quantization.groups import group_codes, group_scales
 from haq.quantization.quantizer import codes
 from haq.runs import coded_size
 from haq.runs.coded_cost import budgets_of, clips_of_weights, with_coded_size
@@ -149,9 +150,31 @@ def test_what_is_said_of_a_packet(coded, words):
     assert words in coded_size_sentence(coded)
 
 
-def test_weights_in_groups_have_no_packet(model):
-    graph = trace(model, torch.zeros(1, 1, 10, 10))
-    choices = dict.fromkeys((layer.name for layer in graph.layers), (Bits(4, 32, 32),))
+def test_weights_in_groups_cost_their_codes_and_scales_of_half_precision():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(80, 24), nn.ReLU(), nn.Linear(24, 4)).eval()
+    graph = trace(model, torch.zeros(1, 80))
+    choices = {layer.name: (Bits(4, 32, 32), Bits(8, 32)) for layer in graph.layers}
     table = tabulate(graph.layers, choices)
-    with pytest.raises(BudgetError, match="packets hold no weights in groups"):
-        with_coded_size(table, graph, {})
+    clips = clips_of_weights(graph, parse_job(budgets=("coded_size=9kB",)), table)
+    coded = with_coded_size(table, graph, clips)
+    weight = model[0].weight.detach()
+    whole = {}
+    for name, layer in (("0", model[0]), ("2", model[2])):
+        scales = group_scales(layer.weight.detach(), 4, 32)
+        whole[name] = group_codes(layer.weight.detach(), scales, 4, 32).numpy()
+    groups = 24 * 3  # 80 columns: two groups of 32, and one of 16
+    expected = coded_bytes(whole, 4)["0"] + 2 * groups + 4 * 24 + 48 + 1000 / 2
+    assert coded.rows[CODED]["0"][0] == pytest.approx(expected)
+    assert coded.rows[CODED]["0"][0] < coded.rows[CODED]["0"][1]
+    assert 0.4 * weight.numel() < coded_bytes(whole, 4)["0"] < 0.52 * weight.numel()
+
+
+def test_codes_of_pruned_layers_cost_little_at_every_width():
+    numbers = np.random.default_rng(0)
+    z = np.rint(numbers.laplace(0, 12, (64, 32, 3, 3))).clip(-127, 127).astype(np.int8)
+    z[numbers.random(z.shape) < 0.8] = 0
+    mask = 0.722 * z.size / 8  # the entropy of a coin of .8
+    values = np.unique(z[z != 0], return_counts=True)[1]
+    entropy = -(values * np.log2(values / values.sum())).sum() / 8
+    assert coded_bytes({"a": z}, 8)["a"] == pytest.approx(mask + entropy, rel=0.05)

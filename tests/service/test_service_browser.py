@@ -177,7 +177,7 @@ def test_cancel_with_the_keyboard_then_compare(browser, server):
     browser.switch_to.default_content()
 
 
-@pytest.mark.parametrize("path", ["/", "/new"])
+@pytest.mark.parametrize("path", ["/", "/new", "/channels"])
 def test_a_phone_needs_no_scrolling_to_the_side(browser, server, path):
     phone = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
@@ -188,7 +188,7 @@ def test_a_phone_needs_no_scrolling_to_the_side(browser, server, path):
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-@pytest.mark.parametrize("path", ["/", "/new"])
+@pytest.mark.parametrize("path", ["/", "/new", "/channels"])
 def test_every_control_has_a_name_and_headings_are_in_order(browser, server, path):
     visit(browser, server, path)
     nameless = browser.execute_script(

@@ -1,15 +1,19 @@
 """Networks from the service: published on channels, and sent as little as they need."""
 
 import hashlib
+import re
 import sys
+from html import unescape
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 from service_parts import Visitor
 
 from haq.formats.update import packet
 from haq.formats.update.network import parse
 from haq.formats.update.pull import Answer, pull
+from haq.service import security
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "formats"))
 import update_files as files
@@ -84,6 +88,52 @@ def test_a_channel_lists_what_was_published(visitor):
     assert visitor.client.put("/v1/channels/door", json={"run": runs[2]}).json()["number"] == 3
     assert visitor.client.put("/v1/channels/door", json={"run": runs[0]}).json()["number"] == 4
     assert network(visitor, IDS[0]).status_code == 304
+
+
+def test_the_pages_of_channels(visitor):
+    client = visitor.client
+    assert "Nothing is published yet" in client.get("/channels").text
+    assert client.get("/channels/door").status_code == 404
+    runs = published(visitor, 0, 1)
+    listed = client.get("/channels").text
+    assert '<a href="/channels/door?owner=local">door</a>' in listed
+    assert IDS[1][:12] in listed and f'href="/runs/{runs[1]}"' in listed
+    page = client.get("/channels/door").text
+    assert 'haq pull "http://testserver/v1/channels/door/network" --base' in unescape(page)
+    assert all(one in page for one in IDS[:2]) and page.count("none</td>") == 2
+    whole, apart, old = (len(network(visitor, held).content) for held in (None, IDS[0], "0" * 64))
+    page = client.get("/channels/door").text
+    assert f"whole: {whole:,} bytes" in page and f"from number 1: {apart:,} bytes" in page
+    assert old == whole and page.count("none</td>") == 1
+    for address in re.findall(r'(?:src|href|action)="([^"]*)"', page):
+        assert address.startswith(("/", "#", "data:,")), address
+
+
+def signed_in(visitor, name, scope):
+    client = TestClient(visitor.app, base_url="https://testserver")
+    client.post("/login", data={"token": security.create_token(visitor.engine, name, scope)})
+    return client
+
+
+def test_pages_of_channels_are_their_owners(tmp_path):
+    visitor = Visitor(tmp_path, is_open=False)
+    run = run_with(visitor, 0, "ada")
+    assert visitor.as_user("ada").put("/v1/channels/door", json={"run": run}).status_code == 200
+    for user, scope, sees in (("ada", "read", True), ("bob", "submit", False)):
+        client = signed_in(visitor, user, scope)
+        assert ("door</a>" in client.get("/channels").text) == sees
+        assert client.get("/channels/door").status_code == (200 if sees else 404)
+    admin = signed_in(visitor, "root", "admin")
+    assert "/channels/door?owner=ada" in admin.get("/channels").text
+    assert "network?owner=ada" in admin.get("/channels/door?owner=ada").text
+
+
+def test_packets_of_another_version_are_made_anew(visitor):
+    (run,) = published(visitor, 0)
+    exports = visitor.settings.run_folder(run) / "exports"
+    (exports / "packets-1").mkdir()
+    (exports / "packets-1" / "whole.haqz").write_bytes(b"of version 1")
+    assert packet.read(network(visitor).content).file() == NETWORKS[0]
 
 
 def test_a_deleted_run_leaves_the_channel(visitor):

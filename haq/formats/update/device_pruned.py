@@ -1,4 +1,4 @@
-"""Checkpoints with pruned layers or weights in groups, for device.py beside this file."""
+"""Checkpoints with pruned layers, weights in groups or codebooks, for device.py beside it."""
 import struct
 from math import prod
 
@@ -59,6 +59,8 @@ def pruned(Network, Coder, expand, pack):  # what device.py has
             head = struct.pack("<BI", width, entries)
             written.append(head + pack(gaps, width) + pack(values, bits))
         return min(written, key=len)
+    def turned(z, bits):  # places in a codebook, from half of its size below zero up, and back
+        return np.where(z < 0, z + (1 << bits - 1), z - (1 << bits - 1))
     FORMATS = {
         "dense": (signed, pack), "bitmask": (read_bitmask, write_bitmask),
         "coded mask": (read_coded, write_coded), "relative index": (read_index, write_index),
@@ -70,16 +72,17 @@ def pruned(Network, Coder, expand, pack):  # what device.py has
                 dense, known = -(-prod(shape) * bits // 8), about.get("formats", {})
                 block = known.get(name, [0])[0]
                 coding, size = about.get("codings", {}).get(name, ["dense", dense])
-                parts = [("codes", size), ("group_scales" if block else "scales", scales)]
+                parts = [("codes", size), ("group_scales" if block > 0 else "scales", scales)]
                 place, some = (slice(at[tensor], at[tensor] + count) for tensor, count in parts)
                 layers[name] = shape, bits, place, some, coding, block
                 at.update({tensor: at[tensor] + count for tensor, count in parts})
             known = (self.tensors.get(n, [t, [0]])[:2] == [t, [at[n]]] for n, t in TYPES.items())
             return layers if all(known) else {}
         def codes(self, name):
-            shape, bits, place, _, coding, _ = self.layers[name]
+            shape, bits, place, _, coding, block = self.layers[name]
             data = self.tensors["codes"][2][place]
-            return FORMATS[coding][0](data, bits, prod(shape)).reshape(shape)
+            z = FORMATS[coding][0](data, bits, prod(shape)).reshape(shape)
+            return turned(z, bits) if block == -1 else z
         def steps(self, name):
             shape, _, _, some, _, block = self.layers[name]
             if not block:
@@ -88,6 +91,7 @@ def pruned(Network, Coder, expand, pack):  # what device.py has
             scales = np.frombuffer(self.tensors["group_scales"][2], "<f2")[some].astype("f4")
             return np.repeat(scales.reshape(shape[0], -1), block, 1)[:, :shape[1]]
         def bytes(self, name):
-            _, bits, _, _, coding, _ = self.layers[name]
-            return FORMATS[coding][1](self.packed[name].ravel(), bits)
+            _, bits, _, _, coding, block = self.layers[name]
+            z = turned(self.packed[name], bits) if block == -1 else self.packed[name]
+            return FORMATS[coding][1](z.ravel(), bits)
     return Pruned

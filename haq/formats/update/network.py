@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from haq.allocation.policy import CODEBOOK
 from haq.errors import UpdateError
 from haq.formats import sparse
 from haq.formats.packing import packed_size, unpack
@@ -64,7 +65,9 @@ class Layer(NamedTuple):
         place: Where they lie in "codes", in bytes.
         scales: The tensor with its scales.
         some: Which of its values they are.
-        block: Weights of a row that share a scale; 0 where scales are for as many weights each.
+        block: Weights of a row that share a scale; 0 where scales are for as many weights each;
+            ``CODEBOOK`` where there are none, and codes are places in a codebook, from half of its
+            size below zero up.
     """
 
     name: str
@@ -88,7 +91,10 @@ class Layer(NamedTuple):
             UpdateError: The bytes are not as HAQ writes them.
         """
         try:
-            if self.coding == "dense":
+            if self.block == CODEBOOK:
+                signed = unpack(data, self.bits, self.values, -(2 ** (self.bits - 1)))
+                codes = _turned(signed, self.bits)
+            elif self.coding == "dense":
                 codes = unpack(data, self.bits, self.values, -(2 ** (self.bits - 1)))
             else:
                 codes = sparse.decode(self.coding, data, self.bits, self.values)
@@ -98,7 +104,8 @@ class Layer(NamedTuple):
 
     def bytes(self, codes: NDArray[np.int8]) -> bytes:
         """Return its codes as they lie in "codes"."""
-        return sparse.FORMATS[self.coding].write(codes.ravel(), self.bits)
+        turned = _turned(codes, self.bits) if self.block == CODEBOOK else codes
+        return sparse.FORMATS[self.coding].write(turned.ravel(), self.bits)
 
     def steps(self, scales: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the step of each code, in its shape, from the values of the tensor ``scales``."""
@@ -155,9 +162,11 @@ class Network:
     def values(self, name: str) -> NDArray[np.float32] | None:
         """Return the weights of a layer as float32, from its codes or from a float tensor.
 
-        None where the network has none under this name.
+        None where the network has none under this name, or a codebook there instead of scales.
         """
         if name in self.layers:
+            if self.layers[name].block == CODEBOOK:
+                return None
             return self.codes(name).astype(np.float32) * self.steps(name)
         for known in (f"{name}.weight", name):
             tensor = self.tensors.get(known)
@@ -349,7 +358,9 @@ def _laid_out(
             raise ValueError(name)
         if coding not in sparse.FORMATS or not 0 <= size <= packed_size(count, 8):
             raise ValueError(coding)
-        tensor = "group_scales" if block else "scales"
+        if block == CODEBOOK and coding != "dense":
+            raise ValueError(coding)
+        tensor = "group_scales" if block > 0 else "scales"
         layers[str(name)] = Layer(
             str(name), tuple(shape), bits, coding, following("codes", size), tensor,
             following(tensor, scales), block,
@@ -361,11 +372,25 @@ def _is_layer(shape: Sequence[int], bits: int, scales: int, block: int) -> bool:
     if not all(type(n) is int for n in (*shape, bits, scales, block)):
         return False
     count = math.prod(shape)
-    if min(shape, default=0) < 1 or bits < 2 or count > MOST_BYTES or scales < 1 or block < 0:
+    if min(shape, default=0) < 1 or bits < 2 or count > MOST_BYTES:
+        return False
+    if block == CODEBOOK:
+        return scales == 0
+    if scales < 1 or block < 0:
         return False
     if block:
         return len(shape) == 2 and scales == shape[0] * -(-shape[1] // block)
     return count % scales == 0
+
+
+def _turned(codes: NDArray[np.int8], bits: int) -> NDArray[np.int8]:
+    """Return codes with their highest bit flipped: signed ones as places in a codebook, and back.
+
+    >>> _turned(np.array([0, 1, -2, -1], np.int8), 2)
+    array([-2, -1,  0,  1], dtype=int8)
+    """
+    half = 2 ** (bits - 1)
+    return np.where(codes < 0, codes + half, codes - half).astype(np.int8)
 
 
 def scale_values(tensor: str, data: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from haq.allocation.policy import CODEBOOK
 from haq.errors import UpdateError
 from haq.formats.update import order, quantizer
 from haq.formats.update.coefficients import Fit, Key
@@ -77,12 +78,17 @@ def ways_of(network: Network, base: Network | None, bits: int | None) -> list[li
     return [_wholes(unit, network, base, bits) for unit in units(network.outline)]
 
 
-def fitted(wholes: Sequence[Whole | Coded]) -> dict[Key, list[int]]:
-    """Return the coefficients with which places of kernels predict each other."""
+def fitted(wholes: Sequence[Whole | Coded], around: bool) -> dict[Key, list[int]]:
+    """Return the coefficients with which places of kernels, and the base's, predict each other.
+
+    Args:
+        wholes: What is to be coded.
+        around: Whether the base's places may do so; where not, their coefficients are 0.
+    """
     fit = Fit()
     for whole in wholes:
         if isinstance(whole, Whole):
-            base = whole.base.sixteenths if whole.base else None
+            base = whole.base.sixteenths * np.int32(around) if whole.base else None
             fit.add(_u(whole), base, whole.unit.shape, whole.mode.lower())
     return fit.solved()
 
@@ -117,17 +123,17 @@ def is_lossy(unit: Unit) -> bool:
 
 def _of_layer(unit: Unit, network: Network, base: Network | None) -> list[Whole]:
     codes = network.codes(unit.name).ravel().astype(np.int32)
-    options = _ways("d", unit, codes, unit.bits)
-    if base is not None:
+    options = ways("d", unit, codes, unit.bits)
+    if base is not None and network.layers[unit.name].block != CODEBOOK:
         try:
             prediction = predicted(network.steps(unit.name), unit, base)
         except UpdateError:  # the base has no such layer
             return options
-        options += _ways("v", unit, codes, unit.bits, prediction)
+        options += ways("v", unit, codes, unit.bits, prediction)
     return options
 
 
-def _ways(
+def ways(
     mode: str,
     unit: Unit,
     codes: Ints,
@@ -153,10 +159,10 @@ def _of_weights(unit: Unit, network: Network, base: Network | None, bits: int) -
         # To the nearest: what a wider zero would hold back, no later difference would make up for.
         z = quantizer.quantize(apart, float(lossy.step), 0.5)
         if np.abs(z).max(initial=0) <= top:
-            options = _ways("l", unit, z, bits, None, lossy)
+            options = ways("l", unit, z, bits, None, lossy)
     step = float(lossy.step)
     z = quantizer.quantize(values, step, quantizer.offset_for(values, step, bits), top)
-    return [*_ways("q", unit, z, bits, None, lossy), *options]
+    return [*ways("q", unit, z, bits, None, lossy), *options]
 
 
 def _byte_parts(unit: Unit, mode: str, data: NDArray[np.uint8]) -> tuple[Part, ...]:

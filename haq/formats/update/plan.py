@@ -14,7 +14,6 @@ from haq.formats.update.network import Network
 from haq.formats.update.options import Coded, Whole, coded, fitted, ways_of
 from haq.formats.update.units import Part, contexts_of, symbols_of
 
-
 FEW = 2**17
 """Up to so many values, a network is tried without coefficients too."""
 
@@ -56,9 +55,16 @@ def plan(pairs: Sequence[tuple[Network, Network | None]], bits: int | None = Non
         pairs: Each network with the one it is predicted from, as the receiver has it.
         bits: For a lossy packet, the bits of the weights of float32 tensors; None to be exact.
     """
-    wholes = [ways_of(network, base, bits) for network, base in pairs]
+    return best([ways_of(network, base, bits) for network, base in pairs])
+
+
+def best(wholes: Sequence[Sequence[Sequence[Whole | Coded]]]) -> Plan:
+    """Return the plan with the fewest bytes, given for each network the ways of each unit."""
     every = [whole for member in wholes for ways in member for whole in ways]
-    plans = [_plan(wholes, fitted(every))]
+    plans = [_plan(wholes, fitted(every, True))]
+    if any(isinstance(one, Whole) and one.base for one in every):
+        # Few wide steps are told better by the base alone.
+        plans.append(_plan(wholes, fitted(every, False)))
     if sum(ways[0].unit.values for member in wholes for ways in member) < FEW:
         plans.append(_plan(wholes, {}))  # coefficients cost more than they save, perhaps
     return min(plans, key=lambda one: one[0])[1]

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from haq.allocation.policy import CODEBOOK
 from haq.errors import UpdateError
 from haq.formats.coder import rans, tables
 from haq.formats.update import order
@@ -223,6 +224,8 @@ class Steps:
     def of(self, name: str) -> NDArray[np.float32]:
         """Return the steps of a layer, in its shape."""
         layer = self.layers[name]
+        if layer.block == CODEBOOK:
+            raise UpdateError(f"layer {name!r} has a codebook, whose places nothing predicts")
         return layer.steps(self.scales[layer.scales])
 
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from haq.formats.update.options import Whole, coded, fitted
-from haq.formats.update.plan import bits_of_part, bytes_of_tables, sets_of
+from haq.formats.update.options import ways
+from haq.formats.update.plan import best, bits_of_part, bytes_of_tables
 from haq.formats.update.units import Unit
 
 
@@ -19,16 +19,14 @@ def coded_bytes(codes: Mapping[str, NDArray[np.integer]], bits: int) -> dict[str
         codes: Layer to whole numbers in the shape of its weights.
         bits: Of all of them, from 2 to 8.
     """
-    wholes = [
-        Whole(Unit(name, z.shape, bits, ""), "d", z.ravel().astype(np.int32))
+    chosen = best([[
+        ways("d", Unit(name, z.shape, bits, ""), z.ravel().astype(np.int32), bits)
         for name, z in codes.items()
-    ]
-    coefficients = fitted(wholes)
-    ways = [coded(whole, coefficients) for whole in wholes]
-    sets = sets_of(ways)
-    each = bytes_of_tables(sets) / max(sum(way.unit.values for way in ways), 1)
+    ]])  # fmt: skip
+    (every,) = chosen.members
+    each = bytes_of_tables(chosen.sets) / max(sum(way.unit.values for way in every), 1)
     return {
-        way.unit.name: sum(bits_of_part(part, sets) for part in way.parts) / 8
+        way.unit.name: sum(bits_of_part(part, chosen.sets) for part in way.parts) / 8
         + each * way.unit.values
-        for way in ways
+        for way in every
     }

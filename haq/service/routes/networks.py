@@ -63,7 +63,7 @@ def channel_history(
     channel: Channel, service: Shared, who: Reader, owner: Owner = None
 ) -> list[ChannelOut]:
     """List what was published on a channel, the newest first."""
-    return [_described(service, row) for row in _history(service, who, channel, owner)]
+    return [_described(service, row) for row in history(service, who, channel, owner)]
 
 
 @router.get("/channels/{channel}/network", **PACKET)  # type: ignore[arg-type]
@@ -76,7 +76,7 @@ def channel_network(
     if_none_match: Known = None,
 ) -> Response:
     """Give the smallest packet to the newest network of a channel from the one that is held."""
-    newest = _history(service, who, channel, owner)[0]
+    newest = history(service, who, channel, owner)[0]
     return _sent(service, who, newest.run, held, if_none_match)
 
 
@@ -92,9 +92,20 @@ def run_network(
     return _sent(service, who, service.run(run_id, who), held, if_none_match)
 
 
-def _history(
+def history(
     service: Service, who: Principal, channel: str, owner: str | None
 ) -> list[store.Published]:
+    """Return what was published on a channel, the newest first.
+
+    Args:
+        service: The service.
+        who: Who asks.
+        channel: Its name.
+        owner: Whose; for admins, who have their own without it.
+
+    Raises:
+        Refusal: There is no such channel of theirs.
+    """
     whose = who.name if owner is None or who.sees is not None else owner
     rows = store.history(service.engine, whose, channel)
     if not rows:
