@@ -21,6 +21,9 @@ from haq.formats.update.packet import Sent
 EXAMPLES = forging.examples()
 WHOLE = EXAMPLES[0][0]
 
+SMOOTH = 5
+"""The example whose kernels predict each other, so that it has coefficients."""
+
 
 @pytest.mark.parametrize("number", [0, 1, 4])
 def test_every_flipped_byte_is_refused(number):
@@ -85,7 +88,7 @@ FORGERIES = {
 @pytest.mark.parametrize("sentence", FORGERIES)
 def test_forged_manifests_are_refused_in_sentences_of_their_own(sentence):
     with pytest.raises(UpdateError, match=sentence):
-        packet.read(forged(FORGERIES[sentence]))
+        packet.read(forged(FORGERIES[sentence], SMOOTH))
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,13 @@ def weights(seed=0, shapes=SHAPES, spread=1.0):
     return {n: numbers.laplace(0, spread, s).astype(np.float32) for n, s in shapes.items()}
 
 
+def smooth(shape=(12, 10, 3, 3)):
+    """Return weights whose kernels are nearly flat: their places predict each other."""
+    numbers = np.random.default_rng(4)
+    whole = numbers.laplace(0, 1, (*shape[:2], 1, 1)) + numbers.laplace(0, 0.03, shape)
+    return {"conv": whole.astype(np.float32)}
+
+
 def moved(known, energy, seed=1):
     """Return weights that differ by this share of their energy, as fine-tuning leaves them."""
     numbers = np.random.default_rng(seed)

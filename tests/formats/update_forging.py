@@ -58,6 +58,7 @@ def examples():
         files.quantized(near, {"conv": 3, "fc": 6}),
     )
     older, pruned = files.pruned(0), files.pruned(1)
+    smooth = files.quantized(files.smooth(), 6)
     floats, tuned = files.floats(known), files.floats(near, n=np.arange(4))
     return [
         (packet.write([Sent("new", parse(new))]), None, parse(new).id),
@@ -66,6 +67,7 @@ def examples():
         (rounded := packet.write([Sent("new", parse(tuned), parse(floats))], 4), parse(floats),
          packet.read(rounded, parse(floats)).id),
         (packet.write([Sent("new", parse(pruned), parse(older))]), parse(older), parse(pruned).id),
+        (packet.write([Sent("new", parse(smooth))]), None, parse(smooth).id),
     ]  # fmt: skip
 
 
