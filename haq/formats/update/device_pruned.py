@@ -77,7 +77,8 @@ def pruned(Network, Coder, expand, pack):  # what device.py has
                 layers[name] = shape, bits, place, some, coding, block
                 at.update({tensor: at[tensor] + count for tensor, count in parts})
             known = (self.tensors.get(n, [t, [0]])[:2] == [t, [at[n]]] for n, t in TYPES.items())
-            return layers if all(known) else {}
+            formats = {layer[4] for layer in layers.values()}
+            return layers if all(known) and formats <= {*FORMATS} else {}
         def codes(self, name):
             shape, bits, place, _, coding, block = self.layers[name]
             data = self.tensors["codes"][2][place]
