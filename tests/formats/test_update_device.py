@@ -10,7 +10,7 @@ import pytest
 import update_files as files
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_update_packets import BIG, EDGES, sent
+from test_update_packets import BIG, EDGES, booked, sent
 
 from haq.formats.update import device, family, network, packet
 from haq.formats.update.network import parse
@@ -70,6 +70,9 @@ def test_pruned_layers_and_weights_in_groups_in_every_format():
     assert carried(sent(new, old), old) == new
     whole = files.quantized(files.weights(), 5)
     assert carried(sent(new, whole), whole) == new
+    old, new = (booked(seed)[0] for seed in (0, 1))
+    assert carried(sent(new)) == new
+    assert carried(sent(new, old), old) == new
 
 
 def test_a_device_without_the_second_file_says_which(tmp_path):

@@ -305,6 +305,32 @@ def test_a_quantized_network_from_a_float_base():
     assert len(data) < 0.7 * len(sent(new))
 
 
+def booked(seed, bits=4):
+    """Return the bytes of a checkpoint of one layer with a codebook, and one with scales."""
+    numbers = np.random.default_rng(seed)
+    labels = np.clip(np.rint(numbers.normal(2**bits / 2, 2, (24, 16, 3, 3))), 0, 2**bits - 1)
+    half = 2 ** (bits - 1)
+    signed = np.where(labels >= half, labels - 2**bits, labels).astype(np.int8)
+    codes = {"book": signed, "fc": numbers.integers(-7, 8, (10, 24))}
+    steps = {"book": np.zeros(0), "fc": np.full(10, 0.1)}
+    values = np.linspace(-1, 1, 2**bits, dtype=np.float32)
+    about = {"formats": {"book": [-1, ""]}}
+    return files.checkpoint(codes, {"book": bits, "fc": 4}, steps, values, **about), labels
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_places_in_codebooks_are_coded_in_their_order(bits):
+    new, labels = booked(1, bits)
+    network = parse(new)
+    assert network.codes("book").tolist() == (labels - 2 ** (bits - 1)).astype(int).tolist()
+    data, old = sent(new), booked(0, bits)[0]
+    assert received(data) == new and received(sent(new, old), old) == new
+    entropy = sum(entropies.order0(network.codes(name)) for name in network.layers) / 8
+    rest = network.outline.bytes - len(network.tensors["codes"].data)
+    assert len(data) < entropy + rest + 1200
+    assert network.values("book") is None
+
+
 def test_pruned_weights_stay_where_they_are():
     known = files.weights(shapes=BIG)
     mask = {n: np.random.default_rng(7).random(w.shape) < 0.2 for n, w in known.items()}

@@ -353,7 +353,7 @@ def _fill_book(
     shape, bits = module.labels.shape, module.weight_bits
     try:
         data = stored[f"{name}.labels"].numpy().tobytes()
-        signed = unpack(data, bits, shape.numel(), lowest=-(2**bits))
+        signed = torch.from_numpy(unpack(data, bits, shape.numel(), lowest=-(2**bits)))
     except ValueError as error:
         raise CheckpointError(f"codes of layer {name!r}: {error}") from error
     state[f"{name}.labels"] = (signed.view(torch.uint8) & (2**bits - 1)).view(shape)

@@ -220,7 +220,7 @@ def _stored(network: fx.GraphModule, tensor: str, key: str, value: Tensor) -> Te
         assert isinstance(module, Rounding)
         return module.step.flatten()
     if isinstance(module, Booked) and tensor == "codes":
-        data = pack(value, module.weight_bits)
+        data = pack(value.numpy(), module.weight_bits)
         return torch.frombuffer(bytearray(data), dtype=torch.uint8)
     if isinstance(module, Grouped) and tensor == "codes":
         whole = group_codes(value, module.weight_scale, module.weight_bits, module.block)

@@ -390,7 +390,9 @@ def _turned(codes: NDArray[np.int8], bits: int) -> NDArray[np.int8]:
     array([-2, -1,  0,  1], dtype=int8)
     """
     half = 2 ** (bits - 1)
-    return np.where(codes < 0, codes + half, codes - half).astype(np.int8)
+    wide = codes.astype(np.int16)
+    turned: NDArray[np.int8] = np.where(wide < 0, wide + half, wide - half).astype(np.int8)
+    return turned
 
 
 def scale_values(tensor: str, data: NDArray[np.uint8]) -> NDArray[np.float32]:
