@@ -92,8 +92,9 @@ class Bits(_Widths):
         return Bits(**{**self._asdict(), **fields})
 
     def _asdict(self) -> dict[str, Any]:
-        """Return all four fields by name."""
-        return dict(zip(("weight", "act", "block", "dynamic"), self._all, strict=True))
+        """Return all five fields by name."""
+        names = ("weight", "act", "block", "dynamic", "keep")
+        return dict(zip(names, self._all, strict=True))
 
     @property
     def _all(self) -> tuple[int, int, int, Dynamic, float]:

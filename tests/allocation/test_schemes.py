@@ -249,7 +249,9 @@ def test_the_environment_offers_codebooks_before_linear_codes_of_equal_bits():
     assert chosen == list(choices)
 
 
-@pytest.mark.parametrize("bits", [Bits(4, 8), Bits(4, 32, 64), Bits(7, 32, 0, "token")])
+@pytest.mark.parametrize(
+    "bits", [Bits(4, 8), Bits(4, 32, 64), Bits(7, 32, 0, "token"), W4K, Bits(4, 8, keep=0.5)]
+)
 def test_every_way_to_copy_bits_keeps_all_fields(bits):
     copies = [
         bits._replace(), type(bits)._make(bits.row()), copy.copy(bits), copy.deepcopy(bits),
