@@ -88,7 +88,7 @@ def played(
     known = {
         (row["table"], row["setting"], row["agent"], row["seed"]) for row in record()["played"]
     }
-    for seed, agent, (budget, target, act_bits) in itertools.product(SEEDS, agents, BUDGETS):
+    for seed, (budget, target, act_bits), agent in itertools.product(SEEDS, BUDGETS, agents):
         setting = " ".join(filter(None, (target, budget, act_bits and f"a{act_bits}")))
         key = {"table": name, "setting": setting, "agent": agent, "seed": seed}
         once = agent in (*SINGLE, "optimum")

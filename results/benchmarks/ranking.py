@@ -8,6 +8,9 @@ a policy of its own, on 1 000 validation images that no candidate saw; the mean 
 different seeds where there are two. A candidate is what could be known of the policy before that.
 Writes results/reference/ranking.json: rank correlations with 95 % intervals (bootstrap over the
 policies) for random policies within a budget, and for the best of doubted sensitivities.
+"all_images" is the correlation with the first epoch's divergence on all validation images, which
+is less noisy and shares images with the candidates; "those_with_steps" repeats that for the
+policies of which a few steps were trained.
 """
 
 import sys
@@ -34,10 +37,13 @@ CANDIDATES = {
 """What is known of a policy: a column of the table, and the sign that makes high values bad."""
 
 EPOCHS = ("trained_accuracy_4000", "trained_divergence_4000")
-"""Candidates that are the truth's own first epoch: the second one alone judges them."""
+"""Candidates that are the truth's own first epoch: the second one alone judges them, where there is
+one. Else the accuracy is judged by the divergence of the very same network, on other images."""
 
 FAMILIES = {"budget": "random", "doubted": "near the optimum"}
 RESAMPLES = 2000
+LEAST = 5
+"""Policies of which a rank correlation is worth naming."""
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> float:
@@ -65,32 +71,63 @@ def judged(bench: Bench, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray | N
     return (first + again[chosen]) / 2, again[chosen]
 
 
+def on_all_images(bench: Bench, chosen: np.ndarray) -> np.ndarray:
+    """Return the divergence after the first epoch on all validation images, less noisy.
+
+    Candidates were measured on most of these too.
+    """
+    images = bench.subject.about["images"]
+    few = bench.figures["trained_divergence"][chosen]
+    most = bench.figures["trained_divergence_4000"][chosen]
+    share = images["rewarded"] / images.get("validation", 5000)
+    return (1 - share) * few + share * most
+
+
+def with_steps(bench: Bench, trained: np.ndarray) -> dict[str, Any]:
+    """Return how candidates rank the policies of which a few steps were trained, on all images."""
+    steps = bench.figures.get("steps_divergence_1000", np.full(len(bench), np.nan))
+    chosen = trained[np.isfinite(steps[trained])]
+    if len(chosen) < LEAST:
+        return {}
+    truth = on_all_images(bench, chosen)
+    return {"count": len(chosen)} | {
+        name: round(correlation(sign * bench.figures[column][chosen], truth), 3)
+        for name, (column, sign) in CANDIDATES.items() if column not in EPOCHS
+    }  # fmt: skip
+
+
 def row_of(bench: Bench, setting: str, family: str) -> dict[str, Any] | None:
     """Return how the candidates rank the trained policies of a family under a budget."""
-    mine = np.array([(one.setting, one.family) == (setting, family) for one in bench.drawn])
-    needed = [column for column, _ in CANDIDATES.values() if column in bench.figures]
     if "trained_divergence" not in bench.figures:
         return None
-    whole = np.all([np.isfinite(bench.figures[column]) for column in needed], axis=0)
-    chosen = np.flatnonzero(mine & whole)
-    if len(chosen) < 5:
+    mine = np.array([(one.setting, one.family) == (setting, family) for one in bench.drawn])
+    trained = np.flatnonzero(mine & np.isfinite(bench.figures["trained_divergence"]))
+    if len(trained) < LEAST:
         return None
-    truth, again = judged(bench, chosen)
-    ranks = {}
+    ranks: dict[str, Any] = {}
     for name, (column, sign) in CANDIDATES.items():
+        known = bench.figures.get(column, np.full(len(bench), np.nan))
+        chosen = trained[np.isfinite(known[trained])]
+        if len(chosen) < LEAST:
+            continue
+        truth, again = judged(bench, chosen)
         against = again if column in EPOCHS else truth
-        if column in needed and against is not None:
-            values = sign * bench.figures[column][chosen]
+        if against is None and column == EPOCHS[0]:
+            against = truth  # of the same network: what an epoch costs more than it tells
+        if against is not None:
+            values = sign * known[chosen]
             ranks[name] = {
                 "correlation": round(correlation(values, against), 3),
-                "interval": interval(values, against),
-            }
+                "interval": interval(values, against), "count": len(chosen),
+                "all_images": round(correlation(values, on_all_images(bench, chosen)), 3),
+            }  # fmt: skip
+    truth, again = judged(bench, trained)
     return {
         "model": bench.subject.model, "data": bench.subject.about["data"], "setting": setting,
-        "policies": FAMILIES[family], "count": len(chosen), "epochs": 1 if again is None else 2,
+        "policies": FAMILIES[family], "count": len(trained), "epochs": 1 if again is None else 2,
         "epoch_images": bench.subject.about["images"]["epoch"],
         "truth": {"least": round(float(truth.min()), 4), "most": round(float(truth.max()), 4)},
-        "candidates": ranks,
+        "candidates": ranks, "those_with_steps": with_steps(bench, trained),
     }  # fmt: skip
 
 
@@ -105,7 +142,10 @@ def main(names: list[str]) -> None:
     ]  # fmt: skip
     rows = [row for one in asked if (row := row_of(*one))]
     means = {
-        name: round(float(np.mean([row["candidates"][name]["correlation"] for row in known])), 3)
+        name: [
+            round(float(np.mean([row["candidates"][name][key] for row in known])), 3)
+            for key in ("correlation", "all_images")
+        ]
         for name in CANDIDATES
         if (known := [row for row in rows if name in row["candidates"]])
     }
@@ -114,8 +154,8 @@ def main(names: list[str]) -> None:
         **script_provenance(),
     }  # fmt: skip
     write_json(REFERENCE / "ranking.json", record)
-    for name, mean in means.items():
-        print(f"{mean:6.3f}  {name}")
+    for name, (mean, all_images) in means.items():
+        print(f"{mean:6.3f} {all_images:6.3f}  {name}")
 
 
 def _settings(bench: Bench) -> list[str]:

@@ -99,8 +99,8 @@ def ranking_table(record: Record) -> str:
     """Return how rewards rank policies, by what becomes of them in an epoch of their own."""
     lead = (
         "Rank correlation of what is known of a policy before its own epoch of training with the "
-        "divergence after it (95 % interval; 1 is the order itself). An epoch is judged by one of "
-        "another seed:"
+        "divergence after it, on images that nothing else saw (95 % interval; 1 is the order "
+        "itself), and on all validation images, which is less noisy:"
     )
     head = ["reward"] + [
         f"{row['model']}, {row['setting']}, {row['count']} {row['policies']}"
@@ -114,7 +114,7 @@ def ranking_table(record: Record) -> str:
             *(
                 "" if one is None
                 else f"{one['correlation']:.2f} ({one['interval'][0]:.2f} to "
-                f"{one['interval'][1]:.2f})"
+                f"{one['interval'][1]:.2f}); {one['all_images']:.2f}"
                 for one in cells
             ),
         ])  # fmt: skip
