@@ -107,6 +107,13 @@ def test_the_page_of_coverage_shows_what_is_published(monkeypatch):
     assert shown.strip() == coverage_tables(*records)
 
 
+def test_the_page_of_the_bench_shows_what_is_published(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    page = Path("docs/bench.md").read_text(encoding="utf-8")
+    shown = page.partition(tables.BEGIN)[2].partition(tables.END)[0]
+    assert shown.strip() == tables.of_bench()
+
+
 def test_the_table_of_networks_names_what_stands_out():
     stages = {name: {"cpu_s": 1.0} for name in ("calibration", "sensitivities", "export")}
     same = {"equal_answers": 1.0, "outputs_bit_equal": True}

@@ -9,11 +9,16 @@ Record = dict[str, Any]
 
 def bench_tables(records: dict[str, Record]) -> str:
     """Return the tables of the page, of those records that there are."""
-    written = {
-        "haq-bench": surrogates_table, "bench-agents": bench_agents_tables,
-        "ranking": ranking_table,
-    }  # fmt: skip
-    return "\n\n".join(write(records[name]) for name, write in written.items() if name in records)
+    rows = records.get("haq-bench", {}).get("rows", [])
+    data = {row["table"]: f"{row['table']}, {row['data']}" for row in rows}
+    parts = []
+    if rows:
+        parts.append(surrogates_table(records["haq-bench"]))
+    if "bench-agents" in records:
+        parts.append(bench_agents_tables(records["bench-agents"], data))
+    if "ranking" in records:
+        parts.append(ranking_table(records["ranking"]))
+    return "\n\n".join(parts)
 
 
 def surrogates_table(record: Record) -> str:
@@ -41,15 +46,20 @@ def surrogates_table(record: Record) -> str:
     return markdown(lead, head, rows)
 
 
-def bench_agents_tables(record: Record) -> str:
-    """Return the divergence that each agent ends with, and what its answer is really worth."""
+def bench_agents_tables(record: Record, titles: dict[str, str]) -> str:
+    """Return the divergence that each agent ends with, and what its answer is really worth.
+
+    Args:
+        record: What was played and judged.
+        titles: Name of a table to what it is called.
+    """
     parts = []
     for table in dict.fromkeys(row["table"] for row in record["played"]):
         played = [row for row in record["played"] if row["table"] == table]
         settings = list(dict.fromkeys(row["setting"] for row in played))
         lead = (
-            f"Least divergence that agents find on the table of {table}, where policies that are "
-            "not in it are answered by its surrogate; 200 episodes each, mean of the seeds with "
+            f"Least divergence that agents find on the table of {titles.get(table, table)}; policies "
+            "that are not in it are answered by its surrogate; 200 episodes each, mean of the seeds with "
             "lowest and highest (`ilp` 1 and `uniform` 2 episodes; *optimum*: the best that "
             "integer programming over the surrogate and a climb find, not proven to be the best):"
         )
@@ -66,7 +76,7 @@ def bench_agents_tables(record: Record) -> str:
             rows.append([*cells, spread(seconds, ".1f")])
         parts.append(markdown(lead, ["agent", *settings, "CPU seconds"], rows))
         judged = [row for row in record["judged"] if row["table"] == table]
-        parts += [_judged_table(table, judged, settings)] if judged else []
+        parts += [_judged_table(titles.get(table, table), judged, settings)] if judged else []
     return "\n\n".join(parts)
 
 
@@ -103,7 +113,7 @@ def ranking_table(record: Record) -> str:
         "itself), and on all validation images, which is less noisy:"
     )
     head = ["reward"] + [
-        f"{row['model']}, {row['setting']}, {row['count']} {row['policies']}"
+        f"{row['model']}, {row['data']}, {row['setting']}, {row['count']} {row['policies']}"
         for row in record["rows"]
     ]
     rows = []

@@ -134,8 +134,15 @@ def studies() -> dict[str, dict[str, Any]]:
 
 
 def write_bench_page(page: Path = Path("docs/bench.md")) -> None:
-    """Put the tables of HAQ-Bench between the two marks of their page."""
-    _put(page, bench_tables({path.stem: read_json(path) for path in REFERENCE.glob("*.json")}))
+    """Put the tables of HAQ-Bench between the two marks of their page, where there are any."""
+    text = of_bench()
+    if text:
+        _put(page, text)
+
+
+def of_bench() -> str:
+    """Return the tables of HAQ-Bench, as far as there are records."""
+    return bench_tables({path.stem: read_json(path) for path in REFERENCE.glob("*.json")})
 
 
 def write_coverage(page: Path = Path("docs/coverage.md")) -> None:
