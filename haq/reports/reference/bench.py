@@ -58,9 +58,9 @@ def bench_agents_tables(record: Record, titles: dict[str, str]) -> str:
         played = [row for row in record["played"] if row["table"] == table]
         settings = list(dict.fromkeys(row["setting"] for row in played))
         lead = (
-            f"Least divergence that agents find on the table of {titles.get(table, table)}; policies "
-            "that are not in it are answered by its surrogate; 200 episodes each, mean of the seeds with "
-            "lowest and highest (`ilp` 1 and `uniform` 2 episodes; *optimum*: the best that "
+            f"Least divergence that agents find on the table of {titles.get(table, table)}; "
+            "policies that are not in it are answered by its surrogate; 200 episodes each, mean of "
+            "the seeds with lowest and highest (`ilp` 1 and `uniform` 2 episodes; *optimum*: the best that "
             "integer programming over the surrogate and a climb find, not proven to be the best):"
         )
         rows = []
