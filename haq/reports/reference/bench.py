@@ -60,7 +60,8 @@ def bench_agents_tables(record: Record, titles: dict[str, str]) -> str:
         lead = (
             f"Least divergence that agents find on the table of {titles.get(table, table)}; "
             "policies that are not in it are answered by its surrogate; 200 episodes each, mean of "
-            "the seeds with lowest and highest (`ilp` 1 and `uniform` 2 episodes; *optimum*: the best that "
+            "the seeds with lowest and highest (`ilp` 1 and `uniform` 2 episodes; *optimum*: the "
+            "best that "
             "integer programming over the surrogate and a climb find, not proven to be the best):"
         )
         rows = []
