@@ -1,7 +1,7 @@
 """From a model to the graph of one forward, which is compared with the model before it is used."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -54,7 +54,7 @@ def capture(model: nn.Module, sample: Sample) -> Captured:
             answers differently.
     """
     model = unwrapped(model)
-    inputs = as_inputs(sample)
+    inputs = _checked(sample)
     model, notes = _in_float32(model)
     rows, batched = _rows(model, inputs, _ROWS)
     with torch.no_grad(), evaluating(model), torch.random.fork_rng(devices=[]):
@@ -67,6 +67,20 @@ def capture(model: nn.Module, sample: Sample) -> Captured:
         if not any(value.is_meta for value in rows.tensors):
             _check_other_inputs(model, traced, inputs)
     return Captured(model, traced, run.shapes, _ROWS, (*notes, *more))
+
+
+def _checked(sample: Sample) -> Inputs:
+    """Return a sample as inputs; of what callers give, it may be anything."""
+    if not isinstance(sample, Tensor | Batch | Mapping | Sequence):
+        raise ModelError(f"the sample is a {type(sample).__name__}; give torch tensors")
+    inputs = as_inputs(sample)
+    given = tensors_of(inputs)
+    for value in given:
+        if not isinstance(value, Tensor):
+            raise ModelError(f"the sample holds a {type(value).__name__}; give torch tensors")
+    if not given or given[0].dim() == 0 or len(given[0]) == 0:
+        raise ModelError("the sample has no row: give one input or more, the batch axis first")
+    return inputs
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

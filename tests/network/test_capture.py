@@ -5,6 +5,7 @@ import pickle
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
 
 from haq.errors import ModelError
-from haq.network.capture import unwrapped
+from haq.network.capture import capture, unwrapped
 from haq.network.graph import trace
 from haq.network.modules import bias_of
 from haq.network.outputs import check_one_tensor, describe
@@ -545,3 +546,20 @@ def test_a_forward_that_changes_its_input_leaves_the_callers_data():
         answer = graph.traced(inputs)
         assert torch.equal(inputs, before)
         torch.testing.assert_close(answer, model(before.clone()))
+
+
+@pytest.mark.parametrize(
+    "sample, message",
+    [
+        (torch.zeros(0, 4), "the sample has no row"),
+        (torch.tensor(3.0), "the sample has no row"),
+        ([], "the sample has no row"),
+        (np.zeros((2, 4), np.float32), "the sample is a ndarray; give torch tensors"),
+        ([np.zeros((2, 4), np.float32)], "the sample holds a ndarray; give torch tensors"),
+        ({"input": [1, 2]}, "the sample holds a list"),
+        (None, "the sample is a NoneType"),
+    ],
+)
+def test_samples_that_are_none_are_refused_in_one_sentence(sample, message):
+    with pytest.raises(ModelError, match=message):
+        capture(nn.Linear(4, 3).eval(), sample)
