@@ -163,7 +163,7 @@ def search_command(  # noqa: PLR0913 - one argument an option
     ] = None,
     rounding_steps: Annotated[
         int | None,
-        option(TRAINING, "Steps in which the policy chosen learns its rounding (AdaRound).",
+        option(TRAINING, "Steps in which the chosen and finalists of few bits learn rounding.",
                metavar="N", show_default="300 for cheap episodes, else 0"),
     ] = None,
     out: Annotated[

@@ -5,6 +5,7 @@ as integer codes and what a runtime computes agree bit for bit because all of th
 same float32 step and round halves to even.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -67,8 +68,13 @@ def quantize(
         x' = s * clamp(round(x / s), lo, hi)
 
     The gradient with respect to ``x`` is that of the identity inside [-clip, clip] ([0, clip] if
-    unsigned, [-s * zero_point, clip] with a zero point), ends included, and zero outside; ``clip``
-    gets none. It can be differentiated again.
+    unsigned, [-s * zero_point, clip] with a zero point), ends included, and zero outside. It can be
+    differentiated again. A ``clip`` that requires a gradient gets that of a learned step (LSQ),
+    scaled so that gradient descent moves ``s = clip / hi`` as if s were the parameter::
+
+        dL/ds = sum g * (round(x / s) - x / s inside;  lo or hi outside) / sqrt(N * hi)
+
+    where N is the number of weights, or of features of one image, that share s.
 
     Args:
         x: Weights (out, ...) or activations (N, ...), of any float dtype and memory format.
@@ -88,7 +94,8 @@ def quantize(
         ValueError: ``bits`` is out of range, or a clip is not positive and finite.
 
     Source: Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference",
-    arXiv:1806.08342, section 2; the gradient is Bengio et al., arXiv:1308.3432.
+    arXiv:1806.08342, section 2; the gradient is Bengio et al., arXiv:1308.3432, that of the step
+    Esser et al., "Learned step size quantization", arXiv:1902.08153, section 2.
 
     >>> quantize(torch.tensor([-9.0, -0.5, 0.6, 1.5]), bits=3, clip=3.0)
     tensor([-3., -0.,  1.,  2.])
@@ -97,7 +104,8 @@ def quantize(
     lo, hi = levels(bits, signed, zero_point)
     bound = torch.as_tensor(clip, dtype=torch.float32).detach()
     low = -bound if zero_point is None and signed else lo * size
-    result: Tensor = _Round.apply(x, size.to(x.device), lo, hi, low, bound.to(x.device))
+    learned = clip if isinstance(clip, Tensor) and clip.requires_grad else None
+    result: Tensor = _Round.apply(x, size.to(x.device), lo, hi, low, bound.to(x.device), learned)
     return result
 
 
@@ -126,23 +134,38 @@ class _Round(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, size: Tensor, lo: int, hi: int, low: Tensor, bound: Tensor
-    ) -> Tensor:
+        ctx: Any, x: Tensor, size: Tensor, lo: int, hi: int, low: Tensor, bound: Tensor,
+        learned: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(x, low, bound)
+        ctx.grid = None if learned is None else (size, lo, hi)
         return _round(x, size, (lo, hi)).mul_(size).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, low, bound = ctx.saved_tensors
-        return _inside(grads[0], x, low, bound), None, None, None, None, None
+        of_clip = None if ctx.grid is None else _of_clip(grads[0], x, *ctx.grid)
+        return _inside(grads[0], x, low, bound), None, None, None, None, None, of_clip
 
 
 def _round(x: Tensor, size: Tensor, ends: tuple[int, int]) -> Tensor:
-    return torch.div(_wide(x), size).round_().clamp_(*ends)
+    wide = _wide(x)
+    place = torch.div(wide, size) if wide is x else wide.div_(size)
+    return place.round_().clamp_(*ends)
 
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _of_clip(grad: Tensor, x: Tensor, size: Tensor, lo: int, hi: int) -> Tensor:
+    """Return the gradient of the step; of the clip it moves the step as far, times ``hi``."""
+    place = torch.div(_wide(x.detach()), size)
+    code = place.round().clamp_(lo, hi)
+    # Outside, where the code is an end, the step stretches the end itself.
+    rise = torch.where((place < lo) | (place > hi), code, code - place).mul_(grad)
+    count = x.numel() // size.numel() if size.dim() else x[0].numel()
+    return rise.sum_to_size(size.shape) * (hi / math.sqrt(count * hi))
 
 
 def _inside(grad: Tensor, x: Tensor, low: Tensor, bound: Tensor) -> Tensor:

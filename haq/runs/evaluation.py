@@ -21,7 +21,7 @@ from haq.distillation.settings import Weight, distillation_of
 from haq.errors import HaqError
 from haq.metrics import METRICS, Metric
 from haq.network.graph import Graph
-from haq.network.inputs import Inputs, joined
+from haq.network.inputs import Inputs
 from haq.quantization.adaround import adaround
 from haq.quantization.calibration import Clips
 from haq.quantization.gptq import gptq, has_groups
@@ -35,7 +35,7 @@ from haq.runs.calibration import (
 )
 from haq.runs.evaluator import CORRECTED_ON, Evaluator, Recipe, fine_tune, held_zeros
 from haq.runs.job import Job
-from haq.runs.judge import Judge
+from haq.runs.judge import Judge, kept_if_better
 from haq.runs.metric import metric_of_job
 from haq.runs.pairs import Pairs
 from haq.runs.places import Narrowing, Places, narrowing_for
@@ -67,8 +67,8 @@ class Evaluation(NamedTuple):
         network: From a policy to the network that is scored in its episode.
         score: Of a network, on validation images.
         float_score: Of the network before quantization.
-        finish: Makes the most of the network of a policy, in place; it is told whether that network
-            is fine-tuned already.
+        finish: Makes the most of the network of a policy, in place, and returns what a summary says
+            of it; it is told whether that network is fine-tuned already.
         scoring: What scores depend on, for other processes.
         places: The float networks that policies are put into.
         images: (N, ...), on which the conversion to integers is checked.
@@ -88,7 +88,7 @@ class Evaluation(NamedTuple):
     network: Callable[[Policy], fx.GraphModule]
     score: Scoring
     float_score: Score
-    finish: Callable[[Policy, nn.Module, bool], None]
+    finish: Callable[[Policy, nn.Module, bool], Mapping[str, Any]]
     scoring: ScoringData
     places: Places
     images: Inputs
@@ -125,16 +125,17 @@ def labeled(
     scored = data if job.max_drop is None else replace(data, val=data.train)
     recipe = recipe_of(job, metric)
     evaluator = Evaluator(graph, clips, scored, recipe, job.seed, planned.template)
-    plain = joined(list(calibration_batches(data, CORRECTED_ON, job.seed))) if cheap else None
+    plain = evaluator.plain if cheap else None
     images = cache(partial(sensitivity_images, data, job.seed))
     narrowing = _narrowing(job, planned, images)
     scoring = ScoringData(job, clips, plain, evaluator, own=own, metric=metric, narrowing=narrowing)
     scorer = scorer_for(graph, scoring)
+    judge = Judge(evaluator) if own is None and metric.name == "top1" else None
     return Evaluation(
         network=scorer.network,
         score=scorer.score,
         float_score=_own_float_score(scorer, graph) if own else evaluator.score(graph.traced),
-        finish=partial(_finish_labeled, job, planned, data, on_progress, scorer.places),
+        finish=partial(_finish_labeled, job, planned, data, judge, on_progress, scorer.places),
         scoring=scoring,
         places=scorer.places,
         images=next(calibration_batches(data, CHECKED_ON, job.seed)),
@@ -143,7 +144,7 @@ def labeled(
         tuned=scorer.tuned if data.labels != "none" else None,
         sensitivity=_sensitivity(job, folder, planned, clips, images, on_progress),
         impatient=cheap,
-        judge=Judge(evaluator) if own is None and metric.name == "top1" else None,
+        judge=judge,
         pairs=None if job.max_drop is None else Pairs(evaluator, data.val),
         notes=(*_notes(plain), *_notes_of_target(job, evaluator, data)),
         metric=metric,
@@ -153,10 +154,13 @@ def labeled(
 def recipe_of(job: Job, metric: Metric) -> Recipe:
     """Return how a job fine-tunes and scores."""
     distill = distillation_of(job.distill) if job.distill else None
-    return Recipe(
+    recipe = Recipe(
         job.train_images, job.val_images, job.lr, distill,
         agreement=job.reward == "agreement", metric=metric,
     )  # fmt: skip
+    if job.paper:
+        return replace(recipe, norms_images=0)
+    return replace(recipe, rounding_steps=job.last_steps if job.evaluation == "cheap" else 0)
 
 
 def unlabeled(
@@ -281,31 +285,51 @@ def _test(
     return score_answers(answer, shown, reference=reference, metric=metric)
 
 
-def _finish_labeled(
-    job: Job, planned: Plan, data: Data, on_progress: OnProgress, places: Places,
-    policy: Policy, model: nn.Module, tuned: bool,
-) -> None:  # fmt: skip
-    own, labelled = places(policy).graph, data.labels != "none"
-    if not tuned:
+def _finish_labeled(  # noqa: PLR0913 - the last three are of the network
+    job: Job, planned: Plan, data: Data, judge: Judge | None, on_progress: OnProgress,
+    places: Places, policy: Policy, model: nn.Module, tuned: bool,
+) -> Mapping[str, Any]:  # fmt: skip
+    """Learn the rounding of a network that is not fine-tuned; then its last epochs, if any.
+
+    Where a judge can tell, and but for the paper's way, each is taken back if it did no good.
+    """
+    judge, summary = None if job.paper else judge, dict[str, Any]()
+    epochs = job.last_epochs if data.labels != "none" else 0
+    own = places(policy).graph
+    if not tuned and job.last_steps:
         generator = torch.Generator().manual_seed(job.seed)
         chosen = torch.randperm(len(data.train), generator=generator)[:ROUNDED_ON]
-        _round(job, planned, own, Part(data.train, chosen), on_progress, model)
-    fine_tune(
-        model,
-        planned.graph,
-        data.train,
-        epochs=job.last_epochs(tuned) if labelled else 0,
-        recipe=recipe_of(job, metric_of_job(job, planned.images)),
-        seed=job.seed,
-        on_step=partial(_report, on_progress, "fine-tune"),
-        own=own,
-    )
+        train = partial(_round, job, planned, own, Part(data.train, chosen), on_progress, model)
+        summary |= _trained("rounding", judge, model, train)
+    if epochs:
+        train = partial(
+            fine_tune,
+            model,
+            planned.graph,
+            data.train,
+            epochs=epochs,
+            recipe=recipe_of(job, metric_of_job(job, planned.images)),
+            seed=job.seed,
+            on_step=partial(_report, on_progress, "fine-tune"),
+            own=own,
+        )
+        summary |= _trained("last_epochs", judge, model, train)
+    return summary
+
+
+def _trained(
+    what: str, judge: Judge | None, model: nn.Module, train: Callable[[], None]
+) -> dict[str, Any]:
+    if judge is not None:
+        return {what: kept_if_better(judge.judged, model, train) | {"apart": judge.apart}}
+    train()
+    return {}
 
 
 def _finish_unlabeled(
     job: Job, planned: Plan, inputs: Inputs, on_progress: OnProgress, places: Places,
     policy: Policy, model: nn.Module, _tuned: bool,
-) -> None:  # fmt: skip
+) -> Mapping[str, Any]:  # fmt: skip
     chosen, own = inputs[:ROUNDED_ON], places(policy).graph
     split = Frozen(chosen, torch.zeros(len(chosen), dtype=torch.int64))
     _round(job, planned, own, split, on_progress, model)
@@ -320,6 +344,7 @@ def _finish_unlabeled(
             on_step=partial(_report, on_progress, "distill"),
             own=own,
         )
+    return {}
 
 
 def _without_labels(recipe: Recipe) -> Recipe:

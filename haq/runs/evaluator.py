@@ -8,6 +8,7 @@ and backward passes.
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -25,14 +26,19 @@ from haq.formats.onnx.template import Template
 from haq.formats.stand_in import stand_in
 from haq.metrics import METRICS, Metric
 from haq.network.graph import Graph
-from haq.network.inputs import Inputs
+from haq.network.inputs import Inputs, joined
+from haq.quantization.adaround import adaround
 from haq.quantization.calibration import Clips
 from haq.quantization.codebook import Booked
 from haq.quantization.fake_quant import quantize
+from haq.quantization.learned_steps import learned_steps
 from haq.quantization.statistics import correct, statistics
-from haq.runs.places import Places, sizes
+from haq.runs.calibration import calibration_batches
+from haq.runs.places import Place, Places, sizes
 from haq.runs.samples import FREEZABLE, Frozen, Part, freeze
+from haq.training.constraints import together
 from haq.training.distilling import distilling
+from haq.training.norms import measure_norms
 from haq.training.numerics import channels_last
 from haq.training.objective import Objective, labels_alone
 from haq.training.scoring import Reference, score, score_answers
@@ -47,6 +53,12 @@ CORRECTED_ON = 256
 LEAST_UNSEEN = 250
 """Validation images that are worth judging by, beside those that score."""
 
+
+ROUNDED_TO = 3.0
+"""Mean bits of the weights up to which an epoch gains by beginning with learned rounding."""
+
+SEEN = 4
+"""How often each image is seen at most while the rounding is learned."""
 
 KD = distillation_of(DEFAULT)
 
@@ -70,6 +82,12 @@ class Recipe:
         batch: Images a step.
         agreement: Whether the loss of a score is the divergence from the float network, instead of
             the cross-entropy with the labels.
+        rounding_steps: In which the rounding is learned, without labels, before the epoch of a
+            policy of at most ``ROUNDED_TO`` mean bits.
+        learned_steps: Whether the steps of quantizers are learned too; nothing gained in an epoch
+            of 5 000 images.
+        norms_images: Training images on which statistics of BatchNorm are measured afresh after
+            the epoch; 0 leaves those of training.
         metric: What scores a network.
     """
 
@@ -80,6 +98,9 @@ class Recipe:
     batch: int = 64
     agreement: bool = False
     weight_decay: float = 1e-4
+    rounding_steps: int = 0
+    learned_steps: bool = False
+    norms_images: int = 2000
     metric: Metric = METRICS["top1"]
 
 
@@ -143,9 +164,36 @@ class Evaluator:
             return None
         return _kept_answers(self.graph.traced, self.images)
 
+    @cached_property
+    def plain(self) -> Inputs:
+        """Training images, not augmented, on which statistics are corrected."""
+        return joined(list(calibration_batches(self.data, CORRECTED_ON, self.seed)))
+
+    @cached_property
+    def _corrected(self) -> Callable[[Policy], fx.GraphModule]:
+        return corrected(self.places, self.plain)
+
+    def _untrained(self, policy: Policy, place: Place) -> fx.GraphModule:
+        """Return the network that the epoch begins with."""
+        if not self._learns_rounding(policy, place.graph):
+            return quantize(place.graph, policy, place.clips)
+        model = self._corrected(policy)
+        held = held_zeros(model, place.graph)
+        steps = min(self.recipe.rounding_steps, SEEN * len(self.images) // 64)
+        adaround(model, place.graph, self.images, steps=steps, batch=64, seed=self.seed)
+        if held is not None:
+            held.apply()
+        return model
+
+    def _learns_rounding(self, policy: Policy, graph: Graph) -> bool:
+        if not self.recipe.rounding_steps:
+            return False
+        bits = sum(policy[layer.name].weight * layer.weights for layer in graph.layers)
+        return bits <= (ROUNDED_TO + 1e-9) * sum(layer.weights for layer in graph.layers)
+
     def prepare(self, tuning: bool) -> None:
         """Work out what ``score`` needs, and ``tuned`` if asked for, so that it is pickled too."""
-        for name in ("answers", *(("images", "teacher_logits") if tuning else ())):
+        for name in ("answers", *(("images", "teacher_logits", "plain") if tuning else ())):
             getattr(self, name)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -156,6 +204,7 @@ class Evaluator:
             "unseen",
             "places",
             "teacher",
+            "_corrected",
             "_lowering",
             "_template",
             "_generator",
@@ -167,7 +216,7 @@ class Evaluator:
     def tuned(self, policy: Policy) -> fx.GraphModule:
         """Return the quantized network after its one epoch."""
         place = self.places(policy)
-        model = quantize(place.graph, policy, place.clips)
+        model = self._untrained(policy, place)
         seed = policy_seed(self.seed, policy)
         lesson = _Lesson(self.graph, place.graph, self.teacher)
         _train(model, self.images, self.recipe, lesson, epochs=1, seed=seed)
@@ -331,19 +380,22 @@ def _train(
         objective = distilling(
             teacher.traced, recipe.distill, answers=lesson.answers, student=student
         )
-    train(
-        model,
-        split,
-        epochs=epochs,
-        lr=recipe.lr,
-        seed=seed,
-        weight_decay=recipe.weight_decay,
-        decay="weights",
-        batch=recipe.batch,
-        objective=objective,
-        constraint=held_zeros(model, lesson.own),
-        on_step=on_step,
-    )
+    with learned_steps(model) if recipe.learned_steps else nullcontext() as learned:
+        train(
+            model,
+            split,
+            epochs=epochs,
+            lr=recipe.lr,
+            seed=seed,
+            weight_decay=recipe.weight_decay,
+            decay="weights",
+            batch=recipe.batch,
+            objective=objective,
+            constraint=together(held_zeros(model, lesson.own), learned),
+            on_step=on_step,
+        )
+    if recipe.norms_images and epochs:
+        measure_norms(model, split, recipe.norms_images, seed)
 
 
 def held_zeros(model: nn.Module, graph: Graph) -> Pruner | None:

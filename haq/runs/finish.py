@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from safetensors.torch import load
@@ -18,7 +19,7 @@ from haq.runs.coded_size import kept, summary_fields
 from haq.runs.evaluation import Evaluation
 from haq.runs.executors import Request
 from haq.runs.folder import read_json, write_json
-from haq.runs.judge import winner
+from haq.runs.judge import Judged, better, winner
 from haq.runs.scoring import score_key
 from haq.runs.state import Search, policy_key, save_network
 from haq.runs.winner import measured_winner
@@ -65,7 +66,7 @@ def _finished(search: Search) -> tuple[Trial, fx.GraphModule, dict[str, Any]]:
     if evaluation.test and evaluation.tuned is None:
         score = evaluation.test(model, "test episode")
         summary[metric.key("episode_test")] = metric.of_score(score.accuracy)
-    evaluation.finish(top.policy, model, tuned)
+    summary |= evaluation.finish(top.policy, model, tuned)
     convert_and_check(model, search.planned.graph.traced, evaluation.images)
     summary[metric.key("final_val")] = metric.of_score(evaluation.score(model).accuracy)
     return top, model, summary
@@ -127,8 +128,8 @@ class _Entrant(NamedTuple):
 def _play_off(search: Search) -> tuple[Trial, bytes | None, list[dict[str, Any]]]:
     """Give the best trials the paper's epoch; return the best of them, its weights, and all scores.
 
-    Beside them stands the best network of the episodes: without weights where no epoch made any of
-    them better. How they are compared says ``haq.runs.judge``, or their scores where it cannot.
+    Beside them stands the best network of the episodes: without weights where the epoch made none
+    better than that. How they are compared says ``haq.runs.judge``; their scores where it cannot.
     """
     finalists, judge = _finalists(search), search.evaluation.judge
     metric = search.evaluation.metric
@@ -154,11 +155,19 @@ def _play_off(search: Search) -> tuple[Trial, bytes | None, list[dict[str, Any]]
         best_one = max(entrants, key=lambda entrant: score_key(entrant.score, "metric"))
     else:
         judged = [judge.judged(_network(search, entrant)) for entrant in entrants]
-        best_one = entrants[winner(judged)]
+        best_one = entrants[_best_tuned(judged)]
         for row, one in zip(rows, judged[1:], strict=True):
             row |= {"judged_accuracy": one.accuracy, "judged_divergence": one.divergence,
                     "judged_apart": judge.apart}  # fmt: skip
     return best_one.trial, best_one.weights, rows
+
+
+def _best_tuned(judged: Sequence[Judged]) -> int:
+    """Return the number of the best fine-tuned network; 0, the first, where that is no better."""
+    if len(judged) == 1:
+        return 0
+    best_one = 1 + winner(judged[1:])
+    return best_one if better(judged[best_one], judged[0]) else 0
 
 
 def _network(search: Search, entrant: _Entrant) -> fx.GraphModule:

@@ -96,12 +96,18 @@ class Job(BaseModel):
         except HaqError as error:
             raise ValueError(str(error)) from error
 
-    def last_epochs(self, tuned: bool) -> int:
-        """Return the epochs for the policy chosen: as asked, else 30 of the few digits, else 1.
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether networks are fine-tuned before one is chosen: in episodes, or as finalists."""
+        return self.evaluation == "finetune" or self.finalists > 0
 
-        None unless they are asked for, where its network is not fine-tuned so far.
+    @property
+    def last_epochs(self) -> int:
+        """The epochs for the policy chosen: as asked, else 30 of the few digits, else 1.
+
+        None unless they are asked for, where nothing is fine-tuned before.
         """
-        default = (30 if self.data == "digits" else 1) if tuned else 0
+        default = (30 if self.data == "digits" else 1) if self.fine_tunes else 0
         return default if self.final_epochs is None else self.final_epochs
 
     @property

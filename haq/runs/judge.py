@@ -3,18 +3,23 @@
 Accuracies of policies of equal cost lie within a standard error of each other, so that the most
 accurate one on the images of the search is mostly the luckiest. Accuracy decides where it differs
 by more than its own error, in pairs; else the divergence from the float network, which tells more.
+
+A network that was trained to be near the float network is nearer than the one it was before even
+where it got worse at the task. So training must not have cost accuracy either: see ``better``.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from haq.datasets import Split
-from haq.distillation.kd import divergence
+from haq.distillation.kd import divergences
 from haq.runs.evaluator import Evaluator
+from haq.training.aligned import aligned
 from haq.training.paired import paired
 from haq.training.scoring import logits
 
@@ -26,17 +31,22 @@ class Judged(NamedTuple):
     """What a network does with the images.
 
     Attributes:
-        right: Whether it gives each its label, (N,).
-        divergence: From the float network, in nats an image.
+        right: Whether it gives each its label, (N,); of tokens or pixels, each one's.
+        away: Its divergence from the float network in each, in nats, (N,).
     """
 
     right: Tensor
-    divergence: float
+    away: Tensor
 
     @property
     def accuracy(self) -> float:
         """The share of labels it gives."""
         return float(self.right.float().mean())
+
+    @property
+    def divergence(self) -> float:
+        """The mean divergence from the float network, in nats an image."""
+        return float(self.away.double().mean())
 
 
 class Judge:
@@ -57,8 +67,9 @@ class Judge:
         if self._floats is None:
             self._floats, _ = self._answers(self._evaluator.graph.traced)
         answers, labels = self._answers(model)
-        away = divergence(answers.double(), self._floats.double())
-        return Judged(answers.argmax(1) == labels, float(away))
+        away = divergences(answers.double(), self._floats.double())
+        rows, counted = aligned(answers, labels)
+        return Judged(rows.argmax(1) == counted, away)
 
     def _answers(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         answer = self._evaluator.integer_answer(model) or partial(logits, model, quick=True)
@@ -71,18 +82,78 @@ class Judge:
 
 
 def winner(judged: Sequence[Judged]) -> int:
-    """Return the number of the best network: of equals the first.
+    """Return the number of the best of several networks trained alike: of equals the first.
 
     The one of the least divergence, unless another is more accurate by more than chance explains.
 
-    >>> right = torch.tensor([True] * 90 + [False] * 10)
-    >>> winner([Judged(right, 0.3), Judged(right, 0.2), Judged(~right, 0.1)])
+    >>> right, away = torch.tensor([True] * 90 + [False] * 10), torch.ones(100)
+    >>> winner([Judged(right, 0.3 * away), Judged(right, 0.2 * away), Judged(~right, 0.1 * away)])
     1
     """
     order = sorted(range(len(judged)), key=lambda at: judged[at].divergence)
     best = order[0]
     for other in order[1:]:
-        pairs = paired(judged[best].right, judged[other].right)
-        if -pairs.drop > BEYOND * pairs.error:
+        if _lead(judged[best], judged[other]) > BEYOND:
             best = other
     return best
+
+
+def better(trained: Judged, before: Judged) -> bool:
+    """Return whether training did a network good, beyond what chance explains.
+
+    Either it is more accurate by more than chance explains; or it is nearer to the float network by
+    more than that, and not less accurate.
+
+    >>> right, away = torch.tensor([True] * 90 + [False] * 10), torch.ones(100)
+    >>> one_less = right & (torch.arange(100) > 0)
+    >>> [better(Judged(now, 0.2 * away), Judged(right, 0.3 * away)) for now in (right, one_less)]
+    [True, False]
+    """
+    lead = _lead(before, trained)
+    return lead > BEYOND or (lead >= 0 and _nearer(before, trained) > BEYOND)
+
+
+def kept_if_better(
+    judged: Callable[[nn.Module], Judged], model: nn.Module, train: Callable[[], None]
+) -> dict[str, Any]:
+    """Train a network in place, and take that back where it did the network no good.
+
+    Args:
+        judged: What a network does; ``better`` says the rest.
+        model: The network.
+        train: Changes its parameters and buffers.
+
+    Returns:
+        Accuracy and divergence before and after the training, and whether it was "kept".
+    """
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    before = judged(model)
+    train()
+    after = judged(model)
+    kept = better(after, before)
+    if not kept:
+        model.load_state_dict(state)
+    return {
+        "kept": kept, "accuracy": [before.accuracy, after.accuracy],
+        "divergence": [before.divergence, after.divergence],
+    }  # fmt: skip
+
+
+def _lead(one: Judged, other: Judged) -> float:
+    """Return by how many standard errors the other network is more accurate."""
+    pairs = paired(one.right, other.right)
+    return _errors(-pairs.drop, pairs.error)
+
+
+def _nearer(one: Judged, other: Judged) -> float:
+    """Return by how many standard errors the other network is nearer to the float network."""
+    gain = (one.away - other.away).double()
+    mean, error = float(gain.mean()), float(gain.std()) / math.sqrt(len(gain))
+    return _errors(mean, error)
+
+
+def _errors(mean: float, error: float) -> float:
+    """Return a mean in standard errors; without an error, how it compares with 0."""
+    if error > 0:
+        return mean / error
+    return math.copysign(math.inf, mean) if mean else 0.0

@@ -147,7 +147,7 @@ def _compares_answers(job: Job) -> bool:
 
 def _fine_tunes(job: Job) -> bool:
     """Return whether a job with labels trains on them, whatever scores the networks."""
-    return job.evaluation == "finetune" or job.finalists > 0 or job.last_epochs(tuned=False) > 0
+    return job.fine_tunes or job.last_epochs > 0
 
 
 def _given(fields: Mapping[str, Any]) -> dict[str, Any]:

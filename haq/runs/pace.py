@@ -29,16 +29,16 @@ def stage_weights(job: Job, trained: bool) -> dict[str, float]:
     cheap, informed = job.evaluation == "cheap", find(job.agent).informed
     episode = 6.0 if cheap else 15.0
     images = job.train_images / 5000
-    epochs = job.last_epochs(tuned=not cheap or job.finalists > 0)
     weights = {
         "train": 0.0 if trained else 100.0,
         "calibrate": 5.0,
         "sensitivity": 7.0 if informed else 0.0,
-        "search": episode * (job.episodes or TYPICAL_EPISODES) + 15.0 * images * job.finalists,
+        "search": episode * (job.episodes or TYPICAL_EPISODES)
+        + (15.0 * images + 0.17 * job.last_steps) * job.finalists,
         "test float": 7.0,
         "test episode": 0.0 if cheap else 7.0,
         "round": 0.17 * job.last_steps,
-        "fine-tune": 100.0 * epochs,
+        "fine-tune": 100.0 * job.last_epochs,
         "test": 3.0,
     }
     return {stage: weight for stage, weight in weights.items() if weight}

@@ -192,8 +192,7 @@ def _check_teaching(job: Job, graph: Graph, sample: Inputs) -> None:
             f"distill {apart[0]}: it compares features of the same shape, and --widths removes "
             "channels; add +regressor:1, or learn from answers with kd"
         )
-    epochs = {1} if job.evaluation == "finetune" or job.finalists else set()
-    for count in epochs | {job.last_epochs(job.evaluation == "finetune")} - {0}:
+    for count in {int(job.fine_tunes), job.last_epochs} - {0}:
         check_distilling(settings, graph.traced, sample, count)
 
 

@@ -1,7 +1,7 @@
 """What ``summary.json`` says of a run."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,13 +60,32 @@ def write_summary(
         "layers": layer_rows(planned, policy),
         "floats": list(planned.graph.floats),
         "float_parameters": dict(planned.graph.float_parameters),
-        "notes": [*planned.notes, *evaluation.notes],
+        "notes": [*planned.notes, *evaluation.notes, *notes_of_training(more)],
         "images": dict(planned.images),
         "threads": torch.get_num_threads(),
         "provenance": provenance(sys.argv),
     }
     write_json(folder / "summary.json", summary)
     return summary
+
+
+def notes_of_training(more: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each training of the network chosen that was taken back.
+
+    Args:
+        more: As ``write_summary`` has it.
+
+    >>> [*notes_of_training({"rounding": {"kept": True}})]
+    []
+    """
+    for stage, said in (("rounding", "learning the rounding"), ("last_epochs", "the last epochs")):
+        row = more.get(stage, {})
+        if row.get("kept") is False:
+            before, after = row["accuracy"]
+            yield (
+                f"{said} did the network no good beyond chance and had no effect on it: validation "
+                f"accuracy {before:.2%} before, {after:.2%} after"
+            )
 
 
 def best_uniform(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from haq.datasets import Split
 from haq.errors import DivergedError
 from haq.network.inputs import Inputs
+from haq.training.constraints import Constraint
 from haq.training.interrupted import State, read_state, write_state
 from haq.training.numerics import channels_last, in_channels_last
 from haq.training.objective import Batch, Minimized, Moment, Objective, labels_alone
@@ -26,26 +27,6 @@ from haq.training.objective import Batch, Minimized, Moment, Objective, labels_a
 Decay = Literal["all", "weights"]
 """What weight decay is of: all parameters, or the weights of layers alone: no BatchNorm, no bias
 and no step of a quantizer."""
-
-
-class Constraint(Protocol):
-    """What holds of the weights at every step, such as that some are zero."""
-
-    def resume(self) -> None:
-        """Take over from the weights, which were read from a file."""
-        ...
-
-    def before_step(self, step: int) -> None:
-        """Change the weights before a step, counted from 0."""
-        ...
-
-    def before_update(self) -> None:
-        """Change the gradients before the optimizer sees them."""
-        ...
-
-    def apply(self) -> None:
-        """Change the weights after the optimizer did."""
-        ...
 
 
 class Step(NamedTuple):

@@ -6,17 +6,23 @@ from functools import cache
 import pytest
 import torch
 
+from haq.allocation.policy import Bits
 from haq.datasets.tensors import Data, TensorSplit, shift
 from haq.distillation.settings import distillation_of, read_distillation
 from haq.errors import DivergedError
 from haq.metrics import METRICS
 from haq.models import build
 from haq.network.graph import trace
+from haq.quantization.adaround import adaround
 from haq.quantization.calibration import calibrate
 from haq.quantization.fake_quant import quantize, uniform
 from haq.runs.calibration import sensitivity_images
-from haq.runs.evaluator import Evaluator, Recipe, compared, fine_tune, policy_seed
+from haq.runs.evaluation import recipe_of
+from haq.runs.evaluator import Evaluator, Recipe, compared, corrected, fine_tune, policy_seed
+from haq.runs.job import parse_job
+from haq.runs.places import Places
 from haq.training.distilling import distilling
+from haq.training.norms import measure_norms
 from haq.training.objective import labels_alone
 from haq.training.train import train
 
@@ -63,7 +69,8 @@ def evaluator(recipe=RECIPE):
 
 
 def difference(one, other):
-    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    others = dict(other.named_parameters())
+    pairs = ((a, others[name]) for name, a in one.named_parameters())
     return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
 
@@ -79,7 +86,9 @@ def trained_by_hand(images, recipe, **changes):
         "epochs": 1, "lr": recipe.lr, "seed": policy_seed(0, policy), "decay": "weights",
         "weight_decay": 1e-4, "batch": 16, "objective": taught(),
     }  # fmt: skip
-    train(model, images, **settings | changes)
+    settings |= changes
+    train(model, images, **settings)
+    measure_norms(model, images, 2000, settings["seed"])
     return model
 
 
@@ -126,6 +135,54 @@ def test_the_last_epochs_are_taught_by_the_float_network():
     assert difference(model, alike) < 1e-6
     untaught = trained_by_hand(DATA.train, RECIPE, epochs=2, seed=3, objective=labels_alone)
     assert difference(model, untaught) > 1e-4
+
+
+def buffers(model, ending):
+    return {name: value for name, value in model.named_buffers() if name.endswith(ending)}
+
+
+def test_an_epoch_of_few_bits_begins_with_learned_rounding():
+    graph, clips, policy = captured()
+    one = evaluator(replace(RECIPE, rounding_steps=3))
+    low = {name: Bits(3, bits.act) for name, bits in policy.items()}
+    model = corrected(Places(graph, clips), one.plain)(low)
+    adaround(model, graph, one.images, steps=2, seed=0)  # 40 images, 4 times each, in batches of 64
+    settings = {"decay": "weights", "weight_decay": 1e-4, "batch": 16, "objective": taught()}
+    seed = policy_seed(0, low)
+    train(model, one.images, epochs=1, lr=RECIPE.lr, seed=seed, **settings)
+    measure_norms(model, one.images, 2000, seed)
+    assert difference(one.tuned(low), model) < 1e-6
+    assert difference(evaluator().tuned(low), model) > 1e-4
+
+
+def test_above_three_bits_an_epoch_begins_with_the_nearest_levels():
+    _, _, policy = captured()  # 3 bits, but for 8 in the first and the last layer
+    rounded = evaluator(replace(RECIPE, rounding_steps=3)).tuned(policy)
+    assert difference(rounded, evaluator().tuned(policy)) == 0
+
+
+def test_the_paper_leaves_the_statistics_of_training():
+    graph, clips, policy = captured()
+    recipe = recipe_of(parse_job(paper=True), METRICS["top1"])
+    assert (recipe.norms_images, recipe.rounding_steps) == (0, 0)
+    plain = evaluator(replace(RECIPE, norms_images=0)).tuned(policy)
+    model, one = quantize(graph, policy, clips), evaluator()
+    settings = {"decay": "weights", "weight_decay": 1e-4, "batch": 16, "objective": taught()}
+    train(model, one.images, epochs=1, lr=RECIPE.lr, seed=policy_seed(0, policy), **settings)
+    own = buffers(model, "running_mean")
+    assert all(torch.equal(own[k], v) for k, v in buffers(plain, "running_mean").items())
+    measured = buffers(one.tuned(policy), "running_mean")
+    assert any(not torch.equal(own[name], value) for name, value in measured.items())
+
+
+def test_steps_are_learned_where_the_recipe_says_so():
+    graph, clips, policy = captured()
+    first = buffers(quantize(graph, policy, clips), "clip")
+    fixed = buffers(evaluator().tuned(policy), "clip")
+    assert all(torch.equal(fixed[name], value) for name, value in first.items())
+    learned = buffers(evaluator(replace(RECIPE, learned_steps=True)).tuned(policy), "clip")
+    assert learned.keys() == first.keys()
+    assert sum(not torch.equal(learned[name], value) for name, value in first.items()) > 4
 
 
 def test_a_network_without_gradients_is_fine_tuned():

@@ -30,8 +30,8 @@ def test_what_is_not_said_is_as_suits_the_agent():
     assert (ilp.episodes, ilp.evaluation, ilp.finalists, ilp.last_steps) == (1, "cheap", 0, 300)
     assert (guided.episodes, guided.evaluation, guided.finalists) == (None, "cheap", 3)
     assert (guided.last_steps, both.finalists, both.last_steps) == (300, 0, 0)
-    assert (guided.last_epochs(True), guided.last_epochs(False)) == (30, 0)
-    assert parse_job(data="cifar10:X", agent="ilp", final_epochs=2).last_epochs(False) == 2
+    assert (guided.last_epochs, ilp.last_epochs) == (30, 0)
+    assert parse_job(data="cifar10:X", agent="ilp", final_epochs=2).last_epochs == 2
     assert parse_job(agent="ilp", episodes=9).episodes == 9
 
 

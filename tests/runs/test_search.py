@@ -404,7 +404,7 @@ def answered(tmp_path_factory):
 def test_ilp_answers_with_one_policy_and_no_training(answered):
     folder, summary = answered
     job = read_job(folder)
-    assert (job.episodes, job.evaluation, job.last_epochs(False), job.last_steps) == (
+    assert (job.episodes, job.evaluation, job.last_epochs, job.last_steps) == (
         1, "cheap", 0, 40,
     )  # fmt: skip
     assert summary["evaluations"] == 1

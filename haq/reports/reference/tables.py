@@ -14,6 +14,7 @@ from haq.files import write_text
 from haq.reports.reference.bench import bench_tables
 from haq.reports.reference.compression import STUDIES, compression_tables
 from haq.reports.reference.coverage import coverage_tables
+from haq.reports.reference.finetuning import digits_table, finetuning_table, goals_table
 from haq.reports.reference.hardware import ne16_table
 from haq.reports.reference.publish import REFERENCE, publish
 from haq.reports.reference.quantizers import (
@@ -80,6 +81,9 @@ TABLES: Sequence[tuple[Callable[[str, dict[str, Any]], bool], Callable[[Records]
     (_is_measured, measured_table),
     (_named("ptq"), ptq_table),
     (_named("agents"), agents_table),
+    (_named("finetuning-goals"), goals_table),
+    (lambda name, _: name == "finetuning", finetuning_table),
+    (_named("digits-runs"), digits_table),
     (_named("neighbours"), neighbours_table),
     (_named("quick-policy"), quick_policy_table),
     (_named("second-order"), second_order_table),

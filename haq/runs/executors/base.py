@@ -110,7 +110,7 @@ def payload(model: nn.Module, sample: Inputs, data: ScoringData) -> bytes:
     """
     if data.evaluator is not None:
         job = data.job
-        data.evaluator.prepare(tuning=job.evaluation == "finetune" or job.finalists > 0)
+        data.evaluator.prepare(tuning=job.fine_tunes)
     check_sendable(model, data.own)
     return _pickled_part("the data", (model, sample, data))
 
