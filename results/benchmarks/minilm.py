@@ -202,14 +202,21 @@ def file_at(asked: Study, made: Made, length: int) -> Path:
         return path
     if made.policy is None or made.weights is None:
         return floats_file(asked, length)
+    lowered(asked, made.policy, made.weights, length, path)
+    return path
+
+
+def lowered(
+    asked: Study, policy: Mapping[str, Bits], weights: Mapping[str, Tensor], length: int, path: Path
+) -> None:
+    """Write the file of a quantized network for inputs of a length."""
     graph, exported = captured(asked, length)
-    network = quantize(graph, made.policy, clips_in(made.policy, made.weights))
+    network = quantize(graph, policy, clips_in(policy, weights))
     kept = network.state_dict()
-    for name, one in made.weights.items():
+    for name, one in weights.items():
         if name in kept and kept[name].shape == one.shape:
             kept[name].copy_(one)
     onnx.save(lower(exported, network), path)
-    return path
 
 
 def clips_in(policy: Mapping[str, Bits], weights: Mapping[str, Tensor]) -> Clips:
@@ -287,6 +294,20 @@ def dynamic_7(asked: Study, name: str, dynamic: Dynamic) -> Made:
     return made
 
 
+def with_dynamic(asked: Study, name: str, searched: str) -> Made:
+    """Return a searched network whose kernels round what they read to 8 bits, block by block."""
+    kept = torch.load(asked.folder / f"{searched}.made", weights_only=False)
+    kinds = {layer.name: layer.kind for layer in captured(asked, LENGTH).graph.layers}
+    policy = {
+        layer: bits._replace(dynamic="token") if kinds[layer] == "linear" else bits
+        for layer, bits in kept.policy.items()
+    }
+    file = asked.folder / f"{name}.onnx"
+    lowered(asked, policy, kept.weights, LENGTH, file)
+    same = ("avg_weight_bits", "size_bytes", "bits_of_all_bytes", "cpu_s")
+    return Made(policy, kept.weights, None, file, {fact: kept.facts[fact] for fact in same})
+
+
 def plainly_mixed(asked: Study, name: str) -> Made:
     """Return 2, 4 and 8 bits dealt by how far each layer alone moves the answer, for its bits."""
     started = time.process_time()
@@ -358,6 +379,12 @@ ROWS: Mapping[str, Callable[[Study, str], Made]] = {
     "uniform int4": uniform_int4,
     **{f"searched {bits:g}": budgeted(bits, False) for bits in AVERAGE},
     **{f"searched {bits:g} whole": budgeted(bits, True) for bits in WHOLE},
+    **{
+        f"searched {bits:g} dynamic": lambda asked, name, bits=bits: with_dynamic(
+            asked, name, f"searched {bits:g}"
+        )
+        for bits in AVERAGE
+    },
     "dynamic 7, tensor": lambda asked, name: dynamic_7(asked, name, "tensor"),
     "dynamic 7, token": lambda asked, name: dynamic_7(asked, name, "token"),
     "plain dealing": plainly_mixed,

@@ -23,8 +23,8 @@ class Decoder(nn.Module):
         self.head = nn.Linear(32, LETTERS, bias=False)
         self.head.weight = self.letters.weight
 
-    def forward(self, x):
-        h = self.letters(x) + self.places(torch.arange(x.shape[1]))
+    def forward(self, input_ids):
+        h = self.letters(input_ids) + self.places(torch.arange(input_ids.shape[1]))
         q, k, v = self.mixed(self.first(h)).chunk(3, -1)
         h = h + self.out(nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True))
         h = h + self.back(nn.functional.gelu(self.wide(self.second(h))))

@@ -42,12 +42,13 @@ def _minilm(record: Record) -> str:
 
 def _bits(name: str) -> float:
     """Return the bits in the name of a searched row; those of all bytes come last."""
-    return float(name.split()[1]) + (100 if name.endswith("whole") else 0)
+    return float(name.split()[1]) + {"whole": 100, "dynamic": 0.1}.get(name.split()[-1], 0)
 
 
 def _minilm_row(name: str, row: Mapping[str, Any], times: Mapping[str, Any]) -> list[str]:
-    said = _NAMES.get(name) or f"searched, {_bits(name) % 100:g} bits"
+    said = _NAMES.get(name) or f"searched, {name.split()[1]} bits"
     said += " of all bytes" if name.endswith("whole") else ""
+    said += ", products in 8 bits" if name.endswith("dynamic") and name not in _NAMES else ""
     bits, whole = row.get("avg_weight_bits"), row.get("bits_of_all_bytes")
     ratios = [
         f"{of[name]['us'] / of['float32']['us']:.2f}" if name in of else "" for of in times.values()
