@@ -60,8 +60,13 @@ def _begun(service: Service, who: Principal, form: dict[str, str]) -> Response:
         errors = {error.field or "": str(error)}
     except Refusal as error:
         errors = {error.field or "": error.message}
-    shown = {("budgets.0" if name == "budgets" else name): text for name, text in errors.items()}
+    shown = {_input_of(name): text for name, text in errors.items()}
     return _new(service, who, form, shown, status=422)
+
+
+def _input_of(field: str) -> str:
+    """Return the input of the form in which a field, or a part of it, was filled in."""
+    return "budgets.0" if field == "budgets" else "widths" if field[:7] == "widths." else field
 
 
 def _fields(form: Mapping[str, str]) -> dict[str, Any]:
