@@ -17,6 +17,7 @@ from haq.formats.update import family, manifest, packet
 from haq.formats.update.chain import MAX_CHAIN
 from haq.formats.update.network import parse
 from haq.formats.update.packet import Sent
+from haq.formats.update.units import contexts_of, symbols_of
 
 EXAMPLES = forging.examples()
 WHOLE = EXAMPLES[0][0]
@@ -102,6 +103,36 @@ def test_steps_that_are_none_are_refused(step, sentence):
 
     with pytest.raises(UpdateError, match=sentence):
         packet.read(forged(change, 3), EXAMPLES[3][1])
+
+
+def with_a_unit_more(fields):
+    member(fields)["modes"] += "d"
+    member(fields)["sections"][-1][1] += 1
+
+
+def with_nine_bits(fields):
+    next(iter(member(fields)["lossy"].values()))[0] = 9
+
+
+def test_forged_counts_and_tables_have_sentences_of_their_own():
+    with pytest.raises(UpdateError, match="tensors and layers by its header, and"):
+        packet.read(forged(with_a_unit_more))
+    with pytest.raises(UpdateError, match="a rounding has no bits"):
+        packet.read(forged(with_nine_bits, 3), EXAMPLES[3][1])
+    fields, rest, sections = forging.taken_apart(WHOLE)
+    key = next(iter(fields["sets"]))
+    levels = slice(contexts_of(key), contexts_of(key) + symbols_of(key))
+    for place, content, sentence in (
+        (slice(0, 1), b"\xc8", "a context of the set .* has no table"),
+        (levels, bytes([60]) * symbols_of(key), "a table has level 60, and the highest is 45"),
+        (levels, bytes(symbols_of(key)), "a table has no symbol with a weight"),
+    ):
+        changed = bytearray(rest)
+        changed[place] = content
+        with pytest.raises(UpdateError, match=sentence):
+            packet.read(forging.signed(fields, bytes(changed), sections))
+    with pytest.raises(UpdateError, match="bytes are left over"):
+        packet.read(forging.signed(fields, rest + b"12345", sections))
 
 
 @pytest.mark.parametrize(
