@@ -16,8 +16,8 @@ def compression_tables(records: Mapping[str, Row]) -> str:
 
 
 def _distillation(record: Row) -> str:
-    widths = sorted({row["weight_bits"] for row in record["rows"]})
     runs = [row for row in record["rows"] if row["images"]]
+    widths = sorted({row["weight_bits"] for row in runs})
     usual = [row["images"] for row in runs if row["loss"] == "kd"]
     seeds = len({row["seed"] for row in runs})
     lead = (
@@ -26,7 +26,8 @@ def _distillation(record: Row) -> str:
         f"many as fit into its time for the others, {_seeds(seeds)}; accuracy on "
         f"{record['val_images']:,} validation images that the float network "
         f"({record['float_val_accuracy']:.2%}) has not seen, in percentage points over labels "
-        "alone (`none`) and over `kd` with Student's intervals of 95 %, over both widths together:"
+        "alone (`none`) and over `kd` over all widths, with Student's intervals of 95 % where there are "
+        "several runs:"
     )
     head = ["loss", "images", *(f"W{bits}A{record['act_bits']}" for bits in widths)]
     head += ["over `none`", "over `kd`", "divergence over `kd`"]
@@ -66,6 +67,8 @@ def _difference(comparison: Row | None, name: str, scale: float) -> str:
 
 def _clear(known: Mapping[tuple[str, str], Row]) -> str:
     """Return a sentence on which losses differ from kd, and one on the others."""
+    if all(one["val_accuracy"]["half_interval"] is None for one in known.values()):
+        return "With one run of each no difference is shown."
     over = {loss: one["val_accuracy"] for (loss, other), one in known.items() if other == "kd"}
     better, worse = (
         [
