@@ -26,8 +26,8 @@ def _distillation(record: Row) -> str:
         f"many as fit into its time for the others, {_seeds(seeds)}; accuracy on "
         f"{record['val_images']:,} validation images that the float network "
         f"({record['float_val_accuracy']:.2%}) has not seen, in percentage points over labels "
-        "alone (`none`) and over `kd` over all widths, with Student's intervals of 95 % where there are "
-        "several runs:"
+        "alone (`none`) and over `kd` over all widths, with Student's intervals of 95 % where "
+        "there are several runs:"
     )
     head = ["loss", "images", *(f"W{bits}A{record['act_bits']}" for bits in widths)]
     head += ["over `none`", "over `kd`", "divergence over `kd`"]
