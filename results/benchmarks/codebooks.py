@@ -35,6 +35,7 @@ from haq.runs.calibration import calibration_batches, sensitivity_images
 from haq.runs.evaluator import CORRECTED_ON, Evaluator, Recipe, corrected, fine_tune
 from haq.runs.float_network import fresh_model
 from haq.runs.folder import write_json
+from haq.runs.places import Places
 from haq.runs.samples import Part
 
 SCHEMES = {"linear": ("weight-only", 0), "codebook": ("codebook", CODEBOOK)}
@@ -70,7 +71,7 @@ class Study:
         self.scorer = Evaluator(self.graph, self.clips, self.data, recipe, 0)
         self.scorer.prepare(tuning=False)
         images = torch.cat([*calibration_batches(self.data, CORRECTED_ON, 0)])
-        self.corrected = corrected(self.graph, self.clips, images)
+        self.corrected = corrected(Places(self.graph, self.clips), images)
         self.floats = sum(self.graph.float_parameters.values())
         self.tables, self.losses = {}, {}
         for kind, (scheme, _) in SCHEMES.items():

@@ -32,6 +32,7 @@ from haq.runs.calibration import calibration_batches
 from haq.runs.evaluator import corrected
 from haq.runs.float_network import fresh_model
 from haq.runs.handover import check_kernels
+from haq.runs.places import Places
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", required=True)
@@ -48,7 +49,7 @@ load_weights(model, asked.weights)
 graph = trace(model.eval(), torch.zeros(1, *data.shape))
 clips = calibrate(graph, calibration_batches(data, 512, seed=0), "kl")
 statistics = torch.cat(list(calibration_batches(data, 256, seed=0)))
-network_of = corrected(graph, clips, statistics)
+network_of = corrected(Places(graph, clips), statistics)
 draw = random.Random(0)
 
 

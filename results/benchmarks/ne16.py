@@ -31,6 +31,7 @@ from haq.runs.calibration import calibration_batches
 from haq.runs.evaluator import corrected
 from haq.runs.float_network import fresh_model
 from haq.runs.folder import write_json
+from haq.runs.places import Places
 from haq.runs.samples import Part
 from haq.training.paired import correct_answers, paired
 from haq.training.scoring import logits
@@ -55,7 +56,7 @@ pins = {graph.layers[0].name: 8, graph.layers[-1].name: 8}
 target = load_target(TARGET)
 table = tabulate(graph.layers, permitted(graph.layers, target, pins=pins), target)
 damage = objective(sensitivity(graph, clips, images, widths(table.choices)), table)
-tuned = corrected(graph, clips, images)
+tuned = corrected(Places(graph, clips), images)
 images_of_test = Part(data.test, torch.arange(min(asked.test_images, len(data.test))))
 
 

@@ -45,6 +45,7 @@ from haq.runs.evaluation import ROUNDED_ON, labeled
 from haq.runs.evaluator import CORRECTED_ON, Evaluator, Recipe, corrected
 from haq.runs.float_network import fresh_model
 from haq.runs.job import parse_job
+from haq.runs.places import Places
 from haq.runs.plan import images_of, plan
 from haq.runs.play import play
 from haq.runs.restored import restored
@@ -294,7 +295,7 @@ def weights_alone():
     known = objective(sensitivity(graph, clips, images, widths(table.choices)), table)
     bits = solve(known, table, [Budget("avg_weight_bits", AVERAGE_BITS)])
     policy = {name: Bits(pair.weight, FLOAT) for name, pair in bits.items()}
-    network = corrected(graph, clips, plain)(policy)
+    network = corrected(Places(graph, clips), plain)(policy)
     seconds = time.process_time() - started
     arrived("float", "corrected", network, seconds)
     generator = torch.Generator().manual_seed(asked.seed)

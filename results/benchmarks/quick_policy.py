@@ -26,6 +26,7 @@ from haq.runs import folder as runs
 from haq.runs.calibration import calibration_batches
 from haq.runs.evaluator import corrected
 from haq.runs.float_network import fresh_model
+from haq.runs.places import Places
 from haq.training.scoring import score
 
 parser = argparse.ArgumentParser()
@@ -54,7 +55,7 @@ peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 graph = trace(model, inputs[:1])
 clips = calibrate(graph, calibration_batches(data, 512, 0))
-network = corrected(graph, clips, torch.cat(list(calibration_batches(data, 256, 0))))
+network = corrected(Places(graph, clips), torch.cat(list(calibration_batches(data, 256, 0))))
 table = tabulate(graph.layers, permitted(graph.layers, None, act_bits=8))
 rows = []
 for bits, policy in policies.items():

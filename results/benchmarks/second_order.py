@@ -40,6 +40,7 @@ from haq.runs import folder as runs
 from haq.runs.calibration import calibration_batches, sensitivity_images
 from haq.runs.evaluator import corrected
 from haq.runs.float_network import fresh_model
+from haq.runs.places import Places
 from haq.training.scoring import logits
 
 parser = argparse.ArgumentParser()
@@ -111,8 +112,8 @@ def ranks(kind):
 record["seconds"] |= {"resnet20, exact": exact_seconds, "resnet20": known_seconds}
 write(images=len(images), with_exact={kind: ranks(kind) for kind in ("weights", "activations")})
 
-network = corrected(graph, clips, torch.cat(list(calibration_batches(data, 256, 0))))
-small = corrected(graph, clips, images[:64])
+network = corrected(Places(graph, clips), torch.cat(list(calibration_batches(data, 256, 0))))
+small = corrected(Places(graph, clips), images[:64])
 floats = {layer.name: Bits(FLOAT, FLOAT) for layer in graph.layers}
 reference = logits(graph.traced, images, quick=True)
 pairs = []

@@ -39,6 +39,7 @@ from haq.runs import folder as results
 from haq.runs.calibration import calibration_batches, sensitivity_images
 from haq.runs.evaluator import CORRECTED_ON, corrected
 from haq.runs.float_network import fresh_model
+from haq.runs.places import Places
 from haq.runs.samples import Part, freeze
 from haq.training.scoring import logits, score
 
@@ -156,7 +157,7 @@ half = freeze(Part(data.val, torch.arange(0, len(data.val) // 2)))
 other = freeze(Part(data.val, torch.arange(len(data.val) // 2, len(data.val))))
 few = freeze(Part(data.val, torch.arange(500)))
 few_logits = logits(graph.traced, few.images)
-make = corrected(graph, clips, plain)
+make = corrected(Places(graph, clips), plain)
 rows = []
 
 

@@ -29,6 +29,7 @@ from haq.runs import folder as results
 from haq.runs.calibration import calibration_batches
 from haq.runs.evaluator import corrected
 from haq.runs.float_network import fresh_model
+from haq.runs.places import Places
 from haq.runs.samples import Part, freeze
 from haq.training.scoring import score
 
@@ -62,7 +63,7 @@ for name in asked.targets.split(","):
 choices = next(iter(tables.values())).choices
 assert all(table.choices == choices for table in tables.values())
 known = sensitivity(graph, clips, images, widths(choices))
-tuned = corrected(graph, clips, images)
+tuned = corrected(Places(graph, clips), images)
 validation = freeze(Part(data.val, torch.arange(len(data.val))))
 
 

@@ -37,6 +37,7 @@ from haq.runs import folder as runs
 from haq.runs.calibration import calibration_batches, sensitivity_images
 from haq.runs.evaluator import corrected
 from haq.runs.float_network import fresh_model
+from haq.runs.places import Places
 from haq.training.scoring import logits
 
 parser = argparse.ArgumentParser()
@@ -181,7 +182,7 @@ def climbed(policy, measuring, accepting):
 
 def judged(policies):
     """Return the divergences on the validation images, image by image."""
-    network = corrected(graph, clips, torch.cat(list(calibration_batches(data, 256, 0))))
+    network = corrected(Places(graph, clips), torch.cat(list(calibration_batches(data, 256, 0))))
     parts = torch.arange(len(data.val)).split(asked.part)
     images = [data.val.batch(part)[0] for part in parts]
     truth = [logits(graph.traced, part, quick=True) for part in images]
