@@ -48,9 +48,9 @@ def codebook(weight: Tensor, bits: int, zero: bool = False) -> Book:
         zero: Whether zeros are to stay zeros: then zero is the first value, and the others are
             those of the weights that are not zero.
 
-    >>> book = codebook(torch.tensor([-1.0, -0.8, 0.1, 0.9, 1.1]), bits=2)
+    >>> book = codebook(torch.tensor([-1.0, -0.5, 0.125, 0.75, 1.0]), bits=2)
     >>> book.values.tolist(), book.labels.tolist()
-    ([-1.0, -0.800000011920929, 0.10000000149011612, 1.0], [0, 1, 2, 3, 3])
+    ([-1.0, -0.5, 0.125, 0.875], [0, 1, 2, 3, 3])
     """
     every = weight.detach().double().flatten()
     others = every[every != 0] if zero else every

@@ -32,12 +32,13 @@ from haq.runs.run import run
 from haq.training.scoring import score
 
 SMALL = {"model": "digits_mlp", "agent": "ddpg", "evaluation": "finetune",
-         "reward": "metric", "episodes": 6, "float_epochs": 3, 
+         "reward": "metric", "episodes": 6, "float_epochs": 3,
          "val_images": 120, "train_images": 200, "budgets": ["avg_weight_bits=6.2"]}  # fmt: skip
 
 
 def small(**changes):
-    return parse_job(**SMALL | changes)
+    as_suits = {"evaluation": None, "reward": None} if "agent" in changes else {}
+    return parse_job(**SMALL | as_suits | changes)
 
 
 @pytest.fixture(scope="module")
