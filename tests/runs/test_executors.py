@@ -3,9 +3,12 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,14 +89,30 @@ def in_ray(parts):
     return RayExecutor("local", payload(*parts), 2, 1)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def end_of_the_node():
-    yield
-    if ray is not None:
-        ray.shutdown()
+# Ray ends the process that it finds fault with, so its node has one of its own.
+ON_A_NODE = "HAQ_TESTS_ON_A_RAY_NODE"
+ALONE = "import os, sys, pytest; code = pytest.main(sys.argv[1:]); os._exit(code)"
+
+without_ray = pytest.mark.skipif(
+    ray is None or ON_A_NODE not in os.environ, reason="it runs on a Ray node, in another process"
+)
 
 
-without_ray = pytest.mark.skipif(ray is None, reason="ray is not installed")
+@pytest.mark.skipif(ray is None, reason="ray is not installed")
+@pytest.mark.skipif(ON_A_NODE in os.environ, reason="this is the other process")
+def test_all_of_it_on_a_ray_node():
+    chosen = "(Ray or cluster) and not all_of_it and not without_ray"
+    asked = ["-v", "-p", "no:xdist", "-p", "no:cacheprovider", "-k", chosen, __file__]
+    environment = {**os.environ, ON_A_NODE: "1", "PYTEST_ADDOPTS": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, *asked], env=environment, cwd=Path(__file__).parents[2],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    last = done.stdout.strip().splitlines()[-1]
+    assert " passed" in last and "skipped" not in last, done.stdout
+
+
 STARTED = {"SerialExecutor": in_this_process, "PoolExecutor": in_a_pool, "RayExecutor": in_ray}
 EVERYBODY = [
     pytest.param(started, id=name, marks=[without_ray] if started is in_ray else [])
