@@ -5,9 +5,21 @@ from typing import Annotated
 
 import typer
 
-from haq.cli.options import NETWORK, Model, Seed, Width, option, width_range
+from haq.cli.options import (
+    MeasuredData,
+    MeasuredSize,
+    MeasuredWeights,
+    Model,
+    Seed,
+    Width,
+    option,
+    width_range,
+)
 
 KIT, DEVICE = "Kit", "Device"
+
+NO_GAIN = 0.95
+"""Share of the latency at the most bits above which the fewest gain hardly any."""
 
 kit_app = typer.Typer(help="Make a profile of a device of your own.", no_args_is_help=True)
 
@@ -18,22 +30,10 @@ Folder = Annotated[Path, typer.Argument(help="The kit, as haq kit make writes it
 def make_command(  # noqa: PLR0913 - one argument an option
     model: Model,
     out: Annotated[Path, option(KIT, "The folder to write.", metavar="DIR")],
-    weights: Annotated[
-        Path | None,
-        option(NETWORK, "Float weights, as haq train writes them.", metavar="FILE",
-               show_default="random ones"),
-    ] = None,
-    data: Annotated[
-        str | None,
-        option(NETWORK, "Data that give the images' size, the classes and the clips.",
-               metavar="NAME", show_default="none: --size and random clips"),
-    ] = None,
+    weights: MeasuredWeights = None,
+    data: MeasuredData = None,
     width: Width = 1.0,
-    size: Annotated[
-        int | None,
-        option(NETWORK, "Height and width of an image, in pixels.", metavar="N", min=1,
-               show_default="the model's own"),
-    ] = None,
+    size: MeasuredSize = None,
     seed: Seed = 0,
     weight_bits: Annotated[
         str, option(KIT, "Widths of weights that searches may choose.", metavar="A..B")
@@ -121,4 +121,9 @@ def read_command(
     typer.echo(read.profile.title)
     typer.echo(validated(read.validation))
     typer.echo(f"{read.rounds} rounds; the reference drifted by {read.drift:+.1%}")
-    typer.echo(f"{out}: haq search --target {out} --budget latency=70%w8a8")
+    of_uniform = ", ".join(f"{width} bits {us:,.1f}" for width, us in read.uniform.items())
+    typer.echo(f"us of the network with the same weights' bits everywhere: {of_uniform}")
+    most, *_, least = read.uniform
+    if read.uniform[least] > NO_GAIN * read.uniform[most]:
+        typer.echo("fewer bits hardly gain time on this device: they gain size, by --budget size")
+    typer.echo(f"{out}: haq search --target {out} --budget latency=90%w{most}a8")

@@ -47,6 +47,21 @@ Size = Annotated[
     option(NETWORK, "Height and width of images from files, in pixels.", metavar="N",
            show_default="the model's own, or 224"),
 ]  # fmt: skip
+MeasuredWeights = Annotated[
+    Path | None,
+    option(NETWORK, "Float weights, as haq train writes them.", metavar="FILE",
+           show_default="random ones"),
+]  # fmt: skip
+MeasuredData = Annotated[
+    str | None,
+    option(NETWORK, "Data that give the images' size, the classes and the clips.", metavar="NAME",
+           show_default="none: --size and random clips"),
+]  # fmt: skip
+MeasuredSize = Annotated[
+    int | None,
+    option(NETWORK, "Height and width of an image, in pixels.", metavar="N", min=1,
+           show_default="the model's own"),
+]  # fmt: skip
 Metric = Annotated[
     str | None,
     option(NETWORK, "What networks are scored by: top1, top5, miou or perplexity by labels; cosine "

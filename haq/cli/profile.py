@@ -6,9 +6,11 @@ from typing import Annotated
 import typer
 
 from haq.cli.options import (
-    NETWORK,
     Groups,
     Length,
+    MeasuredData,
+    MeasuredSize,
+    MeasuredWeights,
     Model,
     Schemes,
     Seed,
@@ -26,22 +28,10 @@ def profile_command(  # noqa: PLR0913 - one argument an option
     out: Annotated[
         Path, option(MEASURING, "The profile to write, such as my-machine.json.", metavar="FILE")
     ],
-    weights: Annotated[
-        Path | None,
-        option(NETWORK, "Float weights, as haq train writes them.", metavar="FILE",
-               show_default="random ones"),
-    ] = None,
-    data: Annotated[
-        str | None,
-        option(NETWORK, "Data that give the images' size, the classes and the clips.",
-               metavar="NAME", show_default="none: --size and random clips"),
-    ] = None,
+    weights: MeasuredWeights = None,
+    data: MeasuredData = None,
     width: Width = 1.0,
-    size: Annotated[
-        int | None,
-        option(NETWORK, "Height and width of an image, in pixels.", metavar="N", min=1,
-               show_default="the model's own"),
-    ] = None,
+    size: MeasuredSize = None,
     seed: Seed = 0,
     tokenizer: Tokenizer = None,
     length: Length = None,

@@ -154,12 +154,13 @@ def test_the_profile_predicts_a_device_whose_costs_are_known(kit):
     assert read.validation.worst_error < 0.02
     assert read.validation.rank_correlation > 0.98
     assert abs(read.drift) < 1e-9 and read.rounds == 3
+    contents = contents_of(kit)
+    assert read.uniform == {w: board(contents, f"uniform-w{w}.onnx") for w in (8, 4, 2)}
     path = kit / "board.json"
     path.write_text(write_json(read.profile))
     target = load(str(path))
     layers = trace(Net(), torch.zeros(1, 3, 8, 8)).layers
     assert [str(bits) for bits in target.choices(layers[0])] == ["w2a8", "w4a8", "w8a8"]
-    contents = contents_of(kit)
     policy = contents.files["mixed-01.onnx"]["policy"]
     predicted = sum(
         target.cost(
@@ -359,6 +360,8 @@ def test_the_commands_make_measure_over_ssh_and_read(tmp_path, monkeypatch):
     result = runner.invoke(app, ["kit", "read", str(kit), "--out", str(out)])
     assert result.exit_code == 0, result.output
     assert "rank correlation" in result.output and load(str(out)).name == "board"
+    assert "everywhere: 5 bits" in result.output and "latency=90%w5a8" in result.output
+    assert "hardly gain time" not in result.output
 
 
 def board_of(row, contents):

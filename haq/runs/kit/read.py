@@ -40,12 +40,14 @@ class Read(NamedTuple):
         validation: On mixed policies that the fit had not seen.
         drift: The reference in the end over the reference in the beginning, less 1.
         rounds: How often every file was measured.
+        uniform: Bits of all weights to microseconds of that network, the most bits first.
     """
 
     profile: Profile
     validation: Validation
     drift: float
     rounds: int
+    uniform: Mapping[int, float]
 
 
 def read_kit(folder: Path, name: str) -> Read:
@@ -67,7 +69,13 @@ def read_kit(folder: Path, name: str) -> Read:
     cells, validation = _fitted(contents, times)
     rounds = len({row["round"] for row in rows})
     profile = _profile(name, contents, device, cells, validation, rounds)
-    return Read(profile, validation, drift, rounds)
+    return Read(profile, validation, drift, rounds, _uniform(contents, times))
+
+
+def _uniform(contents: Contents, times: Mapping[str, float]) -> dict[int, float]:
+    files = [name for name in contents.files if name.startswith("uniform")]
+    widths = {max(contents.files[name]["policy"].values()): times[name] for name in files}
+    return dict(sorted(widths.items(), reverse=True))
 
 
 def contents_of(folder: Path) -> Contents:

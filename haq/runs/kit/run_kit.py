@@ -74,7 +74,10 @@ def in_onnxruntime(threads):
             providers=["CPUExecutionProvider"],
             disabled_optimizers=["WeightBiasQuantization"],
         )
-        kinds = {"tensor(float)": numpy.float32, "tensor(int64)": numpy.int64}
+        kinds = {
+            "tensor(float)": numpy.float32, "tensor(int64)": numpy.int64,
+            "tensor(int32)": numpy.int32, "tensor(bool)": numpy.bool_,
+        }  # fmt: skip
         feed = {}
         for place in session.get_inputs():
             shape = [size if isinstance(size, int) else 1 for size in place.shape]
