@@ -349,7 +349,11 @@ def test_the_commands_make_measure_over_ssh_and_read(tmp_path, monkeypatch):
     result = runner.invoke(app, asked)
     assert result.exit_code == 0, result.output
     assert (home / "haq-kit-kit" / MEASURED).exists()
-    rows = [json.loads(line) for line in (kit / MEASURED).read_text().splitlines()]
+    before = (kit / MEASURED).read_text()
+    (kit / MEASURED).write_text("".join(before.splitlines(keepends=True)[:5]))
+    assert runner.invoke(app, asked).exit_code == 0
+    assert (kit / MEASURED).read_text() == before  # nothing was measured again
+    rows = [json.loads(line) for line in before.splitlines()]
     assert rows[0]["device"]["onnxruntime"] == onnxruntime.__version__
     assert {row["file"] for row in rows[1:]} == set(contents_of(kit).files)
     for row in rows[1:]:

@@ -31,13 +31,15 @@ def run_kit(
         return
     there = f"haq-kit-{folder.resolve().name}"
     _done(["ssh", host, f"mkdir -p {shlex.quote(there)}"], f"ssh to {host}")
+    fetch = ["scp", "-q", f"{host}:{there}/{MEASURED}", str(folder)]
+    # What an earlier start measured there, and could not bring back, is not copied over.
+    subprocess.run(fetch, check=False, stderr=subprocess.DEVNULL)
     _done(["scp", "-qr", f"{folder}/.", f"{host}:{there}/"], f"copying to {host}")
     command = shlex.join([python, RUNNER, *options])
     try:
         _done(["ssh", host, f"cd {shlex.quote(there)} && {command}"], f"the runner on {host}")
     finally:
-        # What was measured until a failure is brought back too.
-        subprocess.run(["scp", "-q", f"{host}:{there}/{MEASURED}", str(folder)], check=False)
+        subprocess.run(fetch, check=False)  # also what was measured until a failure
 
 
 def _done(command: Sequence[str], what: str) -> None:
