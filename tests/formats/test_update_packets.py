@@ -297,6 +297,18 @@ def test_weights_that_are_not_finite_are_not_rounded():
     assert received(sent(new)) == new
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38, 1e10])
+def test_a_base_that_is_not_finite_or_far_away_predicts_nothing(value):
+    known = files.weights(shapes=BIG)
+    new = files.floats(known)
+    wild = {name: w.copy() for name, w in known.items()}
+    for w in wild.values():
+        w.flat[0] = value
+    old = files.floats(wild)
+    assert set(modes(sent(new, old, bits=6)).lower()) == {"q"}
+    assert received(sent(new, old, bits=6), old) == received(sent(new, bits=6))
+
+
 def test_a_quantized_network_from_a_float_base():
     known = files.weights(shapes=BIG)
     old, new = files.floats(known), files.quantized(files.moved(known, 0.02), 4)

@@ -166,6 +166,32 @@ def test_what_services_get_wrong_writes_nothing(source, sentence, tmp_path, held
     with pytest.raises(UpdateError, match=sentence):
         pull(URL, out, held, None, source)
     assert out.read_bytes() == b"before"
+    assert set(tmp_path.iterdir()) == {out, held}
+
+
+@pytest.mark.parametrize(
+    "out, sentence", [("", "is a folder"), ("old.safetensors/new", "cannot write")]
+)
+def test_where_nothing_can_be_written_is_said_in_a_sentence(out, sentence, tmp_path, held):
+    with pytest.raises(UpdateError, match=sentence):
+        pull(URL, tmp_path / out, held, None, Source())
+    assert list(tmp_path.iterdir()) == [held]
+
+
+def test_the_folder_of_a_file_is_made(tmp_path, held):
+    out = tmp_path / "new" / "new"
+    pull(URL, out, held, None, Source())
+    assert out.read_bytes() == NEW
+
+
+def test_a_full_disk_is_no_broken_connection(tmp_path, held):
+    def full(url, headers):
+        answer = Source()(url, headers)
+        (tmp_path / ".new.haqz.json").mkdir()  # in the way of the list
+        return answer
+
+    with pytest.raises(UpdateError, match="cannot write"):
+        pull(URL, tmp_path / "new", held, None, full)
 
 
 def test_a_service_without_ranges_is_told_apart(tmp_path, held):

@@ -156,10 +156,12 @@ def _of_weights(unit: Unit, network: Network, base: Network | None, bits: int) -
     options: list[Whole] = []
     if base is not None and alike(unit, base):
         apart = values - floats(base.tensors[unit.name].data)
-        # To the nearest: what a wider zero would hold back, no later difference would make up for.
-        z = quantizer.quantize(apart, float(lossy.step), 0.5)
-        if np.abs(z).max(initial=0) <= top:
-            options = ways("l", unit, z, bits, None, lossy)
+        # A base that is not finite, or is far away, predicts nothing.
+        if np.isfinite(apart).all():
+            # To the nearest: what a wider zero would hold back, no later difference makes up for.
+            z = quantizer.quantize(apart, float(lossy.step), 0.5, top + 1)
+            if np.abs(z).max(initial=0) <= top:
+                options = ways("l", unit, z, bits, None, lossy)
     step = float(lossy.step)
     z = quantizer.quantize(values, step, quantizer.offset_for(values, step, bits), top)
     return [*ways("q", unit, z, bits, None, lossy), *options]

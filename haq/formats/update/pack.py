@@ -68,7 +68,7 @@ def pack(
     40412
     """
     paths = [Path(new)] if isinstance(new, str | os.PathLike) else [Path(one) for one in new]
-    target = _target(out, SUFFIX)
+    target = target_of(out, SUFFIX)
     members = _members(paths)
     held = networks.read(Path(base)) if base is not None else None
     roots: list[Root] = []
@@ -79,7 +79,7 @@ def pack(
         raise UpdateError("a family takes no base: its members are predicted from its root")
     else:
         data, roots = family.write(members, root, bits)
-    _write(target, data)
+    write_file(target, data)
     manifest = manifests.read(data)
     chosen = manifest.members[0].name if roots else None
     size = sum(path.stat().st_size for path in paths)
@@ -106,7 +106,7 @@ def unpack(
         UpdateError: A packet is damaged, or is a difference to another network. Nothing is written.
     """
     paths = [Path(packets)] if isinstance(packets, str | os.PathLike) else map(Path, packets)
-    target = _target(out, None)
+    target = target_of(out)
     held = networks.read(Path(base)) if base is not None else None
     files = {path: _bytes(path) for path in paths}
     if not files:
@@ -117,7 +117,7 @@ def unpack(
         except UpdateError as error:
             raise UpdateError(f"{path}: {error}") from None
     assert held is not None
-    _write(target, held.file())
+    write_file(target, held.file())
     return held
 
 
@@ -146,7 +146,8 @@ def _bytes(path: Path) -> bytes:
         raise UpdateError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
 
 
-def _target(out: Name, suffix: str | None) -> Path:
+def target_of(out: Name, suffix: str | None = None) -> Path:
+    """Return where a file is to be written; of a suffix, where one is asked for."""
     target = Path(out)
     if suffix is not None and target.suffix != suffix:
         raise UpdateError(f"cannot write {target}: the name of a packet ends in {suffix}")
@@ -155,7 +156,8 @@ def _target(out: Name, suffix: str | None) -> Path:
     return target
 
 
-def _write(target: Path, data: bytes) -> None:
+def write_file(target: Path, data: bytes) -> None:
+    """Write a file in one step, and its folder where there is none."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(target, data)

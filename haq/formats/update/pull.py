@@ -14,9 +14,9 @@ from urllib.parse import urlencode, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from haq.errors import UpdateError
-from haq.files import write_bytes
 from haq.formats.update import network as networks
 from haq.formats.update import packet
+from haq.formats.update.pack import target_of, write_file
 from haq.formats.update.receive import Receiver
 
 TIMEOUT_S = 60.0
@@ -83,6 +83,7 @@ def pull(
         UpdateError: The service cannot be reached or refuses, or what it sends is not the network
             that it says.
     """
+    out = target_of(out)
     held = networks.read(base) if base is not None else None
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     if urlsplit(url).scheme not in ("http", "https"):
@@ -96,14 +97,11 @@ def pull(
         return Pulled(held.id, 0, 0, False)
     receiver, received = _received(ask, url, headers, first, out)
     data = receiver.packet()
+    receiver.discard()  # whole, it is taken or refused: asking again would not mend it
     network = packet.read(data, held)
     if network.id != newest:
         raise UpdateError(f"the service speaks of network {newest[:12]} and sent {network.id[:12]}")
-    try:
-        write_bytes(out, network.file())
-    except OSError as error:
-        raise UpdateError(f"cannot write {out}: {(error.strerror or str(error)).lower()}") from None
-    receiver.discard()
+    write_file(out, network.file())
     return Pulled(network.id, len(data), received, "haq-base" in first.headers)
 
 
@@ -117,7 +115,6 @@ def _received(
     length = first.headers.get("content-length") or ""
     if not tag or not length.isdecimal():
         raise UpdateError("the answer has no ETag of a SHA-256 or no length: is it a HAQ service?")
-    out.parent.mkdir(parents=True, exist_ok=True)
     receiver = Receiver(out.with_name(f".{out.name}.haqz"), tag[1], int(length))
     received = 0
     for begin, end in receiver.missing:

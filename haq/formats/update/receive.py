@@ -37,9 +37,10 @@ class Receiver:
         self.list = path.with_name(path.name + ".json")
         self.spans = self._resumed()
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
         except OSError as error:
-            raise UpdateError(f"cannot write {path}: {error.strerror}") from None
+            raise _unwritable(path, error) from None
 
     def _resumed(self) -> list[Span]:
         try:
@@ -69,20 +70,24 @@ class Receiver:
         """Take in a part, whichever comes next; it counts once it lies in the file.
 
         Raises:
-            UpdateError: It lies outside the packet.
+            UpdateError: It lies outside the packet, or the file cannot be written.
         """
         end = begin + len(data)
         if begin < 0 or end > self.size:
             raise UpdateError(f"bytes {begin} to {end} are not in a packet of {self.size}")
         if not data:
             return
-        with self.path.open("r+b") as file:
-            file.seek(begin)
-            file.write(data)
-            file.flush()
-        self.spans = _merged([*self.spans, (begin, end)])
-        known = {"digest": self.digest, "size": self.size, "spans": self.spans}
-        write_text(self.list, json.dumps(known))
+        spans = _merged([*self.spans, (begin, end)])
+        known = {"digest": self.digest, "size": self.size, "spans": spans}
+        try:
+            with self.path.open("r+b") as file:
+                file.seek(begin)
+                file.write(data)
+                file.flush()
+            write_text(self.list, json.dumps(known))
+        except OSError as error:  # such as a full disk, which is no broken connection
+            raise _unwritable(self.path, error) from None
+        self.spans = spans
 
     def packet(self) -> bytes:
         """Return the packet; its parts are not needed any more.
@@ -108,6 +113,10 @@ class Receiver:
         self.path.unlink(missing_ok=True)
         self.list.unlink(missing_ok=True)
         self.spans = []
+
+
+def _unwritable(path: Path, error: OSError) -> UpdateError:
+    return UpdateError(f"cannot write {path}: {(error.strerror or str(error)).lower()}")
 
 
 def _merged(spans: Iterable[Span]) -> list[Span]:
