@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from haq.reports.reference.markdown import markdown
+from haq.reports.reference.markdown import markdown, spread
 
 _BEFORE = {
     "agent": "ilp", "bits": 2.25, "images": 5000, "start": "nearest", "optimizer": "sgd",
@@ -83,14 +83,8 @@ def digits_table(records: list[dict[str, Any]]) -> str:
     for row in record["rows"]:
         rules[row["rule"]].append(row)
     rows = [
-        [rule, str(len(some)), _spread(some, "final_val_accuracy"),
-         _spread(some, "final_test_accuracy")]
+        [rule, str(len(some)), spread([row["final_val_accuracy"] for row in some], ".2%"),
+         spread([row["final_test_accuracy"] for row in some], ".2%")]
         for rule, some in rules.items()
     ]  # fmt: skip
     return markdown(lead, ["rule", "seeds", "validation", "test"], rows)
-
-
-def _spread(rows: list[dict[str, Any]], name: str) -> str:
-    values = [row[name] for row in rows]
-    mean = sum(values) / len(values)
-    return f"{mean:.2%} ({min(values):.2%} to {max(values):.2%})"
