@@ -165,6 +165,18 @@ def test_words_that_are_missing_or_left_over_are_seen():
         decoder.end()
 
 
+def test_lanes_that_are_none_or_begin_or_end_as_no_encoders_do_are_seen():
+    none, state = np.zeros(0, np.uint16), np.array([1 << 16], np.uint32)
+    assert rans.Decoder(state, none).end() == b"\0\0"
+    assert rans.Decoder(2 * state - 1, none).end() == b"\xff\xff"
+    with pytest.raises(UpdateError, match="begins below 2"):
+        rans.Decoder(state - 1, none)
+    with pytest.raises(UpdateError, match="does not end where encoders begin"):
+        rans.Decoder(2 * state, none).end()
+    with pytest.raises(UpdateError, match="no lanes, and symbols to decode"):
+        rans.Decoder(state[:0], none).run(np.zeros(1, int), tables.expanded([np.array([4096])]))
+
+
 shapes = st.one_of(
     st.tuples(st.integers(1, 7), st.integers(1, 7), st.integers(1, 3), st.integers(1, 3)),
     st.tuples(st.integers(1, 9), st.integers(1, 9)),

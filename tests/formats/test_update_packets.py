@@ -252,6 +252,11 @@ def test_the_same_network_twice_is_no_family():
         family.write({"a": same, "b": same})
 
 
+def test_a_tiny_network_takes_a_few_hundred_bytes_more_than_its_file():
+    new = files.safetensors({"a": np.random.default_rng(0).normal(size=(8, 4)).astype("f4")})
+    assert len(new) < len(sent(new)) < len(new) + 300
+
+
 def test_a_rounded_network_is_within_half_a_step():
     known = files.weights(shapes=BIG)
     new = files.floats(known, bias=np.arange(9, dtype=np.float32))

@@ -191,15 +191,18 @@ def test_shapes_that_no_memory_has_are_refused_or_empty(shape):
 
 def test_lanes_that_do_not_end_well_are_seen():
     fields, rest, sections = forging.taken_apart(WHOLE)
-    lanes, words, _ = struct.unpack("<III", sections[:12])
-    raised = bytearray(sections)
-    raised[12 + 4 * lanes :][:2] = b"\xff\xff"
-    for change in (lambda s: s[:8] + struct.pack("<I", 9999) + s[12:],
-                   lambda s: struct.pack("<I", 0) + s[4:],
-                   lambda s: s[:4] + struct.pack("<I", words + 1) + s[8:],
-                   lambda s: s[:12] + bytes(4) + s[16:],
-                   lambda s: struct.pack("<I", 2**31) + s[4:]):  # fmt: skip
-        with pytest.raises(UpdateError):
+    _, words, _ = struct.unpack("<III", sections[:12])
+    for count, change, sentence in (
+        (0, lambda s: s[:8] + struct.pack("<I", 9999) + s[12:], "shorter than its coder needs"),
+        (0, lambda s: s[:8] + bytes(4) + s[12:], "end where encoders begin"),
+        (0, lambda s: struct.pack("<I", 0) + s[4:], "shorter than its coder needs"),
+        (0, lambda s: s[:4] + struct.pack("<I", words + 1) + s[8:], "left over"),
+        (0, lambda s: s[:12] + bytes(4) + s[16:], r"begins below 2\*\*16"),
+        (0, lambda s: struct.pack("<I", 2**31) + s[4:], "shorter than its coder needs"),
+        (1, lambda s: s + b"x", "bytes as they are, and its tensors"),
+    ):
+        fields["members"][0]["sections"][0][0] = len(sections) + count
+        with pytest.raises(UpdateError, match=sentence):
             packet.read(forging.signed(fields, rest, change(sections)))
 
 

@@ -73,11 +73,10 @@ def guided(minutes, seed):
     examples = forging.examples()
 
     def test(data):
-        packet, (_, base, wanted) = (
-            data[1:],
-            examples[data[0] % len(examples)] if data else (0,) * 3,
-        )
-        wrong, _ = fault(packet, base, wanted) if data else (None, "")
+        if not data:
+            return
+        packet, (_, base, wanted) = data[1:], examples[data[0] % len(examples)]
+        wrong, _ = fault(packet, base, wanted)
         if wrong:
             raise AssertionError(f"{wrong}; see {save(packet)}")
 
