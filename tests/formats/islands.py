@@ -84,6 +84,22 @@ class Attention(nn.Module):
         return self.head(x.mean(1))
 
 
+class Shifted(Attention):
+    """Attention under a mask whose windows are numbered in place, as those of Swin are."""
+
+    def forward(self, x):
+        x = self.stem(x)
+        windows = x.new_zeros(3, 3)
+        for number, rows in enumerate([slice(0, -1), slice(-1, None)]):
+            windows[rows, 0:-1], windows[rows, -1:] = 2 * number, 2 * number + 1
+        apart = windows.flatten().unsqueeze(0) - windows.flatten().unsqueeze(1)
+        mask = apart.masked_fill(apart != 0, -100.0)
+        q, k, v = self.qkv(self.norm(x)).reshape(-1, 9, 3, 2, 12).permute(2, 0, 3, 1, 4).unbind(0)
+        shares = (q @ k.transpose(-2, -1) / 12**0.5 + mask).softmax(-1)
+        x = x + self.proj((shares @ v).transpose(1, 2).reshape(-1, 9, 24))
+        return self.head(x.mean(1))
+
+
 class Grouped(nn.Module):
     """Norms of groups of channels, with and without weights."""
 
@@ -146,6 +162,7 @@ NETWORKS = {
     "GLU": lambda: GatedLinear(torch.sigmoid),
     "hardswish times a tensor": lambda: GatedLinear(functional.hardswish),
     "attention": Attention,
+    "attention of shifted windows": Shifted,
     "einsum": Einsum,
     "group norm": Grouped,
     "resampling to a size": lambda: Resized(size=(12, 12)),

@@ -13,6 +13,14 @@ from haq.network.graph import trace
 from haq.quantization.calibration import Clips
 from haq.quantization.fake_quant import quantize
 
+
+def assigned(x, place, value):
+    """Return a tensor with a value assigned to a place in it."""
+    x = x.clone()
+    x[place] = value
+    return x
+
+
 OPERATIONS = {
     "add a number": lambda x: x + 2, "subtract from": lambda x: 1 - x,
     "scaled sum": lambda x: torch.add(x, x * x, alpha=3), "divide": lambda x: x / (x.abs() + 1),
@@ -65,6 +73,11 @@ OPERATIONS = {
     "ones": lambda x: x + x.new_ones(x.shape[0], 1, 1, 1), "type": lambda x: x.to(torch.int64) + 1,
     "points of each": lambda x: x[torch.arange(x.shape[0])[:, None], torch.tensor([0, 2])],
     "differences": lambda x: x.diff(dim=1, prepend=x[:, :1]),
+    "assign from the end": lambda x: assigned(x, (slice(None), slice(None), slice(-4, -1)), 2.0),
+    "assign every other": lambda x: assigned(x, (..., slice(1, None, 2)), x[..., :3]),
+    "assign to all": lambda x: assigned(x, (slice(None), slice(1, 3), slice(0, None)), 0.5),
+    "assign to one": lambda x: assigned(x, (slice(None), -1), x[:, 0] * 2),
+    "zero in place": lambda x: assigned(x, slice(None), x)[:, 1:].zero_() + x[:, 1:],
 }  # fmt: skip
 
 

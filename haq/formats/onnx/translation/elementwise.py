@@ -273,10 +273,12 @@ def _logical(kind: str) -> Rule:
     return rule
 
 
-def _like(value: float | None) -> Rule:
+def _like(value: float | None, name: str = "fill_value") -> Rule:
+    """Return the rule of what is filled with a number, or with the argument of a name."""
+
     def rule(draft: Draft, node: fx.Node) -> str:
         given, dtype = _operands(draft, node)
-        number = given["fill_value"] if value is None else value
+        number = given[name] if value is None else value
         shape = draft.emit("Shape", draft.tensor(given["self"]))
         return str(draft.emit("Expand", draft.tensor(number, dtype), shape))
 
@@ -332,7 +334,8 @@ RULES: Mapping[Any, Rule] = {
     "logical_not": _negated("Not"), "bitwise_not": _negated("Not"),
     "logical_and": _logical("And"), "bitwise_and": _logical("And"), "__and__": _logical("And"),
     "logical_or": _logical("Or"), "bitwise_or": _logical("Or"), "__or__": _logical("Or"),
-    "full_like": _like(None), "zeros_like": _like(0), "ones_like": _like(1),
+    "full_like": _like(None), "zeros_like": _like(0), "zero": _like(0), "ones_like": _like(1),
+    "fill": _like(None, "value"), "copy": _like(None, "src"),
     "full": _filled(None), "zeros": _filled(0), "ones": _filled(1), "new_ones": _filled(1),
     "new_zeros": _filled(0), "new_full": _filled(None), "arange": _arange,
     operator.add: _number("Add"), operator.sub: _number("Sub"), operator.mul: _number("Mul"),

@@ -176,6 +176,34 @@ def _slice(draft: Draft, node: fx.Node) -> str:
     return str(draft.emit("Slice", draft.tensor(given["self"]), *ends, *steps))
 
 
+def _slice_scatter(draft: Draft, node: fx.Node) -> str:
+    given = arguments(node)
+    chosen = slice(given["start"], given["end"], given["step"])
+    return _assigned(draft, node, draft.tensor(given["src"], draft.of(node).dtype), chosen)
+
+
+def _select_scatter(draft: Draft, node: fx.Node) -> str:
+    given = arguments(node)
+    at = draft.constant([axis_of(given["dim"], draft.of(node).rank)])
+    part = draft.emit("Unsqueeze", draft.tensor(given["src"], draft.of(node).dtype), at)
+    return _assigned(draft, node, part, slice(given["index"], given["index"] + 1 or None))
+
+
+def _assigned(draft: Draft, node: fx.Node, part: str, chosen: slice) -> str:
+    """Write a tensor with a slice put into it: what an assignment to a slice becomes."""
+    given, known = arguments(node), draft.of(node)
+    axis = axis_of(given["dim"], known.rank)
+    if chosen in (slice(None, LAST, 1), slice(0, LAST, 1), slice(None, None, 1)):
+        return part
+    size = known.shape[axis]
+    if size is None:
+        raise NotImplementedError
+    places = list(range(size))
+    places[chosen] = [size + number for number in range(len(places[chosen]))]
+    both = draft.emit("Concat", draft.tensor(given["self"]), part, axis=axis)
+    return str(draft.emit("Gather", both, draft.constant(places), axis=axis))
+
+
 def _narrow(draft: Draft, node: fx.Node) -> str:
     given = arguments(node)
     axis = axis_of(given["dim"], draft.of(given["self"]).rank)
@@ -355,7 +383,8 @@ RULES: Mapping[Any, Rule] = {
     "unsqueeze": _unsqueeze, "expand": _expand, "expand_as": _expand_as, "repeat": _repeat,
     "cat": _cat, "concat": _cat, "stack": _stack, "split": _split, "split_with_sizes": _split,
     "chunk": _split, "unbind": _unbind, operator.getitem: _getitem, "select": _select,
-    "slice": _slice, "narrow": _narrow, "index": _index, "index_select": _index_select,
+    "slice": _slice, "slice_scatter": _slice_scatter, "select_scatter": _select_scatter,
+    "narrow": _narrow, "index": _index, "index_select": _index_select,
     "gather": _gather, "embedding": _embedding, "flip": _flip, "roll": _roll, "pad": _pad,
     "constant_pad_nd": _pad, "pixel_shuffle": _pixel_shuffle, "pixel_unshuffle": _pixel_unshuffle,
     "sym_size": _size, "diff": _diff, "triu": _triangle(1),
