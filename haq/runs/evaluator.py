@@ -21,7 +21,13 @@ from haq.allocation.trials import Score
 from haq.compression.magnitude import Pruner
 from haq.datasets import Data, Split
 from haq.distillation.settings import DEFAULT, Distillation, distillation_of
-from haq.formats.onnx.runtime import Answer, exact_kernels, integer_answer, prepared
+from haq.formats.onnx.runtime import (
+    Answer,
+    all_integer,
+    exact_kernels,
+    integer_answer,
+    prepared,
+)
 from haq.formats.onnx.template import Template
 from haq.formats.stand_in import stand_in
 from haq.metrics import METRICS, Metric
@@ -246,7 +252,7 @@ class Evaluator:
 
         A float network has none.
         """
-        if model is self.graph.traced or self._lowering is None:
+        if not all_integer(model) or self._lowering is None:
             return None
         lowering = self._lowering_of(model)
         return None if lowering is None else integer_answer(lowering, model)

@@ -11,15 +11,18 @@ import torch
 from torch import nn
 
 import haq
-from haq.allocation.policy import read_policy
+from haq.allocation.policy import Bits, read_policy
+from haq.datasets import load
 from haq.errors import HaqError
 from haq.models import build
-from haq.models.weights import save_weights
+from haq.models.weights import load_weights, packed, save_weights
 from haq.reports.record import read_run
 from haq.reports.report import report_html
-from haq.runs.evaluation import CHECKED_ON
+from haq.runs.evaluation import CHECKED_ON, labeled
+from haq.runs.executors.base import Request, payload, unpack
 from haq.runs.folder import read_json, read_trials
 from haq.runs.job import parse_job
+from haq.runs.plan import plan
 from haq.runs.restored import restored
 from haq.runs.run import run
 
@@ -101,6 +104,44 @@ def test_a_search_that_was_cut_off_goes_on_to_the_same_end():
 def test_every_agent_plays_channels(agent):
     _, summary = searched("run", agent=agent, episodes=2, reward="metric")
     assert summary["state"] == "finished" and summary["cost"]["size"] <= 2200
+
+
+def test_codebooks_and_channels_are_chosen_together():
+    folder, summary = searched("run", agent="ilp", schemes=("codebook",), budgets=("size=2.5kB",))
+    policy = read_policy(folder / "policy.json")
+    assert all(bits.is_book for bits in policy.values())
+    assert any(bits.keep < 1 for bits in policy.values()) and summary["cost"]["size"] <= 2500
+    haq.export_checkpoint(str(folder), "q.safetensors")
+    images = torch.randn(3, 1, 8, 8)
+    with torch.no_grad():
+        answers = restored(str(folder)).network(images)
+        assert torch.equal(haq.load("q.safetensors")(images), answers)
+
+
+def test_other_processes_score_narrower_networks_as_this_one_does():
+    job = parse_job(**QUICK | {"finalists": 1, "train_images": 40})
+    data, model = load("digits"), build("digits_cnn")
+    load_weights(model, Path("float.safetensors"))
+    planned = plan(job, model.eval(), {"shape": [1, 8, 8]})
+    evaluation = labeled(job, Path(), planned, data, lambda _: None)
+    there = unpack(payload(planned.model, planned.sample, evaluation.scoring))
+    policy = {layer.name: Bits(4, 8) for layer in planned.graph.layers}
+    policy["conv4"] = Bits(4, 8, keep=0.5)
+    for stage, network in (("episode", evaluation.network), ("tuned", evaluation.tuned)):
+        here = network(policy)
+        assert here.get_parameter("conv4.weight").shape[0] == 32
+        result = there(Request(policy, stage))
+        assert result.score == evaluation.score(here)
+        assert result.weights == packed(here)
+
+
+def test_an_accuracy_is_kept_with_fewer_channels():
+    folder, summary = searched(
+        "run", agent="ilp", max_drop=60, minimise="size", budgets=("size=3kB",), episodes=2,
+        final_epochs=0,
+    )  # fmt: skip
+    assert summary["accuracy_target"]["met"] and summary["cost"]["size"] < 2200
+    assert any(bits.keep < 1 for bits in read_policy(folder / "policy.json").values())
 
 
 def test_a_target_with_a_formula_says_what_narrower_layers_cost():

@@ -93,7 +93,7 @@ def integer_answer(exported: Template, network: nn.Module) -> Answer | None:
         None where a layer is float, the network cannot be lowered, or ONNX Runtime does not load
         its file.
     """
-    if not isinstance(network, fx.GraphModule) or not _all_integer(network):
+    if not isinstance(network, fx.GraphModule) or not all_integer(network):
         return None
     converted = copy.deepcopy(network)
     try:
@@ -134,7 +134,10 @@ def fed(session: Session, inputs: Inputs) -> dict[str, NDArray[Any]]:
     return {name: value.contiguous().numpy() for name, value in zip(names, tensors, strict=False)}
 
 
-def _all_integer(network: fx.GraphModule) -> bool:
+def all_integer(network: nn.Module) -> bool:
+    """Return whether every layer of a network multiplies codes: none is float or has a codebook."""
+    if not isinstance(network, fx.GraphModule):
+        return False
     parts = [network.get_submodule(name) for name in layers(network)]
     return all(isinstance(part, Quantized) for part in parts)
 
