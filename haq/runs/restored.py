@@ -1,12 +1,11 @@
 """The network of a finished run, as the run left it."""
 
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from haq.allocation.policy import Policy, read_policy
 from haq.compression.chain import Record, replayed, sparse_layers
@@ -95,11 +94,16 @@ def _transforms(finished: Restored) -> tuple[Record, ...]:
     chain, rows = finished.transforms, finished.summary["layers"]
     known = sparse_layers(chain)
     shares = {
-        row["name"]: row["zeros"] / math.prod(finished.network.get_parameter(
-            f"{row['name']}.weight").shape)
+        row["name"]: row["zeros"] / _weights(finished.network, row["name"])
         for row in rows if row.get("zeros") and row["name"] not in known
     }  # fmt: skip
     return (*chain, {"transform": "sparsity", "layers": shares}) if shares else chain
+
+
+def _weights(network: fx.GraphModule, name: str) -> int:
+    weight = network.get_submodule(name).weight  # of a codebook no parameter
+    assert isinstance(weight, Tensor)
+    return weight.numel()
 
 
 def origin(finished: Restored) -> checkpoint.Origin:

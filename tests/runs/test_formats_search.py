@@ -176,6 +176,22 @@ def test_a_target_without_codebooks_is_refused():
         )  # fmt: skip
 
 
+def test_codebooks_of_a_pruned_module_of_ones_own_go_into_a_checkpoint(tmp_path):
+    torch.manual_seed(0)
+    model = Small().eval()
+    with torch.no_grad():
+        model.mix.weight[:, ::2] = 0
+    inputs = images(64, 0)[0]
+    found = haq.search(
+        model, inputs, budgets=["size=1kB"], agent="ilp", schemes=["codebook"], rounding_steps=0,
+        out=tmp_path / "run",
+    )  # fmt: skip
+    haq.export_checkpoint(found, tmp_path / "q.safetensors")
+    with torch.no_grad():
+        given = haq.load(tmp_path / "q.safetensors", model=Small())(inputs)
+        assert torch.equal(given, found.model(inputs))
+
+
 def test_codebooks_of_a_pruned_network_need_nobody_to_hold_their_zeros():
     model = Small().eval()
     with torch.no_grad():
