@@ -44,7 +44,7 @@ def check_used(given: Mapping[str, Any], job: "Job") -> None:
 
 def fine_tunes(job: "Job") -> bool:
     """Return whether any network of the job is fine-tuned."""
-    return job.evaluation == "finetune" or bool(job.finalists) or bool(job.final_epochs)
+    return job.fine_tunes or bool(job.final_epochs)
 
 
 def unbudgeted(job: "Job") -> str:
