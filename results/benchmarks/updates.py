@@ -566,20 +566,28 @@ def speed(subject: Subject) -> Iterator[dict]:
     numbers = np.random.default_rng(0)
     wide = {"conv": numbers.laplace(0, 1, (512, 512, 3, 3)).astype(np.float32)}
     wide |= {"linear": numbers.laplace(0, 1, (1024, 1024)).astype(np.float32)}
+    near = {n: w + numbers.laplace(0, 0.2, w.shape).astype(np.float32) for n, w in wide.items()}
+    old, new = (
+        subject.searched(name, weights, 4)
+        for name, weights in (("base", subject.asked.base), ("jpg", subject.asked.target))
+    )
+    large = coded(wide, 4)
     known = {
-        "resnet20, search at 4 bits": subject.searched("jpg", subject.asked.target, 4),
-        "3.4 million random weights, 4 bits": coded(wide, 4),
+        "resnet20, search at 4 bits": (new, None),
+        "resnet20, difference": (new, old),
+        "3.4 million random weights, 4 bits": (large, None),
+        "3.4 million, difference": (large, coded(near, 4)),
     }
-    for name, network in known.items():
-        data = packet.write([Sent("new", network)])
-        packing = min(spent(packet.write, [Sent("new", network)]) for _ in range(3))
-        reading = min(spent(packet.read, data) for _ in range(7))
+    for name, (network, base) in known.items():
+        data = packet.write([Sent("new", network, base)])
+        packing = min(spent(packet.write, [Sent("new", network, base)]) for _ in range(3))
+        reading = min(spent(packet.read, data, base) for _ in range(7))
         row = {
             "network": name, "weights": count(network), "pack seconds": round(packing, 4),
             "unpack seconds": round(reading, 4),
             "MB of float32 a second": round(4e-6 * count(network) / reading, 1),
         }  # fmt: skip
-        yield row | coders(network)
+        yield row | (coders(network) if base is None else {})
 
 
 def coders(network: Network) -> dict[str, float]:
