@@ -145,3 +145,12 @@ def test_a_run_says_which_training_was_taken_back(tmp_path):
     assert last["kept"] is False and last["accuracy"][1] < last["accuracy"][0]
     assert summary["final_val_accuracy"] == pytest.approx(last["accuracy"][0], abs=0.01)
     assert any("the last epochs did the network no good" in note for note in summary["notes"])
+
+
+def test_the_paper_takes_no_training_back(tmp_path):
+    job = parse_job(model="digits_mlp", paper=True, episodes=1, lr=3.0, float_epochs=4,
+                    train_images=64, val_images=100, final_epochs=1, threads=1,
+                    budgets=["avg_weight_bits=6"])  # fmt: skip
+    summary = run(job, tmp_path)
+    assert "last_epochs" not in summary
+    assert not any("did the network no good" in note for note in summary["notes"])
