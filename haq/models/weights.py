@@ -6,7 +6,7 @@ is ignored.
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from haq.errors import ModelError
 from haq.files import write_bytes
+from haq.network.constants import constants, count_broken
 
 PICKLED = (".pt", ".pth", ".th")
 WRAPPERS = ("state_dict", "model", "net")
@@ -39,13 +40,13 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Raises:
         ModelError: The file is missing, damaged or of another kind, holds more than weights, holds
-            NaN or infinity, or does not fit the model.
+            NaN or, but for constants such as a mask, infinity, or does not fit the model.
     """
     file = Path(path)
     own = model.state_dict()
     weights = _renamed(_read(file), own)
     _check_names(file, weights, own)
-    _check_values(file, weights, own)
+    _check_values(file, weights, own, constants(model))
     model.load_state_dict(weights, strict=False)
 
 
@@ -197,7 +198,9 @@ def _check_names(file: Path, weights: Mapping[str, Tensor], own: Mapping[str, Te
         )
 
 
-def _check_values(file: Path, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+def _check_values(
+    file: Path, weights: Mapping[str, Tensor], own: Mapping[str, Tensor], constant: Container[str]
+) -> None:
     for name, tensor in weights.items():
         if tensor.shape != own[name].shape:
             raise ModelError(
@@ -210,7 +213,7 @@ def _check_values(file: Path, weights: Mapping[str, Tensor], own: Mapping[str, T
                 f"{file}: {name} is {_kind(tensor)} in the file and {_kind(own[name])} in the "
                 "model; save the float weights"
             )
-        bad = tensor.numel() - int(tensor.to(own[name].dtype).isfinite().sum())
+        bad = count_broken(name, tensor.to(own[name].dtype), constant)
         if bad:
             raise ModelError(
                 f"{file}: {name} has {bad} of {tensor.numel()} values that are NaN or infinite; "

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from haq.datasets import Split
 from haq.errors import DivergedError
+from haq.network.constants import constants, count_broken
 from haq.network.inputs import Inputs
 from haq.training.constraints import Constraint
 from haq.training.interrupted import State, read_state, write_state
@@ -206,8 +207,9 @@ def _step(
 
 def _check_weights(model: nn.Module) -> None:
     """Refuse what the last step left, whose loss nobody saw."""
+    constant = constants(model)
     for name, value in model.state_dict().items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
+        if count_broken(name, value, constant):
             raise DivergedError(
                 f"training diverged: {name} is not a finite number; lower the learning rate"
             )

@@ -92,6 +92,31 @@ def test_a_truth_value_is_zero_or_one(counting):
         haq.load(path, Counting())
 
 
+class Masked(nn.Module):
+    """Some answers are ruled out by a buffer."""
+
+    def __init__(self, ruled_out=float("-inf")):
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+        self.register_buffer("mask", torch.tensor([0.0, 0.0, ruled_out]))
+
+    def forward(self, x):
+        return (self.fc(x) + self.mask).softmax(-1)
+
+
+def test_the_infinities_of_a_mask_come_back(tmp_path):
+    network = saved(Masked(), (6,), tmp_path / "it.safetensors")
+    loaded = haq.load(tmp_path / "it.safetensors", Masked(0.0))
+    assert loaded.mask.tolist() == [0.0, 0.0, float("-inf")]
+    x = torch.randn(4, 6)
+    assert torch.equal(loaded(x), network(x))
+
+
+def test_a_mask_that_is_no_number_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="mask has values that are not finite numbers"):
+        saved(Masked(float("nan")), (6,), tmp_path / "it.safetensors")
+
+
 class Others(nn.Module):
     """Some of the weights are in no layer."""
 

@@ -198,6 +198,22 @@ def test_weights_that_are_not_finite(tmp_path, net, value):
     )
 
 
+def test_the_infinities_of_a_mask_are_meant(tmp_path):
+    def masked():
+        model = nn.Linear(2, 2)
+        model.register_buffer("mask", torch.full((3, 3), float("-inf")).triu(1))
+        return model
+
+    model, fresh = masked(), masked()
+    save_weights(model, tmp_path / "it.safetensors")
+    load_weights(fresh, tmp_path / "it.safetensors")
+    assert same(model, fresh)
+    model.mask[0, 0] = float("nan")
+    save_weights(model, tmp_path / "it.safetensors")
+    with pytest.raises(ModelError, match="mask has 1 of 9 values that are NaN or infinite"):
+        load_weights(fresh, tmp_path / "it.safetensors")
+
+
 def test_values_that_float32_cannot_hold_are_infinite(tmp_path, net):
     state = dict(net.state_dict())
     state["linear.bias"] = torch.full((10,), 1e300, dtype=torch.float64)

@@ -198,6 +198,16 @@ def test_a_last_step_that_diverges_says_so():
         train(Line(), split, epochs=1, lr=3e38, seed=0)
 
 
+def test_a_mask_of_infinities_is_no_sign_of_divergence():
+    model = Line()
+    model.register_buffer("mask", torch.full((3, 3), float("-inf")).triu(1))
+    split = TensorSplit(torch.ones(2, 1, 1, 1), torch.tensor([0, 0]), (0.0,), (1.0,))
+    train(model, split, epochs=1, lr=0.1, seed=0)
+    model.mask[0, 0] = float("nan")
+    with pytest.raises(DivergedError, match="mask is not a finite number"):
+        train(model, split, epochs=1, lr=0.1, seed=0)
+
+
 def test_two_steps_of_nesterov_momentum_by_hand():
     model, rows = Line(), torch.ones(2, 1, 1, 1)
     split = TensorSplit(rows, torch.tensor([0, 0]), (0.0,), (1.0,))

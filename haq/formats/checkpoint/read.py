@@ -29,6 +29,7 @@ from haq.formats.checkpoint.header import (
 from haq.formats.checkpoint.state import COUNT, merge_norms, shares
 from haq.formats.packing import packed_size, unpack
 from haq.models import MODELS, build, input_shape
+from haq.network.constants import constants, count_broken
 from haq.network.graph import Graph, trace
 from haq.network.inputs import Inputs, blank_input
 from haq.network.modules import along_weight
@@ -266,9 +267,10 @@ def fill(
         key: torch.zeros((), dtype=torch.int64) if key.endswith(COUNT) else value
         for key, value in network.state_dict().items()
     }
+    constant = constants(network)
     for name in ("multipliers", "biases", "floats"):
         for key, value in parts[name].items():
-            if not value.isfinite().all():
+            if count_broken(key, value, constant):
                 raise CheckpointError(f"{name} has a value in {key} that is not a finite number")
             state[key] = value.view(state[key].shape)
     for key, value in parts["others"].items():
@@ -364,7 +366,7 @@ def _buffer(key: str, data: Tensor, like: Tensor) -> Tensor:
     if like.dtype == torch.bool and (data > 1).any():
         raise CheckpointError(f"others has a value in {key} that is neither true nor false")
     value = data.clone().view(like.dtype).view(like.shape)
-    if not value.isfinite().all():
+    if value.isnan().any():
         raise CheckpointError(f"others has a value in {key} that is not a finite number")
     return value
 

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +39,7 @@ from haq.formats.checkpoint.state import (
 )
 from haq.formats.packing import pack
 from haq.formats.stand_in import stand_in
+from haq.network.constants import constants, count_broken
 from haq.network.graph import Graph
 from haq.network.inputs import InputShape, call
 from haq.network.modules import LayerModule, along_weight
@@ -189,9 +190,10 @@ def _tensors(
     """Return the tensors of the file; the codes of some layers are written already."""
     state = network.state_dict()
     parts: dict[str, list[Tensor]] = {}
+    constant = constants(network)
     for tensor, keys in shares(network).items():
         for key in keys:
-            _check_state(tensor, key, state[key])
+            _check_state(tensor, key, state[key], constant)
         parts[tensor] = [_stored(network, tensor, key, state[key]) for key in keys]
         if tensor == "codes":
             for place, key in enumerate(keys):
@@ -204,13 +206,13 @@ def _tensors(
     return {name: torch.empty(0, dtype=dtype(name)) for name in TENSORS} | tensors
 
 
-def _check_state(tensor: str, key: str, value: Tensor) -> None:
+def _check_state(tensor: str, key: str, value: Tensor, constant: Container[str]) -> None:
     is_labels = tensor == "codes" and value.dtype == torch.uint8
     if tensor != "others" and value.dtype != torch.float32 and not is_labels:
         raise CheckpointError(f"{key} is {value.dtype}; only parameters in float32 can be kept")
     if value.is_quantized or value.layout != torch.strided:
         raise CheckpointError(f"{key} is quantized or sparse; only dense tensors can be kept")
-    if not value.isfinite().all():
+    if count_broken(key, value, constant):
         raise CheckpointError(f"{key} has values that are not finite numbers")
 
 
