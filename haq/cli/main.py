@@ -12,9 +12,11 @@ from typer.core import TyperGroup
 from haq.cli.compare import compare_command
 from haq.cli.cost import cost_command
 from haq.cli.distill import distill_command
+from haq.cli.doctor import doctor_command
 from haq.cli.export import export_command
 from haq.cli.inspect import inspect_command
 from haq.cli.kit import kit_app
+from haq.cli.ls import ls_command
 from haq.cli.models import models_command
 from haq.cli.profile import profile_command
 from haq.cli.prune import prune_command
@@ -32,6 +34,7 @@ PANELS: Mapping[str, Mapping[str, Callable[..., None]]] = {
     "Search and results": {
         "search": search_command,
         "sweep": sweep_command,
+        "ls": ls_command,
         "show": show_command,
         "inspect": inspect_command,
         "compare": compare_command,
@@ -54,6 +57,7 @@ PANELS: Mapping[str, Mapping[str, Callable[..., None]]] = {
         "targets": targets_command,
         "cost": cost_command,
         "profile": profile_command,
+        "doctor": doctor_command,
     },
     "Service": {"serve": serve_command, "worker": worker_command},
 }

@@ -1,5 +1,6 @@
 """``haq show``: what a run found, layer by layer."""
 
+import json
 from typing import Annotated
 
 import typer
@@ -7,7 +8,12 @@ import typer
 from haq.errors import HaqError
 
 
-def show_command(run: Annotated[str, typer.Argument(help="A run's name or folder.")]) -> None:
+def show_command(
+    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print all that is known of it as JSON.")
+    ] = False,
+) -> None:
     """Show what a run found, layer by layer."""
     from haq.cli.terminal.run import print_run
     from haq.runs.folder import find_folder, read_json
@@ -15,4 +21,8 @@ def show_command(run: Annotated[str, typer.Argument(help="A run's name or folder
     folder = find_folder(run)
     if not (folder / "summary.json").exists():
         raise HaqError(f"run {folder} has no finished episode yet: haq search --resume {folder}")
-    print_run(folder, read_json(folder / "summary.json"))
+    summary = read_json(folder / "summary.json")
+    if as_json:
+        typer.echo(json.dumps({"run": str(folder), **summary}, indent=2))
+    else:
+        print_run(folder, summary)

@@ -43,6 +43,38 @@ def test_a_search_prints_the_layers_and_where_the_run_lies(monkeypatch, capsys):
     assert capsys.readouterr().out == printed
 
 
+def test_runs_are_listed_and_shown_as_json(monkeypatch, capsys):
+    assert haq(monkeypatch, "ls") == 0
+    assert capsys.readouterr().out == "no runs in results: haq search makes one\n"
+    assert haq(monkeypatch, "search", *QUICK, "--threads", "1", "--out", "mine") == 0
+    capsys.readouterr()
+    assert haq(monkeypatch, "ls") == 0
+    printed = capsys.readouterr().out
+    for word in ("mine", "finished, ", "digits_mlp, digits, avg_weight_bits=6, ", "%"):
+        assert word in printed
+    assert haq(monkeypatch, "ls", "--json") == 0
+    [listed] = json.loads(capsys.readouterr().out)
+    assert haq(monkeypatch, "show", "mine", "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["run"] == "results/mine"
+    assert listed["final_test"] == shown["final_test_accuracy"]
+
+
+def test_a_machine_on_which_haq_works(monkeypatch, capsys):
+    assert haq(monkeypatch, "doctor", "--json") == 0
+    checks = json.loads(capsys.readouterr().out)
+    assert haq(monkeypatch, "doctor") == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == [check["what"].split()[0] for check in checks]
+    assert last.startswith("HAQ works here; ")
+
+
+def test_a_machine_on_which_haq_does_not_work(monkeypatch, capsys, tmp_path):
+    (tmp_path / "results").write_text("")
+    assert haq(monkeypatch, "doctor") == 1
+    assert "folder results must be mended" in capsys.readouterr().out
+
+
 def test_a_second_run_does_not_overwrite_the_first(monkeypatch, capsys):
     assert haq(monkeypatch, "search", *QUICK, "--threads", "1", "--out", "mine") == 0
     assert haq(monkeypatch, "search", *QUICK, "--threads", "1", "--out", "mine") == 2
