@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,25 @@ def test_a_wheel_holds_every_page(wheel, source):
     files = [path for path in (source / "haq").rglob("*") if path.suffix in kinds]
     assert len(files) > 10
     assert {path.relative_to(source).as_posix() for path in files} <= wheel.keys()
+
+
+def test_what_an_index_shows_of_a_release_is_whole(source, tmp_path):
+    wheel = build(source, tmp_path, "--wheel")
+    command = [sys.executable, "-m", "twine", "check", "--strict", str(wheel)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    metadata = contents(wheel)["haq-0.2.0.dist-info/METADATA"].decode()
+    asked = [line for line in metadata.splitlines() if line.startswith("Requires-Dist: ")]
+    core = {line.split()[1].partition(">")[0] for line in asked if "extra ==" not in line}
+    assert not core & {"fastapi", "sqlalchemy", "torchvision", "timm", "transformers", "ray"}
+
+
+def test_a_citation_says_the_version_of_the_release():
+    [line] = [
+        line for line in (ROOT / "CITATION.cff").read_text("utf-8").splitlines()
+        if line.startswith("version: ")
+    ]  # fmt: skip
+    assert line == f"version: {version('haq')}"
 
 
 def test_an_sdist_builds_the_same_wheel(sdist, wheel, tmp_path):
