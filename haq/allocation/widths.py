@@ -74,13 +74,17 @@ def check_shares(shares: Sequence[float]) -> tuple[float, ...]:
     return tuple(sorted({1.0, *map(float, shares)}, reverse=True))
 
 
-def kept_channels(share: float, channels: int) -> int:
-    """Return how many channels stay of so many: the nearest number, halves up.
+def kept_channels(share: float, channels: int, multiple: int = 1) -> int:
+    """Return how many channels stay of so many: the nearest multiple, halves up, or all of them.
 
     >>> kept_channels(0.75, 10), kept_channels(0.25, 1)
     (8, 0)
+    >>> [kept_channels(share, 64, multiple=16) for share in (1, 0.875, 0.75, 0.5, 0.1)]
+    [64, 64, 48, 32, 0]
     """
-    return int(share * channels + 0.5)
+    if share == 1:
+        return channels
+    return min(channels, multiple * int(share * channels / multiple + 0.5))
 
 
 def narrowed(layer: Layer, inputs: float = 1.0, outputs: float = 1.0) -> Layer:

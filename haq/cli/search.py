@@ -98,6 +98,11 @@ def search_command(  # noqa: PLR0913 - one argument an option
                "chosen with the bits, and the other channels removed.", metavar="SHARES",
                show_default="all channels stay"),
     ] = None,
+    channel_multiple: Annotated[
+        int,
+        option(BITS, "With --widths: the number of channels that stay is a multiple of this. Files "
+               "are faster in ONNX Runtime where it is 16.", min=1, metavar="CHANNELS"),
+    ] = 1,
     pin: Annotated[
         list[str] | None,
         option(BITS, "Bits of one layer, as NAME=BITS, or none. May be repeated.",

@@ -28,14 +28,18 @@ class Widths:
         channels: Of the network.
         groups: Layers that lose channels together.
         families: First layer of each group to the channels that go one for one in it.
+        multiple: Of which the number of channels that stay is one.
     """
 
     channels: Channels
     groups: tuple[WidthGroup, ...]
     families: Mapping[str, tuple[Family, ...]]
+    multiple: int = 1
 
 
-def widths_of(traced: fx.GraphModule, sample: Sample, shares: Sequence[float] = SHARES) -> Widths:
+def widths_of(
+    traced: fx.GraphModule, sample: Sample, shares: Sequence[float] = SHARES, multiple: int = 1
+) -> Widths:
     """Return which layers of a network can lose channels, and how much goes with each share.
 
     Layers that add their results share channels, directly or over others, and are one group: each
@@ -46,12 +50,14 @@ def widths_of(traced: fx.GraphModule, sample: Sample, shares: Sequence[float] = 
         traced: From ``haq.network.graph.trace``.
         sample: What one forward takes.
         shares: That may stay, 1 among them.
+        multiple: Of which the number of channels that stay is one, where not all stay.
     """
     channels = channels_of(traced, sample)
     known = dict(_components(channels))
-    groups = [_group(channels, parts, shares) for parts in known.values()]
+    groups = [_group(channels, parts, shares, multiple) for parts in known.values()]
     able = [group for group in groups if len(group.shares) > 1]
-    return Widths(channels, tuple(able), {group.name: known[group.name] for group in able})
+    own = {group.name: known[group.name] for group in able}
+    return Widths(channels, tuple(able), own, multiple)
 
 
 def _components(channels: Channels) -> Iterator[tuple[str, tuple[Family, ...]]]:
@@ -70,14 +76,16 @@ def _components(channels: Channels) -> Iterator[tuple[str, tuple[Family, ...]]]:
             yield next(name for name in channels.outputs if name in layers), tuple(own)
 
 
-def _group(channels: Channels, parts: Sequence[Family], shares: Sequence[float]) -> WidthGroup:
+def _group(
+    channels: Channels, parts: Sequence[Family], shares: Sequence[float], multiple: int
+) -> WidthGroup:
     members = {layer for family in parts for layer in family.layers}
     layers = tuple(name for name in channels.outputs if name in members)
     left: dict[float, dict[str, float]] = {}
     gone: dict[float, dict[str, float]] = {}
     seen = set[tuple[int, ...]]()
     for share in sorted(shares, reverse=True):
-        counts = tuple(kept_channels(share, len(family.groups)) for family in parts)
+        counts = tuple(kept_channels(share, len(family.groups), multiple) for family in parts)
         if min(counts) < 1 or counts in seen:
             continue
         seen.add(counts)
@@ -110,7 +118,7 @@ def lost_channels(
     for name, share in keep.items():
         for family in widths.families[name]:
             ranked = sorted(family.groups, key=lambda group: (-scores.get(group, 0.0), group))
-            lost += ranked[kept_channels(share, len(family.groups)) :]
+            lost += ranked[kept_channels(share, len(family.groups), widths.multiple) :]
     return torch.tensor(sorted(lost), dtype=torch.int64)
 
 

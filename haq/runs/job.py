@@ -63,6 +63,7 @@ class Job(BaseModel):
     schemes: tuple[Scheme, ...] = ("static",)
     groups: tuple[int, ...] = ()
     widths: tuple[float, ...] = ()
+    channel_multiple: Annotated[int, Field(ge=1)] = 1
     pins: dict[str, Width] | None = None
     clipping: str = "kl"
     per_channel: bool = True
@@ -180,6 +181,7 @@ _RULES = {
     "channel",
     "widths": "give shares of channels that may stay, above 0 and at most 1, some below 1, such as "
     "1,.75,.5,.25",
+    "channel_multiple": "give of what the number of channels that stay is a multiple, 1 or more",
     "pins": "a pin is 2 to 8 bits; leave the layer out to let the search decide, or give "
     "--pin none",
     "calibration_images": "give a whole number of images, 1 or more",
@@ -289,6 +291,12 @@ def _check_together(job: Job) -> None:
             "budgets", "a search needs a budget, such as avg_weight_bits=3 or latency=50%w8a8"
         )
     _check_accuracy_target(job)
+    if job.channel_multiple > 1 and not job.widths:
+        raise JobError(
+            "channel_multiple",
+            f"--channel-multiple {job.channel_multiple} is for --widths, and none are given; give "
+            "them as well, such as 1,.75,.5, or leave it out",
+        )
     if job.weights is not None and job.float_epochs is not None:
         raise JobError(
             "weights",

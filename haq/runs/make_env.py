@@ -42,6 +42,7 @@ def make_env(  # noqa: PLR0913 - one keyword a field of the job
     schemes: Sequence[Scheme] = ("static",),
     groups: Sequence[int] = (),
     widths: Sequence[float] = (),
+    channel_multiple: int = 1,
     pins: Mapping[str, int] | None = None,
     evaluation: Literal["finetune", "cheap"] = "cheap",
     score: Literal["metric", "accuracy", "loss", "agreement"] = "metric",
@@ -85,6 +86,7 @@ def make_env(  # noqa: PLR0913 - one keyword a field of the job
         schemes: As above.
         groups: As above.
         widths: As above.
+        channel_multiple: As above.
         pins: As above.
         evaluation: As above.
         score: What the reward is made of: the "reward" of ``haq.search``.

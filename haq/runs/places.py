@@ -52,6 +52,7 @@ class Narrowing:
 
     Attributes:
         shares: Of channels that may stay.
+        multiple: Of which the number of channels that stay is one.
         scores: What each group of channels is worth.
         images: (N, ...), from which layers learn to do without the channels that are gone.
         method: How weights are clipped.
@@ -59,6 +60,7 @@ class Narrowing:
     """
 
     shares: tuple[float, ...]
+    multiple: int
     scores: Mapping[int, float]
     images: Inputs
     method: str
@@ -79,7 +81,8 @@ def narrowing_for(
     """
     scores = channel_scores(graph.traced, widths.channels, images)
     shares = sorted({share for group in widths.groups for share in group.shares}, reverse=True)
-    return Narrowing(tuple(shares), scores, images[:REFITTED_ON], method, per_channel)
+    few = images[:REFITTED_ON]
+    return Narrowing(tuple(shares), widths.multiple, scores, few, method, per_channel)
 
 
 class Places:
@@ -90,7 +93,8 @@ class Places:
         self.whole, self.narrowing = Place(graph, clips), narrowing
         self.widths: Widths | None = None
         if narrowing is not None:
-            self.widths = widths_of(graph.traced, self._sample(narrowing), narrowing.shares)
+            sample = self._sample(narrowing)
+            self.widths = widths_of(graph.traced, sample, narrowing.shares, narrowing.multiple)
         self._known: OrderedDict[tuple[tuple[str, float], ...], Place] = OrderedDict()
 
     def __call__(self, policy: Policy) -> Place:

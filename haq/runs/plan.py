@@ -138,13 +138,15 @@ def _widths(job: Job, graph: Graph, sample: Inputs) -> Widths | None:
     """
     if not job.widths:
         return None
-    known = widths_of(graph.traced, sample, job.widths)
+    known = widths_of(graph.traced, sample, job.widths, job.channel_multiple)
     if not known.groups:
         shares = ",".join(f"{share:g}" for share in job.widths)
+        multiple = job.channel_multiple
         raise HaqError(
             f"--widths {shares}: no layer of this network can lose so many channels, and keep "
-            "some: its output or an operation that mixes channels needs them, or it has too few; "
-            "leave --widths out"
+            f"{'some' if multiple == 1 else f'a multiple of {multiple}'}: its output or an "
+            "operation that mixes channels needs them, or it has too few; "
+            f"leave --widths out{'' if multiple == 1 else ', or give a smaller --channel-multiple'}"
         )
     return known
 

@@ -258,7 +258,8 @@ def _field_of(error: HaqError) -> str | None:
         if isinstance(error, kind):
             return field
     for word, field in (
-        ("pin", "pins"), ("--widths", "widths"), ("a budget on", "budgets"),
+        ("pin", "pins"), ("--widths", "widths"),
+        ("--channel-multiple", "channel_multiple"), ("a budget on", "budgets"),
         ("unknown layer", "pins"), ("weight bits", "weight_bits"),
         ("activation", "act_bits"), ("layer", "weight_bits"),
     ):  # fmt: skip

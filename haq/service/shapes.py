@@ -47,6 +47,7 @@ class JobRequest(Job):
         tuple[Annotated[float, Field(gt=0, le=1)], ...],
         Field(max_length=8, description="Shares of channels that may stay, such as 1, .75, .5."),
     ] = ()
+    channel_multiple: Annotated[int, Field(ge=1, le=65536)] = 1
     pins: Annotated[dict[Name, Width], Field(max_length=1000)] | None = None
     clipping: Name = "kl"
     calibration_images: Count = 512

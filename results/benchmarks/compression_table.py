@@ -120,7 +120,7 @@ def bits_alone(study, limit):
 
 def bits_and_channels(study, limit):
     """Return the row of the best bits and channels."""
-    best = study.widths(limit, SHARES, asked.counted)
+    best = study.widths(limit, SHARES, counted=asked.counted)
     if best is None:
         return {"refused": "no bits and channels keep it"}
     policy, size = best
@@ -172,7 +172,7 @@ def pruned(study, limit):
 
 def small_dense(study, limit):
     """Return the row of a network of the same kind with fewer channels, from fresh weights."""
-    known, _ = study.of_channels[SHARES]
+    known, _ = study.channels(SHARES)
     policy = {layer.name: Bits(4, 8) for layer in study.graph.layers}
     policy |= dict.fromkeys((study.graph.layers[0].name, study.graph.layers[-1].name), Bits(8, 8))
     for share in torch.arange(1.0, 0.05, -0.0625).tolist():
@@ -209,7 +209,7 @@ METHODS = {
 }  # fmt: skip
 
 whole = Study(asked.weights, asked.data)
-whole.widths(1e9, SHARES)
+whole.channels(SHARES)
 for kilobytes in asked.sizes:
     for method, row_of in METHODS.items():
         if not has(kilobytes, method):

@@ -58,25 +58,30 @@ class Study:
         policy = solve(self.of_bits, self.table, [Budget(quantity, limit)])
         return policy and (policy, total(self.table, policy, "size"))
 
-    def widths(self, size, shares, counted=1.0):
-        """Return the best bits and channels within a size; damage of channels counts so much."""
-        if shares not in self.of_channels:
-            known = widths_of(self.graph.traced, self.sample, shares)
+    def channels(self, shares, multiple=1):
+        """Return which channels may go, and what each share does to the network."""
+        key = shares, multiple
+        if key not in self.of_channels:
+            known = widths_of(self.graph.traced, self.sample, *key)
             damage = damage_of_channels(self.graph.traced, known, self.images, self.sample)
-            self.of_channels[shares] = known, damage
-        known, damage = self.of_channels[shares]
+            self.of_channels[key] = known, damage
+        return self.of_channels[key]
+
+    def widths(self, size, shares, multiple=1, counted=1.0):
+        """Return the best bits and channels within a size; damage of channels counts so much."""
+        known, damage = self.channels(shares, multiple)
         table = widened(self.graph.layers, self.choices, known.groups)
         counting = {n: {s: counted * d for s, d in row.items()} for n, row in damage.items()}
         goal = with_channels(table, self.of_bits, counting)
         policy = solve(goal, table, [Budget("size", size)])
         return policy and (policy, total(table, policy, "size"))
 
-    def network(self, policy, shares=None):
+    def network(self, policy, shares=None, multiple=1):
         """Return the quantized network of a policy, its statistics corrected."""
         graph, clips = self.graph, self.clips
         keep = {name: bits.keep for name, bits in policy.items() if bits.keep < 1}
         if keep:
-            known, _ = self.of_channels[shares]
+            known, _ = self.channels(shares, multiple)
             scores = channel_scores(graph.traced, known.channels, self.images)
             keep = {g.name: keep[g.name] for g in known.groups if g.name in keep}
             narrow, _ = without(graph.traced, known, scores, keep, self.images, self.sample)

@@ -4,6 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from haq.allocation.budgets import Budget, cheapest, fit, most_bits, solve, solve_nearly
 from haq.allocation.costs import size_bytes, total
@@ -178,3 +180,11 @@ def test_files_of_policies_and_trials_hold_the_shares(tmp_path):
     (tmp_path / "p.json").write_text(text)
     with pytest.raises(PolicyError, match='"keep" is the share of its channels that stays'):
         read_policy(tmp_path / "p.json")
+
+
+@given(share=st.floats(0.01, 0.999), channels=st.integers(1, 300), multiple=st.integers(1, 64))
+def test_channels_that_stay_are_the_nearest_multiple_or_all(share, channels, multiple):
+    count = kept_channels(share, channels, multiple)
+    assert count == channels or (count % multiple == 0 and 0 <= count < channels)
+    assert count == channels or abs(count - share * channels) <= multiple / 2 + 1e-9
+    assert kept_channels(1, channels, multiple) == channels

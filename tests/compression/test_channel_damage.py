@@ -78,6 +78,17 @@ def test_shares_that_empty_a_layer_or_change_nothing_are_left_out():
     assert widths_of(traced, SAMPLE, (1.0, 0.001)).groups == ()
 
 
+def test_what_stays_is_a_multiple_of_what_was_asked_for():
+    traced = captured().traced
+    known = widths_of(traced, SAMPLE, (1.0, 0.75, 0.5, 0.25), multiple=16)
+    shares = {group.name: group.shares for group in known.groups}
+    assert shares == {"conv2": (1.0, 0.5), "conv4": (1.0, 0.75, 0.5, 0.25)}
+    lost = lost_channels(known, {}, {"conv2": 0.5, "conv4": 0.75})
+    assert {name: len(stay) for name, stay in kept_places(known.channels, lost).items()} == {
+        "conv2": 16, "conv4": 48,
+    }  # fmt: skip
+
+
 def test_fewer_channels_do_more_and_a_channel_that_nobody_needs_does_nothing():
     graph = captured()
     with torch.no_grad():  # a quarter of conv1's filters has no effect

@@ -100,6 +100,17 @@ def test_a_search_that_was_cut_off_goes_on_to_the_same_end():
             assert (cut / name).read_bytes() == (folder / name).read_bytes()
 
 
+def test_what_stays_is_a_multiple_where_that_is_asked_for():
+    _, summary = searched("run", agent="ilp", channel_multiple=16, budgets=("size=2.4kB",))
+    rows = summary["layers"]
+    assert any(row["channels"] < row["float_channels"] for row in rows)
+    assert all(row["channels"] % 16 == 0 for row in rows if row["channels"] < row["float_channels"])
+    network = restored("run").network
+    assert all(
+        len(network.get_parameter(f"{row['name']}.weight")) == row["channels"] for row in rows
+    )
+
+
 @pytest.mark.parametrize("agent", ["guided", "uniform", "ddpg"])
 def test_every_agent_plays_channels(agent):
     _, summary = searched("run", agent=agent, episodes=2, reward="metric")
@@ -208,6 +219,9 @@ def test_the_environment_has_a_step_for_channels_that_go_together():
         ({"widths": (1,)}, "--widths"),
         ({"widths": (1.5, 1)}, "--widths"),
         ({"widths": (1, 0.001)}, "--widths 1,0.001: no layer of this network can lose so many"),
+        ({"channel_multiple": 512}, "keep a multiple of 512: its output or an operation"),
+        ({"channel_multiple": 16, "widths": ()}, "--channel-multiple 16 is for --widths, and none"),
+        ({"channel_multiple": 0}, "--channel-multiple 0: give of what the number of channels"),
         ({"distill": "hint:1", "final_epochs": 1}, "distill hint: it compares features of the"),
         ({"budgets": ("size=150B",)}, "no policy fits size <= 150 bytes"),
     ],

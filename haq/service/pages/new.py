@@ -30,7 +30,7 @@ _FIRST = {
 _TAKEN = (
     "model", "data", "size", "weights", "float_epochs", "target", "batch", "agent", "episodes",
     "act_bits", "title", "seed", "width", "train_images", "val_images", "calibration_images",
-    "final_epochs", "lr", "clipping", "max_drop", "minimise",
+    "final_epochs", "lr", "clipping", "max_drop", "minimise", "channel_multiple",
 )  # fmt: skip
 
 

@@ -41,7 +41,7 @@
   const form = document.getElementById("new");
   if (form) {
     const number = (value) => value.toLocaleString("en", { maximumSignificantDigits: 4 });
-    const numbers = new Set(["size", "float_epochs", "batch", "episodes", "seed", "width", "final_epochs", "lr", "train_images", "val_images", "calibration_images"]);
+    const numbers = new Set(["size", "float_epochs", "batch", "episodes", "seed", "width", "final_epochs", "channel_multiple", "lr", "train_images", "val_images", "calibration_images"]);
     const asked = () => {
       const found = {};
       for (const [name, value] of new FormData(form)) {
