@@ -1,7 +1,10 @@
 """What every formula of costs has: constants in a profile, costs of a layer, and its ceilings."""
 
-from collections.abc import Collection, Iterable, Mapping
-from typing import ClassVar, NamedTuple, Protocol
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from haq.allocation.policy import Bits
 from haq.hw_profiles.schema import Strict
@@ -32,6 +35,19 @@ class Formula(Protocol):
 
         None where it is not known.
         """
+        ...
+
+
+CodesOf = Callable[[Layer, int], NDArray[np.int8]]
+"""Codes of a layer's weights at a number of bits: (out, in of a group, …), whatever its kind."""
+
+
+@runtime_checkable
+class Encoding(Protocol):
+    """A formula whose costs depend on the weights, as the hardware stores them encoded."""
+
+    def of_network(self, codes: CodesOf) -> Formula:
+        """Return the formula for a network's own weights."""
         ...
 
 

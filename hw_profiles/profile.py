@@ -18,6 +18,7 @@ from haq.allocation.policy import Bits
 from haq.errors import HaqError, look_up
 from haq.hw_profiles.bitfusion import BitFusion
 from haq.hw_profiles.bitserial import Bitserial
+from haq.hw_profiles.ethos_u import EthosU
 from haq.hw_profiles.formula import Constants
 from haq.hw_profiles.measured import Measured
 from haq.hw_profiles.ne16 import Ne16
@@ -41,7 +42,7 @@ FORMAT: Literal["haq-profile/1"] = "haq-profile/1"
 """What the "format" field of a profile says."""
 
 Model = Annotated[
-    Bitserial | BitFusion | Roofline | Ne16 | Rates | Measured, Field(discriminator="type")
+    Bitserial | BitFusion | Roofline | Ne16 | Rates | EthosU | Measured, Field(discriminator="type")
 ]
 """The formulas, told apart by "type"; a new one is a module and a name here."""
 

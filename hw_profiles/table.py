@@ -22,6 +22,7 @@ from haq.hw_profiles.schema import ENERGIES, TIMES, Batch, Quantity, Runtime
 _COSTS: Mapping[str, tuple[str, str]] = {
     **{f"latency_{unit.lower()}": ("latency", unit) for unit in (*TIMES, "cycles")},
     **{f"energy_{unit.lower()}": ("energy", unit) for unit in ENERGIES},
+    "flash_bytes": ("flash", "bytes"),
 }
 """Column to quantity and unit; a column is in lower case."""
 

@@ -4,16 +4,16 @@ A cost comes from the table where some row answers, else from the formula.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from haq.allocation.policy import FLOAT, Bits
 from haq.errors import TargetError
 from haq.hw_profiles.answers import AT_BEST, CostAnswer, Costs, Method, total
 from haq.hw_profiles.between import ByBits, costs_by_bits
-from haq.hw_profiles.formula import Formula
+from haq.hw_profiles.formula import CodesOf, Encoding, Formula
 from haq.hw_profiles.lookup import TableLookup
 from haq.hw_profiles.pairs import listed
 from haq.hw_profiles.profile import Profile
@@ -54,6 +54,17 @@ class ProfileTarget:
     @cached_property
     def _table(self) -> TableLookup:
         return TableLookup(self.profile, self.batch, self.by_bits())
+
+    @property
+    def encodes(self) -> bool:
+        """Whether costs depend on the values of the weights: see ``of_network``."""
+        return isinstance(self.formula, Encoding)
+
+    def of_network(self, codes: CodesOf) -> Self:
+        """Return the target for a network's own weights; itself where these do not matter."""
+        if not isinstance(self.formula, Encoding):
+            return self
+        return replace(self, formula=self.formula.of_network(codes))
 
     def by_bits(self) -> ByBits:
         """Return what a pair costs by the rows of one layer."""
@@ -131,7 +142,9 @@ class ProfileTarget:
             )
         if layer.weights_alone:  # looked up or computed in float, beside the hardware
             return {name: CostAnswer(0.0, "model", "modelled") for name in self.profile.quantities}
-        costs = total([self._costs(part, bits) for part in self._table.parts(layer)])
+        # A formula looks at all sizes of a layer's calls itself: its weights are there once.
+        parts = self._table.parts(layer) if self.profile.table else (layer,)
+        costs = total([self._costs(part, bits) for part in parts])
         return {name: self._answer(layer, name, costs) for name in self.profile.quantities}
 
     def _costs(self, layer: Layer, bits: Bits) -> Costs:

@@ -1,4 +1,4 @@
-"""What a model costs on a target, without data or weights."""
+"""What a model costs on a target, without data."""
 
 import csv
 import io
@@ -15,8 +15,10 @@ from haq.hw_profiles import CostAnswer, ProfileTarget, load
 from haq.hw_profiles.bitfusion import BitFusionFormula
 from haq.hw_profiles.schema import weakest
 from haq.models import build, input_shape
+from haq.models.weights import load_weights
 from haq.network.graph import inventory
 from haq.network.layers import Layer
+from haq.runs.encoded_cost import clipped_by, on_weights
 
 
 def cost_table(
@@ -40,7 +42,8 @@ def cost_table(
         size: Height and width of an image; needed for a factory.
         classes: Outputs of the last layer; the model's own where None.
         channels: Of an image; what the model's first convolution takes where None.
-        weights: File of weights whose transforms the network goes through first.
+        weights: File of weights whose transforms the network goes through first. Their values
+            count where the target encodes weights.
 
     Returns:
         ``{"target", "batch", "unit", "provenance": {"latency": "modelled"}, "layers": [{"name",
@@ -115,6 +118,9 @@ def cost_csv(
     return text.getvalue()
 
 
+CLIPPED = ("kl", True)
+"""How weights are clipped where nothing else is asked for: by divergence, each channel apart."""
+
 _SHAPE = (
     "layer", "kind", "c_in", "c_out", "groups", "kernel", "stride", "padding", "in_size",
     "out_size",
@@ -144,6 +150,12 @@ def _layers_and_target(
     sample = torch.zeros(1, *shape)
     if weights is not None:
         network = as_in_file(network, sample, weights)
+    if hardware.encodes:
+        if weights is not None:
+            load_weights(network, weights)
+        known = on_weights(hardware, network, clipped_by(network, *CLIPPED))
+        assert isinstance(known, ProfileTarget)
+        hardware = known
     return tuple(inventory(network, sample)), hardware
 
 

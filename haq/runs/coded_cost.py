@@ -20,6 +20,7 @@ from haq.quantization.clipping import weight_clips
 from haq.quantization.codebook import codebook
 from haq.quantization.groups import group_codes, group_scales
 from haq.quantization.quantizer import codes
+from haq.runs.encoded_cost import rows_of
 from haq.runs.job import Job
 
 HEADER = 1000
@@ -43,7 +44,7 @@ def clips_of_weights(graph: Graph, job: Job, table: CostTable) -> ClipsOfWeights
     clips: dict[str, Mapping[int, Tensor]] = {}
     for layer in table.layers:
         widths = sorted({bits.weight for bits in table.choices[layer.name]} - {FLOAT})
-        weight = graph.traced.get_parameter(f"{layer.name}.weight").detach().float()
+        weight = rows_of(graph.traced, layer.name)
         known = weight_clips(weight, widths, job.clipping, job.per_channel) if widths else {}
         clips[layer.name] = known
     return clips
@@ -102,7 +103,7 @@ def _by_width(
         whole, scales = {}, {}
         for layer in table.layers:
             if width in _widths(table, layer.name):
-                weight = graph.traced.get_parameter(f"{layer.name}.weight").detach().float()
+                weight = rows_of(graph.traced, layer.name)
                 rounded = _rounded(weight, width, clips.get(layer.name, {}))
                 whole[layer.name] = rounded[0].numpy()
                 scales[layer.name] = rounded[1] if width[1] else 4.0 * layer.scales

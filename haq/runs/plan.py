@@ -27,6 +27,7 @@ from haq.network.layers import Layer, edges
 from haq.quantization.calibration import check_weights
 from haq.quantization.clipping import CLIPPING
 from haq.runs.coded_cost import budgets_of, clips_of_weights, is_asked, with_coded_size
+from haq.runs.encoded_cost import check_channels, clipped_by, encodes, on_weights
 from haq.runs.job import Job
 from haq.training.distilling import check_distilling
 
@@ -99,10 +100,15 @@ def plan(
     graph = trace(model, sample)
     check_weights(graph)
     _check_teaching(job, graph, sample)
-    target = load_target(job.target, job.batch) if job.target else None
+    target: Target | None = load_target(job.target, job.batch) if job.target else None
+    target = on_weights(
+        target, graph.traced, clipped_by(graph.traced, job.clipping, job.per_channel)
+    )
     floats = sum(graph.float_parameters.values())
     pins = _pins(job, graph.layers, target, floats)
     choices = _choices(job, graph.layers, target, pins)
+    if job.widths:
+        check_channels(target)
     widths = _widths(job, graph, sample)
     table = _tabulated(graph, choices, target, widths)
     if is_asked(job) and widths is None:
@@ -112,7 +118,8 @@ def plan(
     budgets = budgets_of(job, graph, target)
     if widths is not None:
         check_budgeted([budget.quantity for budget in budgets])
-    certain = [budget for budget in budgets if trained or budget.quantity != CODED]
+    measured = {CODED, *(target.units if target and encodes(target) else ())}
+    certain = [budget for budget in budgets if trained or budget.quantity not in measured]
     _check_budgets(job, graph, target, table, certain, pins, widths)
     notes = (
         *notes,

@@ -36,6 +36,7 @@ from haq.network.modules import PRODUCTS
 from haq.quantization.calibration import calibrate
 from haq.quantization.second_order import second_order
 from haq.runs.calibration import calibration_batches, sensitivity_images
+from haq.runs.encoded_cost import check_channels
 from haq.runs.float_network import example
 from haq.runs.folder import provenance, write_json
 from haq.runs.job import Job
@@ -250,6 +251,7 @@ def _searched(
     if not known_widths.groups:
         raise HaqError("no layer has channels that can be removed; search bits with haq search")
     target = load_target(job.target, job.batch) if job.target else None
+    check_channels(target)
     floats = sum(graph.float_parameters.values())
     budgets = [parse_budget(text, graph.layers, target, floats) for text in job.budgets]
     ends = {graph.layers[0].name: 8, graph.layers[-1].name: 8}

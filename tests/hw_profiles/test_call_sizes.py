@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hw_targets import EVERY_TARGET, STORED
 from torch import Tensor, nn
 
 from haq.allocation.choices import permitted
 from haq.allocation.costs import tabulate, total
 from haq.allocation.policy import Bits
 from haq.errors import TargetError
-from haq.hw_profiles import TARGETS, bitfusion, load
+from haq.hw_profiles import bitfusion, load
 from haq.hw_profiles.document import parse
 from haq.hw_profiles.rows import shape_of
 from haq.hw_profiles.target import ProfileTarget
@@ -52,12 +53,15 @@ def test_a_head_shared_by_two_sizes_by_hand():
     assert cloud.cost(TWICE, W8A8)["latency"] == 8199 + 2 * 184
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", EVERY_TARGET)
 def test_every_target_adds_up_the_calls_of_a_layer(name: str):
     target = load(name)
     for bits in (W8A8, target.pairs[0]):
         large, small = target.cost(conv(32), bits), target.cost(conv(4), bits)
         for quantity, cost in target.cost(TWICE, bits).items():
+            if quantity in STORED:
+                assert cost >= large[quantity]
+                continue
             assert cost == pytest.approx(large[quantity] + 2 * small[quantity])
             assert target.how(TWICE, bits)[quantity].method == "model"
         assert target.formula is not None

@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
+from hw_targets import EVERY_TARGET
 from torch import nn
 
 from haq.allocation.choices import permitted
 from haq.allocation.costs import tabulate
 from haq.errors import TargetError
-from haq.hw_profiles import TARGETS, load
+from haq.hw_profiles import load
 from haq.hw_profiles.planes import planes
 from haq.network.graph import trace
 
@@ -41,7 +42,7 @@ def test_planes_multiply_as_often_as_the_layer(layer):
     assert products == layer.macs
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", EVERY_TARGET)
 def test_every_target_has_a_cost_or_one_sentence(layer, name):
     target = load(name)
     try:

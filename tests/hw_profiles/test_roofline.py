@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hw_targets import EVERY_TARGET
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -118,7 +119,7 @@ def test_a_table_has_no_ceilings(tmp_path: Path) -> None:
     assert ceilings(load(f"table:{table}"), W8A8) is None
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", EVERY_TARGET)
 @given(
     c_in=sizes, c_out=sizes, kind=st.sampled_from(["pointwise", "depthwise", "linear"]),
     place=st.integers(0, 63), batch=st.sampled_from([1, 16]),

@@ -3,9 +3,10 @@
 from dataclasses import replace
 
 import pytest
+from hw_targets import EVERY_TARGET
 
 from haq.allocation.costs import size_bytes
-from haq.hw_profiles import TARGETS, load
+from haq.hw_profiles import load
 from haq.network.layers import Layer
 
 LAYERS = [
@@ -16,7 +17,7 @@ LAYERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", EVERY_TARGET)
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.name)
 def test_zeros_change_no_cost_of_a_target(name, layer):
     target = load(name)

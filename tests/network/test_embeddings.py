@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hw_targets import EVERY_TARGET
 from torch import nn
 from torch.nn import functional
 
@@ -9,7 +10,7 @@ from haq.allocation.choices import permitted
 from haq.allocation.costs import size_bytes, tabulate
 from haq.allocation.policy import FLOAT, Bits
 from haq.errors import HaqError
-from haq.hw_profiles import TARGETS, load
+from haq.hw_profiles import load
 from haq.network.graph import trace
 from haq.network.layers import Layer
 
@@ -89,7 +90,7 @@ def test_its_choices_are_those_of_weights():
         permitted(layers, None, pins={"words": Bits(8, 8)})
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", EVERY_TARGET)
 def test_every_target_takes_it_for_nothing_but_its_bytes(name):
     layers, target = trace(Words(), TOKENS).layers[:1], load(name)
     table = tabulate(layers, permitted(layers, target), target)

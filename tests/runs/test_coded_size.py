@@ -110,7 +110,9 @@ class Stub:
     """A search as far as lowering looks at it."""
 
     def __init__(self, table, limit, sizes):
-        self.planned = type("P", (), {"table": table, "budgets": [limit]})()
+        parts = {"table": table, "budgets": [limit], "target": None}
+        parts["graph"] = type("G", (), {"layers": table.layers})()
+        self.planned = type("P", (), parts)()
         self.evaluation = type("E", (), {"score": staticmethod(lambda _: Score(0.5, 1.0))})()
         self.sizes = sizes
 

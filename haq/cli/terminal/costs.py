@@ -1,5 +1,6 @@
 """Print targets, and what layers cost on them."""
 
+from collections.abc import Collection
 from typing import Any
 
 from rich.table import Table
@@ -23,8 +24,7 @@ def print_costs(costs: dict[str, Any]) -> None:
     """Print the cost of every layer at a few pairs of bits, and the sums."""
     layers = costs["layers"]
     offered = {pair for layer in layers for pair in layer["cost"]}
-    shown = ("32,32", "8,8", "8,4", "4,8", "6,6", "4,4", "2,2")
-    pairs = [pair for pair in shown if pair in offered] or sorted(offered)[:6]
+    pairs = [pair for pair in _shown(offered) if pair in offered] or sorted(offered)[:6]
     title = f"{costs['target']}, batch {costs['batch']}, {costs['unit']}"
     table = Table(title=title, box=None, header_style="bold", pad_edge=False)
     columns = {
@@ -44,8 +44,23 @@ def print_costs(costs: dict[str, Any]) -> None:
         table.add_row(*row[0], *row[1:])
     screen = console()
     screen.print(table, crop=False)  # a number cut off is worse than a line that is wrapped
+    for name in sorted(set(layers[0]) - {"name", "kind", "cost"} if layers else ()):
+        if not name.startswith("raw"):
+            sums = ((pair, [layer[name].get(pair) for layer in layers]) for pair in pairs)
+            whole = [
+                f"{_number(sum(values))} at w{{}}a{{}}".format(*pair.split(","))
+                for pair, values in sums if None not in values
+            ]  # fmt: skip
+            screen.print(f"{name}, all layers: {', '.join(whole)}", highlight=False)
     classes = ", ".join(f"{name} {origin}" for name, origin in costs["provenance"].items())
     screen.print(f"where the numbers come from: {classes}", highlight=False)
+
+
+def _shown(offered: Collection[str]) -> tuple[str, ...]:
+    """Return pairs worth a column; where activations have 8 bits alone, more of the weights."""
+    if {pair.split(",")[1] for pair in offered} == {"8"}:
+        return ("8,8", "6,8", "4,8", "3,8", "2,8")
+    return ("32,32", "8,8", "8,4", "4,8", "6,6", "4,4", "2,2")
 
 
 def _number(value: float | None) -> str:

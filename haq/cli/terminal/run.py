@@ -39,6 +39,8 @@ def print_run(folder: Path, summary: dict[str, Any]) -> None:
     _print_measured(screen, summary.get("measured_latency"))
     if coded := summary.get(CODED):
         screen.print(coded_size_sentence(coded))
+    for quantity, encoded in summary.get("encoded", {}).items():
+        screen.print(encoded_sentence(quantity, encoded))
     _print_accuracies(screen, summary)
     if target := summary.get("accuracy_target"):
         screen.print(accuracy_target_sentence(target))
@@ -55,6 +57,18 @@ def coded_size_sentence(coded: Mapping[str, Any]) -> str:
         f"{abs(apart):.1%} {'more' if apart > 0 else 'less'} than predicted"
     )
     if coded["budget"] is not None and coded["packet"] > coded["budget"]:
+        return f"{sentence}, and over the budget: give one that is lower by as much"
+    return sentence
+
+
+def encoded_sentence(quantity: str, encoded: Mapping[str, Any]) -> str:
+    """Return what the weights that are handed over take on the target, beside what was planned."""
+    value, limit = encoded["encoded"], encoded["budget"]
+    sentence = (
+        f"{quantity} with the codes that are handed over: {value:,.6g} {encoded['unit']}, planned "
+        f"{encoded['predicted']:,.6g}"
+    )
+    if limit is not None and value > limit:
         return f"{sentence}, and over the budget: give one that is lower by as much"
     return sentence
 
