@@ -25,6 +25,7 @@ from haq.cli.serve import serve_command, token_app, worker_command
 from haq.cli.show import show_command
 from haq.cli.sweep import sweep_command
 from haq.cli.targets import targets_command
+from haq.cli.track import track_command
 from haq.cli.train import train_command
 from haq.cli.updates import diff_command, pack_command, pull_command, unpack_command
 from haq.cli.verify import verify_command
@@ -36,6 +37,7 @@ PANELS: Mapping[str, Mapping[str, Callable[..., None]]] = {
         "sweep": sweep_command,
         "ls": ls_command,
         "show": show_command,
+        "track": track_command,
         "inspect": inspect_command,
         "compare": compare_command,
     },

@@ -101,6 +101,11 @@ Distill = Annotated[
     option(TRAINING, "Losses against the teacher with their weights, such as kd:0.9+hint:1, or "
            "none for labels alone.", metavar="LOSSES", show_default="kd:0.9; none with --paper"),
 ]  # fmt: skip
+Track = Annotated[
+    list[str] | None,
+    option(RUN, "Where to follow the run: tensorboard:FOLDER, mlflow:URI or wandb:PROJECT. May be "
+           "repeated.", metavar="TRACKER", show_default="nowhere"),
+]  # fmt: skip
 Target = Annotated[
     str,
     option(HARDWARE, "Name that haq targets lists, or FILE.json, or table:FILE.csv.",
@@ -134,9 +139,9 @@ def flag(parameter: str) -> str:
     return "--" + parameter.replace("_", "-")
 
 
-def check_alone(context: typer.Context) -> None:
-    """Refuse options beside --resume: a run goes on as it was asked for."""
-    others = [flag(name) for name in given(context) if name != "resume"]
+def check_alone(context: typer.Context, but: Collection[str] = ()) -> None:
+    """Refuse options beside --resume, but for some: a run goes on as it was asked for."""
+    others = [flag(name) for name in given(context) if name not in ("resume", *but)]
     if others:
         raise HaqError(
             f"--resume goes on with a run as it was asked for; leave out {', '.join(others)}"

@@ -26,6 +26,7 @@ from haq.cli.options import (
     Size,
     Threads,
     Tokenizer,
+    Track,
     Width,
     check_alone,
     given,
@@ -34,6 +35,7 @@ from haq.cli.options import (
     threads_for,
     width_range,
 )
+from haq.cli.track import trackers_of, warn
 from haq.errors import HaqError
 
 
@@ -189,6 +191,10 @@ def search_command(  # noqa: PLR0913 - one argument an option
         str | None,
         option(RUN, "Ray cluster for the workers: HOST:PORT, auto or local.", metavar="ADDRESS"),
     ] = None,
+    track: Track = None,
+    as_json: Annotated[
+        bool, option(RUN, "Print all that is known of the run as JSON at the end.", "--json")
+    ] = False,
 ) -> None:  # fmt: skip
     """Search the bits of every layer, fine-tune the best policy, write the run."""
     from haq.cli.terminal.progress import progress
@@ -196,9 +202,11 @@ def search_command(  # noqa: PLR0913 - one argument an option
     from haq.runs.folder import find_folder, new_folder, read_job
     from haq.runs.job import parse_job
     from haq.runs.run import run
+    from haq.runs.tracking import following
 
+    trackers = trackers_of(track)
     if resume is not None:
-        check_alone(context)
+        check_alone(context, but=("track", "as_json"))
         folder = find_folder(resume)
         job = read_job(folder)
     else:
@@ -208,13 +216,13 @@ def search_command(  # noqa: PLR0913 - one argument an option
             typer.echo(f"haq: {note}", err=True)
         folder = new_folder(job, out)
     try:
-        with progress() as on_progress:
+        with progress() as shown, following(folder, shown, trackers, warn) as on_progress:
             summary = run(job, folder, on_progress)
     except KeyboardInterrupt:
         if not (folder / "job.json").exists():
             raise
         _stop(folder)
-    print_run(folder, summary)
+    print_run(folder, summary, as_json)
     if summary["state"] == "interrupted":
         _stop(folder)
     if not summary.get("accuracy_target", {}).get("met", True):
@@ -228,7 +236,7 @@ def _stop(folder: Path) -> NoReturn:
 
 def job_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a job that the options of ``search`` ask for."""
-    fields = {name: value for name, value in options.items() if name not in ("out", "resume")}
+    fields = {name: value for name, value in options.items() if name not in NOT_OF_THE_JOB}
     budgets, pins = fields.pop("budget"), fields.pop("pin")
     fields |= {
         "schemes": tuple(fields.pop("scheme") or ()) or None,
@@ -241,6 +249,9 @@ def job_fields(options: Mapping[str, Any]) -> dict[str, Any]:
         "threads": threads_for(fields["threads"], fields["data"], max(1, fields["workers"])),
     }
     return fields | ({"budgets": tuple(budgets)} if budgets else {})
+
+
+NOT_OF_THE_JOB = ("out", "resume", "track", "as_json")
 
 
 def _widths(text: str | None) -> tuple[float, ...] | None:

@@ -1,6 +1,5 @@
 """``haq show``: what a run found, layer by layer."""
 
-import json
 from typing import Annotated
 
 import typer
@@ -21,8 +20,4 @@ def show_command(
     folder = find_folder(run)
     if not (folder / "summary.json").exists():
         raise HaqError(f"run {folder} has no finished episode yet: haq search --resume {folder}")
-    summary = read_json(folder / "summary.json")
-    if as_json:
-        typer.echo(json.dumps({"run": str(folder), **summary}, indent=2))
-    else:
-        print_run(folder, summary)
+    print_run(folder, read_json(folder / "summary.json"), as_json)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from haq.reports.sweep import Planned
 
 
-@with_options_of(search_command, but=("agent", "seed", "max_drop", "minimise"))
+@with_options_of(search_command, but=("agent", "seed", "max_drop", "minimise", "track", "as_json"))
 def sweep_command(
     context: typer.Context,
     budgets: Annotated[

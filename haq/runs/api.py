@@ -1,6 +1,6 @@
 """HAQ from Python: the same search, for models and data that have no name on the command line."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +36,7 @@ from haq.runs.play import play
 from haq.runs.progress import OnProgress, Progress, silent, with_share
 from haq.runs.run import remove_unused, run
 from haq.runs.sample import sample_of
+from haq.runs.tracking import Tracker, following, tracker
 
 _APART = {"model", "data"}
 
@@ -68,6 +69,8 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
     out: str | Path | None = None,
     resume: bool = False,
     on_progress: OnProgress | None = None,
+    on_trial: Callable[[Trial], None] | None = None,
+    track: Sequence[str] = (),
     budgets: Sequence[str] | None = None,
     max_drop: float | None = None,
     minimise: str | None = None,
@@ -125,6 +128,9 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
         out: Name of the run below ``results``, or a path; named after the job without it.
         resume: Go on with the run in ``out``, which must have been asked for in the same words.
         on_progress: Called with a ``haq.runs.progress.Progress``.
+        on_trial: Called with each episode that ends, not with those before a resumption. A
+            KeyboardInterrupt from it ends the search as Ctrl-C does; any other exception comes out.
+        track: Where to follow the run: "tensorboard:FOLDER", "mlflow:URI" or "wandb:PROJECT".
         budgets: Limits that every policy keeps: "avg_weight_bits=3", "size=90kB",
             "latency=50%w8a8", …. None: "avg_weight_bits=3"; with ``max_drop`` what 8 bits cost.
         max_drop: Percentage points of accuracy that may be lost: the search is for the least cost
@@ -197,7 +203,7 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
     }
     if agent == "guided" and (paper or max_drop is not None):
         fields["agent"] = None  # paper alone means ddpg, an accuracy target ilp
-    say = on_progress or silent
+    say, trackers = on_progress or silent, [tracker(text) for text in track]
     name = None
     if isinstance(model, str) and model.startswith(PREFIX) and not isinstance(data, str):
         name, model = onnx_for(model, data)
@@ -206,7 +212,8 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
             raise HaqError(f"model {model!r} is a name: give a name for the data, and no evaluate")
         job = parse_job(model=model, data=data, **fields)
         folder = _folder(job, out, resume)
-        run(job, folder, say)
+        with following(folder, say, trackers, on_trial=on_trial) as followed:
+            run(job, folder, followed)
         return _run(folder, None)
     if max_drop is not None and (evaluate is not None or isinstance(data, Tensor)):
         raise HaqError(
@@ -216,11 +223,16 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
     task = own_task(model, data, evaluate, fields)
     if name is not None:
         task = task._replace(job=task.job.model_copy(update={"model": name}))
-    return _search(task, evaluate, out, resume, say)
+    return _search(task, evaluate, out, resume, say, (trackers, on_trial))
 
 
 def _search(
-    task: OwnTask, evaluate: Own | None, out: str | Path | None, resume: bool, say: OnProgress
+    task: OwnTask,
+    evaluate: Own | None,
+    out: str | Path | None,
+    resume: bool,
+    say: OnProgress,
+    followed_by: tuple[Sequence[Tracker], Callable[[Trial], None] | None],
 ) -> Run:
     job = task.job
     check_ray(job)
@@ -251,7 +263,9 @@ def _search(
         if not resume:
             _remove_prepared(folder)
         raise
-    play(job, folder, planned, evaluation, say)
+    trackers, on_trial = followed_by
+    with following(folder, say, trackers, on_trial=on_trial) as followed:
+        play(job, folder, planned, evaluation, followed)
     return _run(folder, planned.graph)
 
 

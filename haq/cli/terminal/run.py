@@ -1,9 +1,11 @@
 """Print a run or a cost table in the terminal."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -19,8 +21,11 @@ BLOCKS, DIGITS = " ▁▂▃▄▅▆▇█", "012345678"
 """One sign for 0 to 8 bits: blocks, or digits where the output cannot hold blocks."""
 
 
-def print_run(folder: Path, summary: dict[str, Any]) -> None:
-    """Print the per-layer table, the bits as a chart, the budgets and the accuracies."""
+def print_run(folder: Path, summary: dict[str, Any], as_json: bool = False) -> None:
+    """Print the per-layer table, the bits as a chart, the budgets and the accuracies; or JSON."""
+    if as_json:
+        typer.echo(json.dumps({"run": str(folder), **summary}, indent=2))
+        return
     screen = console()
     quantities = list(dict.fromkeys(budget["quantity"] for budget in summary["budgets"]))
     shown = [q if q in _PER_LAYER else "size" for q in quantities]
