@@ -35,11 +35,57 @@ def check_used(given: Mapping[str, Any], job: "Job") -> None:
             f"{unused[0]} is of fine-tuning, and nothing is fine-tuned here: give --finalists or "
             "--final-epochs as well, or --evaluation finetune, or leave it out"
         )
+    books = set(job.schemes) == {"codebook"}
+    for name in ("clipping", "per_tensor", "rounding_steps"):
+        if books and given.get(name):
+            raise HaqError(
+                f"{flag(name)} is of weights that are rounded to levels, and codebooks have values "
+                "of their own; leave it out, or name another --scheme too"
+            )
     if "rounding_steps" in given and job.rounding_steps and job.evaluation == "finetune":
         raise HaqError(
             f"--rounding-steps {job.rounding_steps}: the rounding is learned where nothing is "
             "fine-tuned; leave it out, or give --evaluation cheap"
         )
+
+
+OWNERS = {"energy": "factorise", "scope": "sparsity", "residual": "filters"}
+"""Options of ``haq prune`` that are of one kind of pruning."""
+
+
+def check_pruning(given: Mapping[str, Any], what: str) -> None:
+    """Check that every option given of ``haq prune`` has a say in what it does.
+
+    Args:
+        given: Parameters on the command line, with their values.
+        what: "filters", "sparsity" or "factorise".
+
+    Raises:
+        HaqError: One of them changes nothing.
+    """
+    search = given.get("filters") == "search"
+    layers, kind = given.get("layer") or (), given.get("factorise")
+    own = [text for text in layers if "=" in text]
+    untrained = given.get("epochs") == 0
+    faults = (
+        *((what != owner and name in given, f"{flag(name)} is of --{owner}, not of --{what}")
+          for name, owner in OWNERS.items()),
+        *((search and name in given, f"--filters search chooses in all layers; {flag(name)} is of "
+           "--filters SHARE") for name in ("layer", "residual")),
+        ("target" in given and not search,
+         "--target is of --filters search, which chooses within a --budget"),
+        *((untrained and name in given, f"{flag(name)} is of training, and --epochs 0 has none")
+          for name in ("lr", "distill")),
+        (own and given.get("scope") == "network",
+         "--scope network has one share for all layers together, and a --layer has its own"),
+        ("energy" in given and layers and len(own) == len(layers),
+         "--energy chooses ranks, and every --layer has its own"),
+        ("energy" in given and kind in ("depthwise", "two3x3"),
+         f"--energy chooses ranks, and {kind} has none"),
+    )  # fmt: skip
+    for is_one, sentence in faults:
+        if is_one:
+            raise HaqError(f"{sentence}; leave it out")
 
 
 def fine_tunes(job: "Job") -> bool:

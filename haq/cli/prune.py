@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from haq.cli.ignored import check_pruning
 from haq.cli.options import (
     NETWORK,
     RUN,
@@ -16,6 +17,7 @@ from haq.cli.options import (
     Size,
     Threads,
     Width,
+    given,
     option,
     threads_for,
 )
@@ -25,6 +27,7 @@ PRUNING = "Pruning"
 
 
 def prune_command(  # noqa: PLR0913 - one argument an option
+    context: typer.Context,
     weights: Annotated[
         Path, option(NETWORK, "Float weights, as haq train or haq prune writes them.",
                      metavar="FILE")
@@ -99,8 +102,8 @@ def prune_command(  # noqa: PLR0913 - one argument an option
     from haq.runs.job import parse_job
     from haq.runs.pruning import Pruning, run_pruning
 
-    given = {"filters": filters, "sparsity": sparsity, "factorise": factorise}
-    chosen = [name for name, value in given.items() if value is not None]
+    kinds = {"filters": filters, "sparsity": sparsity, "factorise": factorise}
+    chosen = [name for name, value in kinds.items() if value is not None]
     if len(chosen) != 1:
         raise HaqError(
             "give one of --filters, --sparsity and --factorise; the next one prunes the file that "
@@ -110,7 +113,9 @@ def prune_command(  # noqa: PLR0913 - one argument an option
     search = filters == "search"
     if search != bool(budget):
         raise HaqError("--filters search chooses within --budget: give both of them, or neither")
-    share = energy if what == "factorise" else 1.0 if search else _share(what, given[what])
+    check_pruning(given(context), what)
+    value = energy if what == "factorise" else kinds[what]
+    share = 1.0 if search else _share("energy" if what == "factorise" else what, value)
     if scope not in ("layer", "network"):
         raise HaqError(f"--scope {scope}: give layer or network")
     check_out(out)
@@ -145,7 +150,8 @@ def _share(what: str, value: object) -> float:
     except ValueError:
         share = 0.0
     if not 0 < share <= 1 or (what == "sparsity" and share == 1):
-        raise HaqError(f"--{what} {value}: give a share above 0 and below 1")
+        most = "below 1" if what == "sparsity" else "at most 1"
+        raise HaqError(f"--{what} {value}: give a share above 0 and {most}")
     return share
 
 
@@ -153,6 +159,8 @@ def _layers(texts: "list[str] | tuple[str, ...]", what: str, share: float) -> di
     layers: dict[str, object] = {}
     for text in texts:
         name, equals, value = text.partition("=")
+        if name in layers:
+            raise HaqError(f"--layer {text}: {name} was named before; name each layer once")
         try:
             if what == "factorise":
                 layers[name] = [int(part) for part in value.split(",")] if equals else None

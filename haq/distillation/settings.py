@@ -24,6 +24,10 @@ NAMES = tuple(PAPERS)
 """Of the losses, as in ``haq.distillation.losses.LOSSES``."""
 
 
+OF_FEATURES = ("hint", "attention", "similarity", "distance", "angle")
+"""Those that compare features, which taps give."""
+
+
 class Weight(NamedTuple):
     """Of a term of the loss: at the first step and at the last, linear between them."""
 
@@ -163,6 +167,7 @@ def distillation_of(entries: Mapping[str, Any]) -> Distillation:
     if "labels" in entries:
         labels = _weight("labels", entries["labels"])
     settings = Distillation(weights, labels, **options)
+    _check_used(entries, settings)
     _check_together(settings)
     return settings
 
@@ -209,6 +214,22 @@ def _option(name: str, value: Any) -> Any:
     if name == "temperature" and not 0 < number < math.inf:
         raise HaqError(f"distill {name}:{_text(value)}: a temperature is a finite number above 0")
     return number
+
+
+def _check_used(entries: Mapping[str, Any], settings: Distillation) -> None:
+    """Refuse what would change nothing."""
+    if "temperature" in entries and "kd" not in settings.names:
+        raise HaqError("distill temperature: it softens the answers of kd; give kd too")
+    if not set(settings.names) & set(OF_FEATURES):
+        for name in ("taps", "regressor", "through_quantizer"):
+            if entries.get(name):
+                raise HaqError(
+                    f"distill {name}: it is of features; give a loss of them ("
+                    f"{', '.join(OF_FEATURES)}) too, or leave it out"
+                )
+    for tap in settings.taps:
+        if settings.taps.count(tap) > 1:
+            raise HaqError(f"distill taps: {tap} stands there twice; give it once")
 
 
 def _check_together(settings: Distillation) -> None:

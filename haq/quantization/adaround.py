@@ -61,10 +61,7 @@ def adaround(
     Source: after Nagel et al., "Up or down? Adaptive rounding for post-training quantization",
     arXiv:2004.10568; there layer by layer.
     """
-    layers = [
-        part for part in model.modules()
-        if isinstance(part, Quantized) and not isinstance(part, QuantEmbedding)
-    ]  # fmt: skip
+    layers = roundable(model)
     if steps == 0 or not layers:
         return
     model.eval()
@@ -83,6 +80,14 @@ def adaround(
             on_step(Step(number + 1, steps, loss))
     for layer in layers:
         parametrize.remove_parametrizations(layer, "weight")
+
+
+def roundable(model: nn.Module) -> list[Quantized]:
+    """Return the layers of a network whose rounding can be learned: not those of codebooks."""
+    return [
+        part for part in model.modules()
+        if isinstance(part, Quantized) and not isinstance(part, QuantEmbedding)
+    ]  # fmt: skip
 
 
 def _parametrized(layer: Quantized) -> nn.Parameter:

@@ -22,7 +22,7 @@ from haq.errors import HaqError
 from haq.metrics import METRICS, Metric
 from haq.network.graph import Graph
 from haq.network.inputs import Inputs
-from haq.quantization.adaround import adaround
+from haq.quantization.adaround import adaround, roundable
 from haq.quantization.calibration import Clips
 from haq.quantization.gptq import gptq, has_groups
 from haq.quantization.sensitivity import IMAGES
@@ -296,7 +296,7 @@ def _finish_labeled(  # noqa: PLR0913 - the last three are of the network
     judge, summary = None if job.paper else judge, dict[str, Any]()
     epochs = job.last_epochs if data.labels != "none" else 0
     own = places(policy).graph
-    if not tuned and job.last_steps:
+    if not tuned and job.last_steps and (roundable(model) or has_groups(model)):
         generator = torch.Generator().manual_seed(job.seed)
         chosen = torch.randperm(len(data.train), generator=generator)[:ROUNDED_ON]
         train = partial(_round, job, planned, own, Part(data.train, chosen), on_progress, model)

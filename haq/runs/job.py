@@ -291,6 +291,12 @@ def _check_together(job: Job) -> None:
             "budgets", "a search needs a budget, such as avg_weight_bits=3 or latency=50%w8a8"
         )
     _check_accuracy_target(job)
+    if job.act_bits is not None and "static" not in job.schemes:
+        raise JobError(
+            "act_bits",
+            f"--act-bits {job.act_bits}: with --scheme {' and '.join(job.schemes)} no activation "
+            "has bits that are chosen; leave it out, or name static too",
+        )
     if job.channel_multiple > 1 and not job.widths:
         raise JobError(
             "channel_multiple",

@@ -11,9 +11,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import fx, nn
 
-from haq.allocation.budgets import fit, most_bits, parse_budget, solve
+from haq.allocation.budgets import Budget, fit, most_bits, parse_budget, solve
 from haq.allocation.choices import permitted
-from haq.allocation.costs import tabulate
+from haq.allocation.costs import CostTable, tabulate
 from haq.allocation.policy import Bits
 from haq.allocation.sensitivities import objective, widths
 from haq.allocation.widths import check_budgeted, widened, with_channels
@@ -22,7 +22,7 @@ from haq.compression.channel_scores import channel_scores
 from haq.compression.filters import keep_largest, prunable, remove
 from haq.compression.low_rank import KINDS, check_factorisable, factorised, plan_for
 from haq.compression.magnitude import Pruner, Scope, masks_for, schedule_over
-from haq.compression.widths import damage_of_channels, widths_of, without
+from haq.compression.widths import Widths, damage_of_channels, widths_of, without
 from haq.datasets import Data, Outline, load, outline
 from haq.distillation.settings import distillation_of
 from haq.errors import HaqError, look_up
@@ -98,8 +98,10 @@ def pruned(graph: Graph, sample: Inputs, asked: Pruning) -> tuple[nn.Module, Rec
     if asked.what == "factorise":
         return _with_low_rank(graph, asked)
     shares = _sparse(graph, asked)
-    weights = {name: graph.traced.get_parameter(f"{name}.weight") for name in shares}
-    masks_for(weights, asked.share if asked.scope == "network" else shares, asked.scope)
+    weights = {name: _weight(graph, name) for name in shares}
+    masks = masks_for(weights, asked.share if asked.scope == "network" else shares, asked.scope)
+    if all(bool(mask.all()) for mask in masks.values()):
+        raise HaqError("no weight would become zero; give a larger sparsity, or other layers")
     return copy.deepcopy(graph.traced), {"transform": "sparsity", "layers": shares}, []
 
 
@@ -117,6 +119,8 @@ def _without_filters(
             "several layers compute together"
         )
     keep = keep_largest(graph.traced, sample, shares)
+    if all(len(keep[name]) == len(_weight(graph, name)) for name in keep):
+        raise HaqError("no channel would be removed; give a smaller share of them, or other layers")
     network = remove(graph.traced, sample, keep)
     left = [family.name for family in known if family.name not in keep]
     notes = [f"whole stay {', '.join(left)}"] if left else []
@@ -163,8 +167,13 @@ def _sparse(graph: Graph, asked: Pruning) -> dict[str, float]:
     """
     if asked.layers:
         known = {layer.name for layer in graph.layers}
-        for name in asked.layers:
+        for name, share in asked.layers.items():
             factorisable(graph.traced, name)
+            if not 0 <= share <= 1:
+                raise HaqError(
+                    f"layer {name!r}: a sparsity is the share of its weights that becomes zero, 0 "
+                    f"or more and below 1, not {share:g}"
+                )
         return {name: float(share) for name, share in asked.layers.items() if name in known}
     ends = {graph.layers[0].name, graph.layers[-1].name}
     return {
@@ -212,8 +221,9 @@ def run_pruning(
     graph = trace(model, sample)
     data = about if isinstance(about, Data) else None
     if asked.search:
+        choice = _choice(job, graph, sample)
         data = data or load(job.data, job.seed, job.size)
-        network, record, notes = _searched(job, graph, sample, data, on_progress)
+        network, record, notes = _searched(job, graph, sample, choice, data, on_progress)
     else:
         network, record, notes = pruned(graph, sample, asked)
     student = trace(network, sample)
@@ -239,33 +249,53 @@ def run_pruning(
     return summary
 
 
+class _Choice(NamedTuple):
+    """What bits and channels there are to choose from, and the limits."""
+
+    widths: Widths
+    table: CostTable
+    of_bits: CostTable
+    budgets: list[Budget]
+
+
+def _choice(job: Job, graph: Graph, sample: Inputs) -> _Choice:
+    """Return the choices of a search.
+
+    Raises:
+        HaqError: There are none, or none within the budgets.
+    """
+    known = widths_of(graph.traced, sample)
+    if not known.groups:
+        raise HaqError("no layer has channels that can be removed; search bits with haq search")
+    target = load_target(job.target, job.batch) if job.target else None
+    check_channels(target)
+    floats = sum(graph.float_parameters.values())
+    budgets = [parse_budget(text, graph.layers, target, floats) for text in job.budgets]
+    check_budgeted([budget.quantity for budget in budgets])
+    ends = {graph.layers[0].name: 8, graph.layers[-1].name: 8}
+    choices = permitted(graph.layers, target, job.weight_bits, job.fixed_act_bits or 8, ends)
+    table = widened(graph.layers, choices, known.groups, target, floats)
+    fit(most_bits(table), table, budgets)
+    return _Choice(known, table, tabulate(graph.layers, choices, target, floats), budgets)
+
+
 def _searched(
-    job: Job, graph: Graph, sample: Inputs, data: Data, on_progress: OnProgress
+    job: Job, graph: Graph, sample: Inputs, choice: _Choice, data: Data, on_progress: OnProgress
 ) -> tuple[nn.Module, Record, list[str]]:
     """Return a network without channels, its record, and a sentence on each layer that loses some.
 
     Bits and channels are chosen by one integer program over what both do to the network, measured
     one layer at a time.
     """
-    known_widths = widths_of(graph.traced, sample)
-    if not known_widths.groups:
-        raise HaqError("no layer has channels that can be removed; search bits with haq search")
-    target = load_target(job.target, job.batch) if job.target else None
-    check_channels(target)
-    floats = sum(graph.float_parameters.values())
-    budgets = [parse_budget(text, graph.layers, target, floats) for text in job.budgets]
-    ends = {graph.layers[0].name: 8, graph.layers[-1].name: 8}
-    choices = permitted(graph.layers, target, job.weight_bits, job.fixed_act_bits or 8, ends)
-    check_budgeted([budget.quantity for budget in budgets])
-    table = widened(graph.layers, choices, known_widths.groups, target, floats)
+    known_widths, table, bits_alone, budgets = choice
     images = sensitivity_images(data, job.seed)
     clips = calibrate(graph, calibration_batches(data, CALIBRATED_ON, job.seed), "max")
 
     def on_place(done: int, count: int) -> None:
         on_progress(Progress("sensitivity", done, count))
 
-    known = second_order(graph, clips, images, widths(choices), on_place)
-    of_bits = objective(known, tabulate(graph.layers, choices, target, floats))
+    known = second_order(graph, clips, images, widths(bits_alone.choices), on_place)
+    of_bits = objective(known, bits_alone)
     of_channels = damage_of_channels(graph.traced, known_widths, images, sample, on_place)
     goal = with_channels(table, of_bits, of_channels)
     chosen = solve(goal, table, budgets) or fit(most_bits(table), table, budgets)
@@ -339,8 +369,12 @@ def take_over(network: nn.Module, learned: nn.Module) -> None:
                 value.copy_(state[name])
 
 
+def _weight(graph: Graph, name: str) -> nn.Parameter:
+    return graph.traced.get_parameter(f"{name}.weight")
+
+
 def _figures(graph: Graph) -> dict[str, Any]:
-    weights = [graph.traced.get_parameter(f"{layer.name}.weight") for layer in graph.layers]
+    weights = [_weight(graph, layer.name) for layer in graph.layers]
     return {
         "weights": sum(weight.numel() for weight in weights),
         "non_zeros": sum(int((weight != 0).sum()) for weight in weights),

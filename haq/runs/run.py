@@ -11,6 +11,7 @@ from haq.runs.accuracy_target import check_resolution
 from haq.runs.evaluation import labeled
 from haq.runs.executors.ray import check_ray
 from haq.runs.float_network import check_float, example, float_network, read_float
+from haq.runs.folder import HOME
 from haq.runs.handover import tried
 from haq.runs.job import Job, check_threads
 from haq.runs.named import (
@@ -126,5 +127,6 @@ def remove_unused(folder: Path) -> None:
     started = any((folder / name).exists() for name in ("float.part", "float.safetensors"))
     if not started:
         (folder / "job.json").unlink(missing_ok=True)
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        for empty in (folder, *([HOME] if folder.parent == HOME else ())):
+            if empty.is_dir() and not any(empty.iterdir()):
+                empty.rmdir()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 _FILES = (
     "policy.json", "weights.safetensors", "float.safetensors", "clips.safetensors",
-    "summary.json", "trials.jsonl",
+    "summary.json", "transforms.json", "trials.jsonl",
 )  # fmt: skip
 
 _ONE_AT_A_TIME = threading.Lock()  # an export takes a model's memory

@@ -3,7 +3,13 @@
 import pytest
 
 from haq.distillation.losses import LOSSES
-from haq.distillation.settings import NAMES, Weight, distillation_of, read_distillation
+from haq.distillation.settings import (
+    NAMES,
+    OF_FEATURES,
+    Weight,
+    distillation_of,
+    read_distillation,
+)
 from haq.errors import HaqError
 from haq.runs.job import JobError, parse_job
 
@@ -66,6 +72,11 @@ def test_a_weight_goes_from_its_first_value_to_its_last():
         ("kd:1+self-study:0.5", "without labels nothing can be studied alone"),
         ("kd:0.9+co-study:0.5+route:a.safetensors", "leave co_study or route out"),
         ("kd:0.9+regressor:1", "regressor stands alone"),
+        ("hint:1+temperature:2", "temperature: it softens the answers of kd; give kd too"),
+        ("kd:1+taps:conv1", "distill taps: it is of features; give a loss of them (hint,"),
+        ("gradient+regressor", "distill regressor: it is of features"),
+        ("kd+hint:0+through-quantizer", "distill through_quantizer: it is of features"),
+        ("hint+taps:conv1,conv2,conv1", "distill taps: conv1 stands there twice"),
         ("kd:0.9+temperature", "distill temperature: write temperature:VALUE"),
         ({"kd": True}, "distill kd:True: a weight"),
         ({"kd": [1, 2, 3]}, "distill kd:1..2..3: a weight"),
@@ -87,3 +98,9 @@ def test_a_job_has_the_mapping_and_names_the_field_that_is_wrong():
         with pytest.raises(JobError) as error:
             parse_job(distill=wrong)
         assert error.value.field == "distill"
+
+
+def test_losses_of_features_are_those_that_compare_them():
+    features = ("taps", "last tap", "embedding")
+    compared = {name for name, loss in LOSSES.items() if loss.compared in features}
+    assert compared == set(OF_FEATURES)

@@ -1,6 +1,9 @@
 """``haq search --widths``: bits and channels in one search, in all its ends."""
 
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import haq
@@ -20,7 +24,7 @@ from haq.reports.record import read_run
 from haq.reports.report import report_html
 from haq.runs.evaluation import CHECKED_ON, labeled
 from haq.runs.executors.base import Request, payload, unpack
-from haq.runs.folder import read_json, read_trials
+from haq.runs.folder import read_job, read_json, read_trials
 from haq.runs.job import parse_job
 from haq.runs.plan import plan
 from haq.runs.restored import restored
@@ -111,6 +115,45 @@ def test_what_stays_is_a_multiple_where_that_is_asked_for():
     )
 
 
+# Kills itself in the third of four episodes.
+VICTIM = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from haq.runs.folder import read_job
+from haq.runs.run import run
+
+torch.set_num_threads(1)
+
+def die(where):
+    if where.stage == "search" and where.done == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run(read_job(Path("killed")), Path("killed"), die)
+"""
+
+
+def test_killed_with_9_and_gone_on_with_it_ends_as_undisturbed():
+    folder, summary = searched("whole", agent="random", episodes=4)
+    Path("killed").mkdir()
+    shutil.copy(folder / "job.json", "killed")
+    ended = subprocess.run([sys.executable, "-c", VICTIM], check=False, capture_output=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    killed = Path("killed")
+    assert 1 <= len(read_trials(killed)) < 4
+    assert read_json(killed / "summary.json")["state"] != "finished"
+    again = run(read_job(killed), killed)
+    assert [(t.policy, t.accuracy) for t in read_trials(killed)] == [
+        (t.policy, t.accuracy) for t in read_trials(folder)
+    ]
+    assert again["layers"] == summary["layers"]
+    for name in ("policy.json", "transforms.json"):
+        assert (killed / name).exists() == (folder / name).exists()
+        assert not (folder / name).exists() or read_json(killed / name) == read_json(folder / name)
+    one, other = (load_file(path / "weights.safetensors") for path in (killed, folder))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
 @pytest.mark.parametrize("agent", ["guided", "uniform", "ddpg"])
 def test_every_agent_plays_channels(agent):
     _, summary = searched("run", agent=agent, episodes=2, reward="metric")
@@ -122,6 +165,7 @@ def test_codebooks_and_channels_are_chosen_together():
     policy = read_policy(folder / "policy.json")
     assert all(bits.is_book for bits in policy.values())
     assert any(bits.keep < 1 for bits in policy.values()) and summary["cost"]["size"] <= 2500
+    assert "rounding" not in summary  # values of a codebook are not rounded to levels
     haq.export_checkpoint(str(folder), "q.safetensors")
     images = torch.randn(3, 1, 8, 8)
     with torch.no_grad():
@@ -222,6 +266,7 @@ def test_the_environment_has_a_step_for_channels_that_go_together():
         ({"channel_multiple": 512}, "keep a multiple of 512: its output or an operation"),
         ({"channel_multiple": 16, "widths": ()}, "--channel-multiple 16 is for --widths, and none"),
         ({"channel_multiple": 0}, "--channel-multiple 0: give of what the number of channels"),
+        ({"schemes": ("codebook",), "act_bits": 4}, "--act-bits 4: with --scheme codebook no"),
         ({"distill": "hint:1", "final_epochs": 1}, "distill hint: it compares features of the"),
         ({"budgets": ("size=150B",)}, "no policy fits size <= 150 bytes"),
     ],

@@ -50,6 +50,7 @@ def layers(run_id: RunId, service: Shared, who: Reader, format: Format = "json")
     if format == "json":
         return JSONResponse(inventory)
     head = ["name", "kind", "params", "macs", "weight_bits", "act_bits"]
+    head += [key for key in ("channels", "float_channels") if inventory and key in inventory[0]]
     quantities = list(inventory[0]["cost"]) if inventory else []
     rows = [
         [*(row[key] for key in head), *(row["cost"][q] for q in quantities)] for row in inventory
