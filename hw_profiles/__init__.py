@@ -11,8 +11,8 @@ from haq.errors import TargetError, look_up
 from haq.hw_profiles import document, table
 from haq.hw_profiles.answers import CostAnswer, Explained
 from haq.hw_profiles.formula import Constants
-from haq.hw_profiles.measured import Measured
-from haq.hw_profiles.measured_target import MeasuredTarget
+from haq.hw_profiles.measured import Measured, OwnDevice
+from haq.hw_profiles.measured_target import MeasuredTarget, OwnDeviceTarget
 from haq.hw_profiles.profile import Profile
 from haq.hw_profiles.target import ProfileTarget
 
@@ -56,7 +56,7 @@ def find(name: str) -> Profile:
 
     Args:
         name: One of ``TARGETS``, the path of a profile that ends in ".json", or "table:" and the
-            path of a CSV file.
+            path of a CSV or JSON file.
 
     Raises:
         HaqError: There is no such target.
@@ -86,6 +86,8 @@ def build(profile: Profile, batch: int | None = None) -> ProfileTarget:
     model = profile.model
     if isinstance(model, Measured):
         return MeasuredTarget(profile, size)
+    if isinstance(model, OwnDevice):
+        return OwnDeviceTarget(profile, size)
     if isinstance(model, Constants):
         return ProfileTarget(profile, size, model.formula(profile.clock_hz or 0.0, size))
     return ProfileTarget(profile, size)

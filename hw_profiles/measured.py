@@ -120,19 +120,27 @@ class Interval(Strict):
     contended: Annotated[float, Field(ge=0, le=1)]  # share of the samples that were interrupted
 
 
-class Measured(Strict):
-    """What rows of a table cannot say of a runtime: the costs between layers, and the check.
+class Between(Strict):
+    """What rows of a table cannot say: the costs between layers, and the check."""
 
-    The kernels of the layers are rows of the profile's table, by name and shape.
-    """
-
-    type: Literal["measured"]
     to_quantized: NotNegative  # latency of one element on an edge from float to quantized
     to_float: NotNegative  # and from quantized to float
     tensors: tuple[Passing, ...] = ()  # the edges
-    networks: Mapping[str, Interval] = {}  # of one precision, as they were measured
     fitted_on: Whole | None = None  # mixed policies behind the two costs of an element
     validation: Validation
+
+
+class Measured(Between):
+    """A runtime on this machine: its kernels are rows of the profile's table, by name and shape."""
+
+    type: Literal["measured"]
+    networks: Mapping[str, Interval] = {}  # of one precision, as they were measured
+
+
+class OwnDevice(Between):
+    """A device of the user's, whose layers are rows at each of their bits, by shape."""
+
+    type: Literal["own-device"]
 
 
 class Crossings(NamedTuple):

@@ -10,7 +10,7 @@ from haq.allocation.costs import Edge
 from haq.allocation.policy import FLOAT, Bits
 from haq.hw_profiles.answers import Costs
 from haq.hw_profiles.between import ByBits
-from haq.hw_profiles.measured import Measured, exact_everywhere, kernel
+from haq.hw_profiles.measured import Between, exact_everywhere, kernel
 from haq.hw_profiles.rows import Cells
 from haq.hw_profiles.target import ProfileTarget
 from haq.network.layers import Kind, Layer
@@ -59,20 +59,40 @@ class MeasuredTarget(ProfileTarget):
     ) -> tuple[Edge, ...]:
         """Return what a change of precision costs on every tensor between two of the layers."""
         model = self.profile.model
-        assert isinstance(model, Measured)
-        known = {layer.name for layer in layers}
-        floats = {name: np.array([bits.floats for bits in choices[name]]) for name in known}
-        edges = []
-        for tensor in model.tensors:
-            if {tensor.producer, tensor.consumer} <= known:
-                change = _change(model, floats[tensor.producer], floats[tensor.consumer])
-                latency = self.batch * tensor.values * change
-                edges.append(Edge(tensor.producer, tensor.consumer, {"latency": latency}))
-        return tuple(edges)
+        assert isinstance(model, Between)
+        return _passing(model, self.batch, layers, choices)
+
+
+class OwnDeviceTarget(ProfileTarget):
+    """The target of a profile from a kit on which layers may be float."""
+
+    counts_floats = True
+
+    def edges(
+        self, layers: Sequence[Layer], choices: Mapping[str, tuple[Bits, ...]]
+    ) -> tuple[Edge, ...]:
+        """Return what a change of precision costs on every tensor between two of the layers."""
+        model = self.profile.model
+        assert isinstance(model, Between)
+        return _passing(model, self.batch, layers, choices)
+
+
+def _passing(
+    model: Between, batch: int, layers: Sequence[Layer], choices: Mapping[str, tuple[Bits, ...]]
+) -> tuple[Edge, ...]:
+    known = {layer.name for layer in layers}
+    floats = {name: np.array([bits.floats for bits in choices[name]]) for name in known}
+    edges = []
+    for tensor in model.tensors:
+        if {tensor.producer, tensor.consumer} <= known:
+            change = _change(model, floats[tensor.producer], floats[tensor.consumer])
+            latency = batch * tensor.values * change
+            edges.append(Edge(tensor.producer, tensor.consumer, {"latency": latency}))
+    return tuple(edges)
 
 
 def _change(
-    model: Measured, before: NDArray[np.bool_], after: NDArray[np.bool_]
+    model: Between, before: NDArray[np.bool_], after: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
     """Return the latency of one value for each choice of the producer and of the consumer."""
     into = before[:, None] & ~after[None, :]

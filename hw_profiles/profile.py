@@ -20,7 +20,7 @@ from haq.hw_profiles.bitfusion import BitFusion
 from haq.hw_profiles.bitserial import Bitserial
 from haq.hw_profiles.ethos_u import EthosU
 from haq.hw_profiles.formula import Constants
-from haq.hw_profiles.measured import Measured
+from haq.hw_profiles.measured import Between, Measured, OwnDevice
 from haq.hw_profiles.ne16 import Ne16
 from haq.hw_profiles.rates import Rates
 from haq.hw_profiles.roofline import Roofline
@@ -42,7 +42,8 @@ FORMAT: Literal["haq-profile/1"] = "haq-profile/1"
 """What the "format" field of a profile says."""
 
 Model = Annotated[
-    Bitserial | BitFusion | Roofline | Ne16 | Rates | EthosU | Measured, Field(discriminator="type")
+    Bitserial | BitFusion | Roofline | Ne16 | Rates | EthosU | Measured | OwnDevice,
+    Field(discriminator="type"),
 ]
 """The formulas, told apart by "type"; a new one is a module and a name here."""
 
@@ -97,7 +98,7 @@ class Profile(Strict):
             raise ValueError("batch goes by the table, but there is none")
         if isinstance(self.model, Constants):
             check_formula(self, self.model)
-        if isinstance(self.model, Measured) and self.table is None:
+        if isinstance(self.model, Between) and self.table is None:
             raise ValueError("a measured model needs a table of the layers' costs")
         if self.table is not None:
             check_rows(self)

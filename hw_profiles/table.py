@@ -1,10 +1,11 @@
-"""Costs from a spreadsheet: a CSV file with a row for each layer and pair of bits.
+"""Costs from a spreadsheet or a script: CSV or JSON with a row for each layer and pair of bits.
 
 The README of this room has the columns. A table knows what stands in it and nothing more: no other
 bits, shapes or batches. For rules, make a profile of it.
 """
 
 import csv
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -33,14 +34,14 @@ COLUMNS = ("layer", "kind", *_SIZES, *_EXTENTS, *_BITS, "batch", "clock_hz", *_C
 
 
 class _Line(NamedTuple):
-    """One line of the file: its number as a spreadsheet shows it, and its cells by column."""
+    """One row: its number, in CSV as a spreadsheet shows it, and its cells by column."""
 
     number: int
     cells: Mapping[str, str]
 
 
 def read(path: str | Path) -> Profile:
-    """Return the profile of a CSV file; its costs are as good as its author says.
+    """Return the profile of a CSV or JSON file; its costs are as good as its author says.
 
     Raises:
         TargetError: The file cannot be read, or a row of it cannot be used; the sentence names it.
@@ -53,7 +54,7 @@ def read(path: str | Path) -> Profile:
     except ValueError as error:
         raise TargetError(f"table {path}: not UTF-8 text; save it as that ({error})") from error
     try:
-        return _profile(path.name, _lines(text))
+        return _profile(path.name, _objects(text) if path.suffix == ".json" else _lines(text))
     except ValidationError as error:
         raise TargetError(f"table {path}: {explain(error)}") from error
     except ValueError as error:
@@ -76,6 +77,30 @@ def _lines(text: str) -> list[_Line]:
         if len(row) != len(columns):
             raise ValueError(f"row {number} has {len(row)} cells, the header {len(columns)}")
     return [_Line(number, dict(zip(columns, row, strict=True))) for number, row in filled]
+
+
+def _objects(text: str) -> list[_Line]:
+    """Return the rows of JSON: a list of objects, one a row, with the columns as their names."""
+    try:
+        rows = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"not JSON ({error})") from error
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("it needs a list of objects, one for each row, and at least one")
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    _check_columns(columns)
+    lines = []
+    for number, row in enumerate(rows, 1):
+        line = _Line(number, {name: _cell(row.get(name, "")) for name in columns})
+        for name in (*_BITS, *(name for name in columns if name in _COSTS)):
+            if name not in row:
+                raise ValueError(f"row {number} has no {name!r}")
+        lines.append(line)
+    return lines
+
+
+def _cell(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _check_columns(columns: Sequence[str]) -> None:

@@ -18,6 +18,8 @@ from haq.cli.options import (
 
 KIT, DEVICE = "Kit", "Device"
 
+MOST_ACT_BITS = 8
+
 NO_GAIN = 0.95
 """Share of the latency at the most bits above which the fewest gain hardly any."""
 
@@ -38,6 +40,13 @@ def make_command(  # noqa: PLR0913 - one argument an option
     weight_bits: Annotated[
         str, option(KIT, "Widths of weights that searches may choose.", metavar="A..B")
     ] = "2..8",
+    act_bits: Annotated[
+        str, option(KIT, "Widths of activations that searches may choose.", metavar="A[,B...]")
+    ] = "8",
+    floats: Annotated[
+        bool, typer.Option("--floats", help="Measure float layers too: searches may leave some so.",
+                           rich_help_panel=KIT)
+    ] = False,
     batch: Annotated[int, option(KIT, "Images computed at once.", metavar="N", min=1)] = 1,
     cpu: Annotated[
         str,
@@ -48,19 +57,26 @@ def make_command(  # noqa: PLR0913 - one argument an option
     """Write a folder with all that has to be measured on a device, and what measures it."""
     from haq.cli.terminal.progress import progress
     from haq.errors import HaqError, look_up
-    from haq.runs.kit.make import RUNNER, check_folder, make_kit
+    from haq.runs.kit.make import RUNNER, Choices, check_folder, make_kit
     from haq.runs.profiling.profile import CPUS
     from haq.runs.profiling.subject import subject
 
     low, high = width_range(weight_bits)
     if not 2 <= low < high <= 8:
         raise HaqError(f"weight-bits {weight_bits}: give at least two widths, within 2..8")
+    acts = act_widths(act_bits)
     runs_on = look_up({name: name for name in CPUS}, "cpu", cpu)
     check_folder(out)
     asked = subject(model, weights=weights, data=data, width=width, size=size, seed=seed)
     with progress() as on_progress:
         contents = make_kit(
-            asked, out, range(low, high + 1), batch, runs_on, seed, on_progress=on_progress
+            asked,
+            out,
+            Choices(range(low, high + 1), acts, floats),
+            batch,
+            runs_on,
+            seed,
+            on_progress=on_progress,
         )
     alone = sum("shape" in about for about in contents.files.values())
     typer.echo(
@@ -68,6 +84,23 @@ def make_command(  # noqa: PLR0913 - one argument an option
         f"{len(contents.files) - alone} networks. Copy it to the device and run {RUNNER} there "
         f"(or haq kit run {out} --ssh HOST), then haq kit read {out} --out board.json"
     )
+
+
+def act_widths(text: str) -> list[int]:
+    """Return widths of activations, the fewest bits first.
+
+    Raises:
+        HaqError: They are not numbers from 2 to 8.
+
+    >>> act_widths("8,4")
+    [4, 8]
+    """
+    from haq.errors import HaqError
+
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and 2 <= int(part) <= MOST_ACT_BITS for part in parts):
+        raise HaqError(f"act-bits {text}: give widths of 2 to 8 with commas between, such as 4,8")
+    return sorted(set(map(int, parts)))
 
 
 @kit_app.command("run")
@@ -121,9 +154,9 @@ def read_command(
     typer.echo(read.profile.title)
     typer.echo(validated(read.validation))
     typer.echo(f"{read.rounds} rounds; the reference drifted by {read.drift:+.1%}")
-    of_uniform = ", ".join(f"{width} bits {us:,.1f}" for width, us in read.uniform.items())
-    typer.echo(f"us of the network with the same weights' bits everywhere: {of_uniform}")
-    most, *_, least = read.uniform
+    of_uniform = ", ".join(f"{bits} {us:,.1f}" for bits, us in read.uniform.items())
+    typer.echo(f"us of the network with the same bits everywhere: {of_uniform}")
+    most, *_, least = [bits for bits in read.uniform if not bits.floats]
     if read.uniform[least] > NO_GAIN * read.uniform[most]:
         typer.echo("fewer bits hardly gain time on this device: they gain size, by --budget size")
-    typer.echo(f"{out}: haq search --target {out} --budget latency=90%w{most}a8")
+    typer.echo(f"{out}: haq search --target {out} --budget latency=90%{most}")

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -190,3 +191,45 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     ):  # fmt: skip
         with pytest.raises(HaqError, match=f"^table {path}: {message}"):
             find(f"table:{path}")
+
+
+def test_a_list_of_objects_is_the_same_table(tmp_path: Path) -> None:
+    header, *lines = (line.split(",") for line in BOARD.strip().splitlines())
+    rows = [dict(zip(header, [line[0], *map(int, line[1:])], strict=True)) for line in lines]
+    path = tmp_path / "board.json"
+    path.write_text(json.dumps(rows))
+    spreadsheet, script = load(written(tmp_path, BOARD)), load(f"table:{path}")
+    assert script.profile.table == spreadsheet.profile.table
+    assert script.units == spreadsheet.units
+
+
+def test_two_sides_of_a_shape_may_be_a_list(tmp_path: Path) -> None:
+    path = tmp_path / "board.json"
+    row = {"kind": "conv", "c_in": 3, "c_out": 8, "kernel": [3, 3], "in_size": [8, 8],
+           "out_size": [8, 8], "weight_bits": 4, "act_bits": 8, "latency_us": 2.5,
+           "flash_bytes": 108}  # fmt: skip
+    path.write_text(json.dumps([row]))
+    layer = Layer("a", "conv", 3, 8, (3, 3), in_size=(8, 8), out_size=(8, 8))
+    assert load(f"table:{path}").cost(layer, Bits(4, 8)) == {"latency": 2.5, "flash": 108.0}
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("{", "not JSON"), ("{}", "it needs a list of objects"), ("[]", "at least one"),
+        ("[3]", "a list of objects"),
+        ('[{"layer": "a", "weight_bits": 8, "act_bits": 8, "time": 3}]', "column 'time'"),
+        ('[{"layer": "a", "weight_bits": 8, "act_bits": 8}]', "it has no cost"),
+        ('[{"layer": "a", "weight_bits": 8, "act_bits": 8, "latency_us": 1},'
+         '{"layer": "b", "weight_bits": 8, "latency_us": 1}]', "row 2 has no 'act_bits'"),
+        ('[{"layer": "a", "weight_bits": 8, "act_bits": 8, "latency_us": -1}]', "row 1 .*-1"),
+        ('[{"layer": "a", "weight_bits": 8.5, "act_bits": 8, "latency_us": 1}]', "whole number"),
+    ],
+)  # fmt: skip
+def test_json_that_is_no_table_is_refused_with_its_row(
+    tmp_path: Path, text: str, sentence: str
+) -> None:
+    path = tmp_path / "board.json"
+    path.write_text(text)
+    with pytest.raises(TargetError, match=sentence):
+        load(f"table:{path}")

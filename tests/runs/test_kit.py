@@ -13,15 +13,19 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from haq.allocation.costs import tabulate, total
+from haq.allocation.policy import Bits
 from haq.cli.main import app
 from haq.errors import HaqError
 from haq.hw_profiles import load
 from haq.hw_profiles.document import write_json
+from haq.hw_profiles.measured import OwnDevice, crossings
+from haq.hw_profiles.pairs import listed
 from haq.hw_profiles.rows import shape_of
 from haq.network.graph import trace
 from haq.network.layers import Layer
 from haq.runs.kit.layer_file import layer_file
-from haq.runs.kit.make import RUNNER, make_kit
+from haq.runs.kit.make import RUNNER, Choices, make_kit
 from haq.runs.kit.read import MEASURED, contents_of, read_kit
 from haq.runs.profiling.subject import Subject, placeholder_clips
 
@@ -52,7 +56,7 @@ def subject(model=None, size=8):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kits") / "kit"
-    make_kit(subject(), folder, WIDTHS)
+    make_kit(subject(), folder, Choices(WIDTHS))
     return folder
 
 
@@ -65,20 +69,25 @@ def kit(made, tmp_path):
 
 
 def board(contents, file):
-    """A device of our own: a start, edges of a layer alone, and a price for each weight bit."""
+    """A device of our own: a start, edges of a layer alone, prices for bits and their changes."""
     about = contents.files[file]
 
-    def inside(shape, weight):
+    def inside(shape, bits):
+        weight, act = bits
         taps = np.prod(shape.kernel) * shape.c_in // shape.groups
-        return 0.01 * shape.c_out * np.prod(shape.out_size) * taps * (2 + weight) / 10
+        price = 3 if weight == 32 else (2 + weight) / 10 * (8 + act) / 16
+        return 0.01 * shape.c_out * np.prod(shape.out_size) * taps * price
 
     if "shape" in about:
         shape = contents.shapes[about["shape"]]
         values = shape.c_in * np.prod(shape.in_size) + shape.c_out * np.prod(shape.out_size)
-        return 5 + 0.02 * values + inside(shape, about["weight"])
-    parts = [(part, weight) for name, weight in about["policy"].items()
-             for part in contents.layers[name]]  # fmt: skip
-    return 5 + sum(part.calls * inside(contents.shapes[part.shape], w) for part, w in parts)
+        edges = 0 if about["bits"][0] == 32 else 0.02 * values
+        return 5 + edges + inside(shape, about["bits"])
+    policy = {name: Bits(*bits) for name, bits in about["policy"].items()}
+    parts = [(part, bits) for name, bits in policy.items() for part in contents.layers[name]]
+    into, back = crossings(contents.tensors, policy)
+    layers = sum(part.calls * inside(contents.shapes[part.shape], bits[:2]) for part, bits in parts)
+    return 5 + layers + 0.03 * into + 0.01 * back
 
 
 def write_rows(folder, times=board, change=lambda rows: rows, rounds=3):
@@ -117,8 +126,9 @@ def test_every_file_runs_and_holds_as_many_bits_as_it_says(made):
                 onnx.numpy_helper.to_array(one)
                 for one in onnx.load(path).graph.initializer if one.name == "codes"
             ).astype(int)  # fmt: skip
-            zero = 128 if about["weight"] == 8 else 0
-            assert np.abs(codes - zero).max() <= 2 ** (about["weight"] - 1) - 1
+            depthwise = shape.kind == "depthwise"
+            zero = 128 if about["bits"][0] == 8 and not depthwise else 0
+            assert np.abs(codes - zero).max() <= 2 ** (about["bits"][0] - 1) - 1
             assert codes.size == shape.c_out * shape.c_in // shape.groups * np.prod(shape.kernel)
 
 
@@ -138,7 +148,7 @@ def test_every_file_runs_and_holds_as_many_bits_as_it_says(made):
 )  # fmt: skip
 def test_a_layer_alone_has_the_sizes_that_it_has_in_its_network(layer):
     for batch in (1, 3):
-        file = layer_file(shape_of(layer), 4, batch, "any")
+        file = layer_file(shape_of(layer), Bits(4, 8), batch, "any")
         network = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         given = np.ones(network.get_inputs()[0].shape, np.float32)
         expected = (batch, layer.c_out, *layer.out_size)
@@ -155,7 +165,7 @@ def test_the_profile_predicts_a_device_whose_costs_are_known(kit):
     assert read.validation.rank_correlation > 0.98
     assert abs(read.drift) < 1e-9 and read.rounds == 3
     contents = contents_of(kit)
-    assert read.uniform == {w: board(contents, f"uniform-w{w}.onnx") for w in (8, 4, 2)}
+    assert read.uniform == {Bits(w, 8): board(contents, f"uniform-w{w}a8.onnx") for w in (8, 4, 2)}
     path = kit / "board.json"
     path.write_text(write_json(read.profile))
     target = load(str(path))
@@ -164,13 +174,77 @@ def test_the_profile_predicts_a_device_whose_costs_are_known(kit):
     policy = contents.files["mixed-01.onnx"]["policy"]
     predicted = sum(
         target.cost(
-            layer, next(b for b in target.choices(layer) if b.weight == policy[layer.name])
+            layer, next(b for b in target.choices(layer) if b.weight == policy[layer.name][0])
         )["latency"]
         for layer in layers
     )
     assert predicted == pytest.approx(board(contents, "mixed-01.onnx"), rel=0.02)
     latency = target.profile.quantities["latency"]
     assert latency.provenance == "measured" and latency.error == read.validation.worst_error
+
+
+@pytest.fixture(scope="module")
+def rich(tmp_path_factory):
+    """A kit with two widths of activations and float layers."""
+    folder = tmp_path_factory.mktemp("kits") / "rich"
+    make_kit(subject(), folder, Choices((4, 8), (4, 8), floats=True))
+    return folder
+
+
+def test_float_layers_and_widths_of_activations_have_files_and_rows(rich):
+    contents = contents_of(rich)
+    names = {name for name in contents.files if name.startswith("layer-00")}
+    # The first layer reads the image, whose activations have 8 bits.
+    assert names == {f"layer-00-{bits}.onnx" for bits in ("w4a8", "w8a8", "fp32")}
+    assert {f"layer-01-{bits}.onnx" for bits in ("w4a4", "w8a4", "fp32")} <= contents.files.keys()
+    uniform = {name for name in contents.files if name.startswith("uniform")}
+    assert uniform == {f"uniform-{b}.onnx" for b in ("w4a8", "w8a8", "w8a4", "fp32")}
+    drawn = {tuple(bits) for about in contents.files.values() for bits in
+             about.get("policy", {}).values()}  # fmt: skip
+    assert drawn == {(4, 4), (4, 8), (8, 4), (8, 8), (32, 32)}
+    for name in contents.files:
+        onnxruntime.InferenceSession(rich / "files" / name, providers=["CPUExecutionProvider"])
+
+
+def test_a_device_that_changes_precision_is_predicted_too(rich, tmp_path):
+    for name in ("kit.json", RUNNER):
+        (tmp_path / name).write_bytes((rich / name).read_bytes())
+    write_rows(tmp_path)
+    read = read_kit(tmp_path, "board")
+    assert read.validation.worst_error < 0.02 and read.validation.rank_correlation > 0.98
+    model = read.profile.model
+    assert isinstance(model, OwnDevice) and model.fitted_on == 12
+    assert model.to_quantized == pytest.approx(0.03, rel=0.2)
+    assert model.to_float == pytest.approx(0.01, rel=0.5)
+    path = tmp_path / "board.json"
+    path.write_text(write_json(read.profile))
+    target, layers = load(str(path)), trace(Net(), torch.zeros(1, 3, 8, 8)).layers
+    assert listed(target.choices(layers[1])) == "w4a4, w4a8, w8a4, w8a8, fp32"
+    contents = contents_of(tmp_path)
+    policy = {name: Bits(*bits) for name, bits in contents.files["mixed-05.onnx"]["policy"].items()}
+    assert any(bits.floats for bits in policy.values())
+    table = tabulate(layers, {name: (bits,) for name, bits in policy.items()}, target)
+    assert total(table, policy, "latency") == pytest.approx(
+        board(contents, "mixed-05.onnx"), rel=0.03
+    )
+
+
+def test_a_layer_alone_computes_what_its_bits_say():
+    shape = shape_of(Layer("a", "linear", 4, 3, in_size=(1, 1), out_size=(1, 1)))
+    x = np.float32([[0.011, 0.3, -1, 9]])
+    for bits, given in ((Bits(32, 32), x), (Bits(8, 8), [[0.02, 0.3, 0, 5.1]]),
+                        (Bits(8, 4), [[0.02, 0.3, 0, 0.3]])):  # fmt: skip
+        file = layer_file(shape, bits, 1, "any")
+        network = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        held = {one.name: onnx.numpy_helper.to_array(one)
+                for one in onnx.load_from_string(file).graph.initializer}  # fmt: skip
+        weights = held["w"] if bits.floats else 0.01 * (
+            held["codes"].astype(int) - held["weight_zero"].astype(int)
+        )  # fmt: skip
+        exact = np.maximum(np.array(given, np.float64) @ weights, 0)
+        if not bits.floats:
+            exact = np.minimum(exact, 255 * 0.02)
+        assert network.run(None, {"x": x})[0] == pytest.approx(exact, abs=0.011)
 
 
 def changed(place, **values):
@@ -190,7 +264,7 @@ def changed(place, **values):
         (changed(3, us=True), r"line 5: .* takes True us"),
         (changed(3, file="other.onnx"), "line 5: the kit has no file 'other.onnx'"),
         (changed(3, round=None), "line 5: it needs round and place"),
-        (lambda rows: rows[:5], r"34 of 39 files were not measured \(layer-01-w4.onnx"),
+        (lambda rows: rows[:5], r"34 of 39 files were not measured \(layer-01-w4a8.onnx"),
         (lambda rows: [row | {"us": 7.0} for row in rows], "every layer takes 7 us"),
         (
             lambda rows: [row | {"us": row["us"] * (1 + 0.1 * row["round"])} for row in rows],
@@ -220,8 +294,8 @@ def test_a_line_torn_by_a_kill_does_not_count(kit):
 
 @pytest.mark.parametrize(
     "text, sentence",
-    [(None, "is no kit"), ("{", "is damaged"), ('{"format": "x"}', "is not of haq-kit/1"),
-     ("[]", "is damaged"), ('{"format": "haq-kit/1"}', "is damaged")],
+    [(None, "is no kit"), ("{", "is damaged"), ('{"format": "x"}', "is not of haq-kit/2"),
+     ("[]", "is damaged"), ('{"format": "haq-kit/2"}', "is damaged")],
 )  # fmt: skip
 def test_what_is_no_kit_is_refused(tmp_path, text, sentence):
     if text is not None:
@@ -364,7 +438,7 @@ def test_the_commands_make_measure_over_ssh_and_read(tmp_path, monkeypatch):
     result = runner.invoke(app, ["kit", "read", str(kit), "--out", str(out)])
     assert result.exit_code == 0, result.output
     assert "rank correlation" in result.output and load(str(out)).name == "board"
-    assert "everywhere: 5 bits" in result.output and "latency=90%w5a8" in result.output
+    assert "everywhere: w5a8" in result.output and "latency=90%w5a8" in result.output
     assert "hardly gain time" not in result.output
 
 
@@ -374,7 +448,9 @@ def board_of(row, contents):
 
 @pytest.mark.parametrize(
     "options, sentence",
-    [(["--weight-bits", "8"], "give at least two widths"), (["--weight-bits", "1..8"], "2..8"),
+    [(["--act-bits", "9"], "act-bits 9: give widths of 2 to 8"),
+     (["--act-bits", "a"], "act-bits a"),
+     (["--weight-bits", "8"], "give at least two widths"), (["--weight-bits", "1..8"], "2..8"),
      (["--weight-bits", "x"], "write a range like 2..8"), (["--cpu", "arm"], "cpu 'arm'")],
 )  # fmt: skip
 def test_what_no_kit_can_be_made_of_is_refused(tmp_path, options, sentence, capsys, monkeypatch):
@@ -393,3 +469,29 @@ def test_the_runner_is_copied_as_it_is(made):
     from haq.runs.kit import run_kit
 
     assert (made / RUNNER).read_bytes() == Path(run_kit.__file__).read_bytes()
+
+
+def test_the_tutorial_can_be_followed_line_by_line(tmp_path, monkeypatch):
+    """On a device whose costs are known: its figures stand in for those of the second line."""
+    page = Path(__file__).parents[2] / "docs" / "own-device.md"
+    block = page.read_text("utf-8").split("<!-- tutorial -->\n```bash\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    lines = [line.split() for line in block.strip().splitlines()]
+    assert all(line[0] == "haq" for line in lines) and len(lines) == 6
+    for _, *arguments in lines:
+        if arguments[:2] == ["kit", "run"]:
+            write_rows(Path(arguments[2]))
+            continue
+        few = (
+            ["--rounding-steps", "0", "--calibration-images", "64", "--val-images", "100"]
+            if "search" in arguments
+            else []
+        )
+        result = CliRunner().invoke(app, [*arguments, *few])
+        assert result.exit_code == 0, (arguments, result.output, result.exception)
+    summary = json.loads(Path("runs/board/summary.json").read_text())
+    assert summary["budgets"][0]["achieved"] <= summary["budgets"][0]["limit"]
+    # Rows are measured, what a change of precision costs is fitted.
+    assert summary["cost_origin"]["quantities"]["latency"]["provenance"] in (
+        "measured", "calibrated",
+    )  # fmt: skip

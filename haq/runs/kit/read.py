@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from scipy.optimize import nnls
 
+from haq.allocation.policy import Bits, Policy
 from haq.errors import HaqError
 from haq.hw_profiles.measure import fit
-from haq.hw_profiles.measured import Validation
+from haq.hw_profiles.measured import OwnDevice, Passing, Validation, crossings
 from haq.hw_profiles.profile import FORMAT as PROFILE_FORMAT
 from haq.hw_profiles.profile import Profile
 from haq.hw_profiles.rows import Cost, Row, Shape, Table
 from haq.hw_profiles.schema import Batch, Quantity, Runtime
-from haq.runs.kit.make import ACT_BITS, FORMAT, RUNNER, Contents, Part
+from haq.runs.kit.make import FORMAT, RUNNER, Contents, Part
 
 DRIFT = 0.1
 """How much slower or faster the reference may be in the end than in the beginning."""
@@ -28,8 +29,26 @@ MEASURED = "measured.jsonl"
 
 _LEAST = 0.05  # share of a layer's own time that is left of it at least
 
-Cell = tuple[int, int]
-"""Number of a shape, and bits of its weights."""
+Cell = tuple[int, Bits]
+"""Number of a shape, and its bits."""
+
+
+class Fitted(NamedTuple):
+    """What a device takes inside a network.
+
+    Attributes:
+        cells: A shape at its bits to microseconds.
+        to_quantized: Microseconds of a value that passes from a float layer to a quantized one.
+        to_float: And the other way.
+        validation: On mixed policies that the fit had not seen.
+        seen: How many mixed networks were fitted to.
+    """
+
+    cells: Mapping[Cell, float]
+    to_quantized: float
+    to_float: float
+    validation: Validation
+    seen: int
 
 
 class Read(NamedTuple):
@@ -40,14 +59,14 @@ class Read(NamedTuple):
         validation: On mixed policies that the fit had not seen.
         drift: The reference in the end over the reference in the beginning, less 1.
         rounds: How often every file was measured.
-        uniform: Bits of all weights to microseconds of that network, the most bits first.
+        uniform: Bits of all layers to microseconds of that network, the most bits first.
     """
 
     profile: Profile
     validation: Validation
     drift: float
     rounds: int
-    uniform: Mapping[int, float]
+    uniform: Mapping[Bits, float]
 
 
 def read_kit(folder: Path, name: str) -> Read:
@@ -66,16 +85,19 @@ def read_kit(folder: Path, name: str) -> Read:
              for file in contents.files}  # fmt: skip
     _check_varied(folder, contents, times)
     drift = _drift(folder, contents, rows)
-    cells, validation = _fitted(contents, times)
+    fitted = _fitted(contents, times)
     rounds = len({row["round"] for row in rows})
-    profile = _profile(name, contents, device, cells, validation, rounds)
-    return Read(profile, validation, drift, rounds, _uniform(contents, times))
+    profile = _profile(name, contents, device, fitted, rounds)
+    return Read(profile, fitted.validation, drift, rounds, _uniform(contents, times))
 
 
-def _uniform(contents: Contents, times: Mapping[str, float]) -> dict[int, float]:
-    files = [name for name in contents.files if name.startswith("uniform")]
-    widths = {max(contents.files[name]["policy"].values()): times[name] for name in files}
-    return dict(sorted(widths.items(), reverse=True))
+def _uniform(contents: Contents, times: Mapping[str, float]) -> dict[Bits, float]:
+    # What reads the network's input has 8 bits of activations, whatever the others have.
+    networks = {
+        Bits(*min(contents.files[name]["policy"].values())): us
+        for name, us in times.items() if name.startswith("uniform")
+    }  # fmt: skip
+    return dict(sorted(networks.items(), reverse=True))
 
 
 def contents_of(folder: Path) -> Contents:
@@ -93,7 +115,8 @@ def contents_of(folder: Path) -> Contents:
         layers = {
             layer: [Part(**part) for part in parts] for layer, parts in record.pop("layers").items()
         }
-        return Contents(shapes=shapes, layers=layers, **record)
+        tensors = [Passing.model_validate(tensor) for tensor in record.pop("tensors")]
+        return Contents(shapes=shapes, layers=layers, tensors=tensors, **record)
     except OSError as error:
         raise HaqError(f"{folder} is no kit: {path} cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
@@ -187,42 +210,48 @@ def _drift(folder: Path, contents: Contents, rows: Sequence[Mapping[str, Any]]) 
     return drift
 
 
-def _fitted(contents: Contents, times: Mapping[str, float]) -> tuple[dict[Cell, float], Validation]:
-    """Return what each shape costs at each width inside a network, and how far that is off.
+def _fitted(contents: Contents, times: Mapping[str, float]) -> Fitted:
+    """Return what each shape costs at its bits inside a network, and how far that is off.
 
-    A layer alone has its inputs and outputs converted, and starts a network of its own. What that
-    takes is chosen so that the sums explain the networks; then the costs are moved towards what is
-    left, as in ``haq.hw_profiles.measure.fit``.
+    A layer alone has its inputs and outputs converted where it is quantized, and starts a network
+    of its own. What that takes is chosen so that the sums explain the networks; then the costs are
+    moved towards what is left, as in ``haq.hw_profiles.measure.fit``.
     """
-    cells = [
-        (about["shape"], about["weight"]) for about in contents.files.values() if "shape" in about
-    ]
-    alone = np.array([times[f"layer-{shape:02}-w{weight}.onnx"] for shape, weight in cells])
-    files = contents.files.items()
-    networks = {name: about["policy"] for name, about in files if "policy" in about}
-    mixed = [name for name in networks if name.startswith("mixed")]
-    uniform = [name for name in networks if name not in mixed]
-    seen, unseen = [*uniform, *mixed[::2]], mixed[1::2]
-    uses = {name: _uses(contents, policy, cells) for name, policy in networks.items()}
-    values = np.array([_values(contents.shapes[shape]) for shape, _ in cells], np.float64)
+    files = contents.files
+    alone = {(about["shape"], Bits(*about["bits"])): times[name]
+             for name, about in files.items() if "shape" in about}  # fmt: skip
+    policies = {
+        name: {layer: Bits(*bits) for layer, bits in about["policy"].items()}
+        for name, about in files.items() if "policy" in about
+    }  # fmt: skip
+    mixed = [name for name in policies if name.startswith("mixed")]
+    seen, unseen = [name for name in policies if name not in mixed[1::2]], mixed[1::2]
+    uses = {name: _uses(contents, policy, list(alone)) for name, policy in policies.items()}
+    passed = {name: _passed(contents, policy) for name, policy in policies.items()}
     known = np.array([times[name] for name in seen])
-    before = _inside(alone, values, np.array([uses[name] for name in seen]), known)
-    after = fit.moved(before, np.array([uses[name] for name in seen]), known,
-                      np.full(len(seen), fit.CLOCK_ERROR))  # fmt: skip
-    predicted = [float(uses[name] @ after) for name in unseen]
+    fitting = np.array([uses[name] for name in seen]), np.array([passed[name] for name in seen])
+    before, prices = _inside(contents, alone, *fitting, known)
+    trusted = np.full(len(seen), fit.CLOCK_ERROR)
+    after = fit.moved(before, fitting[0], known, trusted, fitting[1] @ prices)
+    predicted = [float(uses[name] @ after + passed[name] @ prices) for name in unseen]
     validation = fit.validate(predicted, [times[name] for name in unseen])
-    return dict(zip(cells, map(float, after), strict=True)), validation
+    cells = dict(zip(alone, map(float, after), strict=True))
+    into, back = map(float, prices)
+    return Fitted(cells, into, back, validation, len(mixed) - len(unseen))
 
 
-def _uses(
-    contents: Contents, policy: Mapping[str, int], cells: Sequence[Cell]
-) -> NDArray[np.float64]:
-    """Return how often a network computes each shape at each width."""
+def _uses(contents: Contents, policy: Policy, cells: Sequence[Cell]) -> NDArray[np.float64]:
+    """Return how often a network computes each shape at its bits."""
     counts = dict.fromkeys(cells, 0.0)
-    for layer, weight in policy.items():
+    for layer, bits in policy.items():
         for part in contents.layers[layer]:
-            counts[part.shape, weight] += part.calls
+            counts[part.shape, bits] += part.calls
     return np.array([counts[cell] for cell in cells])
+
+
+def _passed(contents: Contents, policy: Policy) -> NDArray[np.float64]:
+    """Return how many values of a batch become quantized, and float, between layers."""
+    return contents.batch * np.array(crossings(contents.tensors, policy), np.float64)
 
 
 def _values(shape: Shape) -> int:
@@ -231,35 +260,54 @@ def _values(shape: Shape) -> int:
 
 
 def _inside(
-    alone: NDArray[np.float64],
-    values: NDArray[np.float64],
+    contents: Contents,
+    alone: Mapping[Cell, float],
     uses: NDArray[np.float64],
+    passed: NDArray[np.float64],
     latencies: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """Return the costs of layers inside a network: what is alone, less its start and its edges.
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the costs of layers inside a network, and of a value that changes its precision.
 
-    The price of a value at the edge is tried on a grid; the scale of the layers and what each of
-    them takes beside are the non-negative least squares of the relative errors.
+    A layer inside a network is what it is alone, less its start and its edges. The price of a value
+    at the edge is tried on a grid; the scale of the layers, what each of them takes beside, and the
+    prices of a change of precision are the non-negative least squares of the relative errors.
     """
-    best, inside = math.inf, alone
-    dearest = float((alone / values).min())
+    whole = np.array(list(alone.values()))
+    # Float layers have no edges that are converted.
+    values = np.array([0 if bits.floats else _values(contents.shapes[at]) for at, bits in alone])
+    best, inside, prices = math.inf, whole, np.zeros(2)
+    dearest = float((whole[values > 0] / values[values > 0]).min())
     for price in np.linspace(0, dearest, 21):
-        left = np.maximum(alone - price * values, _LEAST * alone)
-        columns = np.stack([uses @ left, uses.sum(1)], 1) / latencies[:, None]
-        (scale, start), error = nnls(columns, np.ones(len(latencies)))
+        left = np.maximum(whole - price * values, _LEAST * whole)
+        columns = np.column_stack([uses @ left, uses.sum(1), passed]) / latencies[:, None]
+        (scale, start, *changes), error = nnls(columns, np.ones(len(latencies)))
         if error < best - 1e-9:
-            best, inside = error, scale * left + start
-    return inside
+            best, inside, prices = error, scale * left + start, np.array(changes)
+    return inside, prices
+
+
+def _model(contents: Contents, fitted: Fitted) -> OwnDevice | None:
+    """Return what rows cannot say; nothing where no layer may be float."""
+    if not contents.tensors:
+        return None
+    return OwnDevice(
+        type="own-device",
+        to_quantized=fitted.to_quantized,
+        to_float=fitted.to_float,
+        tensors=tuple(contents.tensors),
+        fitted_on=fitted.seen,
+        validation=fitted.validation,
+    )
 
 
 def _profile(
     name: str,
     contents: Contents,
     device: Mapping[str, Any],
-    cells: Mapping[Cell, float],
-    validation: Validation,
+    fitted: Fitted,
     rounds: int,
 ) -> Profile:
+    cells, validation = fitted.cells, fitted.validation
     threads = device.get("threads") or 1
     what = device.get("command") or f"ONNX Runtime {device.get('onnxruntime')}"
     options = {k: v for k, v in device.items() if isinstance(v, str | int | float | bool)}
@@ -270,9 +318,9 @@ def _profile(
         f"{validation.worst_error:.1%}, rank correlation {validation.rank_correlation:.3f}"
     )
     rows = tuple(
-        Row(shape=contents.shapes[shape], weight=weight, act=ACT_BITS,
+        Row(shape=contents.shapes[shape], weight=bits.weight, act=bits.act,
             cost={"latency": Cost(value=us, n=rounds)})
-        for (shape, weight), us in cells.items()
+        for (shape, bits), us in cells.items()
     )  # fmt: skip
     return Profile(
         format=PROFILE_FORMAT,
@@ -289,5 +337,6 @@ def _profile(
             )
         },
         batch=Batch(reference=contents.batch, rule="none"),
+        model=_model(contents, fitted),
         table=Table(rows=rows),
     )  # fmt: skip
