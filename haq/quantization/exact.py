@@ -5,12 +5,20 @@ and products of two activations are no integers: two libraries give them in floa
 that differ, a few of which fall on the other side of a border between two codes, and from layer to
 layer these become many. So they are computed here, and in the file, as follows:
 
-- norms, softmax, means and sums in float64, from which float32 results are rounded; so are sigmoid
-  and its like where their values meet others before they are rounded, as those of a gate do (where
-  they do not, ``steady`` keeps them off the borders of codes); GELU, for which ONNX Runtime has no
-  float64, is looked up there in a table of its values for all codes;
 - a product of two tensors that have codes from these codes, whose sums are whole numbers that
-  float32 holds exactly; attention's shares count as codes of 2**-15.
+  float32 holds exactly;
+- the softmax of attention, whose shares are codes of 2**-15, by operations of float32 that every
+  library rounds alike, and powers of e that are whole numbers whoever works them out: see
+  ``share_codes``;
+- LayerNorms over the last axis from sums that are whole numbers or in float64, one value for each
+  row, and the rest value by value in float32;
+- other norms, softmaxes, means and sums in float64, from which float32 results are rounded; so are
+  sigmoid and its like where their values meet others before they are rounded, as those of a gate do
+  (where they do not, ``steady`` keeps them off the borders of codes); GELU, for which ONNX Runtime
+  has no float64, is looked up there in a table of its values for all codes.
+
+What is done value by value (a multiplication, an addition, a rounding) IEEE 754 fixes to the last
+bit, in float32 as in float64, and float32 takes a fraction of the time.
 
 Each function takes what the operation takes that ``computes`` names.
 """
@@ -33,6 +41,20 @@ aten = torch.ops.aten
 
 SHARE = 2.0**-15
 """What a code of a share in attention is worth."""
+
+POWERS = 2.0**-8
+"""Differences of scores are rounded to multiples of this before their powers of e are taken."""
+
+SNAP = 1.5 * 2**23 * POWERS
+"""A float32 to which others are added to be rounded so, and from which it is then taken away."""
+
+TALLEST = 10678.75
+"""What the power of e of the highest score counts before it is rounded to a whole number: with it
+no power of a multiple of ``POWERS`` is nearer to the border of two than 1.8e-6 of itself, which is
+15 times what libraries may err by."""
+
+ADDED_UP = int(2**24 / (TALLEST + 1))
+"""The most powers whose sum float32 holds exactly."""
 
 TOP = 255
 """The highest code of an activation."""
@@ -92,18 +114,20 @@ def layer_norm(
 ) -> Tensor:  # fmt: skip
     """Return ``functional.layer_norm``, over the last axis of codes from sums of these.
 
-    Their sums and those of their squares are whole numbers that float32 holds; only what is made of
-    these, one value for each row, is worked out in float64, which takes a fraction of the time.
+    Their sums and those of their squares are whole numbers that float32 holds; those of other
+    values are taken in float64. What is made of these, one value for each row, is worked out in
+    float64, and all else value by value in float32.
     """
-    if step is None:
+    if len(shape) > 1:
         result = functional.layer_norm(x.double(), [*shape], _wide(weight), _wide(bias), eps)
         return result.to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):
-        whole = _whole(x, step)
-        total = whole.sum(-1, keepdim=True).double()
-        squares = whole.square().sum(-1, keepdim=True).double()
-        mean = total / shape[-1]
-        size = 1 / (squares / shape[-1] - mean * mean + eps / step**2).sqrt()
+        whole = x.float() if step is None else _whole(x, step)
+        summed = whole.double()
+        total, squares = (one.sum(-1, keepdim=True) for one in (summed, summed.square()))
+        width = shape[-1]
+        mean, least = total * (1 / width), width * (eps / (step or 1) ** 2)
+        size = width**0.5 / (squares - total * mean + least).sqrt()
         result = (whole - mean.float()) * size.float()
         result = result if weight is None else result * weight
         return (result if bias is None else result + bias).to(x.dtype)
@@ -119,9 +143,40 @@ def step_of_norm(network: nn.Module, grid: Grid, width: int) -> float | None:
     return size if width * max(map(abs, module.levels)) ** 2 < 2**24 else None
 
 
-def softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Return ``functional.softmax``."""
-    return functional.softmax(x.double(), dim).to(dtype or x.dtype)
+def softmax(
+    x: Tensor, dim: int, dtype: torch.dtype | None = None, *, shares: bool = False
+) -> Tensor:
+    """Return ``functional.softmax``, as codes of ``SHARE`` over the last axis where asked."""
+    result = share_codes(x) * SHARE if shares else functional.softmax(x.double(), dim)
+    return result.to(dtype or x.dtype)
+
+
+def share_codes(scores: Tensor, masked: bool = True) -> Tensor:
+    """Return ``functional.softmax`` over the last axis in multiples of 2**-15, whole numbers.
+
+    By operations alone that every library rounds alike::
+
+        d = (score - highest score of the row), rounded to multiples of 2**-8
+        power = round(10678.75 * exp(d))        a whole number up to 10679
+        code = round(power * (2**15 / sum of the row's powers))
+
+    A power has at most as many values as d has multiples, and none of them is close to the border
+    of two whole numbers, so that any library's exp gives the same. An error of d is an error of
+    1/512 of a share at most (of 1/256 without a mask: the highest score is rounded too, which
+    saves a pass over the scores).
+
+    Args:
+        scores: (..., columns), floats.
+        masked: Whether all scores of a row may be lower than -2**14, as behind a mask.
+    """
+    with torch.autocast(scores.device.type, enabled=False):
+        scores = scores.float()
+        highest = scores.amax(-1, keepdim=True)
+        snapped = (scores - highest) + SNAP if masked else scores + (SNAP - highest)
+        steps = snapped - SNAP
+        powers = (steps.exp() * TALLEST).round()
+        total = powers.double().sum(-1, keepdim=True).float()
+        return (powers * (1 / SHARE / total)).round()
 
 
 def mean(
@@ -235,18 +290,20 @@ def attention(
     width = query.shape[-1]
     scale = width**-0.5 if more.get("scale") is None else more["scale"]
     if steps[0] is None or steps[1] is None or width > WIDEST:
-        scores = query.double() @ key.double().transpose(-2, -1) * scale
+        scores = (query.double() @ key.double().transpose(-2, -1) * scale).float()
     else:
         with torch.autocast(query.device.type, enabled=False):
             sums = _whole(query, steps[0]) @ _whole(key, steps[1]).transpose(-2, -1)
-        scores = sums.double() * (steps[0] * steps[1] * scale)
-    if is_causal:
+        scores = sums * torch.tensor(steps[0] * steps[1] * scale, dtype=torch.float32)
+    masked_by_caller = attn_mask is not None
+    if is_causal:  # every row keeps a score
         rows, columns = scores.shape[-2:]
         attn_mask = torch.ones(rows, columns, dtype=torch.bool, device=scores.device).tril()
     if attn_mask is not None:
         masked = scores.masked_fill(~attn_mask, -1e30) if attn_mask.dtype == torch.bool else None
-        scores = scores + attn_mask.double() if masked is None else masked
-    shares = functional.softmax(scores, -1).to(query.dtype)
+        scores = scores + attn_mask.float() if masked is None else masked
+    codes = share_codes(scores, masked_by_caller)
+    shares = (codes * SHARE).to(query.dtype)
     return matmul(shares, value, steps=None if steps[2] is None else (SHARE, steps[2]))
 
 
@@ -326,10 +383,27 @@ def make_exact(network: fx.GraphModule) -> None:
             width = node.args[1][-1]
             step = read and step_of_norm(network, read, int(width))
             node.kwargs = {**node.kwargs, "step": step}
+        elif kind == "softmax":
+            node.kwargs = {**node.kwargs, "shares": not plain and gives_shares(node)}
         elif kind == "gelu":
             grid = None if plain else _codes_read(network, node)
             node.kwargs = {**node.kwargs, "grid": grid}
     network.recompile()
+
+
+def gives_shares(node: fx.Node) -> bool:
+    """Return whether all that reads a softmax over the last axis multiplies its codes."""
+    if node.args[1] != -1:
+        return False
+    waiting = [node]
+    while waiting:
+        for user in waiting.pop().users:
+            if kind_of(user) in ("matmul", "bmm") and grids_of(user) is not None:
+                continue
+            if not selects(user):
+                return False
+            waiting.append(user)
+    return True
 
 
 def codes_normalised(node: fx.Node) -> Grid | None:

@@ -100,6 +100,28 @@ class Shifted(Attention):
         return self.head(x.mean(1))
 
 
+class Masked(Attention):
+    """Fused attention under a mask of booleans, and a norm of a sum that is not rounded."""
+
+    def forward(self, x):
+        x = self.stem(x)
+        q, k, v = self.qkv(x).reshape(-1, 9, 3, 2, 12).permute(2, 0, 3, 1, 4).unbind(0)
+        seen = torch.ones(9, 9, dtype=torch.bool).tril(2)
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        x = self.norm(x + self.proj(mixed.transpose(1, 2).reshape(-1, 9, 24)))
+        return self.head(x.mean(1))
+
+
+class Causal(Attention):
+    """Fused attention of each row to those before it."""
+
+    def forward(self, x):
+        x = self.stem(x)
+        q, k, v = self.qkv(self.norm(x)).reshape(-1, 9, 3, 2, 12).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.head((x + self.proj(mixed.transpose(1, 2).reshape(-1, 9, 24))).mean(1))
+
+
 class Grouped(nn.Module):
     """Norms of groups of channels, with and without weights."""
 
@@ -163,6 +185,8 @@ NETWORKS = {
     "hardswish times a tensor": lambda: GatedLinear(functional.hardswish),
     "attention": Attention,
     "attention of shifted windows": Shifted,
+    "masked attention and the norm of a sum": Masked,
+    "causal attention": Causal,
     "einsum": Einsum,
     "group norm": Grouped,
     "resampling to a size": lambda: Resized(size=(12, 12)),

@@ -35,6 +35,15 @@ def test_the_file_answers_as_the_network_to_the_last_bit(name, weight, act):
     np.testing.assert_array_equal(answers, network(images).detach().numpy())
 
 
+def test_a_file_holds_nothing_that_nobody_reads():
+    graph, network, images = subject("attention", 7, 8)
+    file = lower(template(stand_in(graph)[0], images[:2]), network)
+    read = {name for node in file.graph.node for name in node.input}
+    read |= {value.name for value in file.graph.output}
+    assert all(set(node.output) & read for node in file.graph.node)
+    assert {one.name for one in file.graph.initializer} <= read
+
+
 @pytest.mark.parametrize("name", ["sigmoid gate", "transposed convolutions", "group norm", "GEGLU"])
 def test_numpy_works_out_the_same_file(name):
     graph, network, images = subject(name, 7, 8)

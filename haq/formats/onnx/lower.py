@@ -39,6 +39,7 @@ from haq.formats.onnx.operators import (
 )
 from haq.formats.onnx.rows import lower_shared_rows, write_shared_rows
 from haq.formats.onnx.template import DOMAIN, OPSET, Template
+from haq.formats.onnx.translation.draft import read_nodes
 from haq.formats.onnx.writer import Cpu, Writer
 
 OPSET_INT2 = 25
@@ -112,17 +113,19 @@ _MARKERS: Mapping[str, Callable[[Writer, onnx.NodeProto], None]] = {
 
 
 def _model(file: Writer, source: onnx.ModelProto, metadata: Mapping[str, Any]) -> onnx.ModelProto:
-    used = {tensor for node in (*file.first, *file.nodes) for tensor in node.input}
+    # ONNX Runtime carries out what nobody reads: floats of codes, where the codes alone are read.
+    nodes = read_nodes([*file.first, *file.nodes], {value.name for value in source.graph.output})
+    used = {tensor for node in nodes for tensor in node.input}
     constants = [tensor for name, tensor in file.constants.items() if name in used]
     graph = helper.make_graph(
-        [*file.first, *file.nodes], source.graph.name if file.original else "network",
+        nodes, source.graph.name if file.original else "network",
         _plain_values(source.graph.input),
         _plain_values(source.graph.output), constants,
     )  # fmt: skip
     packed = any(tensor.data_type in (TensorProto.INT2, TensorProto.UINT2) for tensor in constants)
     own = next(entry.version for entry in source.opset_import if entry.domain in ("", "ai.onnx"))
     opsets = [helper.make_opsetid("", max(own, OPSET_INT2 if packed else OPSET))]
-    if any(node.domain == CONTRIB for node in file.nodes):
+    if any(node.domain == CONTRIB for node in nodes):
         opsets.append(helper.make_opsetid(CONTRIB, 1))
     model = helper.make_model(
         graph,

@@ -1,10 +1,11 @@
-"""How norms are written that fold into no layer: BatchNorms, and LayerNorms of codes."""
+"""How norms are written that fold into no layer: BatchNorms, and LayerNorms over the last axis."""
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from haq.formats.onnx.operators import add_whole
 from haq.formats.onnx.writer import Writer, name_of
 from haq.quantization.bn_folding import affine
 from haq.quantization.exact import Grid, step_of_norm
@@ -32,30 +33,10 @@ def lower_layer_norm(file: Writer, node: onnx.NodeProto) -> None:
     width, factor, eps = (
         helper.get_node_attr_value(node, name) for name in ("width", "factor", "epsilon")
     )
-    step = step_of_norm(file.network, Grid(name_of(node), factor), width)
-    if step is None:
-        _add_wide(file, tensor, parts, output, width, eps)
-        return
-    whole = _whole(file, tensor, step, factor, output)
-    axes = file.constant(f"{output}.axes", np.array([-1], np.int64))
-    size = file.constant(f"{output}.width", np.array(width, np.float64))
-    means = []
-    for kind in ("ReduceSum", "ReduceSumSquare"):
-        total = file.add(kind, [whole, axes], f"{output}.{kind}", keepdims=1)
-        wide = file.add("Cast", [total], f"{total}.wide", to=TensorProto.DOUBLE)
-        means.append(file.add("Div", [wide, size], f"{total}.mean"))
-    square = file.add("Mul", [means[0], means[0]], f"{output}.square")
-    variance = file.add("Sub", [means[1], square], f"{output}.variance")
-    least = file.constant(f"{output}.epsilon", np.array(eps / step**2, np.float64))
-    deviation = file.add(
-        "Sqrt", [file.add("Add", [variance, least], f"{output}.sum")], f"{output}.deviation"
-    )
-    one = file.constant("one_in_float64", np.array(1, np.float64))
-    inverse = file.add("Div", [one, deviation], f"{output}.inverse")
-    mean, scale = (
-        file.add("Cast", [wide], f"{wide}.float", to=TensorProto.FLOAT)
-        for wide in (means[0], inverse)
-    )
+    name = name_of(node)
+    step = step_of_norm(file.network, Grid(name, factor), width) if name else None
+    whole = tensor if step is None else add_whole(file, tensor, step, factor, output)
+    mean, scale = _moments(file, whole, output, width, eps / (step or 1) ** 2, step is not None)
     steps = [("Sub", mean), ("Mul", scale), *zip(("Mul", "Add"), parts, strict=False)]
     result = whole
     for number, (kind, operand) in enumerate(steps):
@@ -63,29 +44,41 @@ def lower_layer_norm(file: Writer, node: onnx.NodeProto) -> None:
         result = file.add(kind, [result, operand], output if last else f"{output}.{number}")
 
 
-def _whole(file: Writer, tensor: str, step: float, factor: float, label: str) -> str:
-    """Write the codes of a tensor, counted from that of zero, as floats."""
-    grid = file.grids.get(tensor)
-    if grid is None or factor != 1:
-        size = file.constant(f"{label}.step", np.array(step, np.float32))
-        places = file.add("Div", [tensor, size], f"{label}.places")
-        return file.add("Round", [places], f"{label}.whole")
-    code = file.add("Cast", [grid.code], f"{label}.codes", to=TensorProto.FLOAT)
-    if not grid.zero:
-        return code
-    zero = file.constant(f"{label}.zero", np.array(grid.zero, np.float32))
-    return file.add("Sub", [code, zero], f"{label}.whole")
+def _moments(
+    file: Writer, x: str, output: str, width: int, eps: float, exact: bool
+) -> tuple[str, str]:
+    """Write the mean of each row, and the inverse of its deviation; return both, in float32.
 
-
-def _add_wide(
-    file: Writer, tensor: str, parts: list[str], output: str, width: int, eps: float
-) -> None:
-    """Write a LayerNorm in float64."""
-    if not parts:
-        parts = [file.constant(f"{output}.ones", np.ones(width, np.float32))]
-    inputs = [
-        file.add("Cast", [part], f"{output}.wide{place}", to=TensorProto.DOUBLE)
-        for place, part in enumerate([tensor, *parts])
+    Args:
+        file: In the making.
+        x: The rows.
+        output: Begins the names of what is written.
+        width: Values of a row.
+        eps: Added to the variance.
+        exact: Whether float32 holds the sums of a row and of its squares.
+    """
+    wide = x if exact else file.add("Cast", [x], f"{output}.wide", to=TensorProto.DOUBLE)
+    axes = file.constant(f"{output}.axes", np.array([-1], np.int64))
+    sums = [
+        file.add(kind, [wide, axes], f"{output}.{kind}", keepdims=1)
+        for kind in ("ReduceSum", "ReduceSumSquare")
     ]
-    result = file.add("LayerNormalization", inputs, f"{output}.wide", axis=-1, epsilon=eps)
-    file.add("Cast", [result], output, to=TensorProto.FLOAT)
+    total, squares = (
+        file.add("Cast", [one], f"{one}.wide", to=TensorProto.DOUBLE) if exact else one
+        for one in sums
+    )
+    held = {"inverse": 1 / width, "epsilon": width * eps, "root": width**0.5}
+    number = {
+        name: file.constant(f"{output}.{name}", np.array(value, np.float64))
+        for name, value in held.items()
+    }
+    mean = file.add("Mul", [total, number["inverse"]], f"{output}.mean")
+    shared = file.add("Mul", [total, mean], f"{output}.shared")
+    away = file.add("Sub", [squares, shared], f"{output}.away")
+    power = file.add("Add", [away, number["epsilon"]], f"{output}.power")
+    size = file.add("Div", [number["root"], file.add("Sqrt", [power], f"{output}.deviation")],
+                    f"{output}.scale")  # fmt: skip
+    mean, scale = (
+        file.add("Cast", [one], f"{one}.float", to=TensorProto.FLOAT) for one in (mean, size)
+    )
+    return mean, scale

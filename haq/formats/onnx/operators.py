@@ -18,6 +18,8 @@ _MOVES = {
 
 def moves(file: Writer, node: onnx.NodeProto) -> bool:
     """Return whether a node's results are among the values it reads, or zero."""
+    if node.op_type == "Gather":
+        return node.input[0] not in file.constants and node.input[1] in file.constants
     if node.op_type not in _MOVES or len(node.output) > 1:
         return False
     padded = node.op_type == "Pad" and len(node.input) > 2 and node.input[2]
@@ -76,14 +78,33 @@ def lower_rounding(file: Writer, node: onnx.NodeProto) -> None:
 
 
 def lower_whole(file: Writer, node: onnx.NodeProto) -> None:
-    """Write the codes of a tensor as floats: it divided by what one is worth, and rounded."""
+    """Write the codes of a tensor, counted from that of zero, as floats."""
     tensor, output = file.now(node.input[0]), node.output[0]
-    size = step_of(file, name_of(node), helper.get_node_attr_value(node, "factor"))
-    if size is None:
-        file.rename(output, tensor)
-        return
-    places = file.constant(f"{output}.step", np.array(size, np.float32))
-    file.add("Round", [file.add("Div", [tensor, places], f"{output}.places")], output)
+    factor = helper.get_node_attr_value(node, "factor")
+    size = step_of(file, name_of(node), factor)
+    whole = tensor if size is None else add_whole(file, tensor, size, factor, output)
+    file.rename(output, whole)
+
+
+def add_whole(file: Writer, tensor: str, step: float, factor: float, label: str) -> str:
+    """Write the codes of a tensor, counted from that of zero, as floats; return them.
+
+    Args:
+        file: In the making.
+        tensor: Multiples of a step.
+        step: What a code is worth in it.
+        factor: By which it was multiplied since it was rounded.
+        label: Begins the names of what is written.
+    """
+    grid = file.grids.get(tensor)
+    if grid is None or factor != 1:
+        size = file.constant(f"{label}.step", np.array(step, np.float32))
+        places = file.add("Div", [tensor, size], f"{label}.places")
+        return file.add("Round", [places], f"{label}.whole")
+    one = file.constant("one", np.array(1, np.float32))
+    return file.add(
+        "DequantizeLinear", [grid.code, one, f"{grid.label}.zero_point"], f"{label}.whole"
+    )
 
 
 def lower_table(file: Writer, node: onnx.NodeProto) -> None:
@@ -121,10 +142,10 @@ def lower_unit(file: Writer, node: onnx.NodeProto) -> None:
     width, scale = (helper.get_node_attr_value(node, name) for name in ("width", "scale"))
     if scale:
         sizes = [1.0 if one is None else one for one in steps]
-        values = np.array(sizes[0] * sizes[1] * scale, np.float64)
+        values = np.full((1, 1), sizes[0] * sizes[1] * scale, np.float32)
     else:
-        # Not a scalar: ONNX Runtime would take that into the product, and round otherwise.
         values = np.full(max(width, 1), units[0] * units[1], np.float32)
+    # Not a scalar: ONNX Runtime would take that into the product, and round otherwise.
     output = node.output[0]
     unit = file.constant(f"{output}.unit", values)
     file.add("Mul", [file.now(node.input[0]), unit], output)

@@ -124,7 +124,7 @@ def _marker(
     return result
 
 
-def template(network: fx.GraphModule, sample: Sample) -> Template:
+def template(network: fx.GraphModule, sample: Sample, exactly: bool = True) -> Template:
     """Return the ONNX form of a network that ``haq.quantization.fake_quant.quantize`` made.
 
     It serves every network from the same graph: what stays float is taken from the network.
@@ -132,6 +132,8 @@ def template(network: fx.GraphModule, sample: Sample) -> Template:
     Args:
         network: Left as it is.
         sample: What one forward takes; the first axis is the batch, and free in the file.
+        exactly: Whether what stays float between integers is computed as ``quantization.exact``
+            says. Otherwise plain operators of float32 do it, whose last digits differ.
 
     Raises:
         ModelError: torch cannot export the network.
@@ -153,7 +155,7 @@ def template(network: fx.GraphModule, sample: Sample) -> Template:
             model = translated(
                 network, arguments(network.graph, inputs), _input_names(network, inputs),
                 _results(network, inputs), OPSET, DOMAIN, _marker_of(names, norms),
-                exactly=_rounds(network),
+                exactly=exactly and _rounds(network),
             )  # fmt: skip
         return Template(model, norms, {})
     except UntranslatedError as error:

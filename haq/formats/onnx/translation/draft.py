@@ -1,7 +1,7 @@
 """The ONNX graph that is being written, and what is known of the values in it."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,7 @@ class Draft:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
         self.state: dict[str, Tensor] = {}
+        self.shares: dict[fx.Node, str] = {}  # softmax to the codes of its shares
         self.exactly = False  # whether floats are computed as haq.quantization.exact says
         self.at = ""  # name of the node that is being written
 
@@ -160,3 +161,23 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 def axis_of(axis: int, rank: int) -> int:
     """Return an axis counted from the front."""
     return axis + rank if axis < 0 else axis
+
+
+def read_nodes(nodes: Sequence[onnx.NodeProto], results: Collection[str]) -> list[onnx.NodeProto]:
+    """Return the nodes whose outputs are read by others, or are results, in their order."""
+    used, kept = set(results), []
+    for node in reversed(nodes):
+        if not used.isdisjoint(node.output):
+            kept.append(node)
+            used.update(node.input)
+            used.update(read_inside(node))
+    return kept[::-1]
+
+
+def read_inside(node: onnx.NodeProto) -> set[str]:
+    """Return the tensors that the graphs inside a node read."""
+    inner = [one for held in node.attribute for one in (held.g, *held.graphs)]
+    return {
+        tensor for graph in inner for one in graph.node
+        for tensor in (*one.input, *read_inside(one))
+    } | {value.name for graph in inner for value in graph.output}  # fmt: skip

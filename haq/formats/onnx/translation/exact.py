@@ -1,4 +1,4 @@
-"""Float operations as ``haq.quantization.exact`` computes them: in float64, or from codes."""
+"""Float operations as ``haq.quantization.exact`` computes them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,12 +11,16 @@ from haq.formats.onnx.translation.draft import Draft, arguments, axis_of
 from haq.formats.onnx.translation.elementwise import Rule
 from haq.network.operators import kind_of
 from haq.quantization.exact import (
+    ADDED_UP,
     SHARE,
+    SNAP,
+    TALLEST,
     WIDEST,
     Grid,
     codes_normalised,
     computed_exactly,
     fits,
+    gives_shares,
     grid_of,
     grids_of,
 )
@@ -34,8 +38,8 @@ def _wide(draft: Draft, value: Any) -> str:
 def _layer_norm(draft: Draft, node: fx.Node) -> str:
     given = arguments(node)
     shape, weight, bias = given["normalized_shape"], given["weight"], given["bias"]
-    grid = codes_normalised(node)
-    if grid is not None:
+    if len(shape) == 1:
+        grid = codes_normalised(node) or Grid("", 1.0)
         affine = [draft.tensor(part) for part in (weight, bias) if part is not None]
         return str(draft.emit(
             "layer_norm", draft.tensor(given["input"]), *affine, domain=DOMAIN, name=grid.rounding,
@@ -53,8 +57,33 @@ def _layer_norm(draft: Draft, node: fx.Node) -> str:
 
 def _softmax(draft: Draft, node: fx.Node) -> str:
     given = arguments(node)
+    if gives_shares(node):
+        width = draft.of(node).shape[-1]
+        draft.shares[node] = _share_codes(draft, draft.tensor(given["self"]), width)
+        return str(draft.emit("Mul", draft.shares[node], draft.constant(SHARE, torch.float32)))
     result = draft.emit("Softmax", _wide(draft, given["self"]), axis=int(given["dim"]))
     return draft.cast(result, draft.of(node).dtype)
+
+
+def _share_codes(draft: Draft, scores: str, columns: int | None, masked: bool = True) -> str:
+    """Write ``haq.quantization.exact.share_codes`` of scores in float32."""
+    axes = draft.constant([-1])
+    snap, tallest, whole = (
+        draft.constant(value, torch.float32) for value in (SNAP, TALLEST, 1 / SHARE)
+    )
+    highest = draft.emit("ReduceMax", scores, axes, keepdims=1)
+    if masked:
+        snapped = draft.emit("Add", draft.emit("Sub", scores, highest), snap)
+    else:
+        snapped = draft.emit("Add", scores, draft.emit("Sub", snap, highest))
+    steps = draft.emit("Sub", snapped, snap)
+    powers = draft.emit("Round", draft.emit("Mul", draft.emit("Exp", steps), tallest))
+    if columns is not None and columns <= ADDED_UP:
+        total = draft.emit("ReduceSum", powers, axes, keepdims=1)
+    else:
+        wide = draft.emit("ReduceSum", draft.cast(powers, WIDE), axes, keepdims=1)
+        total = draft.cast(wide, torch.float32)
+    return str(draft.emit("Round", draft.emit("Mul", powers, draft.emit("Div", whole, total))))
 
 
 def _reduced(kind: str, plain: Rule) -> Rule:
@@ -176,11 +205,11 @@ def _matmul(draft: Draft, node: fx.Node) -> str:
 
 
 def _whole(draft: Draft, value: Any, grid: Grid) -> str:
-    """Write a marker of the codes of a tensor, as floats."""
-    return _marked_whole(draft, draft.tensor(value), grid)
-
-
-def _marked_whole(draft: Draft, x: str, grid: Grid) -> str:
+    """Write a marker of the codes of a tensor, as floats; those of shares are written already."""
+    x = draft.tensor(value)
+    known = {draft.names[node]: codes for node, codes in draft.shares.items()}
+    if not grid.rounding and x in known:
+        return known[x]
     more = {"name": grid.rounding, "factor": grid.factor}
     return str(draft.emit("whole", x, domain=DOMAIN, **more))  # type: ignore[arg-type]
 
@@ -206,20 +235,20 @@ def _attention(draft: Draft, node: fx.Node) -> Any:
     scale = width**-0.5 if given["scale"] is None else float(given["scale"])
     grids = [grid_of(operand) for operand in (query, key, value)]
     scores = _scores(draft, query, key, grids, scale)
-    scores = _masked(draft, scores, given, node)
-    shares = draft.cast(draft.emit("Softmax", scores, axis=-1), draft.of(node).dtype)
+    scores, masked = _masked(draft, scores, given), given["attn_mask"] is not None
+    shares = _share_codes(draft, scores, draft.of(key).shape[-2], masked)
     if grids[2] is None:
-        product = draft.emit("MatMul", draft.cast(shares, WIDE), _wide(draft, value))
+        real = draft.emit("Mul", draft.cast(shares, WIDE), draft.constant(SHARE, WIDE))
+        product = draft.emit("MatMul", real, _wide(draft, value))
         return draft.cast(product, draft.of(node).dtype)
-    share = Grid("", SHARE)
-    sums = draft.emit("MatMul", _marked_whole(draft, shares, share), _whole(draft, value, grids[2]))
-    return _times(draft, sums, (share, grids[2]), draft.of(value).shape[-1])
+    sums = draft.emit("MatMul", shares, _whole(draft, value, grids[2]))
+    return _times(draft, sums, (Grid("", SHARE), grids[2]), draft.of(value).shape[-1])
 
 
 def _scores(
     draft: Draft, query: fx.Node, key: fx.Node, grids: Sequence[Grid | None], scale: float
 ) -> str:
-    """Write the products of queries and keys, scaled, in float64."""
+    """Write the products of queries and keys, scaled, in float32."""
     order = [*range(draft.of(key).rank)]
     order[-2:] = order[:-3:-1]
     width = draft.of(query).shape[-1] or 0
@@ -227,13 +256,13 @@ def _scores(
     if left is None or right is None or not 0 < width <= WIDEST:
         turned = draft.emit("Transpose", _wide(draft, key), perm=order)
         scores = draft.emit("MatMul", _wide(draft, query), turned)
-        return str(draft.emit("Mul", scores, draft.constant(scale, WIDE)))
+        return draft.cast(draft.emit("Mul", scores, draft.constant(scale, WIDE)), torch.float32)
     turned = draft.emit("Transpose", _whole(draft, key, right), perm=order)
     sums = draft.emit("MatMul", _whole(draft, query, left), turned)
-    return _times(draft, draft.cast(sums, WIDE), (left, right), None, scale)
+    return _times(draft, sums, (left, right), None, scale)
 
 
-def _masked(draft: Draft, scores: str, given: Mapping[str, Any], node: fx.Node) -> str:
+def _masked(draft: Draft, scores: str, given: Mapping[str, Any]) -> str:
     mask = given["attn_mask"]
     if given["is_causal"]:
         rows, columns = (
@@ -243,13 +272,13 @@ def _masked(draft: Draft, scores: str, given: Mapping[str, Any], node: fx.Node) 
         shape = draft.emit("Concat", rows, columns, axis=0)
         every = draft.emit("Expand", draft.constant(1.0, torch.float32), shape)
         seen = draft.cast(draft.emit("Trilu", every, upper=0), torch.bool)
-        return str(draft.emit("Where", seen, scores, draft.constant(-1e30, WIDE)))
+        return str(draft.emit("Where", seen, scores, draft.constant(-1e30, torch.float32)))
     if mask is None:
         return scores
     if draft.of(mask).dtype == torch.bool:
-        least = draft.constant(-1e30, WIDE)
+        least = draft.constant(-1e30, torch.float32)
         return str(draft.emit("Where", draft.tensor(mask), scores, least))
-    return str(draft.emit("Add", scores, draft.tensor(mask, WIDE)))
+    return str(draft.emit("Add", scores, draft.tensor(mask, torch.float32)))
 
 
 RULES: Mapping[Any, Rule] = {

@@ -10,7 +10,14 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq.formats.onnx.translation import elementwise, exact, products, reductions, shapes
-from haq.formats.onnx.translation.draft import TYPES, Draft, Known, UntranslatedError, as_constant
+from haq.formats.onnx.translation.draft import (
+    TYPES,
+    Draft,
+    Known,
+    UntranslatedError,
+    as_constant,
+    read_nodes,
+)
 from haq.network.lifting.modules import DROPOUT_MODULES, Constant
 from haq.network.operators import kind_of
 
@@ -199,15 +206,17 @@ def _model(
     for name, node in results.items():
         draft.nodes.append(helper.make_node("Identity", [draft.names[node]], [name]))
         outputs.append(_value(name, draft.of(node)))
+    nodes = read_nodes(draft.nodes, set(results))
+    written = {tensor for node in nodes for tensor in node.output}
     shown = [
         _value(name, known)
         for node, known in draft.known.items()
         if isinstance(known, Known) and (name := str(draft.names.get(node)))
-        and node.op not in ("placeholder", "output") and name not in (draft.constants | draft.state)
+        and node.op not in ("placeholder", "output") and name in written
     ]  # fmt: skip
-    used = {tensor for node in draft.nodes for tensor in node.input}
+    used = {tensor for node in nodes for tensor in node.input}
     values = [draft.constants[name] for name in draft.constants if name in used]
     values += [as_constant(name, value) for name, value in draft.state.items() if name in used]
-    graph = helper.make_graph(draft.nodes, "network", inputs, outputs, values, value_info=shown)
+    graph = helper.make_graph(nodes, "network", inputs, outputs, values, value_info=shown)
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid(domain, 1)]
     return helper.make_model(graph, opset_imports=opsets)
