@@ -94,7 +94,7 @@ def _islands(record: Mapping[str, Any] | None) -> list[str]:
         for times in (row["median_ms"],)
     )
     return [
-        "What is float between layers is computed so that PyTorch and the file give the same to the "
-        f"last bit. That costs latency in ONNX Runtime, at one thread. {said}. "
+        "What is float between layers is computed so that PyTorch and the file give the same to "
+        f"the last bit. That costs latency in ONNX Runtime, at one thread. {said}. "
         f"(`{record['command']}`)"
     ]
