@@ -127,7 +127,7 @@ def layer_norm(
         total, squares = (one.sum(-1, keepdim=True) for one in (summed, summed.square()))
         width = shape[-1]
         mean, least = total * (1 / width), width * (eps / (step or 1) ** 2)
-        size = width**0.5 / (squares - total * mean + least).sqrt()
+        size: Tensor = width**0.5 / (squares - total * mean + least).sqrt()
         result = (whole - mean.float()) * size.float()
         result = result if weight is None else result * weight
         return (result if bias is None else result + bias).to(x.dtype)
