@@ -16,6 +16,7 @@ from haq.agents.driver import Episode, play
 from haq.agents.guided import Guided
 from haq.agents.ilp import Ilp
 from haq.agents.random_search import RandomSearch
+from haq.agents.trust_region import TrustRegion
 from haq.agents.uniform import Uniform
 from haq.errors import HaqError, look_up
 
@@ -24,6 +25,7 @@ AGENTS: Mapping[str, type[Agent]] = {
     "guided": Guided,
     "ilp": Ilp,
     "random": RandomSearch,
+    "trust": TrustRegion,
     "uniform": Uniform,
 }
 

@@ -112,7 +112,7 @@ def search_command(  # noqa: PLR0913 - one argument an option
     ] = None,
     agent: Annotated[
         str | None,
-        option(SEARCH, "Agent that proposes policies: guided, ilp, ddpg, random, uniform or "
+        option(SEARCH, "Agent that proposes policies: guided, trust, ilp, ddpg, random, uniform or "
                "package.module:Class.",
                metavar="NAME", show_default="guided; ddpg with --paper"),
     ] = None,

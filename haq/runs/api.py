@@ -155,7 +155,7 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
             ONNX Runtime is faster where it is 16.
         pins: Layer to the bits of its weights and activations. None: 8 in the first and the last,
             if they hold no more than a tenth of the weights.
-        agent: "guided", "ilp" (one policy, at once), "ddpg", "random", "uniform".
+        agent: "guided", "trust", "ilp" (one policy, at once), "ddpg", "random", "uniform".
         paper: Run ``agent="ddpg"`` as the paper describes it.
         episodes: Policies to try. None: as many as suit the time of one evaluation; 1 for ilp.
         evaluation: What scores a policy: "finetune", after an epoch, or "cheap", after correcting

@@ -18,7 +18,7 @@ from haq.allocation.trials import Score
 from haq.envs.quantization import QuantizationEnv
 
 EVERY = [*AGENTS, "toys:Climber"]
-LEARNS = {"ddpg": 21, "guided": 4, "toys:Climber": 1}
+LEARNS = {"ddpg": 21, "guided": 4, "trust": 3, "toys:Climber": 1}
 """Agents that learn, and the first episode in which a result can count."""
 
 
@@ -201,7 +201,9 @@ class TestEveryAgent:
 
 
 def test_only_those_that_weigh_sensitivities_are_informed() -> None:
-    assert {name for name, agent in AGENTS.items() if agent.informed} == {"guided", "ilp"}
+    assert {name for name, agent in AGENTS.items() if agent.informed} == {
+        "guided", "ilp", "trust"
+    }  # fmt: skip
 
 
 def test_an_agent_without_proposals_is_none() -> None:

@@ -28,7 +28,7 @@ def misled(seed: int) -> Callable[[Policy], Score]:
 
 
 @pytest.mark.parametrize("budgets", BUDGETS, ids=" ".join)
-@pytest.mark.parametrize("agent", ["guided", "ilp", "uniform"])
+@pytest.mark.parametrize("agent", ["guided", "ilp", "trust", "uniform"])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_best_is_in_budget_and_no_worse_than_the_start_and_uniform_bits(
     agent: str, budgets: list[str], seed: int
