@@ -120,13 +120,28 @@ class Interval(Strict):
     contended: Annotated[float, Field(ge=0, le=1)]  # share of the samples that were interrupted
 
 
-class Between(Strict):
+class Changes(Strict):
+    """What a change of precision costs between two layers."""
+
+    to_quantized: NotNegative  # cost of one element on an edge from float to quantized
+    to_float: NotNegative  # and from quantized to float
+
+
+class Between(Changes):
     """What rows of a table cannot say: the costs between layers, and the check."""
 
-    to_quantized: NotNegative  # latency of one element on an edge from float to quantized
-    to_float: NotNegative  # and from quantized to float
     tensors: tuple[Passing, ...] = ()  # the edges
     fitted_on: Whole | None = None  # mixed policies behind the two costs of an element
+    validation: Validation
+
+
+class MeasuredEnergy(Changes):
+    """What rows cannot say of energy: the costs between layers, the networks, and the check."""
+
+    networks: Mapping[str, Positive]  # of one precision
+    idle_watts: NotNegative  # taken off; the mean
+    spread: NotNegative  # largest less smallest window of a network, as a share; the worst
+    fitted_on: Whole
     validation: Validation
 
 
@@ -135,6 +150,7 @@ class Measured(Between):
 
     type: Literal["measured"]
     networks: Mapping[str, Interval] = {}  # of one precision, as they were measured
+    energy: MeasuredEnergy | None = None
 
 
 class OwnDevice(Between):

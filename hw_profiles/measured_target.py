@@ -10,7 +10,14 @@ from haq.allocation.costs import Edge
 from haq.allocation.policy import FLOAT, Bits
 from haq.hw_profiles.answers import Costs
 from haq.hw_profiles.between import ByBits
-from haq.hw_profiles.measured import Between, exact_everywhere, kernel
+from haq.hw_profiles.measured import (
+    Between,
+    Changes,
+    Measured,
+    Passing,
+    exact_everywhere,
+    kernel,
+)
 from haq.hw_profiles.rows import Cells
 from haq.hw_profiles.target import ProfileTarget
 from haq.network.layers import Kind, Layer
@@ -59,8 +66,11 @@ class MeasuredTarget(ProfileTarget):
     ) -> tuple[Edge, ...]:
         """Return what a change of precision costs on every tensor between two of the layers."""
         model = self.profile.model
-        assert isinstance(model, Between)
-        return _passing(model, self.batch, layers, choices)
+        assert isinstance(model, Measured)
+        prices: dict[str, Changes] = {"latency": model}
+        if model.energy is not None:
+            prices["energy"] = model.energy
+        return _passing(model.tensors, prices, self.batch, layers, choices)
 
 
 class OwnDeviceTarget(ProfileTarget):
@@ -74,27 +84,32 @@ class OwnDeviceTarget(ProfileTarget):
         """Return what a change of precision costs on every tensor between two of the layers."""
         model = self.profile.model
         assert isinstance(model, Between)
-        return _passing(model, self.batch, layers, choices)
+        return _passing(model.tensors, {"latency": model}, self.batch, layers, choices)
 
 
 def _passing(
-    model: Between, batch: int, layers: Sequence[Layer], choices: Mapping[str, tuple[Bits, ...]]
+    tensors: Sequence[Passing],
+    prices: Mapping[str, Changes],
+    batch: int,
+    layers: Sequence[Layer],
+    choices: Mapping[str, tuple[Bits, ...]],
 ) -> tuple[Edge, ...]:
     known = {layer.name for layer in layers}
     floats = {name: np.array([bits.floats for bits in choices[name]]) for name in known}
     edges = []
-    for tensor in model.tensors:
+    for tensor in tensors:
         if {tensor.producer, tensor.consumer} <= known:
-            change = _change(model, floats[tensor.producer], floats[tensor.consumer])
-            latency = batch * tensor.values * change
-            edges.append(Edge(tensor.producer, tensor.consumer, {"latency": latency}))
+            ends = floats[tensor.producer], floats[tensor.consumer]
+            costs = {name: batch * tensor.values * _change(price, *ends)
+                     for name, price in prices.items()}  # fmt: skip
+            edges.append(Edge(tensor.producer, tensor.consumer, costs))
     return tuple(edges)
 
 
 def _change(
-    model: Between, before: NDArray[np.bool_], after: NDArray[np.bool_]
+    price: Changes, before: NDArray[np.bool_], after: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """Return the latency of one value for each choice of the producer and of the consumer."""
+    """Return the cost of one value for each choice of the producer and of the consumer."""
     into = before[:, None] & ~after[None, :]
     back = ~before[:, None] & after[None, :]
-    return model.to_quantized * into + model.to_float * back
+    return price.to_quantized * into + price.to_float * back

@@ -54,6 +54,10 @@ def profile_command(  # noqa: PLR0913 - one argument an option
         option(MEASURING, "CPUs the files must be right on: any x86, or those with vnni, which "
                "alone are right at w8a8.", metavar="any|vnni")
     ] = "any",
+    energy: Annotated[
+        bool, typer.Option("--energy", help="Measure energy too, where there is a counter: some "
+                           "four minutes more.", rich_help_panel=MEASURING)
+    ] = False,
 ) -> None:  # fmt: skip
     """Measure a network in ONNX Runtime on this machine, for --target FILE.
 
@@ -62,10 +66,12 @@ def profile_command(  # noqa: PLR0913 - one argument an option
     """
     from haq.cli.terminal.progress import progress
     from haq.hw_profiles.measure.onnx_runtime import Setup, check_provider
+    from haq.runs.profiling.energy import meter_of
     from haq.runs.profiling.profile import check_cpu, check_out, describe, run_profile
     from haq.runs.profiling.subject import subject
 
     check_provider(provider)
+    meter = meter_of(provider) if energy else None
     runs_on = check_cpu(cpu)
     check_out(out)
     formats = formats_of(scheme, groups)
@@ -75,6 +81,6 @@ def profile_command(  # noqa: PLR0913 - one argument an option
     )  # fmt: skip
     setup = Setup(provider, threads, batch)
     with progress() as on_progress:
-        profile = run_profile(asked, out, setup, rounds, seed, on_progress, runs_on)
+        profile = run_profile(asked, out, setup, rounds, seed, on_progress, runs_on, meter)
     typer.echo(describe(profile))
     typer.echo(f"{out}: haq search --model {model} --target {out} --budget latency=70%fp32")

@@ -1,144 +1,199 @@
-"""Meters: the energy that a CPU or a GPU took, as its own counter says.
+"""Energy as measured: joules of one call, by the counters that the package zeus reads.
 
-Where there is no counter there is no meter, and no number either. A counter is that of the whole
-package or card: it also counts what else runs there.
+Zeus knows the counters of NVIDIA and AMD GPUs, of CPUs (RAPL), Jetson and Apple silicon. Where
+there is no counter there is no meter, and no number either. A counter is that of the whole package
+or card: it also counts what else runs there, so what is taken while nothing runs is taken off.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Literal, NamedTuple
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 from haq.errors import HaqError
 
-POWERCAP = Path("/sys/class/powercap")
-"""Where Linux shows the energy counters of CPUs."""
+SECONDS = 1.0
+"""How long a window lasts at least: counters move every 10 to 100 ms."""
+
+WINDOWS = 3
+"""Windows of each call; their spread says what the number is worth."""
+
+SPREAD = 0.05
+"""The most that windows may differ, as a share of their mean."""
+
+_KEY = "haq"
+
+_SOC_MJ = {"cpu": ("cpu_total_mj", "cpu_energy_mj"), "gpu": ("gpu_mj", "gpu_energy_mj")}
+"""What zeus calls the energy of a processor of an SoC: Apple's, a Jetson's."""
 
 
-class Counter(NamedTuple):
-    """A number that rises with the energy used.
+class Window(NamedTuple):
+    """What was taken while something ran."""
 
-    Attributes:
-        name: For messages.
-        read: Returns it as it is now.
-        joules: What one count stands for.
-        wraps_at: After this many counts it starts again from 0; None if it never does.
-    """
-
-    name: str
-    read: Callable[[], int]
     joules: float
-    wraps_at: int | None
+    seconds: float
 
 
+@dataclass(frozen=True)
 class Meter:
-    """The energy since it was made, of one or more counters together.
-
-    It sees one wrap of a counter between two readings and cannot see a second one: a CPU's counter
-    may wrap every few minutes under full load, so read it more often than that.
+    """The counters of one kind of processor.
 
     Attributes:
         name: What is measured.
+        monitor: ``ZeusMonitor`` of these counters alone.
+        joules_of: From a ``Measurement`` of it to joules.
     """
 
-    def __init__(self, name: str, counters: Sequence[Counter]) -> None:
-        self.name = name
-        self._counters = tuple(counters)
-        self._counts = [counter.read() for counter in counters]
-        self._joules = 0.0
+    name: str
+    monitor: Any
+    joules_of: Callable[[Any], float]
 
-    def joules(self) -> float:
-        """Return the energy in joules.
-
-        Raises:
-            HaqError: A counter cannot be read any more, or has jumped back.
-        """
-        for place, counter in enumerate(self._counters):
-            now, before = counter.read(), self._counts[place]
-            if now < before and (counter.wraps_at is None or before > counter.wraps_at):
-                raise HaqError(f"the energy counter {counter.name} jumped back; measure again")
-            wrapped = counter.wraps_at if now < before and counter.wraps_at else 0
-            self._joules += (now - before + wrapped) * counter.joules
-            self._counts[place] = now
-        return self._joules
+    def window(self, run: Callable[[], None]) -> Window:
+        """Return the joules and seconds of a run; what it computes must be done when it ends."""
+        self.monitor.begin_window(_KEY, sync_execution=False, restart=True)
+        run()
+        measured = self.monitor.end_window(_KEY, sync_execution=False)
+        return Window(float(self.joules_of(measured)), float(measured.time))
 
 
 def find_meter(processor: Literal["cpu", "gpu"]) -> Meter | None:
-    """Return the meter of this machine's CPU packages or of its first GPU, None if it has none.
+    """Return the meter of this machine's CPU or of its first GPU.
+
+    None if there is no counter, or zeus is not installed.
 
     Raises:
         HaqError: There is one, but this user may not read it.
     """
-    return rapl() if processor == "cpu" else nvml()
-
-
-def rapl(folder: Path = POWERCAP) -> Meter | None:
-    """Return the meter of all CPU packages.
-
-    Only zones called package-N count: their sub-zones (core, uncore, dram) and psys, the whole
-    machine, would count the same energy again, as would a second interface to the same package.
-
-    Args:
-        folder: With one folder a zone, as Linux has it.
-
-    Raises:
-        HaqError: The counters are there, but cannot be read.
-
-    Source: docs.kernel.org/power/powercap/powercap.html.
-    """
-    zones: dict[str, Path] = {}
-    # The interface through memory (intel-rapl-mmio) shows packages that intel-rapl has as well.
-    for zone in sorted(folder.glob("*"), key=lambda path: ("mmio" in path.name, path.name)):
-        if (zone / "name").is_file() and (zone / "energy_uj").exists():
-            zones.setdefault((zone / "name").read_text(encoding="utf-8").strip(), zone)
-    packages = [zone for name, zone in sorted(zones.items()) if name.startswith("package-")]
-    if not packages:
-        return None
-    counters = [
-        Counter(
-            name=str(zone / "energy_uj"),
-            read=partial(_number, zone / "energy_uj"),
-            joules=1e-6,
-            wraps_at=_number(zone / "max_energy_range_uj"),
-        )
-        for zone in packages
-    ]
-    return Meter("CPU package" if len(packages) == 1 else f"{len(packages)} CPU packages", counters)
-
-
-def _number(path: Path) -> int:
     try:
-        return int(path.read_text(encoding="ascii"))
-    except PermissionError as error:
-        raise HaqError(
-            f"the energy counter {path} may be read by root only: run as root, "
-            f"or let everybody read it with: sudo chmod a+r {path}"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise HaqError(f"the energy counter {path} cannot be read: {error}") from error
-
-
-def nvml(index: int = 0) -> Meter | None:
-    """Return the meter of an NVIDIA GPU.
-
-    None without the package nvidia-ml-py, a driver, such a GPU or a counter in it (there is none
-    before Volta). The counter rises some ten times a second, so measure for seconds.
-
-    Args:
-        index: As nvidia-smi counts the GPUs, whatever CUDA_VISIBLE_DEVICES says.
-
-    Source: nvmlDeviceGetTotalEnergyConsumption in NVIDIA's NVML reference: mJ since the driver was
-    loaded.
-    """
-    try:
-        import pynvml
+        from zeus.monitor import ZeusMonitor
     except ImportError:
         return None
+    meter = _of_cpus(ZeusMonitor) if processor == "cpu" else _of_gpu(ZeusMonitor)
+    return meter or _of_soc(ZeusMonitor, processor)
+
+
+def _of_cpus(monitor: Any) -> Meter | None:
+    from zeus.device import get_cpus
+    from zeus.device.cpu import ZeusCPUInitError
+    from zeus.device.cpu.common import ZeusCPUNoPermissionError
+
     try:
-        pynvml.nvmlInit()
-        device = pynvml.nvmlDeviceGetHandleByIndex(index)
-        read = partial(pynvml.nvmlDeviceGetTotalEnergyConsumption, device)
-        name = pynvml.nvmlDeviceGetName(device)
-        return Meter(name, [Counter(f"of {name}", read, joules=1e-3, wraps_at=None)])
-    except pynvml.NVMLError:
+        cpus = get_cpus()
+    except ZeusCPUNoPermissionError as error:
+        raise HaqError(
+            "the energy counters of the CPU may be read by root only: run as root, or let "
+            "everybody read them with: sudo chmod a+r /sys/class/powercap/intel-rapl*/energy_uj"
+        ) from error
+    except ZeusCPUInitError:
         return None
+    packages = [at for at, cpu in enumerate(cpus.cpus) if _is_package(cpu)]
+    if not packages:
+        return None
+    name = "CPU package" if len(packages) == 1 else f"{len(packages)} CPU packages"
+    watched = monitor(gpu_indices=[], cpu_indices=packages)
+    return Meter(name, watched, lambda measured: sum((measured.cpu_energy or {}).values()))
+
+
+def _is_package(cpu: Any) -> bool:
+    """Return whether a zone is a package; psys, the whole machine, would count it again."""
+    zone = getattr(cpu, "rapl_file", None)
+    return zone is None or str(zone.name).startswith("package")
+
+
+def _of_gpu(monitor: Any) -> Meter | None:
+    from zeus.device import get_gpus
+    from zeus.device.gpu.common import ZeusGPUInitError
+
+    try:
+        gpus = get_gpus()
+    except ZeusGPUInitError:
+        return None
+    # A card without a counter would be asked for its power from time to time, which is no meter.
+    if not len(gpus) or not gpus.supports_get_total_energy_consumption(0):
+        return None
+    watched = monitor(gpu_indices=[0], cpu_indices=[])
+    return Meter(str(gpus.get_name(0)), watched, lambda measured: measured.total_energy)
+
+
+def _of_soc(monitor: Any, processor: str) -> Meter | None:
+    watched = monitor(gpu_indices=[], cpu_indices=[])
+    if not watched.soc_is_present:
+        return None
+    known = watched.soc.get_available_metrics()
+    field = next((name for name in _SOC_MJ[processor] if name in known), None)
+    if field is None:
+        return None
+    name = f"{processor.upper()} of {type(watched.soc).__name__}"
+    return Meter(name, watched, lambda measured: getattr(measured.soc_energy, field) / 1e3)
+
+
+class Energy(NamedTuple):
+    """What one call takes.
+
+    Attributes:
+        joules: Mean over the windows, idle taken off.
+        spread: Largest less smallest window, as a share of the mean.
+        idle_watts: What was taken while nothing ran.
+        calls: In all windows.
+    """
+
+    joules: float
+    spread: float
+    idle_watts: float
+    calls: int
+
+
+def idle_watts(
+    meter: Meter, seconds: float = SECONDS, rest: Callable[[float], None] = time.sleep
+) -> float:
+    """Return what is taken while this program does nothing."""
+    window = meter.window(lambda: rest(seconds))
+    return window.joules / window.seconds
+
+
+def energy_of(
+    call: Callable[[], None],
+    meter: Meter,
+    idle: float,
+    seconds: float = SECONDS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Energy:
+    """Return the joules of one call, from windows in which it is repeated.
+
+    Args:
+        call: Done when it returns.
+        meter: Where it computes.
+        idle: From ``idle_watts``, shortly before.
+        seconds: How long a window lasts at least.
+        clock: In seconds.
+
+    Raises:
+        HaqError: The windows differ by more than ``SPREAD``, or nothing is left above idle.
+    """
+    joules, calls = [], 0
+    for _ in range(WINDOWS):
+        done = 0
+
+        def repeat() -> None:
+            nonlocal done
+            until = clock() + seconds
+            while not done or clock() < until:
+                call()
+                done += 1
+
+        window = meter.window(repeat)
+        joules.append((window.joules - idle * window.seconds) / done)
+        calls += done
+    mean = sum(joules) / len(joules)
+    if mean <= 0:
+        raise HaqError(
+            f"{meter.name}: a call takes no more than {idle:.2f} W, which is taken while nothing "
+            "runs; something else was running then: measure again on a quiet machine"
+        )
+    spread = (max(joules) - min(joules)) / mean
+    if spread > SPREAD:
+        raise HaqError(
+            f"{meter.name}: {WINDOWS} windows of one network differ by {spread:.1%}, and at most "
+            f"{SPREAD:.0%} are let pass; measure again on a quiet machine of a fixed clock"
+        )
+    return Energy(mean, spread, idle, calls)

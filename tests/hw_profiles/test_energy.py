@@ -1,150 +1,186 @@
-import os
-from collections.abc import Iterator
+"""Energy: of machines as zeus sees them, whose counters are moved by what runs."""
+
+import sys
 from pathlib import Path
 
 import pytest
 
-from haq.errors import HaqError
-from haq.hw_profiles.measure.energy import Counter, Meter, find_meter, rapl
+zeus_cpu = pytest.importorskip("zeus.device.cpu", reason="zeus is not installed (haq[energy])")
 
-RANGE = 262143328850  # of a real package, in uJ
+import zeus.device.gpu as zeus_gpu  # noqa: E402 - only where there is zeus
+import zeus.device.soc as zeus_soc  # noqa: E402
+from zeus.device.cpu.common import CPU, CpuDramMeasurement, CPUs  # noqa: E402
+from zeus.device.cpu.rapl import RAPLCPU  # noqa: E402
 
-
-def zone(folder: Path, entry: str, name: str, energy_uj: object, range_uj: int = RANGE) -> Path:
-    """Record a zone as Linux shows it."""
-    (folder / entry).mkdir(parents=True)
-    (folder / entry / "name").write_text(f"{name}\n")
-    (folder / entry / "energy_uj").write_text(f"{energy_uj}\n")
-    (folder / entry / "max_energy_range_uj").write_text(f"{range_uj}\n")
-    return folder / entry / "energy_uj"
-
-
-def counting(*counts: int) -> Iterator[int]:
-    yield from counts
+from haq.errors import HaqError  # noqa: E402
+from haq.hw_profiles.measure.energy import (  # noqa: E402
+    Meter,
+    Window,
+    energy_of,
+    find_meter,
+    idle_watts,
+)
 
 
-def test_a_package_counts_from_when_the_meter_was_made(tmp_path: Path) -> None:
-    counter = zone(tmp_path, "intel-rapl:0", "package-0", 58_123_456_789)
-    meter = rapl(tmp_path)
-    assert meter is not None and meter.name == "CPU package" and meter.joules() == 0
-    counter.write_text(f"{58_123_456_789 + 2_500_000}\n")
-    assert meter.joules() == pytest.approx(2.5)
-    assert meter.joules() == pytest.approx(2.5)
+class Zone(CPU):
+    """A counter under zeus's own interface, in mJ."""
+
+    def __init__(self, cpu_index: int, name: str = "package-0") -> None:
+        super().__init__(cpu_index)
+        self.millijoules = 1e9
+        self.rapl_file = type("File", (), {"name": name})()
+
+    def get_total_energy_consumption(self) -> CpuDramMeasurement:
+        return CpuDramMeasurement(cpu_mj=self.millijoules, dram_mj=None)
+
+    def supports_get_dram_energy_consumption(self) -> bool:
+        return False
 
 
-def test_a_counter_that_wrapped_goes_on(tmp_path: Path) -> None:
-    counter = zone(tmp_path, "intel-rapl:0", "package-0", RANGE - 1_000_000)
-    meter = rapl(tmp_path)
+class Machine(CPUs):
+    """Some zones, and a clock of their own."""
+
+    def __init__(self, *names: str) -> None:
+        self.zones = [Zone(at, name) for at, name in enumerate(names)]
+        self.now = 0.0
+
+    def __del__(self) -> None: ...
+
+    @property
+    def cpus(self) -> list[Zone]:
+        return self.zones
+
+    def runs(self, seconds: float, watts: float) -> None:
+        self.now += seconds
+        for zone in self.zones:
+            zone.millijoules += 1e3 * seconds * watts
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch):
+    """Return what makes zeus find some zones, and nothing else."""
+
+    def found(*names: str) -> Machine:
+        own = Machine(*names)
+        monkeypatch.setattr(zeus_cpu, "_cpus", own)
+        monkeypatch.setattr("zeus.monitor.energy.time", lambda: own.now)
+        return own
+
+    monkeypatch.setattr(zeus_gpu, "_gpus", None)
+    monkeypatch.setattr(zeus_soc, "_soc", None)
+    return found
+
+
+def meter_of(processor: str = "cpu") -> Meter:
+    meter = find_meter(processor)
     assert meter is not None
-    counter.write_text("500000\n")
-    assert meter.joules() == pytest.approx(1.5)
-    counter.write_text("700000\n")
-    assert meter.joules() == pytest.approx(1.7)
+    return meter
 
 
-def test_packages_are_added_up(tmp_path: Path) -> None:
-    counters = [zone(tmp_path, f"intel-rapl:{n}", f"package-{n}", 1000) for n in (0, 1)]
-    meter = rapl(tmp_path)
-    assert meter is not None and meter.name == "2 CPU packages"
-    for counter, joules in zip(counters, (1, 2), strict=True):
-        counter.write_text(str(1000 + joules * 1_000_000))
-    assert meter.joules() == pytest.approx(3)
+def test_a_window_has_the_joules_and_the_seconds_of_what_ran(machine) -> None:
+    own = machine("package-0")
+    meter = meter_of()
+    own.runs(5, 100)  # before the window
+    assert meter.name == "CPU package"
+    assert meter.window(lambda: own.runs(2, 30)) == Window(pytest.approx(60), pytest.approx(2))
+    assert meter.window(lambda: own.runs(1, 7)).joules == pytest.approx(7)
 
 
-def test_nothing_is_counted_twice(tmp_path: Path) -> None:
-    counters = [
-        zone(tmp_path, entry, name, 0)
-        for entry, name in [
-            ("intel-rapl:0", "package-0"),
-            ("intel-rapl:0:0", "core"),
-            ("intel-rapl:0:1", "uncore"),
-            ("intel-rapl:0:2", "dram"),
-            ("intel-rapl:1", "psys"),
-            ("intel-rapl-mmio:0", "package-0"),
-        ]
-    ]
-    (tmp_path / "intel-rapl").mkdir()  # the control type itself: no counter
-    meter = rapl(tmp_path)
-    for counter in counters:
-        counter.write_text("1000000")
-    assert meter is not None and meter.joules() == pytest.approx(1)
+def test_packages_are_added_up_and_the_whole_machine_is_not_counted_again(machine) -> None:
+    own = machine("package-0", "package-1", "psys")
+    meter = meter_of()
+    assert meter.name == "2 CPU packages"
+    assert meter.window(lambda: own.runs(1, 10)).joules == pytest.approx(20)
 
 
-def test_of_two_interfaces_the_first_is_read(tmp_path: Path) -> None:
-    zone(tmp_path, "intel-rapl-mmio:0", "package-0", 0)
-    own = zone(tmp_path, "intel-rapl:0", "package-0", 0)
-    meter = rapl(tmp_path)
-    own.write_text("3000000")
-    assert meter is not None and meter.joules() == pytest.approx(3)
+def test_a_call_takes_what_it_takes_above_idle(machine) -> None:
+    own = machine("package-0")
+    meter = meter_of()
+    idle = idle_watts(meter, 2, lambda seconds: own.runs(seconds, 12))
+    assert idle == pytest.approx(12)
+    energy = energy_of(lambda: own.runs(0.01, 12 + 40), meter, idle, clock=lambda: own.now)
+    assert energy.joules == pytest.approx(0.4)
+    assert energy.spread == pytest.approx(0, abs=1e-6) and energy.idle_watts == idle
+    assert 300 <= energy.calls <= 303  # three windows of a second
 
 
-def test_without_a_package_there_is_no_meter(tmp_path: Path) -> None:
-    assert rapl(tmp_path / "powercap") is None
-    zone(tmp_path, "intel-rapl:1", "psys", 5)
-    assert rapl(tmp_path) is None
+def test_windows_that_differ_are_refused(machine) -> None:
+    own = machine("package-0")
+    watts = iter([40, 40, 44])
+
+    def call() -> None:
+        own.runs(2, next(watts))
+
+    with pytest.raises(HaqError, match=r"differ by 9.7%, and at most 5%"):
+        energy_of(call, meter_of(), 0, clock=lambda: own.now)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_counter_for_root_only_says_so(tmp_path: Path) -> None:
-    zone(tmp_path, "intel-rapl:0", "package-0", 5).chmod(0)
-    with pytest.raises(HaqError, match="energy_uj may be read by root only: run as root, or let"):
-        rapl(tmp_path)
+def test_what_is_not_above_idle_is_refused(machine) -> None:
+    own = machine("package-0")
+    with pytest.raises(HaqError, match="no more than 50.00 W"):
+        energy_of(lambda: own.runs(2, 40), meter_of(), 50, clock=lambda: own.now)
 
 
-def test_a_refused_permission_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counter = zone(tmp_path, "intel-rapl:0", "package-0", 5)
-    read_text = Path.read_text
-
-    def refusing(path: Path, encoding: str | None = None) -> str:
-        if path == counter:
-            raise PermissionError(13, "Permission denied", str(path))
-        return read_text(path, encoding)
-
-    monkeypatch.setattr(Path, "read_text", refusing)
-    with pytest.raises(HaqError, match=f"sudo chmod a\\+r {counter}$"):
-        rapl(tmp_path)
+def test_a_machine_without_counters_has_no_meter(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(zeus_cpu, "_cpus", None)
+    monkeypatch.setattr(zeus_cpu, "rapl_is_available", lambda: False)
+    monkeypatch.setattr(zeus_gpu, "nvml_is_available", lambda: False)
+    monkeypatch.setattr(zeus_gpu, "amdsmi_is_available", lambda: False)
+    monkeypatch.setattr(zeus_gpu, "_gpus", None)
+    monkeypatch.setattr(zeus_soc, "_soc", None)
+    assert find_meter("cpu") is None and find_meter("gpu") is None
 
 
-@pytest.mark.parametrize("content", ["", "many", "1.5"])
-def test_a_counter_without_a_number_is_refused(tmp_path: Path, content: str) -> None:
-    zone(tmp_path, "intel-rapl:0", "package-0", content)
-    with pytest.raises(HaqError, match="energy_uj cannot be read: invalid literal"):
-        rapl(tmp_path)
+def test_a_counter_of_root_says_how_to_open_it(monkeypatch, tmp_path: Path) -> None:
+    import zeus.device.cpu.common as common
+
+    def refused() -> CPUs:
+        raise common.ZeusCPUNoPermissionError("no")
+
+    monkeypatch.setattr(zeus_cpu, "_cpus", None)
+    monkeypatch.setattr(zeus_cpu, "rapl_is_available", lambda: True)
+    monkeypatch.setattr(zeus_cpu, "RAPLCPUs", refused)
+    with pytest.raises(HaqError, match="sudo chmod a\\+r"):
+        find_meter("cpu")
 
 
-def test_a_counter_that_vanishes_is_refused(tmp_path: Path) -> None:
-    counter = zone(tmp_path, "intel-rapl:0", "package-0", 5)
-    meter = rapl(tmp_path)
-    assert meter is not None
-    counter.unlink()
-    with pytest.raises(HaqError, match="energy_uj cannot be read: .*No such file"):
-        meter.joules()
+def test_without_zeus_there_is_no_meter(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "zeus.monitor", None)
+    assert find_meter("cpu") is None
 
 
-def test_millijoules_of_a_card() -> None:
-    counts = counting(8_000_000_123, 8_000_000_123, 8_000_350_123)
-    meter = Meter("card", [Counter("of card", lambda: next(counts), 1e-3, None)])
-    assert [meter.joules(), meter.joules()] == [0, pytest.approx(350)]
+def test_a_zone_of_zeus_has_the_name_that_is_asked_for() -> None:
+    """The fake zones above have the field that zeus's own have."""
+    assert "rapl_file" in RAPLCPU._get_powerzone.__annotations__ or "rapl_file" in (
+        RAPLCPU._get_powerzone.__code__.co_names
+    )
 
 
-@pytest.mark.parametrize("wraps_at", [None, 900])
-def test_a_counter_that_jumps_back_is_not_a_wrap(wraps_at: int | None) -> None:
-    # Such as after a driver was loaded again, or above where the counter is said to wrap.
-    counts = counting(1000, 10)
-    meter = Meter("card", [Counter("of card", lambda: next(counts), 1e-3, wraps_at)])
-    with pytest.raises(HaqError, match="the energy counter of card jumped back; measure again"):
-        meter.joules()
+class Card(zeus_gpu.EmptyGPUs):
+    """A card with a counter, as zeus shows one."""
+
+    millijoules = 0.0
+    counts = True
+
+    def __len__(self) -> int:
+        return 1
+
+    def get_name(self, gpu_index: int) -> str:
+        return "a card"
+
+    def supports_get_total_energy_consumption(self, gpu_index: int) -> bool:
+        return self.counts
+
+    def get_total_energy_consumption(self, gpu_index: int) -> float:
+        return self.millijoules
 
 
-@pytest.mark.parametrize("processor", ["cpu", "gpu"])
-def test_the_meter_of_this_machine_if_it_has_one_never_falls(processor: str) -> None:
-    try:
-        meter = find_meter(processor)  # type: ignore[arg-type]
-    except HaqError as error:
-        assert "may be read by root only" in str(error)
-        return
-    if meter is not None:
-        before = meter.joules()
-        assert 0 <= before <= meter.joules()
+def test_the_first_card_is_measured_if_it_has_a_counter(monkeypatch) -> None:
+    card = Card()
+    monkeypatch.setattr(zeus_gpu, "_gpus", card)
+    monkeypatch.setattr(zeus_soc, "_soc", None)
+    meter = meter_of("gpu")
+    assert meter.name == "a card"
+    assert meter.window(lambda: setattr(card, "millijoules", 2500.0)).joules == 2.5
+    card.counts = False
+    assert find_meter("gpu") is None

@@ -5,19 +5,19 @@ The networks that are measured are those the exporter writes: one float, one of 
 out what a change of precision costs and the other half to find out how far the predictions are off.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
 import onnxruntime
 
-from haq.allocation.policy import Bits
 from haq.errors import HaqError, look_up
 from haq.files import write_text
 from haq.formats.onnx.runtime import exact_kernels
 from haq.formats.onnx.writer import Cpu
 from haq.hw_profiles.document import write_json
 from haq.hw_profiles.measure import fit, onnx_runtime
+from haq.hw_profiles.measure.energy import SECONDS, WINDOWS, Meter
 from haq.hw_profiles.measure.onnx_runtime import Setup
 from haq.hw_profiles.measure.timing import QUANTILE, Timing
 from haq.hw_profiles.measured import Interval, Measured, Passing, Validation
@@ -26,6 +26,7 @@ from haq.hw_profiles.rows import Cost, Row, Table, shape_of
 from haq.hw_profiles.schema import Batch, BitRule, Quantity, Runtime
 from haq.network.graph import handovers
 from haq.network.layers import Layer
+from haq.runs.profiling.energy import fitted_energy, measure_energy
 from haq.runs.profiling.layers import layer_latencies
 from haq.runs.profiling.networks import Measurements, measure_networks
 from haq.runs.profiling.subject import Subject
@@ -48,6 +49,7 @@ def run_profile(
     seed: int = 0,
     on_progress: OnProgress = silent,
     cpu: Cpu = "any",
+    meter: Meter | None = None,
 ) -> Profile:
     """Measure a network, write its profile and return it.
 
@@ -60,6 +62,7 @@ def run_profile(
         on_progress: Called often.
         cpu: "any" offers only pairs of bits whose answers are exact on every x86 CPU; "vnni" also
             8-bit weights with 8-bit activations, which need a CPU that adds in 32 bits.
+        meter: Measures energy too, if given.
 
     Raises:
         HaqError: The provider is not there, this CPU saturates though ``cpu`` says it does not, a
@@ -71,7 +74,12 @@ def run_profile(
     networks = measure_networks(asked, setup, rounds, seed, on_progress)
     latencies = layer_latencies(asked.graph, setup, networks, on_progress)
     model, rows = _model(asked, setup, networks, latencies)
-    profile = _profile(out.stem, asked, setup, cpu, model, rows)
+    energies: fit.Rows | None = None
+    if meter is not None:
+        joules = measure_energy(asked, setup, networks.policies, meter, on_progress)
+        own, energies = fitted_energy(networks, joules, rows, model.tensors, setup.batch)
+        model = model.model_copy(update={"energy": own})
+    profile = _profile(out.stem, asked, setup, cpu, model, rows, energies)
     write_text(out, write_json(profile))
     return profile
 
@@ -128,7 +136,13 @@ def _model(
 
 
 def _profile(
-    name: str, asked: Subject, setup: Setup, cpu: Cpu, model: Measured, rows: fit.Rows
+    name: str,
+    asked: Subject,
+    setup: Setup,
+    cpu: Cpu,
+    model: Measured,
+    rows: fit.Rows,
+    energies: fit.Rows | None,
 ) -> Profile:
     machine, version = onnx_runtime.machine(), onnxruntime.__version__
     threads = f"{setup.threads} thread" + "s" * (setup.threads > 1)
@@ -142,11 +156,11 @@ def _profile(
             version=version,
             options=setup.options | machine | {"runs_on": cpu},
         ),
-        quantities={"latency": _latency(setup, model)},
+        quantities={"latency": _latency(setup, model), **_energy(model)},
         batch=Batch(reference=setup.batch, rule="none"),
         bits=BitRule(between="round-up"),
         model=model,
-        table=Table(rows=tuple(_table_rows(asked.graph.layers, rows))),
+        table=Table(rows=tuple(_table_rows(asked.graph.layers, rows, energies))),
     )
 
 
@@ -161,6 +175,20 @@ def _latency(setup: Setup, model: Measured) -> Quantity:
     )
 
 
+def _energy(model: Measured) -> dict[str, Quantity]:
+    energy = model.energy
+    if energy is None:
+        return {}
+    about = Quantity(
+        unit="uJ", provenance="measured",
+        source=f"haq profile: counters by zeus, {WINDOWS} windows of {SECONDS:g} s or more a "
+        f"network, {energy.idle_watts:.1f} W of idle taken off, windows within "
+        f"{energy.spread:.1%}; layers by their latency, then fitted to mixed networks",
+        error=energy.validation.worst_error,
+    )  # fmt: skip
+    return {"energy": about}
+
+
 def _interval(timing: Timing) -> Interval:
     return Interval(
         value=timing.us, low=timing.low, high=timing.high, samples=timing.samples,
@@ -168,16 +196,21 @@ def _interval(timing: Timing) -> Interval:
     )  # fmt: skip
 
 
-def _table_rows(layers: Sequence[Layer], rows: Mapping[str, Mapping[Bits, float]]) -> Iterator[Row]:
+def _table_rows(
+    layers: Sequence[Layer], rows: fit.Rows, energies: fit.Rows | None
+) -> Iterator[Row]:
     for layer in layers:
         if layer.name not in rows:  # looked up: its time is that of others
             continue
         shape = None if layer.shapes else shape_of(layer)
         for bits, us in rows[layer.name].items():
+            cost = {"latency": Cost(value=us)}
+            if energies is not None:
+                cost["energy"] = Cost(value=energies[layer.name][bits])
             yield Row(
                 layer=layer.name, shape=shape, weight=bits.weight, act=bits.act,
                 block=bits.block, dynamic=bits.dynamic,
-                cost={"latency": Cost(value=us)},
+                cost=cost,
             )  # fmt: skip
 
 
@@ -196,6 +229,9 @@ def describe(profile: Profile) -> str:
         f"{1e3 * model.to_float:.3f} ns to float",
         validated(model.validation),
     ]
+    if model.energy is not None:
+        lines += [f"{name}  {joules:,.1f} uJ" for name, joules in model.energy.networks.items()]
+        lines.append(f"energy: {validated(model.energy.validation)}")
     if interrupted > BUSY:
         lines.append(
             f"other processes interrupted {interrupted:.0%} of the calls: "
