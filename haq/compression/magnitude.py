@@ -1,5 +1,6 @@
 """Gradual magnitude pruning: the smallest weights become zero, step by step, and stay zero."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -112,9 +113,12 @@ def masks_for(
         }
     for name, mask in masks.items():
         if not bool(mask.any()):
+            most = math.floor((1 - 1 / mask.numel()) * 1e6) / 1e6
+            way = f"give a sparsity of at most {most:g}, or leave the layer out"
+            if scope == "network":
+                way = "give a smaller sparsity, each layer its own, or leave the layer out"
             raise HaqError(
-                f"pruning would leave layer {name!r} without weights; it has {mask.numel()}: give "
-                f"a sparsity of at most {1 - 1 / mask.numel():.4g}, or leave the layer out"
+                f"pruning would leave layer {name!r} without weights; it has {mask.numel()}: {way}"
             )
     return masks
 

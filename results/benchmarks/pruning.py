@@ -3,8 +3,9 @@
 python results/benchmarks/pruning.py --data cifar10:DIR
 
 Writes results/reference/pruning.json after every network and goes on from there. All networks
-of a data set are trained from the start for the same epochs of the same images; the large ones lose
-weights on the way (cubic schedule, three quarters of the steps). Bytes are those of the checkpoint
+of a comparison are trained from the start for the same epochs of the same images; the large ones
+lose weights on the way (cubic schedule, three quarters of the steps), by ours or, at equal weights,
+by ``torch.nn.utils.prune.l1_unstructured`` at the same steps. Bytes are those of the checkpoint
 at 8-bit weights: codes in the cheapest format, scales, biases and all that stays float. The share
 of zeros at equal bytes is that of the cost formula, and missing where nothing would be left; the
 file's own bytes, and the formats of its layers, stand in the rows. Scores are of validation images,
@@ -24,10 +25,13 @@ import torch
 from safetensors.torch import load_file
 from scipy.stats import t as student_t
 from torch import nn
+from torch.nn.utils import prune
 
 from haq.allocation.costs import size_bytes
 from haq.allocation.policy import FLOAT, Bits
+from haq.compression.filters import remove
 from haq.compression.magnitude import Pruner, schedule_over
+from haq.compression.widths import kept_places, lost_channels, widths_of
 from haq.datasets import load
 from haq.formats import checkpoint
 from haq.models import build
@@ -44,6 +48,8 @@ from haq.training.train import train
 
 BITS = 8
 
+BY_TORCH = "large, equal weights, torch.nn.utils.prune"
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -53,10 +59,11 @@ class Subject:
         data: As ``haq.datasets.load`` takes it.
         large: Makes the network that loses weights.
         small: Makes the one that begins with few.
-        images: Training images an epoch.
+        images: Training images an epoch, at most.
         epochs: Of each network.
         lr: Highest learning rate.
         seeds: Networks of each kind.
+        more: Whether torch.nn.utils.prune and the large dense network take part.
     """
 
     data: str
@@ -66,6 +73,7 @@ class Subject:
     epochs: int
     lr: float
     seeds: int
+    more: bool = True
 
 
 def mlp(hidden):
@@ -80,6 +88,55 @@ def mobilenet(width):
     return lambda: build("mobilenet_v1", 10, width, 32)
 
 
+def resnet(share):
+    """Return what makes a ResNet-20 with a share of its channels."""
+
+    def make():
+        sample = torch.zeros(2, 3, 32, 32)
+        traced = trace(build("resnet20", 10).eval(), sample).traced
+        if share < 1:
+            known = widths_of(traced, sample, (1.0, share))
+            lost = lost_channels(known, {}, {group.name: share for group in known.groups})
+            traced = remove(traced, sample, kept_places(known.channels, lost))
+        for module in traced.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        return traced
+
+    return make
+
+
+class TorchPruner:
+    """The steps of a schedule by torch.nn.utils.prune, as a constraint of a training."""
+
+    def __init__(self, model, shares, schedule):
+        self.parts, self.schedule = [model.get_submodule(name) for name in shares], schedule
+
+    def _prune(self, share):
+        for part in self.parts:
+            gone = int((part.weight_mask == 0).sum()) if hasattr(part, "weight_mask") else 0
+            more = round(share * part.weight.numel()) - gone
+            if more > 0:
+                prune.l1_unstructured(part, "weight", amount=more)
+
+    def before_step(self, step):
+        """Prune where the schedule says so."""
+        if self.schedule.updates_at(step):
+            self._prune(self.schedule.at(step))
+
+    def before_update(self):
+        """Masks are PyTorch's."""
+
+    def apply(self):
+        """Masks are PyTorch's."""
+
+    def finish(self):
+        """Reach the last sparsity, and take the masks into the weights."""
+        self._prune(self.schedule.final)
+        for part in self.parts:
+            prune.remove(part, "weight")
+
+
 def subjects(asked):
     """Return the comparisons by name."""
     return {
@@ -89,9 +146,11 @@ def subjects(asked):
         "digits, mlp of 128 and of 16 hidden units": Subject(
             "digits", mlp(128), mlp(16), 1078, 15, 0.1, 5
         ),
-        "CIFAR-10 (JPEG), MobileNetV1 of width 0.25 and 0.125": Subject(
-            asked.data, mobilenet(0.25), mobilenet(0.125), asked.images, asked.epochs, 0.1,
-            asked.seeds,
+        "CIFAR-10 (JPEG), ResNet-20 whole and with half its channels": Subject(
+            asked.data, resnet(1.0), resnet(0.5), 2 * asked.images, 3, 0.1, asked.seeds
+        ),
+        "CIFAR-10 (JPEG), MobileNetV1 of width 1 and 0.5": Subject(
+            asked.data, mobilenet(1.0), mobilenet(0.5), asked.images, 3, 0.1, 1, more=False
         ),
     }  # fmt: skip
 
@@ -131,7 +190,7 @@ def share_at_weights(graph, count):
     return (every - count) / sum(layer.weights for layer in sparse_layers(graph))
 
 
-def trained(subject, data, make, share, seed, sample):
+def trained(subject, data, make, share, seed, sample, pruner_of):
     """Return a network trained from the start, and the layers that lost weights."""
     torch.manual_seed(seed)
     graph = trace(make(), sample)
@@ -139,7 +198,7 @@ def trained(subject, data, make, share, seed, sample):
     part = Part(data.train, order[: subject.images])
     shares = {layer.name: share for layer in sparse_layers(graph)} if share else {}
     steps = subject.epochs * (len(part) // 64)
-    pruner = Pruner(graph.traced, shares, schedule_over(share, steps)) if shares else None
+    pruner = pruner_of(graph.traced, shares, schedule_over(share, steps)) if shares else None
     train(graph.traced, part, epochs=subject.epochs, lr=subject.lr, seed=seed, batch=64,
           constraint=pruner)  # fmt: skip
     if pruner:
@@ -147,11 +206,11 @@ def trained(subject, data, make, share, seed, sample):
     return graph.traced, shares
 
 
-def row(subject, data, make, share, seed):
+def row(subject, data, make, share, seed, pruner_of):
     """Return what one network is worth and what it takes."""
     started = time.process_time()
     sample, _ = data.train.batch(torch.arange(2))
-    network, shares = trained(subject, data, make, share, seed, sample)
+    network, shares = trained(subject, data, make, share, seed, sample, pruner_of)
     graph = trace(network, sample)
     policy = {layer.name: Bits(BITS, FLOAT) for layer in graph.layers}
     coded = quantize(graph, policy, Clips(calibrate_weights(graph, "max"), {}))
@@ -179,7 +238,7 @@ def summary(rows, name):
     own = [one for one in rows if one["subject"] == name]
     small = {one["seed"]: one["val_accuracy"] for one in own if one["network"] == "small, dense"}
     result = {}
-    for kind in ("large, equal weights", "large, equal bytes"):
+    for kind in ("large, equal weights", "large, equal bytes", BY_TORCH):
         gains = [
             one["val_accuracy"] - small[one["seed"]]
             for one in own
@@ -202,39 +261,40 @@ def runs_of(subject, data):
     at_weights = share_at_weights(large, weights)
     at_bytes = share_at_bytes(large, size(small, 0.0))
     for seed in range(subject.seeds):
-        yield "small, dense", subject.small, 0.0, seed
-        yield "large, equal weights", subject.large, at_weights, seed
+        yield "small, dense", subject.small, 0.0, seed, None
+        yield "large, equal weights", subject.large, at_weights, seed, Pruner
+        if subject.more:
+            yield BY_TORCH, subject.large, at_weights, seed, TorchPruner
         if at_bytes is not None:
-            yield "large, equal bytes", subject.large, at_bytes, seed
-    yield "large, dense", subject.large, 0.0, 0
+            yield "large, equal bytes", subject.large, at_bytes, seed, Pruner
+    if subject.more:
+        yield "large, dense", subject.large, 0.0, 0, None
 
 
 def main():
     """Run what is missing and write the record after every network."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", required=True)
-    parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--images", type=int, default=2000, help="Of MobileNet; twice of ResNet.")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=6, help="CPU minutes it may take.")
     parser.add_argument("--out", default="pruning")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     path = REFERENCE / f"{asked.out}.json"
-    record = {"what": __doc__.splitlines()[0], "bits": BITS, "images": asked.images,
-              "epochs": asked.epochs}  # fmt: skip
+    record = {"what": __doc__.splitlines()[0], "bits": BITS, "images": asked.images}
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     same = all(before.get(key) == value for key, value in record.items())
     rows, spent = (before["rows"], 60 * before["cpu_minutes"]) if same else ([], 0.0)
     record |= {"rows": rows, **script_provenance()}
     for name, subject in subjects(asked).items():
         data = load(subject.data)
-        for network, make, share, seed in runs_of(subject, data):
+        for network, make, share, seed, pruner_of in runs_of(subject, data):
             key = {"subject": name, "network": network, "seed": seed}
             known = any(key.items() <= one.items() for one in rows)
             if known or spent + time.process_time() > 60 * asked.minutes:
                 continue
-            rows.append(key | row(subject, data, make, share, seed))
+            rows.append(key | row(subject, data, make, share, seed, pruner_of))
             print(rows[-1], flush=True)
             record["differences"] = {one: summary(rows, one) for one in subjects(asked)}
             record["cpu_minutes"] = round((spent + time.process_time()) / 60, 2)

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from narrow_networks import LR, Study, answers, converted, named
 
+from haq.allocation.policy import Bits
 from haq.distillation.kd import divergence
 from haq.formats.onnx.lower import lower
 from haq.formats.onnx.template import template
@@ -38,6 +39,8 @@ torch.set_num_threads(1)
 
 PART = 0.8
 """Of the size of bits alone."""
+
+LESS = "bits alone, a fifth less"
 
 COARSE, FINE = (1.0, 0.75, 0.5, 0.25), (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
 
@@ -128,18 +131,34 @@ def ways():
     return {best: WAYS[best]}
 
 
+def chosen(study):
+    """Return the policies of all rows with their sizes, worked out once for a float network."""
+    file = asked.folder / f"policies-{asked.role}.json"
+    if not file.exists():
+        bits, size = study.bits("avg_weight_bits", 3.0)
+        policies = {"bits alone": (bits, size), LESS: study.bits("size", PART * size)}
+        for name, (shares, multiple, counted) in WAYS.items():
+            policies[name] = study.widths(PART * size, shares, multiple, counted)
+        asked.folder.mkdir(parents=True, exist_ok=True)
+        rows = {
+            name: [{layer: list(one.row()) for layer, one in policy.items()}, size]
+            for name, (policy, size) in policies.items()
+        }
+        write_json(file, rows)
+    rows = json.loads(file.read_text())
+    return {
+        name: ({layer: Bits(*one) for layer, one in policy.items()}, size)
+        for name, (policy, size) in rows.items()
+    }
+
+
 def compare():
     """Write the rows of a role."""
     study = Study(asked.weights, asked.data)
-    policy, size = study.bits("avg_weight_bits", 3.0)
-    if is_wanted("bits alone"):
-        fitted(study, "bits alone", policy, size)
-    for name, (shares, multiple, counted) in ways().items():
+    policies = chosen(study)
+    for name in ("bits alone", *ways(), LESS):
         if is_wanted(name):
-            policy, less = study.widths(PART * size, shares, multiple, counted)
-            fitted(study, name, policy, less, (shares, multiple))
-    if is_wanted("bits alone, a fifth less"):
-        fitted(study, "bits alone, a fifth less", *study.bits("size", PART * size))
+            fitted(study, name, *policies[name], WAYS.get(name, ())[:2])
 
 
 def latency():
