@@ -69,8 +69,18 @@ def _clear(known: Mapping[tuple[str, str], Row]) -> str:
     """Return a sentence on which losses differ from kd, and one on the others."""
     if all(one["val_accuracy"]["half_interval"] is None for one in known.values()):
         return "With one run of each no difference is shown."
-    over = {loss: one["val_accuracy"] for (loss, other), one in known.items() if other == "kd"}
-    better, worse = (
+    more, less = _beyond(known, "val_accuracy")
+    further, nearer = _beyond(known, "divergence")
+    return (
+        f"More accurate than `kd` beyond the interval: {more}; less accurate: {less}. Nearer to the "
+        f"float network: {nearer}; further from it: {further}. Of the others no difference is shown."
+    )
+
+
+def _beyond(known: Mapping[tuple[str, str], Row], name: str) -> tuple[str, str]:
+    """Return the losses that are above `kd` in a figure by more than the interval, and below."""
+    over = {loss: one[name] for (loss, other), one in known.items() if other == "kd"}
+    above, below = (
         [
             f"`{loss}`"
             for loss, one in over.items()
@@ -78,11 +88,7 @@ def _clear(known: Mapping[tuple[str, str], Row]) -> str:
         ]
         for way in (1, -1)
     )
-    said = [
-        f"More accurate than `kd` beyond the interval: {', '.join(better) or 'none'}.",
-        f"Less accurate: {', '.join(worse) or 'none'}. Of the others no difference is shown.",
-    ]
-    return " ".join(said)
+    return ", ".join(above) or "none", ", ".join(below) or "none"
 
 
 def _codebooks(record: Row) -> str:
