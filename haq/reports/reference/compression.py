@@ -72,8 +72,9 @@ def _clear(known: Mapping[tuple[str, str], Row]) -> str:
     more, less = _beyond(known, "val_accuracy")
     further, nearer = _beyond(known, "divergence")
     return (
-        f"More accurate than `kd` beyond the interval: {more}; less accurate: {less}. Nearer to the "
-        f"float network: {nearer}; further from it: {further}. Of the others no difference is shown."
+        f"More accurate than `kd` beyond the interval: {more}; less accurate: {less}. Nearer to "
+        f"the float network: {nearer}; further from it: {further}. Of the others no difference "
+        "is shown."
     )
 
 
