@@ -12,6 +12,7 @@ def _named(values: Tensor, name: str) -> Tensor:
 
 
 _LIBRARY.impl("named", _named, "CompositeExplicitAutograd")
+torch.library.register_autograd("haq::named", lambda _, gradient: (gradient, None), lib=_LIBRARY)
 
 NAMED = torch.ops.haq.named.default
 

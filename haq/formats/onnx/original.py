@@ -300,7 +300,8 @@ class _Rewritten:
         if any(str(user.target) in self._norms for user in layer.users) and end is layer:
             return  # written with its BatchNorm
         operand = layer.all_input_nodes[0]
-        tensor = self._padded(operand, node.output[0])
+        is_table = node.op_type == "Gather"  # whose indices, as all integers, have no name
+        tensor = node.input[1] if is_table else self._padded(operand, node.output[0])
         tail = end
         while tail.op == "call_module" and str(tail.target) in self._norms:
             tail = tail.all_input_nodes[0]
