@@ -28,7 +28,10 @@ LIMITED = 8
 DIGITS = 1e-3
 """Of the range of the results: by how much sums of floats in another order may change them."""
 
-_PRODUCTS = ("Conv", "Gemm", "MatMul", "ConvInteger", "ConvTranspose")
+_PRODUCTS = (
+    "Conv", "Gemm", "MatMul", "ConvInteger", "ConvTranspose", "MatMulInteger", "MatMulNBits",
+    "MatMulIntegerToFloat",
+)  # fmt: skip
 
 
 class Comparison(NamedTuple):

@@ -18,6 +18,7 @@ from haq.formats.onnx.writer import Array, Writer
 from haq.network.modules import Product
 from haq.quantization.bn_folding import Norm, affine
 from haq.quantization.dynamic import TINY, TOP
+from haq.quantization.fake_quant import QuantLinear
 from haq.quantization.formats import Grouped, GroupLinear
 from haq.quantization.groups import group_codes, in_blocks
 
@@ -202,4 +203,4 @@ def _rounded_tokens(file: Writer, tensor: str, label: str) -> tuple[str, str, st
 
 def is_dynamic(module: Product) -> bool:
     """Return whether a layer without groups rounds what it reads as it runs."""
-    return bool(getattr(module, "dynamic", "")) and not isinstance(module, Grouped)
+    return isinstance(module, QuantLinear) and bool(module.dynamic)

@@ -15,6 +15,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from haq.formats.onnx.contrib import CONTRIB_RULES
 from haq.formats.onnx.products import convolved, product, spread
 from haq.formats.onnx.values import (
     Added,
@@ -288,6 +289,11 @@ def _same(node: onnx.NodeProto, operands: Operands) -> Value:
     return operands[0]  # type: ignore[no-any-return]
 
 
+def _of_onnx_runtime(node: onnx.NodeProto, operands: Operands) -> Value:
+    given = [None if operand is None else real(operand) for operand in operands]
+    return CONTRIB_RULES[node.op_type]({a.name: helper.get_attribute_value(a) for a in node.attribute}, given)
+
+
 _MOVES = (
     "Flatten", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze",
 )  # fmt: skip
@@ -307,4 +313,5 @@ _RULES: Mapping[str, Rule] = {
     "QuantizeLinear": _quantize,
     "Relu": _relu,
     **dict.fromkeys(_MOVES, _moved),
+    **{name: _of_onnx_runtime for name in CONTRIB_RULES},
 }
