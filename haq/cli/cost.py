@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from haq.cli.options import HARDWARE, NETWORK, Model, Target, Width, option
+from haq.cli.options import HARDWARE, NETWORK, Length, Model, Target, Width, option
 from haq.errors import HaqError
 
 
@@ -38,6 +38,7 @@ def cost_command(  # noqa: PLR0913 - one argument an option
         option(NETWORK, "Outputs of the last layer.", metavar="N",
                show_default="the model's own"),
     ] = None,
+    length: Length = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print every pair of bits, as JSON.")
     ] = False,
@@ -53,7 +54,7 @@ def cost_command(  # noqa: PLR0913 - one argument an option
         raise HaqError("--json and --csv are two ways to print the same; give one")
     asked: dict[str, Any] = {
         "batch": batch, "width": width, "size": size, "classes": classes, "channels": channels,
-        "weights": weights,
+        "weights": weights, "length": length,
     }  # fmt: skip
     if as_csv:
         typer.echo(cost_csv(model, target, **asked), nl=False)

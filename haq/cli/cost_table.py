@@ -5,7 +5,6 @@ import io
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from haq.allocation.policy import Bits
@@ -19,9 +18,10 @@ from haq.models.weights import load_weights
 from haq.network.graph import inventory
 from haq.network.layers import Layer
 from haq.runs.encoded_cost import clipped_by, on_weights
+from haq.runs.made_up import made_up
 
 
-def cost_table(
+def cost_table(  # noqa: PLR0913 - one keyword an option
     model: str,
     target: str,
     *,
@@ -31,6 +31,7 @@ def cost_table(
     classes: int | None = None,
     channels: int | None = None,
     weights: Path | None = None,
+    length: int | None = None,
 ) -> dict[str, Any]:
     """Return the cost of every layer at every pair of bits that the target runs.
 
@@ -39,11 +40,12 @@ def cost_table(
         target: A name, a profile (.json) or a table (table:….csv).
         batch: Images computed at once; the target's own where None.
         width: Width multiplier.
-        size: Height and width of an image; needed for a factory.
+        size: Height and width of an image; needed for a factory that takes images.
         classes: Outputs of the last layer; the model's own where None.
         channels: Of an image; what the model's first convolution takes where None.
         weights: File of weights whose transforms the network goes through first. Their values
             count where the target encodes weights.
+        length: Tokens of an input of text; 128, or as many as the model takes, where None.
 
     Returns:
         ``{"target", "batch", "unit", "provenance": {"latency": "modelled"}, "layers": [{"name",
@@ -57,7 +59,7 @@ def cost_table(
         HaqError: There is no such model or target, or the target has no cost for some layer.
     """
     layers, hardware = _layers_and_target(
-        model, target, batch, width, size, classes, channels, weights
+        model, target, batch, width, size, classes, channels, weights, length
     )
     main = _main(hardware)
     names = {name: "cost" if name == main else _column(name, hardware) for name in hardware.units}
@@ -83,7 +85,7 @@ def cost_table(
     }  # fmt: skip
 
 
-def cost_csv(
+def cost_csv(  # noqa: PLR0913 - one keyword an option
     model: str,
     target: str,
     *,
@@ -93,6 +95,7 @@ def cost_csv(
     classes: int | None = None,
     channels: int | None = None,
     weights: Path | None = None,
+    length: int | None = None,
 ) -> str:
     """Return the costs as CSV, a row for each layer and pair of bits.
 
@@ -100,7 +103,7 @@ def cost_csv(
     numbers. The arguments are those of ``cost_table``.
     """
     layers, hardware = _layers_and_target(
-        model, target, batch, width, size, classes, channels, weights
+        model, target, batch, width, size, classes, channels, weights, length
     )
     clock = hardware.profile.clock_hz
     text = io.StringIO(newline="")
@@ -127,7 +130,7 @@ _SHAPE = (
 )  # fmt: skip
 
 
-def _layers_and_target(
+def _layers_and_target(  # noqa: PLR0913 - one argument an option
     model: str,
     target: str,
     batch: int | None,
@@ -136,18 +139,14 @@ def _layers_and_target(
     classes: int | None,
     channels: int | None,
     weights: Path | None,
+    length: int | None,
 ) -> tuple[tuple[Layer, ...], ProfileTarget]:
     hardware = load(target, batch)
     shape = input_shape(model, size)
-    if shape is None and size is None:
-        raise HaqError(f"model {model}: give --size, the height and width of its images")
-    network = build(model, classes, width, size)
-    if shape is None:
-        assert size is not None
-        shape = (channels or _channels(network), size, size)
-    elif channels not in (None, shape[0]):
+    if shape is not None and channels not in (None, shape[0]):
         raise HaqError(f"--channels {channels}: {model} takes images of {shape[0]}; leave it out")
-    sample = torch.zeros(1, *shape)
+    network = build(model, classes, width, size)
+    sample = made_up(model, network, size, channels or _channels(network), length)
     if weights is not None:
         network = as_in_file(network, sample, weights)
     if hardware.encodes:

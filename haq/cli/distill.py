@@ -11,9 +11,12 @@ from haq.cli.options import (
     TRAINING,
     Data,
     Distill,
+    Length,
+    Metric,
     Seed,
     Size,
     Threads,
+    Tokenizer,
     option,
     threads_for,
 )
@@ -23,19 +26,21 @@ def distill_command(  # noqa: PLR0913 - one argument an option
     teacher: Annotated[
         str, option(NETWORK, "Network that teaches: a name such as resnet56.", metavar="NAME")
     ],
-    teacher_weights: Annotated[
-        Path, option(NETWORK, "Its weights, as haq train writes them.", metavar="FILE")
-    ],
     student: Annotated[
         str, option(NETWORK, "Network that learns: a name such as resnet20.", metavar="NAME")
     ],
     out: Annotated[
         Path, option(RUN, "The weights to write, such as student.safetensors.", metavar="FILE")
     ],
+    teacher_weights: Annotated[
+        Path | None,
+        option(NETWORK, "Its weights, as haq train writes them.", metavar="FILE",
+               show_default="those of an hf: or onnx: model"),
+    ] = None,
     student_weights: Annotated[
         Path | None,
         option(NETWORK, "Weights that the student starts from.", metavar="FILE",
-               show_default="drawn from the seed"),
+               show_default="the model's own, or drawn from the seed"),
     ] = None,
     teacher_width: Annotated[
         float, option(NETWORK, "Width multiplier of the teacher.", metavar="FACTOR")
@@ -45,6 +50,9 @@ def distill_command(  # noqa: PLR0913 - one argument an option
     ] = 1.0,
     data: Data = "digits",
     size: Size = None,
+    metric: Metric = None,
+    tokenizer: Tokenizer = None,
+    length: Length = None,
     distill: Distill = None,
     epochs: Annotated[
         int, option(TRAINING, "Epochs of training.", metavar="N", min=1)
@@ -59,6 +67,7 @@ def distill_command(  # noqa: PLR0913 - one argument an option
     """Train a network that learns from another one."""
     from haq.cli.distillation import Networks, run_distillation
     from haq.cli.terminal.progress import progress
+    from haq.metrics import metric_of
     from haq.runs.job import parse_job
 
     job = parse_job(
@@ -66,6 +75,9 @@ def distill_command(  # noqa: PLR0913 - one argument an option
         data=data,
         width=student_width,
         size=size,
+        metric=metric,
+        tokenizer=tokenizer,
+        length=length,
         seed=seed,
         distill=distill,
         threads=threads_for(threads, data),
@@ -79,7 +91,8 @@ def distill_command(  # noqa: PLR0913 - one argument an option
             raise
         typer.echo("haq: interrupted; the same command goes on from the last epoch", err=True)
         raise typer.Exit(130) from None
+    said = metric_of(summary)
     typer.echo(
-        f"test accuracy {summary['test_accuracy']:.2%} "
-        f"(teacher {summary['teacher_test_accuracy']:.2%}); weights in {out}"
+        f"test {said.said} {said.text(summary[said.key('test')])} "
+        f"(teacher {said.text(summary[said.key('teacher_test')])}); weights in {out}"
     )

@@ -16,8 +16,10 @@ from haq.network.graph import trace
 from haq.runs.float_network import example, fresh_model
 from haq.runs.folder import provenance, write_json
 from haq.runs.job import Job
+from haq.runs.metric import metric_by_labels
+from haq.runs.named import brings_weights, reading_of
 from haq.runs.progress import OnProgress, Progress
-from haq.runs.pruning import take_over
+from haq.runs.pruning import exchanged, take_over
 from haq.training.distilling import check_distilling, distilling
 from haq.training.scoring import score
 from haq.training.train import Step, train
@@ -29,13 +31,13 @@ class Networks(NamedTuple):
     Attributes:
         teacher: Name of a model, or package.module:factory.
         width: Of the teacher.
-        weights: Of the teacher.
-        start: Weights of the student; None for those drawn from the seed.
+        weights: Of the teacher; None where they come with it.
+        start: Weights of the student; None for its own, or those drawn from the seed.
     """
 
     teacher: str
     width: float
-    weights: Path
+    weights: Path | None
     start: Path | None
 
 
@@ -55,19 +57,25 @@ def run_distillation(
         raise HaqError("--distill none: without a teacher that is haq train")
     check_out(out)
     torch.set_num_threads(job.threads or torch.get_num_threads())
-    about: Data | Outline | None = outline(job.data, job.size)
-    images = load(job.data, seed=job.seed, size=job.size) if about is None else None
+    reading = reading_of(job)
+    about: Data | Outline | None = outline(job.data, job.size, reading)
+    images = load(job.data, job.seed, job.size, reading) if about is None else None
     given = images or about
     assert given is not None
-    teacher = fresh_model(networks.teacher, given, networks.width, job.seed)
-    load_weights(teacher, networks.weights)
-    student = fresh_model(job.model, given, job.width, job.seed)
+    metric = metric_by_labels(job, given)
+    teacher = fresh_model(networks.teacher, given, networks.width, job.seed, metric)
+    if networks.weights is not None:
+        load_weights(teacher, networks.weights)
+    elif not brings_weights(job.model_copy(update={"model": networks.teacher})):
+        raise HaqError(f"--teacher-weights: {networks.teacher} comes without weights; give a file")
+    student = fresh_model(job.model, given, job.width, job.seed, metric)
     if networks.start is not None:
         load_weights(student, networks.start)
     sample, settings = example(given), distillation_of(job.distill)
     taught, own = trace(teacher, sample), trace(student, sample)
     check_distilling(settings, taught.traced, sample, epochs, own.traced)
-    images = images or load(job.data, seed=job.seed, size=job.size)
+    turned = exchanged(student, own.traced)
+    images = images or load(job.data, job.seed, job.size, reading)
     objective = distilling(taught.traced, settings, student=own.traced)
     started = time.perf_counter()
 
@@ -76,15 +84,19 @@ def run_distillation(
 
     train(own.traced, images.train, epochs=epochs, lr=lr, seed=job.seed, objective=objective,
           on_step=on_step, keep=out.with_suffix(".part"))  # fmt: skip
-    take_over(student, own.traced)
+    take_over(student, own.traced, turned)
     save_weights(student, out)
     out.with_suffix(".part").unlink(missing_ok=True)
     summary = {
         "model": job.model, "teacher": networks.teacher, "data": images.name, "epochs": epochs,
-        "lr": lr, "seed": job.seed, "distill": job.distill,
-        "val_accuracy": score(student, images.val).accuracy,
-        "test_accuracy": score(student, images.test).accuracy,
-        "teacher_test_accuracy": score(teacher, images.test).accuracy,
+        "lr": lr, "seed": job.seed, "distill": job.distill, "metric": metric.name,
+        **{
+            metric.key(part): metric.of_score(score(network, split, metric=metric).accuracy)
+            for part, network, split in (
+                ("val", student, images.val), ("test", student, images.test),
+                ("teacher_test", teacher, images.test),
+            )
+        },
         "seconds": round(time.perf_counter() - started, 1),
         **provenance(sys.argv),
     }  # fmt: skip

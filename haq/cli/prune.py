@@ -12,10 +12,13 @@ from haq.cli.options import (
     TRAINING,
     Data,
     Distill,
+    Length,
+    Metric,
     Model,
     Seed,
     Size,
     Threads,
+    Tokenizer,
     Width,
     given,
     option,
@@ -28,13 +31,14 @@ PRUNING = "Pruning"
 
 def prune_command(  # noqa: PLR0913 - one argument an option
     context: typer.Context,
-    weights: Annotated[
-        Path, option(NETWORK, "Float weights, as haq train or haq prune writes them.",
-                     metavar="FILE")
-    ],
     out: Annotated[
         Path, option(RUN, "The weights to write, such as pruned.safetensors.", metavar="FILE")
     ],
+    weights: Annotated[
+        Path | None,
+        option(NETWORK, "Float weights, as haq train or haq prune writes them.", metavar="FILE",
+               show_default="those of an hf: or onnx: model"),
+    ] = None,
     filters: Annotated[
         str | None,
         option(PRUNING, "Share of each layer's channels that stays; the others are removed. Or "
@@ -82,6 +86,9 @@ def prune_command(  # noqa: PLR0913 - one argument an option
     data: Data = "digits",
     width: Width = 1.0,
     size: Size = None,
+    metric: Metric = None,
+    tokenizer: Tokenizer = None,
+    length: Length = None,
     distill: Distill = None,
     epochs: Annotated[
         int, option(TRAINING, "Epochs of training.", metavar="N", min=0)
@@ -99,6 +106,7 @@ def prune_command(  # noqa: PLR0913 - one argument an option
     """Take weights, channels or ranks out of a network, and train what is left."""
     from haq.cli.terminal.progress import progress
     from haq.cli.training import check_out
+    from haq.metrics import metric_of
     from haq.runs.job import parse_job
     from haq.runs.pruning import Pruning, run_pruning
 
@@ -121,7 +129,8 @@ def prune_command(  # noqa: PLR0913 - one argument an option
     check_out(out)
     job = parse_job(
         model=model, data=data, width=width, size=size, seed=seed, distill=distill,
-        weights=weights, threads=threads_for(threads, data), target=target,
+        metric=metric, tokenizer=tokenizer, length=length, weights=weights,
+        threads=threads_for(threads, data), target=target,
         budgets=tuple(budget) if budget else None,
     )  # fmt: skip
     asked = Pruning(
@@ -133,13 +142,14 @@ def prune_command(  # noqa: PLR0913 - one argument an option
         summary = run_pruning(job, asked, out, epochs, lr, on_progress, measure)
     for note in summary["notes"]:
         typer.echo(note, err=True)
-    before, after = summary["before"], summary["after"]
+    before, after, said = summary["before"], summary["after"], metric_of(summary)
+    key = said.key("test")
     latency = summary.get("latency_us")
     us = f"latency {latency['before']:.1f} -> {latency['after']:.1f} us, " if latency else ""
     typer.echo(
         f"weights {before['non_zeros']} -> {after['non_zeros']} of {after['weights']}, "
         f"multiplications {before['macs']} -> {after['macs']}, {us}"
-        f"test accuracy {before['test_accuracy']:.2%} -> {after['test_accuracy']:.2%}; "
+        f"test {said.said} {said.text(before[key])} -> {said.text(after[key])}; "
         f"weights in {out}"
     )
 

@@ -30,6 +30,12 @@ OfferedWeights = Annotated[
     option(SEARCHES, "Float weights that users may ask for. May be repeated.",
            metavar="NAME=FILE"),
 ]  # fmt: skip
+OfferedModels = Annotated[
+    list[str] | None,
+    option(SEARCHES, "Models that users may ask for beside those of HAQ, such as "
+           "bert=hf:/srv/models/bert or net=onnx:/srv/net.onnx. May be repeated.",
+           metavar="NAME=MODEL"),
+]  # fmt: skip
 Lease = Annotated[
     float,
     option(SEARCHES, "Time after which another worker takes over from a dead one, at least 2.",
@@ -67,6 +73,7 @@ def serve_command(  # noqa: PLR0913 - one argument an option
     ] = 1,
     data: OfferedData = None,
     weights: OfferedWeights = None,
+    model: OfferedModels = None,
     threads: SearchThreads = 1,
     lease: Lease = 30.0,
     tries: Tries = 3,
@@ -78,7 +85,9 @@ def serve_command(  # noqa: PLR0913 - one argument an option
     _check_service()
     from haq.service.serve import serve, settings_of
 
-    asked = settings_of(files, database, data or [], weights or [], threads, lease, tries)
+    asked = settings_of(
+        files, database, data or [], weights or [], threads, lease, tries, model or []
+    )
     serve(asked, host, port, workers, everyone)
 
 
@@ -87,6 +96,7 @@ def worker_command(
     files: Files = _FILES,
     data: OfferedData = None,
     weights: OfferedWeights = None,
+    model: OfferedModels = None,
     threads: SearchThreads = 1,
     lease: Lease = 30.0,
     tries: Tries = 3,
@@ -95,7 +105,9 @@ def worker_command(
     _check_service()
     from haq.service.serve import settings_of, worker
 
-    worker(settings_of(files, database, data or [], weights or [], threads, lease, tries))
+    worker(
+        settings_of(files, database, data or [], weights or [], threads, lease, tries, model or [])
+    )
 
 
 token_app = typer.Typer(help="Tokens for the service.", no_args_is_help=True)

@@ -1,6 +1,7 @@
 """A user's own splits as they come: tensors, columns, data sets of items, loaders of batches."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -17,9 +18,11 @@ MOST_CLASSES = 100_000
 """Beyond this a label is a mistake, such as an identifier."""
 
 IGNORED = -100
-"""The label of what does not count; 255 stands for it in masks of bytes."""
+"""The label of what does not count."""
 
 _VOID = 255
+"""Stands for it in masks, where it is no class."""
+
 _TOKENS = (torch.int32, torch.int64)
 
 
@@ -43,7 +46,8 @@ def from_splits(splits: Any, name: str = "data", outputs: Outputs | None = None)
             data set of such pairs or dicts; or a loader of batches of either kind. The last two are
             stacked in memory. Inputs are images (N, C, H, W) or anything else (N, ...): uint8,
             normalised already in a floating dtype, or integers such as tokens. Labels are (N,), or
-            one for each token (N, T) or pixel (N, H, W), where negative ones do not count.
+            one for each token (N, T) or pixel (N, H, W), where negative ones do not count; nor does
+            255 of a pixel, where no label is higher and no network given has so many classes.
         name: For messages, and on record.
         outputs: From one input (1, ...), and what has a label, to how many classes there are: how
             many numbers the network gives for a label. Without it, as many as the highest label of
@@ -65,7 +69,7 @@ def from_splits(splits: Any, name: str = "data", outputs: Outputs | None = None)
     kinds = [part.kind for part in parts]
     if len(set(kinds)) > 1:
         raise DataError(f"the splits of {name} have labels of {', '.join(kinds)}; give all alike")
-    train, val, test = (part.split for part in parts)
+    train, val, test = _without_void([part.split for part in parts], kinds[0], outputs)
     shapes = [_shapes(s, what) for s, what in zip((train, val, test), whats, strict=True)]
     for given, what in zip(shapes, whats, strict=True):
         if given != shapes[0]:
@@ -93,6 +97,22 @@ def _tokens(first: Inputs, splits: Sequence[Split]) -> int | None:
         return None
     whole = [split.images for split in splits if isinstance(split, TensorSplit)]
     return max(int(one.max()) for one in (*whole, first) if isinstance(one, Tensor)) + 1
+
+
+def _without_void(
+    splits: Sequence[Split], kind: Labels, outputs: Outputs | None
+) -> Sequence[Split]:
+    """Return splits whose masks do not count where they are 255, unless that is a class."""
+    if kind != "pixels" or max(int(split.labels.max()) for split in splits) != _VOID:
+        return splits
+    first, _ = splits[0].batch(torch.zeros(1, dtype=torch.int64))
+    if outputs is not None and outputs(first, kind) > _VOID:
+        return splits
+    return [
+        replace(split, labels=split.labels.masked_fill(split.labels == _VOID, IGNORED))
+        if isinstance(split, TensorSplit) else split
+        for split in splits
+    ]  # fmt: skip
 
 
 class _Part(NamedTuple):
@@ -268,8 +288,6 @@ def _integers(labels: Any, what: str) -> Tensor:
         some = (odd if len(odd) else numbers).flatten()
         first = some[0].item() if len(some) else numbers.dtype
         raise DataError(f"{what} has label {first}; labels are integers counting from 0")
-    if numbers.dtype == torch.uint8 and numbers.ndim == 3:
-        return numbers.long().masked_fill(numbers == _VOID, IGNORED)
     return numbers.long()
 
 

@@ -27,7 +27,7 @@ from haq.runs.folder import find_folder, new_folder, read_job, read_json, read_t
 from haq.runs.handover import tried
 from haq.runs.job import Job, check_threads, parse_job
 from haq.runs.named import write_files_of_model
-from haq.runs.onnx_model import PREFIX, onnx_for
+from haq.runs.named_model import named_for
 from haq.runs.own import Own, OwnTask, own_task
 from haq.runs.pace import stage_weights
 from haq.runs.places import read_chain, replaced
@@ -205,11 +205,11 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
         fields["agent"] = None  # paper alone means ddpg, an accuracy target ilp
     say, trackers = on_progress or silent, [tracker(text) for text in track]
     name = None
-    if isinstance(model, str) and model.startswith(PREFIX) and not isinstance(data, str):
-        name, model = onnx_for(model, data)
+    if isinstance(model, str) and not isinstance(data, str):
+        name, model = named_for(model, data, metric)
     if isinstance(model, str):
-        if not isinstance(data, str) or evaluate is not None:
-            raise HaqError(f"model {model!r} is a name: give a name for the data, and no evaluate")
+        if evaluate is not None:
+            raise HaqError(f"model {model!r} and data {data!r} are names: leave evaluate out")
         job = parse_job(model=model, data=data, **fields)
         folder = _folder(job, out, resume)
         with following(folder, say, trackers, on_trial=on_trial) as followed:

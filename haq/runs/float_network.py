@@ -70,7 +70,8 @@ def _check_outputs(name: str, model: nn.Module, data: Data | Outline, metric: Me
             if isinstance(data, Data)
             else None
         )
-        return check_metric(metric, output, labels if data.labels != "none" else None)
+        check_metric(metric, output, labels if data.labels != "none" else None)
+        return _check_labels(name, output, data) if isinstance(data, Data) else None
     classes = len(data.classes)
     tensor = isinstance(output, Tensor)
     if not tensor or output.dim() != 2 or len(output) != 1 or output.shape[1] < classes:
@@ -80,6 +81,22 @@ def _check_outputs(name: str, model: nn.Module, data: Data | Outline, metric: Me
             f"must give one tensor (1, {classes})"
         )
     check_metric(metric, output, torch.zeros(1, dtype=torch.int64))
+
+
+def _check_labels(name: str, output: Tensor, data: Data) -> None:
+    """Refuse labels of tokens or pixels that are none of the classes which a network gives."""
+    axis = {"tokens": -1, "pixels": 1}.get(data.labels)
+    if axis is None or output.dim() <= axis:
+        return
+    classes = output.shape[axis]
+    for part in ("train", "val", "test"):
+        highest = int(getattr(data, part).labels.max())
+        if highest >= classes:
+            raise ModelError(
+                f"model {name} gives numbers for {classes} classes, and the {part} split of "
+                f"{data.name} has label {highest}; labels count the classes from 0, and negative "
+                "ones do not count"
+            )
 
 
 def float_network(

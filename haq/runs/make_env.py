@@ -17,6 +17,7 @@ from haq.runs.api import own_evaluation
 from haq.runs.environment import environment
 from haq.runs.evaluation import Evaluation, labeled
 from haq.runs.job import Job, parse_job
+from haq.runs.named_model import named_for
 from haq.runs.own import Own, own_task
 from haq.runs.plan import Plan, plan
 from haq.runs.progress import OnProgress, silent
@@ -124,7 +125,10 @@ def make_env(  # noqa: PLR0913 - one keyword a field of the job
     say = on_progress or silent
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
+        if isinstance(model, str) and not isinstance(data, str):
+            _, model = named_for(model, data, metric)
         if isinstance(model, str):
+            assert isinstance(data, str)
             planned, scored = _named(model, data, evaluate, fields, folder, say)
         else:
             task = own_task(model, data, evaluate, fields)
@@ -136,14 +140,14 @@ def make_env(  # noqa: PLR0913 - one keyword a field of the job
 
 def _named(
     model: str,
-    data: object,
+    data: str,
     evaluate: Own | None,
     fields: Mapping[str, Any],
     folder: Path,
     say: OnProgress,
 ) -> tuple[Plan, Evaluation]:
-    if not isinstance(data, str) or evaluate is not None:
-        raise HaqError(f"model {model!r} is a name: give a name for the data, and no evaluate")
+    if evaluate is not None:
+        raise HaqError(f"model {model!r} and data {data!r} are names: leave evaluate out")
     job = with_transforms(parse_job(model=model, data=data, **fields))
     start = prepare(job, folder, say)
     return start.planned, labeled(start.job, folder, start.planned, start.data, say)

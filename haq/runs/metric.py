@@ -1,11 +1,14 @@
 """Which metric a job is scored by."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from haq.errors import HaqError
 from haq.metrics import METRICS, OWN, Metric, named
 from haq.runs.job import Job
+
+if TYPE_CHECKING:
+    from haq.datasets import Data, Outline
 
 BY_LABELS: Mapping[str, str] = {
     "classes": "top1", "tokens": "perplexity", "pixels": "miou", "none": "agreement",
@@ -16,6 +19,25 @@ BY_LABELS: Mapping[str, str] = {
 def labels_of(images: Mapping[str, Any]) -> str:
     """Return what labels are of by the record of a data set: a key of ``BY_LABELS``."""
     return str(images.get("labels", "classes" if "classes" in images else "none"))
+
+
+def metric_by_labels(job: Job, data: "Data | Outline") -> Metric:
+    """Return what a network is scored by that learns from labels.
+
+    Raises:
+        HaqError: There are none, or the metric counts none.
+    """
+    if data.labels == "none":
+        raise HaqError(
+            f"data {job.data} have no labels, and there is nothing else to train and to score by"
+        )
+    metric = metric_of_job(job, {"labels": data.labels})
+    if metric.needs != "labels":
+        raise HaqError(
+            f"metric {metric.name} compares with a float network, and here it is changed: choose "
+            "one that counts labels, or leave it out"
+        )
+    return metric
 
 
 def metric_of_job(job: Job, images: Mapping[str, Any], own: bool = False) -> Metric:

@@ -17,8 +17,6 @@ from haq.runs.job import Job
 LENGTH = 128
 """Tokens of one input of text, unless the job or the model says otherwise."""
 
-SIZE = "--size, the height and width of its images"
-
 _CAUSAL = ("LMHeadModel", "ForCausalLM")
 
 
@@ -53,12 +51,6 @@ def brings_weights(job: Job) -> bool:
     """Return whether the model of a job has its weights with it, and they are not trained anew."""
     card = about(job.model) if job.float_epochs is None else None
     return card is not None and card.weights
-
-
-def takes_tokens(model: str) -> bool:
-    """Return whether a model says of itself that it takes tokens."""
-    card = about(model)
-    return card is not None and card.tokens is not None
 
 
 def rebuilt(job: Job, images: Mapping[str, Any]) -> nn.Module:

@@ -40,6 +40,8 @@ from haq.runs.encoded_cost import check_channels
 from haq.runs.float_network import example
 from haq.runs.folder import provenance, write_json
 from haq.runs.job import Job
+from haq.runs.metric import metric_by_labels
+from haq.runs.named import brings_weights, reading_of
 from haq.runs.profiling.subject import Subject, lowering, placeholder_clips
 from haq.runs.progress import OnProgress, Progress
 from haq.runs.transforms import network_of, with_transforms
@@ -211,24 +213,28 @@ def run_pruning(
         HaqError: A name is unknown, or something cannot be pruned; before any image is read.
     """
     file = job.weights
-    if file is None:
+    if file is None and not brings_weights(job):
         raise HaqError("--weights: there is nothing to prune in a network without weights")
-    job = with_transforms(job)
+    job, reading = with_transforms(job), reading_of(job)
     torch.set_num_threads(job.threads or torch.get_num_threads())
-    about: Data | Outline = outline(job.data, job.size) or load(job.data, job.seed, job.size)
+    about: Data | Outline = outline(job.data, job.size, reading) or load(
+        job.data, job.seed, job.size, reading
+    )
+    metric = metric_by_labels(job, about)
     sample, model = example(about), network_of(job, about)
-    load_weights(model, file)
+    if file is not None:
+        load_weights(model, file)
     graph = trace(model, sample)
     data = about if isinstance(about, Data) else None
     if asked.search:
         choice = _choice(job, graph, sample)
-        data = data or load(job.data, job.seed, job.size)
+        data = data or load(job.data, job.seed, job.size, reading)
         network, record, notes = _searched(job, graph, sample, choice, data, on_progress)
     else:
         network, record, notes = pruned(graph, sample, asked)
     student = trace(network, sample)
-    data = data or load(job.data, job.seed, job.size)
-    before = score(model, data.test).accuracy
+    data = data or load(job.data, job.seed, job.size, reading)
+    before = metric.of_score(score(model, data.test, metric=metric).accuracy)
     started = time.perf_counter()
     settings = _Training(job, data, epochs, lr, out)
     pruner = _trained(settings, asked, record, graph, student, on_progress)
@@ -237,11 +243,12 @@ def run_pruning(
         record = {**record, "layers": pruner.sparsity}
     save_weights(network, out, chain_text([*job.transforms, record]))
     out.with_suffix(".part").unlink(missing_ok=True)
+    after = metric.of_score(score(network, data.test, metric=metric).accuracy)
     summary = {
         "model": job.model, "data": data.name, "epochs": epochs, "lr": lr, "seed": job.seed,
-        "transforms": [*job.transforms, record], "notes": notes,
-        "before": _figures(graph) | {"test_accuracy": before},
-        "after": _figures(student) | {"test_accuracy": score(network, data.test).accuracy},
+        "transforms": [*job.transforms, record], "notes": notes, "metric": metric.name,
+        "before": _figures(graph) | {metric.key("test"): before},
+        "after": _figures(student) | {metric.key("test"): after},
         "seconds": round(time.perf_counter() - started, 1),
         **(_latencies(graph, student, sample) if measure else {}), **provenance(sys.argv),
     }  # fmt: skip
@@ -360,13 +367,44 @@ def _trained(
     return pruner
 
 
-def take_over(network: nn.Module, learned: nn.Module) -> None:
-    """Give a network what a captured copy of it learned, where they do not share a tensor."""
+def exchanged(network: nn.Module, captured: nn.Module) -> frozenset[str]:
+    """Return the matrices that a captured copy of a network has with their axes exchanged.
+
+    Args:
+        network: Whose values the copy has still.
+        captured: The copy.
+
+    Raises:
+        HaqError: The copy has weights that the network computes from others.
+    """
+    state = network.state_dict()
+    for name, _ in captured.named_parameters():
+        if name not in state:
+            raise HaqError(
+                f"{name} is computed from other parameters of the network, as by weight_norm, and "
+                "cannot be trained by itself; take the parametrization away first"
+            )
+    held = captured.state_dict()
+    matrices = {n: v for n, v in state.items() if v.dim() == 2 and n in held}
+    return frozenset(
+        name for name, value in matrices.items()
+        if not torch.equal(value, held[name]) and torch.equal(value.t(), held[name])
+    )  # fmt: skip
+
+
+def take_over(network: nn.Module, learned: nn.Module, turned: frozenset[str] = frozenset()) -> None:
+    """Give a network what a captured copy of it learned, where they do not share a tensor.
+
+    Args:
+        network: Changed in place.
+        learned: The copy.
+        turned: As ``exchanged`` gives it.
+    """
     state = learned.state_dict()
     with torch.no_grad():
         for name, value in network.state_dict().items():
             if name in state and state[name].data_ptr() != value.data_ptr():
-                value.copy_(state[name])
+                value.copy_(state[name].t() if name in turned else state[name])
 
 
 def _weight(graph: Graph, name: str) -> nn.Parameter:

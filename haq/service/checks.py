@@ -3,22 +3,32 @@
 import logging
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
 from haq.allocation.budgets import cheapest
 from haq.errors import BudgetError, DataError, HaqError, ModelError, TargetError, look_up
 from haq.runs.job import Job, JobError, parse_job
-from haq.service import choices, uploads
+from haq.runs.metric import metric_of_job
+from haq.service import choices, place, uploads
 from haq.service.place import UPLOAD, weights_file
 from haq.service.settings import Settings
+
+if TYPE_CHECKING:
+    from haq.datasets import Data, Outline, Reading
 
 LOG = logging.getLogger("haq.service.checks")
 
 _ONE_AT_A_TIME = threading.Lock()  # a plan takes a model's memory
 _BUSY_S = 60.0
+
+_BY_MODEL = ("text", "dataset")
+"""Data that are read as a model says, by its tokenizer or its images' size."""
+
+_FIRST = 2  # inputs of a split that checking a job takes
 
 EPISODES = 60
 """Of a run whose user names no number: it is on record before the run begins."""
@@ -42,22 +52,19 @@ class Busy(HaqError):
     """Too much is asked at once."""
 
 
-class DataShape(NamedTuple):
-    """What of a data set decides the shape of a network."""
-
-    shape: tuple[int, ...]
-    classes: int
-
-
 def load(settings: Settings) -> None:
     """Load once what checking a job needs: torch, the offered data sets, and a first plan.
 
     A data set that cannot be loaded is logged, and refused again to whoever asks for it.
     """
+    from haq.datasets.tensors import AS_IT_IS
+
     choices.choices(settings)
     for name, spec in settings.data.items():
+        if spec.partition(":")[0] in _BY_MODEL:
+            continue
         try:
-            data = _loaded(spec, None)
+            data = _loaded(spec, None, AS_IT_IS)
             if name == "digits":
                 _plan(settings, Job(), data)
         except HaqError as error:
@@ -81,8 +88,10 @@ def checked(
     """
     job = _job(settings, fields)
     data = _names(engine, settings, owner, job)
-    _plan(settings, job, data)
-    return job
+    planned = _plan(settings, job, data)
+    metric = metric_of_job(job, planned.images).name
+    # On record beside the run, so that its scores can be told; accuracy needs no word.
+    return job if metric == "top1" else job.model_copy(update={"metric": metric})
 
 
 def ranges(
@@ -145,24 +154,31 @@ def _job(settings: Settings, fields: Mapping[str, Any]) -> Job:
     return job.model_copy(update={"threads": min(job.threads or share, share)})
 
 
-def _names(engine: Engine, settings: Settings, owner: str | None, job: Job) -> DataShape:
+def _names(engine: Engine, settings: Settings, owner: str | None, job: Job) -> "Data | Outline":
     """Look up every name of a job; no name is used for anything else before."""
     from haq.agents import AGENTS
     from haq.hw_profiles import TARGETS
+    from haq.metrics import METRICS
     from haq.models import MODELS
     from haq.quantization.clipping import CLIPPING
+    from haq.runs.named import brings_weights
 
     tables: dict[str, Mapping[str, Any]] = {
-        "model": MODELS, "agent": AGENTS, "clipping": CLIPPING,
-    } | ({"target": TARGETS} if job.target is not None else {})  # fmt: skip
+        "model": {**MODELS, **settings.models}, "agent": AGENTS, "clipping": CLIPPING,
+    }  # fmt: skip
+    tables |= {"target": TARGETS} if job.target is not None else {}
+    tables |= {"metric": METRICS} if job.metric is not None else {}
     for field, table in tables.items():
         _known(field, table, getattr(job, field))
-    data = _data_shape(engine, settings, owner, job)
+    data = _data(engine, settings, owner, job)
     if job.weights is not None:
         upload = _upload(engine, owner, "weights", str(job.weights))
         if upload is None:
             _known("weights", settings.weights, str(job.weights))
-    elif job.float_epochs is None and job.data != "digits":
+    elif (
+        job.float_epochs is None and job.data != "digits"
+        and not brings_weights(_with_model(job, settings))
+    ):  # fmt: skip
         raise FieldError(
             "weights",
             f"model {job.model} needs weights: give some, or float_epochs to train it within "
@@ -188,34 +204,48 @@ def _upload(engine: Engine, owner: str | None, kind: str, name: str) -> uploads.
     return upload
 
 
-def _data_shape(engine: Engine, settings: Settings, owner: str | None, job: Job) -> DataShape:
+def _data(engine: Engine, settings: Settings, owner: str | None, job: Job) -> "Data | Outline":
+    """Return the first inputs of a job's data as its model takes them, or what is known of them."""
+    from haq.datasets import Outline
+    from haq.datasets.tensors import IMAGENET_MEAN, IMAGENET_STD
+    from haq.runs.named import reading_of
+
+    reading = reading_of(_with_model(job, settings))
     upload = _upload(engine, owner, "data", job.data)
     if upload is not None:
-        size = 224 if job.size is None else job.size
-        return DataShape((3, size, size), upload.classes)
+        size = reading.size or 224
+        classes = tuple(map(str, range(upload.classes)))
+        return Outline("folder", classes, (3, size, size), IMAGENET_MEAN, IMAGENET_STD)
     _known("data", settings.data, job.data)
     try:
-        return _loaded(settings.data[job.data], job.size)
+        return _loaded(settings.data[job.data], job.size, reading)
     except HaqError as error:
         field = "size" if job.size is not None else "data"
-        raise FieldError(field, f"data {job.data}: {_without(error, settings, job)}") from error
+        sentence = place.without_paths(str(error), settings)
+        raise FieldError(field, f"data {job.data}: {sentence}") from error
 
 
-def _without(error: HaqError, settings: Settings, job: Job) -> str:
-    where = settings.data[job.data].partition(":")[2]
-    return str(error).replace(where, job.data) if where else str(error)
+def _with_model(job: Job, settings: Settings) -> Job:
+    return job.model_copy(update={"model": place.model_of(job.model, settings)})
 
 
 @lru_cache(maxsize=32)
-def _loaded(spec: str, size: int | None) -> DataShape:
-    """Return the shape of a data set that the operator offers."""
-    from haq.datasets import load
+def _loaded(spec: str, size: int | None, reading: "Reading") -> "Data":
+    """Return the first inputs of a data set that the operator offers."""
+    import torch
 
-    data = load(spec, size=size)
-    return DataShape(data.shape, len(data.classes))
+    from haq.datasets import Split, TensorSplit, load
+
+    data = load(spec, size=size, reading=reading)
+
+    def first(split: Split) -> Split:
+        inputs, labels = split.batch(torch.arange(min(_FIRST, len(split))))
+        return TensorSplit(inputs, labels, (), ())
+
+    return replace(data, train=first(data.train), val=first(data.val), test=first(data.test))
 
 
-def _plan(settings: Settings, job: Job, data: DataShape) -> Any:
+def _plan(settings: Settings, job: Job, data: "Data | Outline") -> Any:
     if not _ONE_AT_A_TIME.acquire(timeout=_BUSY_S):
         raise Busy("too many jobs are being checked; try again in a minute")
     try:
@@ -223,33 +253,37 @@ def _plan(settings: Settings, job: Job, data: DataShape) -> Any:
     except FieldError:
         raise
     except HaqError as error:
-        raise FieldError(_field_of(error), str(error)) from error
+        sentence = place.without_paths(str(error), settings)
+        raise FieldError(_field_of(error), sentence) from error
     finally:
         _ONE_AT_A_TIME.release()
 
 
-def _planned(settings: Settings, job: Job, data: DataShape) -> Any:
+def _planned(settings: Settings, job: Job, data: "Data | Outline") -> Any:
     from haq.compression.chain import as_in_file
-    from haq.models import build, input_shape
-    from haq.network.inputs import random_inputs
-    from haq.runs.plan import plan
+    from haq.models import input_shape
+    from haq.runs.float_network import example
+    from haq.runs.plan import images_of, plan
+    from haq.runs.run import suited
+    from haq.runs.transforms import network_of
 
-    own = input_shape(job.model)
-    assert own is not None  # a factory has no name here
-    if own[0] != data.shape[0]:
+    real = suited(_with_model(job, settings), data)
+    own = input_shape(real.model)
+    if own is not None and own[0] != data.shape[0]:
         raise FieldError(
             "data",
             f"model {job.model} takes images of {own[0]} channels, {job.data} has {data.shape[0]}",
         )
-    model = build(job.model, data.classes, job.width, data.shape[-1])
+    sample, model = example(data), network_of(real, data)
     if job.weights is not None:  # which may be of a pruned network
-        sample = random_inputs(data.shape)
         model = as_in_file(model, sample, weights_file(str(job.weights), settings))
-    return plan(job, model, {"shape": list(data.shape)})
+    return plan(real, model, images_of(data), sample)
 
 
 def _field_of(error: HaqError) -> str | None:
     text = str(error)
+    if text.startswith("metric "):
+        return "metric"
     if isinstance(error, ModelError):
         for field in ("width", "size"):
             if f"{field} " in text:
@@ -258,7 +292,7 @@ def _field_of(error: HaqError) -> str | None:
         if isinstance(error, kind):
             return field
     for word, field in (
-        ("pin", "pins"), ("--widths", "widths"),
+        ("pin", "pins"), ("max drop", "max_drop"), ("--widths", "widths"),
         ("--channel-multiple", "channel_multiple"), ("a budget on", "budgets"),
         ("unknown layer", "pins"), ("weight bits", "weight_bits"),
         ("activation", "act_bits"), ("layer", "weight_bits"),

@@ -13,9 +13,12 @@ def choices(settings: Settings) -> dict[str, Any]:
     """Return everything that a job may name."""
     from haq.agents import AGENTS
     from haq.hw_profiles import TARGETS, find
+    from haq.metrics import METRICS
     from haq.models import MODELS
+    from haq.models.sources import about
     from haq.quantization.clipping import CLIPPING
 
+    cards = {name: about(spec) for name, spec in settings.models.items()}
     targets = [(name, find(name)) for name in TARGETS]
     return {
         "models": [
@@ -24,6 +27,12 @@ def choices(settings: Settings) -> dict[str, Any]:
                 "has_width": spec.has_width,
             }
             for name, spec in MODELS.items()
+        ] + [
+            {
+                "name": name, "channels": card.shape[0] if card and card.shape else None,
+                "size": card.shape[-1] if card and card.shape else None, "has_width": False,
+            }
+            for name, card in cards.items()
         ],
         "targets": [
             {
@@ -36,4 +45,5 @@ def choices(settings: Settings) -> dict[str, Any]:
         "data": list(settings.data),
         "weights": list(settings.weights),
         "clipping": list(CLIPPING),
+        "metrics": list(METRICS),
     }  # fmt: skip

@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from haq.service import store
+from haq.service.scores import metric_of_run, text_of
 
 KEPT = 500
 """Events of a run kept in memory."""
@@ -162,6 +163,7 @@ def _stand(run: store.Run) -> bytes:
     stand = {
         "state": run.state, "stage": run.stage, "done": run.done, "total": run.total,
         "note": run.note, "episodes": run.episodes, "best_accuracy": run.best_accuracy,
+        "best": text_of(metric_of_run(run.job), run.best_accuracy),
         "seconds_left": seconds_left(run),
     }  # fmt: skip
     return format_sse_event(event="progress", data_str=json.dumps(stand))

@@ -55,10 +55,25 @@ def with_paths(job: Job, settings: Settings) -> Job:
     Raises:
         HaqError: A name is not allowed, or an upload is gone.
     """
-    changes: dict[str, object] = {"data": _data(job.data, settings)}
+    changes: dict[str, object] = {
+        "data": _data(job.data, settings), "model": model_of(job.model, settings),
+    }  # fmt: skip
     if job.weights is not None:
         changes["weights"] = weights_file(str(job.weights), settings)
     return job.model_copy(update=changes)
+
+
+def model_of(name: str, settings: Settings) -> str:
+    """Return the model that a name of a job stands for.
+
+    Raises:
+        HaqError: It is neither one of HAQ nor offered.
+    """
+    if name in settings.models:
+        return settings.models[name]
+    if ":" in name:
+        raise HaqError(f"model {name!r} is not offered here")
+    return name
 
 
 def _data(name: str, settings: Settings) -> str:
@@ -99,7 +114,10 @@ def without_paths(text: str, settings: Settings) -> str:
             text,
         )
         text = re.sub(rf"{re.escape(str(path))}[/\\]runs[/\\][0-9a-f]{{32}}[/\\]", "", text)
-    for name, spec in {**settings.data, **{n: str(p) for n, p in settings.weights.items()}}.items():
+    for name, spec in settings.models.items():
+        text = text.replace(spec, name)
+    weights = {name: str(path) for name, path in settings.weights.items()}
+    for name, spec in {**settings.models, **settings.data, **weights}.items():
         where = spec.partition(":")[2] or spec
         if "/" in where or "\\" in where:
             text = text.replace(where, name)

@@ -49,6 +49,7 @@ def settings_of(
     threads: int = 1,
     lease_s: float = 30.0,
     tries: int = 3,
+    models: Sequence[str] = (),
 ) -> Settings:
     """Return the settings that the options of a command give.
 
@@ -65,7 +66,21 @@ def settings_of(
     return Settings(
         files=files, database=database or "", threads=threads, lease_s=lease_s, tries=tries,
         data={"digits": "digits"} | offered(data, "data"), weights=files_of,
+        models={name: _model(name, spec) for name, spec in offered(models, "model").items()},
     )  # fmt: skip
+
+
+def _model(name: str, spec: str) -> str:
+    """Return a model that is offered, with a whole path where it is made of files."""
+    from haq.models import MODELS
+    from haq.models.sources import SOURCES, about, at_absolute_path, named
+
+    if name in MODELS:
+        raise HaqError(f"model {name}={spec}: {name} comes with HAQ; give another name")
+    if named(spec) is None:
+        raise HaqError(f"model {name}={spec}: give one that begins with {', '.join(SOURCES)}")
+    about(spec)
+    return at_absolute_path(spec)
 
 
 class _Server(uvicorn.Server):

@@ -14,6 +14,8 @@ class Settings:
         database: URL for SQLAlchemy; a SQLite file in ``files`` where empty.
         data: Name to a data set, as in ``haq search --data``, that users may ask for.
         weights: Name to a file of float weights that users may ask for.
+        models: Name to a model with a prefix, as in ``haq search --model``, that users may ask for
+            beside those of HAQ.
         lease_s: After how many seconds without a sign of life a run goes to another worker.
         tries: In a row without a new episode, before a run counts as failed.
         pause_s: How long a run waits where the machine, not the run, is at fault.
@@ -26,6 +28,7 @@ class Settings:
     database: str = ""
     data: Mapping[str, str] = field(default_factory=lambda: {"digits": "digits"})
     weights: Mapping[str, Path] = field(default_factory=dict)
+    models: Mapping[str, str] = field(default_factory=dict)
     lease_s: float = 30.0
     tries: int = 3
     pause_s: float = 30.0

@@ -8,18 +8,22 @@ from haq.runs.job import Job, Width
 from haq.service import store
 from haq.service.feed import seconds_left
 from haq.service.limits import Limits
+from haq.service.scores import metric_of_run, value_of
 
 _MOST = Limits().episodes
 
 Name = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
+Evaluation = Literal["finetune", "cheap"]
+Reward = Literal["metric", "accuracy", "loss", "agreement"]
 RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
 class JobRequest(Job):
     """A job, as on the command line, but for names in place of paths.
 
-    ``data`` is one of the offered names or ``upload:ID``, and so is ``weights``.
+    ``data`` is one of the offered names or ``upload:ID``, and so is ``weights``. What is left out,
+    or null, is as suits the agent and the data.
     """
 
     model_config = ConfigDict(
@@ -41,6 +45,8 @@ class JobRequest(Job):
     batch: Annotated[int, Field(ge=1, le=65536)] | None = None
     budgets: Annotated[tuple[Name, ...], Field(min_length=1, max_length=8)] = ("avg_weight_bits=3",)
     agent: Name = "guided"
+    evaluation: Evaluation | None = None  # type: ignore[assignment]
+    reward: Reward | None = None  # type: ignore[assignment]
     episodes: Annotated[int, Field(ge=1, le=_MOST)] | None = None
     groups: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(max_length=8)] = ()
     widths: Annotated[
@@ -58,12 +64,15 @@ class JobRequest(Job):
     float_epochs: Annotated[int, Field(ge=0, le=10_000)] | None = None
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     workers: Annotated[int, Field(ge=1, le=1024)] = 1
-    finalists: Annotated[int, Field(ge=0, le=1000)] = 0
+    finalists: Annotated[int, Field(ge=0, le=1000)] | None = None  # type: ignore[assignment]
     rounding_steps: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
-    metric: Literal["top1"] | None = None  # data of the service have one label an image
-    tokenizer: None = None  # a path
+    metric: Annotated[
+        Name | None,
+        Field(description="What networks are scored by; null: as suits the data's labels."),
+    ] = None
+    tokenizer: None = None  # a path: text is read as the model's folder says
+    length: Annotated[int, Field(ge=2, le=8192)] | None = None
     transforms: Annotated[tuple[dict[str, Any], ...], Field(max_length=0)] = ()  # of the weights
-    length: None = None
     ray: None = None  # whose cluster a search uses is not for its user to say
 
     def job_fields(self) -> dict[str, Any]:
@@ -122,13 +131,19 @@ class RunOut(BaseModel):
     progress: Progress
     episodes: int = Field(description="Finished.")
     episodes_asked: int
-    best_accuracy: float | None = Field(description="On validation images, a share in [0, 1].")
+    metric: str = Field(description="What its networks are scored by.")
+    best_accuracy: float | None = Field(
+        description="The best score on validation images, higher is better: of accuracies and mean "
+        "IoU a share in [0, 1], of perplexity minus its logarithm."
+    )
+    best_value: float | None = Field(description="The same as the metric itself counts.")
     seconds_left: float | None = Field(description="For the episodes, at their pace so far.")
     events: int = Field(description="Number of the last event.")
 
     @staticmethod
     def of(run: store.Run) -> "RunOut":
         """Return what a user sees of a row."""
+        metric = metric_of_run(run.job)
         return RunOut(
             id=run.id, owner=run.owner, title=run.title, state=run.state,  # type: ignore[arg-type]
             message=run.message, job=run.job.model_dump(mode="json"), created=run.created,
@@ -136,7 +151,9 @@ class RunOut(BaseModel):
             attempts=run.attempts, cancelling=run.cancel and run.state == "running",
             progress=Progress(stage=run.stage, done=run.done, total=run.total, note=run.note),
             episodes=run.episodes, episodes_asked=run.episodes_asked,
-            best_accuracy=run.best_accuracy, seconds_left=seconds_left(run), events=run.events,
+            metric=metric.name, best_accuracy=run.best_accuracy,
+            best_value=value_of(metric, run.best_accuracy), seconds_left=seconds_left(run),
+            events=run.events,
         )  # fmt: skip
 
 
@@ -151,7 +168,7 @@ class TrialOut(BaseModel):
     """One episode."""
 
     episode: int
-    accuracy: float
+    accuracy: float = Field(description="The metric's score, as in ``best_accuracy`` of the run.")
     loss: float | None
     reward: float
     seconds: float
@@ -212,8 +229,8 @@ class ModelOut(BaseModel):
     """A network that can be asked for."""
 
     name: str
-    channels: int
-    size: int
+    channels: int | None = Field(description="Of its images; null where it takes something else.")
+    size: int | None = Field(description="Of its images in pixels, likewise.")
     has_width: bool
 
 
@@ -234,6 +251,7 @@ class Choices(BaseModel):
     data: list[str]
     weights: list[str]
     clipping: list[str]
+    metrics: list[str]
 
 
 class Range(BaseModel):

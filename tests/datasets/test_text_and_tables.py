@@ -231,13 +231,26 @@ def test_a_loader_is_read_once_into_memory():
     assert dicts.labels is None
 
 
-def test_masks_of_bytes_do_not_count_where_they_are_255():
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int32, torch.int64])
+@pytest.mark.parametrize("outputs", [None, lambda inputs, labels: 3])
+def test_masks_do_not_count_where_they_are_255(kind, outputs):
     images = torch.zeros(2, 3, 4, 4)
-    masks = torch.zeros(2, 4, 4, dtype=torch.uint8)
-    masks[0, 0, 0], masks[1, 1, 1] = 255, 2
-    data = from_splits([(images, masks)] * 3, outputs=lambda inputs, labels: 3)
-    assert data.labels == "pixels" and int(data.train.labels.min()) == -100
+    masks = torch.zeros(2, 4, 4, dtype=kind)
+    masks[1, 1, 1] = 2
+    void = masks.clone()
+    void[0, 0, 0] = 255
+    data = from_splits([(images, masks), (images, void), (images, masks)], outputs=outputs)
+    assert data.labels == "pixels" and int(data.val.labels.min()) == -100
     assert data.classes == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("more, outputs", [(256, None), (255, 300)])
+def test_255_is_a_class_where_there_are_so_many(more, outputs):
+    masks = torch.zeros(2, 4, 4, dtype=torch.int64)
+    masks[0, 0, 0], masks[0, 0, 1] = 255, more
+    given = None if outputs is None else lambda inputs, labels: outputs
+    data = from_splits([(torch.zeros(2, 3, 4, 4), masks)] * 3, outputs=given)
+    assert int(data.train.labels.min()) == 0
 
 
 @pytest.mark.parametrize(

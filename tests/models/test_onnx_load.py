@@ -285,3 +285,12 @@ def test_what_onnx_runtime_does_not_load_is_a_sentence():
     with pytest.raises(ModelError, match="ONNX Runtime does not take it: .*") as refusal:
         normalized(wrong)
     assert "\n" not in str(refusal.value)
+
+
+def test_gradients_reach_every_parameter(tmp_path):
+    onnx.save(small(), tmp_path / "net.onnx")
+    network = load_onnx(tmp_path / "net.onnx", {"x": (2, 2, 6, 5)})
+    output = network(torch.from_numpy(array(2, 2, 6, 5)))
+    (output if isinstance(output, torch.Tensor) else output[0]).square().sum().backward()
+    missing = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert missing == []

@@ -18,6 +18,9 @@ from haq.quantization.fake_quant import quantize
 from haq.reports.report import report_html
 from haq.runs.evaluator import held_zeros
 from haq.runs.job import parse_job
+from haq.runs.onnx_summary import _float_file
+from haq.runs.restored import restored
+from haq.runs.verify import verify
 
 
 class Words(nn.Module):
@@ -207,3 +210,24 @@ def test_codebooks_of_a_pruned_network_need_nobody_to_hold_their_zeros():
     assert (
         held_zeros(quantize(graph, policy | {"out": Bits(3, 32, CODEBOOK)}, clips), graph) is None
     )
+
+
+def test_a_file_of_such_formats_is_verified_from_the_file_alone(run, tmp_path):
+    _, _, found = run
+    haq.export_onnx(found, tmp_path / "words.onnx")
+    result = verify(tmp_path / "words.onnx")
+    assert result["simulated_images"] > 0 and not result["all_integer"]
+
+
+def test_the_float_network_beside_a_dynamic_one_rounds_nothing(run, tmp_path):
+    model, inputs, _ = run
+    found = haq.search(
+        model, inputs, budgets=["avg_weight_bits=6"], agent="ilp", out=tmp_path / "dynamic",
+        schemes=["dynamic"],
+    )  # fmt: skip
+    assert any(bits.dynamic for bits in found.policy.values())
+    file = _float_file(found, restored(found.folder, model), model)
+    session = onnxruntime.InferenceSession(file.SerializeToString())
+    answers = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})[0]
+    with torch.no_grad():
+        assert np.abs(answers - model(inputs).numpy()).max() < 1e-5

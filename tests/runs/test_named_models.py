@@ -7,10 +7,13 @@ import pytest
 import torch
 
 import haq
+from haq.datasets import from_splits
 from haq.errors import DataError, HaqError, ModelError, RunError
 from haq.formats.checkpoint import load
+from haq.metrics import METRICS
 from haq.models import build
 from haq.network.inputs import call, tensors_of
+from haq.runs.float_network import fresh_model
 from haq.runs.folder import new_folder, read_job
 from haq.runs.job import parse_job
 from haq.runs.named import reading_of
@@ -159,6 +162,36 @@ def test_dicts_are_searched_by_cosine_and_their_file_takes_the_same_names(tmp_pa
     with torch.no_grad():
         own = call(searched.model, kept).last_hidden_state
         assert torch.equal(call(again.network, kept).last_hidden_state, own)
+
+
+def test_a_folder_is_searched_on_tensors_of_ones_own(place, tmp_path):
+    ids = torch.randint(11, (40, 6), generator=torch.Generator().manual_seed(0))
+    name = f"hf:{place / 'gpt'}"
+    searched = haq.search(name, ids, metric="cosine", out=tmp_path / "run", **QUICK)
+    assert searched.summary["state"] == "finished" and read_job(tmp_path / "run").model == name
+    assert restored(tmp_path / "run").summary["metric"] == "cosine"
+    env = haq.make_env(name, ids, "avg_weight_bits=7", metric="cosine", clipping="max")
+    assert env.reset(seed=0)[0].shape == env.observation_space.shape
+    with pytest.raises(HaqError, match="its weights do not come with it"):
+        haq.search("digits_cnn", ids)
+
+
+def test_labels_beyond_the_classes_of_a_folder_are_refused_before_any_work(tmp_path):
+    config = transformers.SegformerConfig(
+        num_encoder_blocks=1, depths=[1], sr_ratios=[1], hidden_sizes=[8], patch_sizes=[3],
+        strides=[2], num_attention_heads=[1], mlp_ratios=[1], decoder_hidden_size=8, num_labels=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.SegformerForSemanticSegmentation(config).save_pretrained(tmp_path / "seg")
+    name, masks = f"hf:{tmp_path / 'seg'}", torch.randint(3, (12, 8, 8))
+    masks[:, 0] = 255
+    splits = [(torch.randn(12, 3, 8, 8), masks)] * 3
+    searched = haq.search(name, splits, out=tmp_path / "run", **QUICK)
+    assert searched.summary["metric"] == "miou" and searched.summary["final_test_mean_iou"] >= 0
+    masks[0, 1, 1] = 7
+    data = from_splits([splits[0]] * 3, "mine")
+    with pytest.raises(ModelError, match=r"3 classes, and the train split of mine has label 7"):
+        fresh_model(name, data, 1.0, 0, METRICS["miou"])
 
 
 @pytest.mark.parametrize(

@@ -177,3 +177,32 @@ def test_a_missing_file_is_refused_before_anything_and_leaves_nothing(tmp_path):
     with pytest.raises(HaqError, match="'x' cannot be read; write NAME=1x3x224x224"):
         haq.search("onnx:net.onnx,x", torch.randn(8, 3), out=out)
     assert not out.exists()
+
+
+def test_a_table_that_reads_the_files_own_integers_is_exported(tmp_path):
+    node = helper.make_node
+    nodes = [
+        node("Gather", ["table", "ids"], ["e"], "words"),
+        node("ReduceMean", ["e", "axis"], ["m"], "mean", keepdims=0),
+        node("MatMul", ["m", "head"], ["scores"], "head"),
+    ]
+    model = helper.make_model(
+        helper.make_graph(
+            nodes, "words", [value("ids", "n", 5, kind=TensorProto.INT64)],
+            [value("scores", "n", 3)],
+            [numpy_helper.from_array(v, n) for n, v in {
+                "table": values(11, 8), "axis": np.array([1]), "head": values(8, 3),
+            }.items()],
+        ), opset_imports=[helper.make_opsetid("", 21)], ir_version=10,
+    )  # fmt: skip
+    onnx.save(model, tmp_path / "words.onnx")
+    ids = torch.randint(11, (40, 5), generator=torch.Generator().manual_seed(0))
+    run = haq.search(
+        f"onnx:{tmp_path / 'words.onnx'}", ids, out=tmp_path / "run", agent="ilp",
+        budgets=["avg_weight_bits=6"], clipping="max", rounding_steps=0,
+    )  # fmt: skip
+    file = haq.export_onnx(run, tmp_path / "small.onnx")
+    [scores] = answers(file, {"ids": ids.numpy()})
+    with torch.no_grad():
+        assert np.array_equal(scores, run.model(ids).numpy())
+    assert {node.name for node in file.graph.node} >= {"words", "head"}

@@ -31,16 +31,18 @@ def print_costs(costs: dict[str, Any]) -> None:
         "w{}a{}".format(*pair.split(",")): [layer["cost"].get(pair) for layer in layers]
         for pair in pairs
     }
+    counted = [any(pair in layer["cost"] for pair in pairs) for layer in layers]
     cells = [
-        [_number(value) for value in (*column, None if None in column else sum(column))]
+        [_number(value) for value in (*column, _sum(column, counted))]
         for column in columns.values()
-    ]
+    ]  # fmt: skip
     names = [(layer["name"], layer["kind"]) for layer in layers]
     for place, name in enumerate(("layer", "kind")):
         table.add_column(name, min_width=max(len(texts[place]) for texts in names))
     for name, numbers in zip(columns, cells, strict=True):
         table.add_column(name, justify="right", min_width=max(map(len, numbers)))
-    for row in zip([*names, ("all", "")], *cells, strict=True):
+    every = ("all" if all(counted) else "all that multiply", "")  # tables are only looked up
+    for row in zip([*names, every], *cells, strict=True):
         table.add_row(*row[0], *row[1:])
     screen = console()
     screen.print(table, crop=False)  # a number cut off is worse than a line that is wrapped
@@ -61,6 +63,13 @@ def _shown(offered: Collection[str]) -> tuple[str, ...]:
     if {pair.split(",")[1] for pair in offered} == {"8"}:
         return ("8,8", "6,8", "4,8", "3,8", "2,8")
     return ("32,32", "8,8", "8,4", "4,8", "6,6", "4,4", "2,2")
+
+
+def _sum(column: list[float | None], counted: list[bool]) -> float | None:
+    """Return the sum over the layers that count; None where one of them has no number."""
+    values = [value for value, counts in zip(column, counted, strict=True) if counts]
+    known = [value for value in values if value is not None]
+    return sum(known) if known and len(known) == len(values) else None
 
 
 def _number(value: float | None) -> str:

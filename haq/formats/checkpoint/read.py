@@ -65,7 +65,8 @@ def load(path: str | os.PathLike[str], model: nn.Module | str | None = None) -> 
     Args:
         path: Of the file.
         model: For a network that is not in ``haq.models.MODELS``: a module of the same kind, which
-            is left as it is and whose weights do not matter, or its "package.module:factory".
+            is left as it is and whose weights do not matter, or its name, such as "hf:DIR" or
+            "package.module:factory".
 
     Returns:
         The quantized network, in evaluation mode. ``about`` tells how to normalise its images.
@@ -157,12 +158,16 @@ def _module(content: Content, model: nn.Module | str | None) -> tuple[nn.Module,
     if model is None:
         raise CheckpointError(
             f"it holds a network of {content.model[:80]!r}, which is not imported because a file "
-            "says so; give haq.load the module, or its package.module:factory, as model="
+            "says so; give haq.load the module, or its name, as model="
         )
     for one in (shape, *(kind.shape for kind in content.inputs.values())):
         if math.prod(one) > SAMPLE or min(one, default=0) < 1:
             raise CheckpointError(f"inputs of {times(one)} are not taken")
-    module = build(model, content.classes) if isinstance(model, str) else copy.deepcopy(model).cpu()
+    size = shape[-1] if len(shape) == 3 else None
+    if isinstance(model, str):
+        module = build(model, content.classes, size=size)
+    else:
+        module = copy.deepcopy(model).cpu()
     if content.inputs:
         return module, content.made_up()
     return module, blank_input(shape, content.tokens)

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from haq.formats.onnx.groups import INTEGER_LEVEL
 from haq.formats.onnx.values import Array, Single
 
 Attributes = Mapping[str, Any]
 Given = Sequence[Array | None]
-
-_INTEGER_LEVEL = 4  # of MatMulNBits: activations are rounded to 8 bits, a scale for each block
 
 
 def unpacked(packed: Array, bits: int) -> Array:
@@ -43,7 +42,7 @@ def _product_of_groups(about: Attributes, given: Given) -> Array:
     bits, block, columns = about["bits"], about["block_size"], about["K"]
     codes = unpacked(packed, bits).reshape(about["N"], -1)
     weight = _floats(codes, scales, bits, block)[:, :columns]
-    if about.get("accuracy_level") == _INTEGER_LEVEL:
+    if about.get("accuracy_level") == INTEGER_LEVEL:
         x = _rounded_blocks(x, block)
     result: Array = x.astype(Single) @ weight.T
     bias = rest[2] if len(rest) > 2 else None

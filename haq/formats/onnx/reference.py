@@ -291,7 +291,9 @@ def _same(node: onnx.NodeProto, operands: Operands) -> Value:
 
 def _of_onnx_runtime(node: onnx.NodeProto, operands: Operands) -> Value:
     given = [None if operand is None else real(operand) for operand in operands]
-    return CONTRIB_RULES[node.op_type]({a.name: helper.get_attribute_value(a) for a in node.attribute}, given)
+    return CONTRIB_RULES[node.op_type](
+        {a.name: helper.get_attribute_value(a) for a in node.attribute}, given
+    )
 
 
 _MOVES = (

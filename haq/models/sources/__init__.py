@@ -11,7 +11,10 @@ from haq.errors import ModelError
 from haq.models.sources import hugging_face, onnx_file, timm_models, vision
 from haq.models.sources.source import Card, Named, Source, Wanted
 
-__all__ = ["SOURCES", "Card", "Named", "Source", "Wanted", "about", "fingerprint", "named"]
+__all__ = [
+    "SOURCES", "Card", "Named", "Source", "Wanted", "about", "at_absolute_path", "fingerprint",
+    "named",
+]  # fmt: skip
 
 SOURCES: Mapping[str, Source] = {
     "torchvision": Source(
@@ -24,11 +27,11 @@ SOURCES: Mapping[str, Source] = {
     ),
     "hf": Source(
         "a folder as save_pretrained of transformers writes it", "hf:DIR",
-        hugging_face.card, hugging_face.build, None, hugging_face.files,
+        hugging_face.card, hugging_face.build, None, hugging_face.files, hugging_face.located,
     ),
     "onnx": Source(
         "a float ONNX file", "onnx:net.onnx",
-        onnx_file.card, onnx_file.build, None, onnx_file.files,
+        onnx_file.card, onnx_file.build, None, onnx_file.files, onnx_file.located,
     ),
 }  # fmt: skip
 """Prefix of a name to where such models come from."""
@@ -59,6 +62,14 @@ def about(name: str) -> Card | None:
     """
     known = named(name)
     return known.source.card(known.rest) if known else None
+
+
+def at_absolute_path(name: str) -> str:
+    """Return a model's name so that it means the same in every folder."""
+    known = named(name)
+    if known is None or known.source.located is None:
+        return name
+    return f"{known.prefix}:{known.source.located(known.rest)}"
 
 
 def fingerprint(name: str) -> dict[str, str]:

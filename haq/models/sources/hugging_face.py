@@ -62,6 +62,11 @@ def files(rest: str) -> Sequence[Path]:
     return [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
 
 
+def located(rest: str) -> str:
+    """Return the whole path of a folder."""
+    return str(Path(rest).expanduser().absolute())
+
+
 def build(rest: str, wanted: Wanted) -> nn.Module:
     """Return the network of a folder, with the folder's weights where it has some."""
     folder, config = _folder(rest), _config(rest)

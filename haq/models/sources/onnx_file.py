@@ -91,6 +91,12 @@ def card(rest: str) -> Card:
     )
 
 
+def located(rest: str) -> str:
+    """Return the whole path of a file, with what follows it."""
+    asked = taken_apart(rest)
+    return written(asked._replace(path=str(Path(asked.path).expanduser().absolute())))
+
+
 def build(rest: str, wanted: Wanted) -> nn.Module:
     """Return the network of a file, which has its weights."""
     asked = taken_apart(rest)

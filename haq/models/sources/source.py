@@ -69,6 +69,7 @@ class Source:
         names: All names there are; None where a path follows the prefix.
         files: From what follows the prefix to the files that such a model is made of; None where it
             is made of none.
+        located: From what follows the prefix to the same with a whole path; None without files.
     """
 
     what: str
@@ -77,6 +78,7 @@ class Source:
     build: Callable[[str, Wanted], nn.Module]
     names: Callable[[], Sequence[str]] | None = None
     files: Callable[[str], Sequence[Path]] | None = None
+    located: Callable[[str], str] | None = None
 
 
 class Named(NamedTuple):

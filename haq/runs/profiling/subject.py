@@ -10,24 +10,23 @@ from haq.allocation.policy import Policy
 from haq.allocation.schemes import STATIC, Formats
 from haq.compression.chain import as_in_file
 from haq.datasets import load as load_data
-from haq.errors import HaqError
 from haq.formats.onnx.lower import lower
 from haq.formats.onnx.template import template
 from haq.formats.onnx.writer import Cpu
 from haq.formats.stand_in import stand_in
-from haq.models import build, input_shape
+from haq.models import build
 from haq.models.weights import load_weights
 from haq.network.capture import Sample
 from haq.network.graph import Graph, trace
-from haq.network.inputs import Inputs
 from haq.quantization.calibration import Clips, calibrate
 from haq.quantization.fake_quant import quantize
 from haq.quantization.quantizer import BITS
 from haq.runs.calibration import calibration_batches
 from haq.runs.float_network import fresh_model
 from haq.runs.job import parse_job
+from haq.runs.made_up import made_up
 from haq.runs.metric import metric_of_job
-from haq.runs.named import SIZE, reading_of, takes_tokens
+from haq.runs.named import reading_of
 from haq.runs.plan import images_of
 
 PLACEHOLDER_CLIP = 6.0
@@ -75,7 +74,7 @@ def subject(  # noqa: PLR0913 - one keyword an option
             as well for a latency.
         data: Says the size of the images and the number of classes, and calibrates.
         width: Width multiplier.
-        size: Height and width of an image, where there are no data.
+        size: Height and width of an image, where there are no data and the model does not say.
         seed: Of random weights.
         tokenizer: Of data that are text, as for a search.
         length: Most tokens of an input, as for a search.
@@ -91,18 +90,12 @@ def subject(  # noqa: PLR0913 - one keyword an option
         )  # fmt: skip
         images = load_data(data, seed, size, reading_of(job))
         metric = metric_of_job(job, images_of(images))
-        network, shape = fresh_model(model, images, width, seed, metric), images.shape
+        network = fresh_model(model, images, width, seed, metric)
+        sample, _ = images.train.batch(torch.zeros(1, dtype=torch.int64))
     else:
-        known = input_shape(model, size)
-        if known is None and size is None:
-            way = "--data, inputs that it takes" if takes_tokens(model) else SIZE
-            raise HaqError(f"model {model}: give {way}")
-        shape = known or (3, size or 1, size or 1)
         torch.manual_seed(seed)
         network = build(model, None, width, size)
-    sample: Inputs = torch.zeros(1, *shape)
-    if data is not None:
-        sample, _ = images.train.batch(torch.zeros(1, dtype=torch.int64))
+        sample = made_up(model, network, size, 3, length)
     if weights is not None:
         network = as_in_file(network, sample, weights)
         load_weights(network, weights)

@@ -9,6 +9,8 @@ from typing import Any
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from haq.metrics import named
+from haq.service.scores import text_of
 from haq.service.security import Principal
 
 
@@ -18,6 +20,11 @@ def _templates() -> Environment:
         loader=PackageLoader("haq.service.pages", "templates"), autoescape=True,
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters |= {
+        "said": lambda run: named(run.metric).said,
+        "best": lambda run: text_of(named(run.metric), run.best_accuracy),
+        "shown": lambda run, score: text_of(named(run.metric), score),
+    }
     environment.filters["moment"] = lambda s: time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(s))
     return environment
 

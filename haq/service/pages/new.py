@@ -30,7 +30,8 @@ _FIRST = {
 _TAKEN = (
     "model", "data", "size", "weights", "float_epochs", "target", "batch", "agent", "episodes",
     "act_bits", "title", "seed", "width", "train_images", "val_images", "calibration_images",
-    "final_epochs", "lr", "clipping", "max_drop", "minimise", "channel_multiple",
+    "final_epochs", "lr", "clipping", "max_drop", "minimise", "channel_multiple", "metric",
+    "length",
 )  # fmt: skip
 
 
@@ -130,4 +131,5 @@ def _new(
         targets=[(t["name"], f"{t['name']}: {t['about']}") for t in known["targets"]],
         agents=[(name, name) for name in known["agents"]],
         clipping=[(name, name) for name in known["clipping"]],
+        metrics=[(name, name) for name in known["metrics"]],
     )  # fmt: skip

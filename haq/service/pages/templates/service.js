@@ -168,20 +168,18 @@
     if (run.dataset.over === "false") {
       const known = Number(run.dataset.events);
       const source = new EventSource(`${place}/events?after=${known}`);
-      const percent = (share) => (share === null ? "–" : `${(100 * share).toFixed(2)} %`);
       const time = (seconds) => (seconds === null ? "" : seconds < 90 ? `about ${Math.ceil(seconds)} s left` : `about ${Math.ceil(seconds / 60)} min left`);
       source.addEventListener("progress", (event) => {
         const stand = JSON.parse(event.data);
         at("stage").textContent = stand.stage ? `${stand.stage} ${stand.done} of ${stand.total}` : "–";
         at("left").textContent = [stand.note, time(stand.seconds_left)].filter(Boolean).join("; ");
         at("episodes").textContent = at("bar").value = stand.episodes;
-        at("best").textContent = percent(stand.best_accuracy);
+        at("best").textContent = stand.best;
       });
       source.addEventListener("trial", (event) => {
         const trial = JSON.parse(event.data);
         run.dataset.events = event.lastEventId;
         at("episodes").textContent = at("bar").value = trial.episode + 1;
-        at("best").textContent = percent(trial.best_accuracy);
         look();
       });
       source.addEventListener("state", (event) => {

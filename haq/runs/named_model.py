@@ -1,4 +1,4 @@
-"""A model ``onnx:FILE`` for data of the caller's own, whose shapes it takes."""
+"""Models by name that bring their weights, for data of the caller's own."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,12 +6,38 @@ from typing import Any
 from torch import Tensor, nn
 
 from haq.datasets import Data
+from haq.errors import HaqError
+from haq.models import build
 from haq.models.onnx.load import load_onnx
+from haq.models.sources import about
 from haq.models.sources.onnx_file import taken_apart, written
 from haq.network.inputs import Batch, tensors_of
 from haq.runs.float_network import example
 
 PREFIX = "onnx:"
+
+
+def named_for(model: str, data: object, metric: str | None) -> tuple[str, nn.Module]:
+    """Return a network by its name, and the name under which it is built again.
+
+    Args:
+        model: Such as "hf:DIR" or "onnx:net.onnx".
+        data: As for ``haq.search``, but no name.
+        metric: What it will be scored by.
+
+    Raises:
+        HaqError: There is no such model, its weights do not come with it, or it does not take such
+            data.
+    """
+    if model.startswith(PREFIX):
+        return onnx_for(model, data)
+    card = about(model) if ":" in model else None
+    if card is None or not card.weights:
+        raise HaqError(
+            f"model {model!r} is a name, and its weights do not come with it: give a name for the "
+            "data too, and weights= or float_epochs=, or give the network itself"
+        )
+    return model, build(model, metric=metric)
 
 
 def onnx_for(model: str, data: object) -> tuple[str, nn.Module]:
