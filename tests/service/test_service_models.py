@@ -2,10 +2,11 @@
 
 import json
 
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from service_parts import Visitor
-from torch import nn
 
 from haq.errors import HaqError
 from haq.runs.run import run
@@ -34,11 +35,21 @@ def operator(tmp_path_factory):
     tokenizer.save(str(folder / "gpt" / "tokenizer.json"))
     lines = [" ".join(WORDS[(3 * at + k) % 10] for k in range(5)) for at in range(60)]
     (folder / "text.txt").write_text("\n".join(lines), encoding="utf-8")
-    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)).eval()
-    torch.onnx.export(
-        network, (torch.zeros(2, 1, 8, 8),), folder / "net.onnx", external_data=False,
-        input_names=["x"], dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False,
+    node = helper.make_node
+    nodes = [
+        node("Conv", ["x", "w"], ["c"], "conv"), node("Relu", ["c"], ["r"], "relu"),
+        node("Flatten", ["r"], ["f"], "flat"), node("Gemm", ["f", "v"], ["y"], "last"),
+    ]  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "net", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 10])],
+        [
+            numpy_helper.from_array(torch.randn(*shape).numpy(), name)
+            for name, shape in (("w", (4, 1, 3, 3)), ("v", (144, 10)))
+        ],
     )  # fmt: skip
+    sets = [helper.make_opsetid("", 21)]
+    onnx.save(helper.make_model(graph, opset_imports=sets, ir_version=10), folder / "net.onnx")
     return folder
 
 
