@@ -130,6 +130,19 @@ def build(
     return spec.make(spec.classes if classes is None else classes, width, _size(name, size))
 
 
+def check_known(name: str) -> None:
+    """Refuse a name that no model has, before anything is built.
+
+    Raises:
+        HaqError: There is no such model; or the module of a factory cannot be imported, or does not
+            have it.
+    """
+    if ":" not in name:
+        look_up(MODELS, "model", name)
+    elif named(name) is None:
+        _factory(name)
+
+
 def input_shape(name: str, size: int | None = None) -> tuple[int, ...] | None:
     """Return channels, height and width of the images a model takes; None where nobody knows.
 

@@ -7,6 +7,7 @@ import torch
 
 from haq.datasets import Data, Outline, load, outline
 from haq.errors import DataError
+from haq.models import check_known
 from haq.runs.accuracy_target import check_resolution
 from haq.runs.evaluation import labeled
 from haq.runs.executors.ray import check_ray
@@ -82,6 +83,7 @@ def prepare(job: Job, folder: Path, on_progress: OnProgress) -> Start:
     """
     check_ray(job)
     check_names(job)
+    check_known(job.model)
     if job.threads:
         torch.set_num_threads(job.threads)
     reading = reading_of(job)

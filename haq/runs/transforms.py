@@ -24,7 +24,8 @@ def with_transforms(job: Job) -> Job:
     try:
         chain = read_chain(read_metadata(job.weights))
     except ModelError as error:
-        raise ModelError(f"{job.weights}: {error}") from error
+        named = str(job.weights) in str(error)
+        raise ModelError(str(error) if named else f"{job.weights}: {error}") from error
     return job.model_copy(update={"transforms": chain})
 
 

@@ -227,6 +227,24 @@ def foreign():
     return model.SerializeToString()
 
 
+def unknown():
+    model = small()
+    model.graph.node[2].op_type = "FooBar"
+    return model.SerializeToString()
+
+
+def newer(version):
+    model = small()
+    model.opset_import[0].version = version
+    return model.SerializeToString()
+
+
+def silent():
+    model = small()
+    del model.graph.output[:]
+    return model.SerializeToString()
+
+
 HOSTILE = {
     "is not an ONNX file, or was cut off": lambda: small().SerializeToString()[:-100],
     "is not an ONNX file": lambda: b"not a model at all, but a text of some length",
@@ -236,7 +254,11 @@ HOSTILE = {
     "is already quantized \\(QuantizeLinear in node 'relu'\\)": quantized,
     "has weights of float16 \\('w'\\): give the file in float32": half,
     "operator of another library: com.example.Relu in node 'relu'": foreign,
-    "is not valid ONNX: .*": backwards,
+    "node 'last.Gemm' \\(Gemm\\) reads 'f', which neither an input nor a node": backwards,
+    "operator FooBar in node 'relu' is none of ONNX's opset 21": unknown,
+    "is of opset 99, and onnx .* knows 1 to": lambda: newer(99),
+    "is of opset 0, and onnx": lambda: newer(0),
+    "names no output": silent,
     "'w' is said to be of 999999x999999": lambda: resized([999999, 999999]),
     "'w' needs 144 values and the file has 72": lambda: resized([4, 2, 6, 3]),
     "are said to lie in '/etc/passwd', outside": lambda: external("/etc/passwd"),

@@ -125,6 +125,36 @@ def test_a_finished_run_goes_on_as_it_is_and_a_changed_folder_is_noticed(place, 
 
 
 @pytest.mark.parametrize(
+    "name, content, said",
+    [
+        ("model.safetensors", b"", "model.safetensors is cut off or no safetensors file"),
+        ("model.safetensors", b"PK" + bytes(30), "is cut off or no safetensors file"),
+        ("model.safetensors", None, "is cut off or no safetensors file"),
+        ("config.json", b'{"a":', "is not JSON"),
+        ("tokenizer.json", b"{}", "the tokenizer in .* cannot be read"),
+    ],
+)
+def test_a_damaged_folder_is_refused_by_the_file_and_leaves_nothing(
+    place, tmp_path, name, content, said
+):
+    shutil.copytree(place / "gpt", tmp_path / "gpt")
+    file = tmp_path / "gpt" / name
+    file.write_bytes(file.read_bytes()[:300] if content is None else content)
+    folder = new_folder(job(place, model=f"hf:{tmp_path / 'gpt'}"), tmp_path / "run")
+    with pytest.raises(HaqError, match=said):
+        run(job(place, model=f"hf:{tmp_path / 'gpt'}"), folder)
+    assert not folder.exists()
+
+
+def test_weights_of_another_config_are_named(place, tmp_path):
+    shutil.copytree(place / "gpt", tmp_path / "gpt")
+    config = json.loads((tmp_path / "gpt" / "config.json").read_text())
+    (tmp_path / "gpt" / "config.json").write_text(json.dumps(config | {"n_embd": 4}))
+    with pytest.raises(ModelError, match=r"lm_head.weight is 12x8 in the file and 12x4 by config"):
+        build(f"hf:{tmp_path / 'gpt'}")
+
+
+@pytest.mark.parametrize(
     "more, kind, said",
     [
         ({"metric": "miou"}, HaqError, "metric miou needs labels, and the data have none"),

@@ -73,7 +73,23 @@ def _parsed(path: Path, content: bytes) -> onnx.ModelProto:
         raise ModelError(f"{path} is not an ONNX file, or was cut off") from error
     if not model.graph.node or not model.opset_import:
         raise ModelError(f"{path} is not an ONNX file, or an empty one: it has no operators")
+    if not model.graph.output:
+        raise ModelError(f"{path} names no output, so that it gives nothing: export it again")
+    _check_opset(path, model)
     return model
+
+
+def _check_opset(path: Path, model: onnx.ModelProto) -> None:
+    versions = [entry.version for entry in model.opset_import if entry.domain in _DOMAINS]
+    newest = onnx.defs.onnx_opset_version()
+    if not versions:
+        raise ModelError(f"{path} uses none of ONNX's own operators, which alone are read")
+    if not 1 <= versions[0] <= newest:
+        raise ModelError(
+            f"{path} is of opset {versions[0]}, and onnx {onnx.__version__} knows 1 to {newest}: "
+            f"export it with opset_version={min(OPSET, newest)}, or install a newer onnx and "
+            "onnxruntime"
+        )
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -188,7 +204,10 @@ def _modern(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
+        _check_nodes(path, model)
         onnx.checker.check_model(_with_shapes(model))
+    except ModelError:
+        raise
     except Exception as error:  # of several kinds without a base of their own
         raise ModelError(f"{path} is not valid ONNX: {_first_line(error)}") from error
     for part in graphs(model.graph):
@@ -199,6 +218,30 @@ def _modern(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
                     f"node {label(node)!r}; only ONNX's own are read"
                 )
     return model
+
+
+def _check_nodes(path: Path, model: onnx.ModelProto) -> None:
+    """Refuse nodes of no operator, and such as read what nothing before them gives."""
+    version = next(entry.version for entry in model.opset_import if entry.domain in _DOMAINS)
+    for part in graphs(model.graph):
+        for node in part.node:
+            known = onnx.defs.has(node.op_type, version, "")
+            if node.domain in _DOMAINS and not known:
+                raise ModelError(
+                    f"{path}: operator {node.op_type} in node {label(node)!r} is none of ONNX's "
+                    f"opset {version}"
+                )
+    graph = model.graph
+    given = {value.name for value in (*graph.input, *graph.initializer)} | {""}
+    given |= {tensor.values.name for tensor in graph.sparse_initializer}
+    for node in graph.node:
+        missing = next((name for name in node.input if name not in given), None)
+        if missing is not None:
+            raise ModelError(
+                f"{path} is damaged: node {label(node)!r} ({node.op_type}) reads {missing!r}, "
+                "which neither an input nor a node before it gives"
+            )
+        given.update(node.output)
 
 
 def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:

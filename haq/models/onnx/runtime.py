@@ -1,6 +1,7 @@
 """ONNX Runtime as the one that normalises files and says what they answer, in a process apart."""
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -82,4 +83,15 @@ def _call(folder: Path, model: onnx.ModelProto, request: Mapping[str, Any]) -> N
         raise ModelError(f"ONNX Runtime crashes on it (exit code {done.returncode})")
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
-        raise ModelError(f"ONNX Runtime does not take it: {lines[-1]}")
+        raise ModelError(f"ONNX Runtime does not take it: {plain(lines[-1])}")
+
+
+def plain(reason: str) -> str:
+    """Return a message of ONNX Runtime without its codes, its source files and temporary paths.
+
+    >>> plain("[ONNXRuntimeError] : 1 : FAIL : Load model from /tmp/x/model.onnx failed:No node")
+    'No node'
+    """
+    reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", reason)
+    reason = re.sub(r"^Load model from \S+ failed: ?", "", reason)
+    return re.sub(r"^\S*onnxruntime\S*:\d+ [^)]*\)( const)? ?", "", reason)

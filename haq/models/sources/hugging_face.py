@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from haq.errors import ModelError, closest
@@ -84,14 +85,22 @@ def build(rest: str, wanted: Wanted) -> nn.Module:
 
 
 def _loaded(rest: str, folder: Path, kind: Any, config: Any) -> nn.Module:
+    _check_files(rest, folder)
     try:
         with _quiet(_transformers(rest)):
             network, report = kind.from_pretrained(
                 str(folder), config=config, local_files_only=True, use_safetensors=True,
                 trust_remote_code=False, output_loading_info=True, dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
             )  # fmt: skip
     except Exception as error:  # of many kinds: damaged files, shapes that do not fit
         raise ModelError(f"hf:{rest} cannot be loaded: {_first_line(error)}") from error
+    for name, stored, wanted in sorted(report["mismatched_keys"]):
+        shapes = ["x".join(map(str, shape)) for shape in (stored, wanted)]
+        raise ModelError(
+            f"hf:{rest}: its weights are not those of its config: {name} is {shapes[0]} in the "
+            f"file and {shapes[1]} by config.json"
+        )
     missing = sorted(report["missing_keys"])
     if missing:
         shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
@@ -101,6 +110,18 @@ def _loaded(rest: str, folder: Path, kind: Any, config: Any) -> nn.Module:
         )
     result: nn.Module = network
     return result
+
+
+def _check_files(rest: str, folder: Path) -> None:
+    """Refuse files of weights that are cut off, empty or something else."""
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"hf:{rest}: {path.name} is cut off or no safetensors file ({error}); copy it again"
+            ) from error
 
 
 @contextmanager
