@@ -1,20 +1,20 @@
-"""What agents find in 200 episodes of HAQ-Bench, and what their answers are really worth.
+"""What agents find in 200 episodes of HAQ-Bench.
 
-python results/benchmarks/bench_agents.py play NAME ...
-python results/benchmarks/bench_agents.py judge NAME --weights W.safetensors --data cifar10:DIR
+python results/benchmarks/bench_agents.py NAME ...
 
-``play``: every agent, budget and seed plays the table of NAME (results/haq-bench), where a policy
-that is not in the table is answered by the surrogate; ilp and uniform play their own first
-episodes. Beside them "optimum": the best policy of the surrogate that integer programming over its
-terms and a climb from there find; it is not proven to be the best. ``judge``: the best policy of
-each agent and budget for seed 0 is evaluated on 4 000 validation images that the table does not
-have: its divergence, and after an epoch of 2 500 images its accuracy, compared in pairs with that
-of uniform. Rows are added to results/reference/bench-agents.json as they come; what stands there is
-left out, so the same command goes on.
+Every agent, budget and seed plays the table of NAME (results/haq-bench), where a policy that is not
+in the table is answered by the surrogate; ilp and uniform play their own first episodes. Beside
+them "optimum": the best policy of the surrogate that integer programming over its terms and a climb
+from there find; it is not proven to be the best. Each agent plays in a process of its own, which
+tells its peak memory. Rows are added to results/reference/bench-agents.json as they come; what
+stands there is left out, so the same command goes on. ``bench_judge.py`` evaluates the answers.
 """
 
 import argparse
 import itertools
+import resource
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -49,15 +49,20 @@ SINGLE = {"ilp": 1, "uniform": 2}
 PAPER = "ddpg as in the paper"
 """DDPG with one update a step, rewarded for accuracy."""
 
-ORDER = tuple(dict.fromkeys(["optimum", "ilp", "uniform", "random", "guided", PAPER, *AGENTS]))
+BLIND = "random, chosen by accuracy"
+"""Random search that is rewarded as the paper's agent is."""
+
+FOR_ACCURACY: dict[str, tuple[str, dict[str, Any]]] = {
+    PAPER: ("ddpg", {"paper": True}), BLIND: ("random", {})
+}  # fmt: skip
+"""Players that are rewarded for accuracy instead of divergence: the agent, and its options."""
+
+ORDER = tuple(
+    dict.fromkeys(["optimum", "ilp", "uniform", "random", BLIND, "guided", "ddpg", PAPER, *AGENTS])
+)
 """All that play, the quick ones first."""
 
 PLACE = REFERENCE / "bench-agents.json"
-TUNED_BELOW = 3.0
-"""Average bits below which answers are fine-tuned too."""
-
-OTHERS = slice(1000, 5000)
-"""Validation images, in the table's random order, that no answer was chosen by."""
 
 
 def record() -> dict[str, Any]:
@@ -82,20 +87,20 @@ def forget(name: str, policies: int) -> None:
 
 
 def played(
-    bench: Bench, answers: Answers, name: str, agents: Sequence[str]
+    bench: Bench, answers: Answers, name: str, agents: Sequence[str], seeds: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of a table that are not in the record yet."""
     known = {
         (row["table"], row["setting"], row["agent"], row["seed"]) for row in record()["played"]
     }
-    for seed, (budget, target, act_bits), agent in itertools.product(SEEDS, BUDGETS, agents):
+    for seed, (budget, target, act_bits), agent in itertools.product(seeds, BUDGETS, agents):
         setting = " ".join(filter(None, (target, budget, act_bits and f"a{act_bits}")))
         key = {"table": name, "setting": setting, "agent": agent, "seed": seed}
         once = agent in (*SINGLE, "optimum")
         if tuple(key.values()) not in known and not (once and seed):
             env = bench_env(
                 bench, budget, target=target, act_bits=act_bits, answers=answers,
-                reward="accuracy" if agent == PAPER else "loss",
+                reward="accuracy" if agent in FOR_ACCURACY else "loss",
             )  # fmt: skip
             key["policies"] = len(bench)
             yield key | (climbed(env, answers) if agent == "optimum" else one(env, agent, seed))
@@ -103,9 +108,10 @@ def played(
 
 def one(env: QuantizationEnv, agent: str, seed: int) -> dict[str, Any]:
     """Return what an agent finds."""
-    count, options = SINGLE.get(agent, EPISODES), {"paper": True} if agent == PAPER else {}
+    count = SINGLE.get(agent, EPISODES)
+    name, options = FOR_ACCURACY.get(agent, (agent, {}))
     started = time.process_time()
-    played_by = AGENTS["ddpg" if agent == PAPER else agent](env, count, seed, **options)
+    played_by = AGENTS[name](env, count, seed, **options)
     answers = env.evaluate
     assert isinstance(answers, Answers)
     asked, measured = answers.asked, answers.measured
@@ -120,6 +126,7 @@ def one(env: QuantizationEnv, agent: str, seed: int) -> dict[str, Any]:
         "first": float(losses[0]), "late_median": float(np.median(losses[-count // 4 :])),
         "measured_share": round((answers.measured - measured) / (answers.asked - asked), 3),
         "cpu_seconds": round(time.process_time() - started, 2),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "policy": row(best.info["policy"]),
     }  # fmt: skip
 
@@ -159,72 +166,22 @@ def neighbours(env: QuantizationEnv, answers: Answers, policy: Policy) -> list[d
     return [*one, *both]
 
 
-def judged(name: str, asked: argparse.Namespace) -> None:
-    """Evaluate the best policies of seed 0 on other images, and after the same fine-tuning."""
-    from haq_bench import EPOCH, answer_of, compared, network_of, tuned_model  # needs torch
-
-    net = network_of(asked)
-    rows = [r for r in record()["played"] if r["table"] == name and r["seed"] == 0]
-    done = {(r["table"], r["setting"], r["agent"]) for r in record()["judged"]}
-    known: dict[tuple[str, bool], Any] = {}
-    labels = net.data.val.labels[net.order[OTHERS]]
-
-    def right(policy: str, tuned: bool) -> tuple[float, float, np.ndarray]:
-        if (policy, tuned) not in known:
-            bits = [Bits(*map(int, pair.split(","))) for pair in policy.split()]
-            named = dict(zip([layer.name for layer in net.subject.layers], bits, strict=True))
-            model = tuned_model(net, named, EPOCH, 0) if tuned else net.network(named)
-            answers = answer_of(net, model, OTHERS.stop)
-            distance, accuracy = compared(net, answers, OTHERS.start, OTHERS.stop)
-            hits = (answers[OTHERS].argmax(1) == labels).numpy()
-            known[policy, tuned] = distance, accuracy, hits
-        return known[policy, tuned]
-
-    for one in rows:
-        if (name, one["setting"], one["agent"]) in done or one["agent"] == "optimum":
-            continue
-        uniform = next(r for r in rows if (r["setting"], r["agent"]) == (one["setting"], "uniform"))
-        result = {key: one[key] for key in ("table", "setting", "agent", "seed", "policy")}
-        for tuned in (False, True):
-            if tuned and not _few_bits(one["setting"]):
-                continue
-            distance, accuracy, hits = right(one["policy"], tuned)
-            better = hits.astype(float) - right(uniform["policy"], tuned)[2]
-            error = 1.96 * better.std() / len(better) ** 0.5
-            result["tuned" if tuned else "untrained"] = {
-                "divergence": distance, "accuracy": accuracy,
-                "accuracy_over_uniform": [better.mean(), better.mean() - error,
-                                          better.mean() + error],
-            }  # fmt: skip
-        add("judged", result)
-        print(result, flush=True)
-
-
-def _few_bits(setting: str) -> bool:
-    quantity, _, amount = setting.split()[0].partition("=")
-    return quantity == "avg_weight_bits" and float(amount) < TUNED_BELOW
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Play, or judge what was played."""
+    """Play, each agent in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["play", "judge"])
     parser.add_argument("names", nargs="+")
     parser.add_argument("--agents", nargs="+", default=ORDER)
-    parser.add_argument("--weights")
-    parser.add_argument("--data")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     asked = parser.parse_args(arguments)
-    for name in asked.names:
-        bench = read_bench(Path("results/haq-bench") / f"{name}.parquet")
-        if asked.what == "judge":
-            about = bench.subject.about
-            asked.model, asked.name, asked.width = bench.subject.model, name, about["width"]
-            asked.seed, asked.images = about["seed"], about["images"]["scored"]
-            judged(name, asked)
+    for name, agent in itertools.product(asked.names, asked.agents):
+        if len(asked.agents) > 1:
+            seeds = map(str, asked.seeds)
+            command = [sys.executable, __file__, name, "--agents", agent, "--seeds", *seeds]
+            subprocess.run(command, check=True)
             continue
+        bench = read_bench(Path("results/haq-bench") / f"{name}.parquet")
         forget(name, len(bench))
-        answers = Answers(bench)
-        for one in played(bench, answers, name, asked.agents):
+        for one in played(bench, Answers(bench), name, asked.agents, asked.seeds):
             add("played", one)
             print({key: one[key] for key in one if key != "policy"}, flush=True)
 

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -6,8 +7,12 @@ from readme_blocks import run_blocks
 
 from haq.agents import AGENTS, play
 from haq.agents.uniform import candidates
+from haq.allocation.budgets import parse_budget
+from haq.allocation.budgets.limit import all_within, spent
+from haq.allocation.policy import Bits
 from haq.bench.environment import Answers, bench_env
 from haq.bench.table import read_bench
+from haq.hw_profiles import load
 
 ROOT = Path(__file__).parents[2]
 TABLES = sorted((ROOT / "results/haq-bench").glob("*.parquet"))
@@ -17,7 +22,11 @@ BUDGETS = (
     ("latency=50%w8a8", "bismo-edge", None),
     ("latency=35%w8a8", "bismo-edge", None),
     ("latency=35%w8a8", "bismo-cloud", None),
+    ("avg_weight_bits=4", None, 4),
+    ("avg_weight_bits=2.5", None, 4),
+    ("size=50%w8a8", None, None),
 )
+PLAYED = json.loads((ROOT / "results/reference/bench-agents.json").read_text("utf-8"))["played"]
 
 
 @pytest.fixture(scope="module", params=TABLES, ids=lambda place: place.stem)
@@ -27,7 +36,14 @@ def played(request):
 
 
 def test_there_are_tables():
-    assert "resnet20" in {place.stem for place in TABLES}
+    assert {"resnet20", "mobilenet_v2"} <= {place.stem for place in TABLES}
+
+
+def test_a_table_has_two_thousand_policies_and_its_budgets_are_those_tested_here(played):
+    bench, _ = played
+    assert len(bench) >= 2000
+    settings = bench.subject.about["settings"]
+    assert {(budget, target, act) for _, target, budget, act in settings} == set(BUDGETS)
 
 
 def test_the_page_plays_as_it_says(monkeypatch):
@@ -58,6 +74,39 @@ def test_no_agent_leaves_the_budget_or_ends_worse_than_it_began(
         rewards.append(episode.reward)
     assert max(rewards) >= rewards[0]
     if begun.references:
-        best_uniform = max(-answers(policy).loss for policy in list(candidates(env).values())[:2])
-        known = {"ilp": rewards[0]}.get(agent, best_uniform)
-        assert max(rewards) >= known
+        assert max(rewards) >= max(-answers(each).loss for each in candidates(env).values())
+
+
+@pytest.mark.parametrize("budget, target, act_bits", BUDGETS)
+def test_guided_never_ends_worse_than_integer_programming(played, budget, target, act_bits):
+    bench, answers = played
+    env = bench_env(bench, budget, target=target, act_bits=act_bits, answers=answers)
+    (known,) = (one.reward for one in play(AGENTS["ilp"](env, 1, seed=1), env, 1))
+    assert max(one.reward for one in play(AGENTS["guided"](env, 4, seed=1), env, 4)) >= known
+
+
+def test_published_answers_keep_their_budgets_and_guided_has_the_best_of_the_known_ones(played):
+    bench, _ = played
+    names = [layer.name for layer in bench.subject.layers]
+    rows = [row for row in PLAYED if row["table"] == bench.subject.model]
+    assert {row["setting"] for row in rows} == {_title(*one) for one in BUDGETS[:5]}
+    for budget, target, act_bits in BUDGETS[:5]:
+        table = bench.subject.costs(target, act_bits)
+        limits = [
+            parse_budget(
+                budget, bench.subject.layers, load(target) if target else None,
+                bench.subject.float_values,
+            )
+        ]  # fmt: skip
+        here = [row for row in rows if row["setting"] == _title(budget, target, act_bits)]
+        for row in here:
+            bits = [Bits(*map(int, pair.split(","))) for pair in row["policy"].split()]
+            policy = dict(zip(names, bits, strict=True))
+            assert all_within(spent(table, policy, limits), limits)
+        known = [row["divergence"] for row in here if row["agent"] in ("ilp", "uniform")]
+        guided = [row["divergence"] for row in here if row["agent"] == "guided"]
+        assert len(known) == 2 and len(guided) == 3 and max(guided) <= min(known)
+
+
+def _title(budget, target, act_bits):
+    return " ".join(filter(None, (target, budget, act_bits and f"a{act_bits}")))

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from haq.reports.reference.bench_judged import judged_tables
 from haq.reports.reference.markdown import markdown, spread
 
 Record = dict[str, Any]
@@ -16,6 +17,8 @@ def bench_tables(records: dict[str, Record]) -> str:
         parts.append(surrogates_table(records["haq-bench"]))
     if "bench-agents" in records:
         parts.append(bench_agents_tables(records["bench-agents"], data))
+    if "bench-judged" in records:
+        parts.append(judged_tables(records["bench-judged"], data))
     if "ranking" in records:
         parts.append(ranking_table(records["ranking"]))
     return "\n\n".join(parts)
@@ -47,10 +50,10 @@ def surrogates_table(record: Record) -> str:
 
 
 def bench_agents_tables(record: Record, titles: dict[str, str]) -> str:
-    """Return the divergence that each agent ends with, and what its answer is really worth.
+    """Return the divergence that each agent ends with, and what it costs.
 
     Args:
-        record: What was played and judged.
+        record: What was played.
         titles: Name of a table to what it is called.
     """
     parts = []
@@ -61,8 +64,9 @@ def bench_agents_tables(record: Record, titles: dict[str, str]) -> str:
             f"Least divergence that agents find on the table of {titles.get(table, table)}; "
             "policies that are not in it are answered by its surrogate; 200 episodes each, mean of "
             "the seeds with lowest and highest (`ilp` 1 and `uniform` 2 episodes; *optimum*: the "
-            "best that "
-            "integer programming over the surrogate and a climb find, not proven to be the best):"
+            "best that integer programming over the surrogate and a climb find, not proven to be "
+            "the best); CPU seconds of all episodes of a search, and the most memory that its "
+            "process ever had, with the interpreter, the table and its surrogates:"
         )
         rows = []
         for agent in dict.fromkeys(row["agent"] for row in played):
@@ -74,36 +78,12 @@ def bench_agents_tables(record: Record, titles: dict[str, str]) -> str:
                 ]  # fmt: skip
                 cells.append(spread(mine, ".4f") if mine else "")
             seconds = [row["cpu_seconds"] for row in played if row["agent"] == agent]
-            rows.append([*cells, spread(seconds, ".1f")])
-        parts.append(markdown(lead, ["agent", *settings, "CPU seconds"], rows))
-        judged = [row for row in record["judged"] if row["table"] == table]
-        parts += [_judged_table(titles.get(table, table), judged, settings)] if judged else []
+            peaks = [row["peak_memory_mb"] for row in played
+                     if row["agent"] == agent and "peak_memory_mb" in row]  # fmt: skip
+            peak = format(max(peaks), ",") if peaks else ""
+            rows.append([*cells, spread(seconds, ".1f"), peak])
+        parts.append(markdown(lead, ["agent", *settings, "CPU seconds", "peak MB"], rows))
     return "\n\n".join(parts)
-
-
-def _judged_table(table: str, judged: list[Record], settings: list[str]) -> str:
-    lead = (
-        f"The answers of seed 0 for {table}, really evaluated on 4 000 validation images that they "
-        "were not chosen by: divergence without training and, below 3 bits, after an epoch of "
-        "2 500 images, and there the points of accuracy more than those of `uniform` (95 %, "
-        "paired):"
-    )
-    rows = []
-    for agent in dict.fromkeys(row["agent"] for row in judged):
-        cells = [agent]
-        for setting in settings:
-            mine = [r for r in judged if (r["agent"], r["setting"]) == (agent, setting)]
-            cells.append(_worth(mine[0]) if mine else "")
-        rows.append(cells)
-    return markdown(lead, ["agent", *settings], rows)
-
-
-def _worth(row: Record) -> str:
-    text = f"{row['untrained']['divergence']:.4f}"
-    if "tuned" not in row:
-        return text
-    mean, low, high = (100 * value for value in row["tuned"]["accuracy_over_uniform"])
-    return f"{text}, {row['tuned']['divergence']:.4f}, {mean:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 def ranking_table(record: Record) -> str:
