@@ -61,31 +61,27 @@ def test_figures_of_a_table_are_those_of_networks(played):
 
 
 @pytest.mark.parametrize("budget, target, act_bits", BUDGETS)
-@pytest.mark.parametrize("agent", AGENTS)
-def test_no_agent_leaves_the_budget_or_ends_worse_than_it_began(
-    played, agent, budget, target, act_bits
+def test_no_agent_leaves_the_budget_or_ends_worse_than_it_began_or_than_known_answers(
+    played, budget, target, act_bits
 ):
     bench, answers = played
     env = bench_env(bench, budget, target=target, act_bits=act_bits, answers=answers)
-    begun = AGENTS[agent](env, 4, seed=0)
-    rewards = []
-    for episode in play(begun, env, 4):
-        assert env.keeps_budgets(episode.info["policy"])
-        rewards.append(episode.reward)
-    assert max(rewards) >= rewards[0]
-    if begun.references:
-        assert max(rewards) >= max(-answers(each).loss for each in candidates(env).values())
+    uniform = max(-answers(each).loss for each in candidates(env).values())
+    (programmed,) = (one.reward for one in play(AGENTS["ilp"](env, 1, seed=0), env, 1))
+    for agent, kind in AGENTS.items():
+        episodes = max(2, kind.references)
+        rewards = []
+        for episode in play(kind(env, episodes, seed=0), env, episodes):
+            assert env.keeps_budgets(episode.info["policy"]), agent
+            rewards.append(episode.reward)
+        assert max(rewards) >= rewards[0], agent
+        if kind.references:
+            assert max(rewards) >= uniform, agent
+        if kind.references > 2:
+            assert max(rewards) >= programmed, agent
 
 
-@pytest.mark.parametrize("budget, target, act_bits", BUDGETS)
-def test_guided_never_ends_worse_than_integer_programming(played, budget, target, act_bits):
-    bench, answers = played
-    env = bench_env(bench, budget, target=target, act_bits=act_bits, answers=answers)
-    (known,) = (one.reward for one in play(AGENTS["ilp"](env, 1, seed=1), env, 1))
-    assert max(one.reward for one in play(AGENTS["guided"](env, 4, seed=1), env, 4)) >= known
-
-
-def test_published_answers_keep_their_budgets_and_guided_has_the_best_of_the_known_ones(played):
+def test_published_answers_keep_their_budgets_and_are_no_worse_than_known_ones(played):
     bench, _ = played
     names = [layer.name for layer in bench.subject.layers]
     rows = [row for row in PLAYED if row["table"] == bench.subject.model]
@@ -104,8 +100,8 @@ def test_published_answers_keep_their_budgets_and_guided_has_the_best_of_the_kno
             policy = dict(zip(names, bits, strict=True))
             assert all_within(spent(table, policy, limits), limits)
         known = [row["divergence"] for row in here if row["agent"] in ("ilp", "uniform")]
-        guided = [row["divergence"] for row in here if row["agent"] == "guided"]
-        assert len(known) == 2 and len(guided) == 3 and max(guided) <= min(known)
+        begun = [row["divergence"] for row in here if row["agent"] in ("guided", "trust")]
+        assert len(known) == 2 and len(begun) >= 3 and max(begun) <= min(known)
 
 
 def _title(budget, target, act_bits):

@@ -12,11 +12,12 @@ AGAINST = {"ilp": {"divergence": [-0.02, -0.03, -0.01], "accuracy": [0.0125, 0.0
 
 
 def test_differences_are_shares_of_the_rivals_divergence():
-    rows = [row("ilp", [0.2]), row("guided", [0.16, 0.2], against=AGAINST)]
+    rows = [row("guided", [0.16, 0.2], against=AGAINST), row("ilp", [0.2])]
     text = judged_tables({"judged": rows}, {"t": "Network, data"})
     assert "Divergence of these answers for Network, data," in text
     assert "| guided | 0.1800 (0.1600 to 0.2000) |" in text
     assert "| guided \N{MINUS SIGN} ilp | -10.0 % (-15.0 to -5.0) |" in text
+    assert text.index("| ilp |") < text.index("| guided |")
     assert "uniform" not in text and "epoch" not in text
 
 

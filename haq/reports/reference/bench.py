@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from haq.reports.reference.bench_judged import judged_tables
+from haq.reports.reference.bench_judged import agents_of, judged_tables
 from haq.reports.reference.markdown import markdown, spread
 
 Record = dict[str, Any]
@@ -69,7 +69,7 @@ def bench_agents_tables(record: Record, titles: dict[str, str]) -> str:
             "process ever had, with the interpreter, the table and its surrogates:"
         )
         rows = []
-        for agent in dict.fromkeys(row["agent"] for row in played):
+        for agent in agents_of(played):
             cells = [agent]
             for setting in settings:
                 mine = [

@@ -10,12 +10,26 @@ Row = dict[str, Any]
 PAIRS = (
     ("guided", "uniform"),
     ("guided", "ilp"),
+    ("trust", "uniform"),
+    ("trust", "ilp"),
     ("ddpg as in the paper", "random"),
     ("ddpg as in the paper", "random, chosen by accuracy"),
     ("ddpg", "random"),
     ("ilp", "uniform"),
 )
 """Agents, and whom each has to beat."""
+
+ORDER = (
+    "optimum", "uniform", "ilp", "guided", "trust", "ddpg", "ddpg as in the paper", "random",
+    "random, chosen by accuracy",
+)  # fmt: skip
+"""Agents as tables have them; others come behind."""
+
+
+def agents_of(rows: Sequence[Row]) -> list[str]:
+    """Return the agents of some rows in the order of tables."""
+    names = list(dict.fromkeys(row["agent"] for row in rows))
+    return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
 
 def judged_tables(record: Row, titles: dict[str, str]) -> str:
@@ -75,7 +89,7 @@ def _worth(lead: str, rows: Sequence[Row], cell: Any) -> str:
     known = {(row["agent"], row["setting"]): row for row in rows}
     lines = [
         [agent, *(cell(known[agent, s]) if (agent, s) in known else "" for s in settings)]
-        for agent in dict.fromkeys(row["agent"] for row in rows)
+        for agent in agents_of(rows)
     ]
     return markdown(lead, ["agent", *settings], lines)
 
