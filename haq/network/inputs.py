@@ -51,6 +51,23 @@ class Batch:
 
 Inputs = Tensor | Batch
 
+MASK = "attention_mask"
+"""The input that says which tokens of a text count: not zero where they do."""
+
+
+def mask_of(inputs: Inputs) -> Tensor | None:
+    """Return which tokens of the inputs count, (N, tokens); None where all do."""
+    return inputs.get(MASK) if isinstance(inputs, Batch) else None
+
+
+def counted(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the rows (..., values) of tokens that count; all as they are where none is for one.
+
+    >>> counted(torch.arange(6.0).view(1, 3, 2), torch.tensor([[1, 0, 1]])).tolist()
+    [[0.0, 1.0], [4.0, 5.0]]
+    """
+    return rows if mask is None or rows.shape[:-1] != mask.shape else rows[mask != 0]
+
 
 class InputShape(NamedTuple):
     """What one tensor of an input looks like.

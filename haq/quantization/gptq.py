@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from haq.network.capture import evaluating
 from haq.network.graph import Graph
-from haq.network.inputs import Batch, Inputs, call
+from haq.network.inputs import Inputs, call, counted, mask_of
 from haq.quantization.formats import GroupLinear
 from haq.quantization.groups import along_columns, group_scales, rounded_codes
 
@@ -62,8 +62,7 @@ def _hessians(
     counts = dict.fromkeys(names, 0)
 
     def add(name: str, read: Tensor, mask: Tensor | None) -> None:
-        counted = mask is not None and read.shape[:-1] == mask.shape
-        rows = (read[mask != 0] if counted else read).detach().flatten(0, -2).float()
+        rows = counted(read, mask).detach().flatten(0, -2).float()
         sums[name] = sums.get(name, 0) + (rows.T @ rows).double()
         counts[name] += len(rows)
 
@@ -75,7 +74,7 @@ def _hessians(
             )
             stack.callback(hook.remove)
         for batch in batches:
-            mask = batch.get("attention_mask") if isinstance(batch, Batch) else None
+            mask = mask_of(batch)
             call(floats, batch)
     return {name: total / counts[name] for name, total in sums.items()}
 

@@ -27,7 +27,7 @@ from haq.allocation.policy import Policy
 from haq.allocation.sensitivities import Sensitivity, Widths
 from haq.distillation.kd import signs_of_curvature, total_divergence
 from haq.network.graph import Graph
-from haq.network.inputs import Inputs
+from haq.network.inputs import Inputs, mask_of
 from haq.network.modules import Product
 from haq.quantization.calibration import Clips
 from haq.quantization.interpreter import CopyingInterpreter
@@ -119,7 +119,7 @@ def marginal(
             tape = _Tape(model, places)
             slopes, signs = tape.gradients(part, draws, generator, reference)
             for at, place in enumerate(places):
-                changes = _changes(tape, place, clips, len(part))
+                changes = _changes(tape, place, clips, part)
                 for bits, added in zip(
                     place.bits, _added(changes, place, slopes, signs), strict=True
                 ):
@@ -212,7 +212,7 @@ Changes = Mapping[fx.Node, Tensor]
 """Node to how what it gives changes with each of the bits asked for: (images, bits, values)."""
 
 
-def _changes(tape: _Tape, place: Place, clips: Clips, images: int) -> Changes:
+def _changes(tape: _Tape, place: Place, clips: Clips, images: Inputs) -> Changes:
     changes = {}
     for node in place.nodes:
         before, rows = tape.results[node].float(), []
@@ -223,8 +223,8 @@ def _changes(tape: _Tape, place: Place, clips: Clips, images: int) -> Changes:
             if of_layer and len(place.nodes) == 1:
                 plain = place.kind == "weights"
                 per_channel = plain and clips.weights[place.layers[0]][bits].numel() > 1
-                after = _corrected(tape, node, after, before, per_channel)
-            rows.append(_by_image(after - before, images))
+                after = _corrected(tape, node, after, before, per_channel, mask_of(images))
+            rows.append(_by_image(after - before, len(images)))
         changes[node] = torch.stack(rows, 1)
     return changes
 
@@ -256,8 +256,9 @@ def _by_image(values: Tensor, images: int) -> Tensor:
 
 
 def _corrected(
-    tape: _Tape, node: fx.Node, after: Tensor, before: Tensor, per_channel: bool
-) -> Tensor:
+    tape: _Tape, node: fx.Node, after: Tensor, before: Tensor, per_channel: bool,
+    mask: Tensor | None,
+) -> Tensor:  # fmt: skip
     """Return what a rounded layer gives once statistics are corrected behind it.
 
     A BatchNorm takes up mean and variance, a bias the mean, scales of channels the variance.
@@ -270,4 +271,4 @@ def _corrected(
     axis = channel_axis(module)
     count = before.numel() / before.shape[axis] / len(before)
     trust = min(1.0, len(before) * count**0.5 / FEW)
-    return restored(after, before, axis, trust, module.bias is not None, per_channel)
+    return restored(after, before, axis, trust, module.bias is not None, per_channel, mask)

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq.network.capture import evaluating
 from haq.network.graph import Graph
-from haq.network.inputs import Inputs
+from haq.network.inputs import Inputs, counted, mask_of
 from haq.network.modules import Product, along_weight
 from haq.network.sites import Point, insert
 from haq.quantization.calibration import Clips
@@ -80,7 +80,8 @@ def statistics(graph: Graph, images: Inputs, clips: Clips | None = None) -> Stat
 
     Args:
         graph: The float network's.
-        images: What the network takes, (N, ...).
+        images: What the network takes, (N, ...). Tokens that an ``attention_mask`` leaves out do
+            not count, where a layer gives a row for each token.
         clips: From ``calibrate``: activations beyond their clip at 8 bits count as if they were on
             it, so that an outlier among the images does not decide. Tensors without clips count as
             they are.
@@ -94,7 +95,7 @@ def statistics(graph: Graph, images: Inputs, clips: Clips | None = None) -> Stat
             for site in sites:
                 stop = _stop(run, site)
                 run.advance(values, position, stop)
-                running[site.node].add(*_seen(run, values, site))
+                running[site.node].add(*_seen(run, values, site), mask_of(part))
                 position = stop
     return {node: several.moments() for node, several in running.items()}
 
@@ -212,7 +213,8 @@ class _Walk:
         self.run = PartialRun(model)
         self.limit = ALIVE / len(images)
         self.alive = self.run.alive(images[:2])
-        self.parts = [self.run.begin(part) for part in images.split(_part(self.run, images))]
+        parts = images.split(_part(self.run, images))
+        self.parts, self.masks = [self.run.begin(p) for p in parts], [mask_of(p) for p in parts]
         self.position = 0
 
     def moments(self, site: _Site) -> Moments:
@@ -224,7 +226,7 @@ class _Walk:
             self.run.advance(values, self.position, middle)
             ahead = dict(values)
             self.run.advance(ahead, middle, stop)
-            running.add(*_seen(self.run, ahead, site))
+            running.add(*_seen(self.run, ahead, site), self.masks[number])
             self.parts[number] = values
         self.position = middle
         return running.moments()
@@ -283,14 +285,15 @@ class _Running:
         self.count = self.images = 0
         self.mean = self.squares = torch.zeros(())  # squares: sum of squared differences
 
-    def add(self, values: Tensor, axis: int) -> None:
+    def add(self, values: Tensor, axis: int, mask: Tensor | None = None) -> None:
+        self.images += len(values)
+        values = counted(values, mask) if axis == -1 else values
         part, count = moments(values, axis), values.numel() // values.shape[axis]
         total = self.count + count
         away = part.mean - self.mean
         self.squares = self.squares + count * part.var + away.square() * self.count * count / total
         self.mean = self.mean + away * count / total
         self.count = total
-        self.images += len(values)
 
     def moments(self) -> Moments:
         # Places of one image are alike: four times as many tell twice as much.
@@ -307,8 +310,9 @@ def moments(values: Tensor, axis: int) -> Moments:
 
 
 def restored(
-    values: Tensor, like: Tensor, axis: int, trust: float, mean: bool = True, variance: bool = True
-) -> Tensor:
+    values: Tensor, like: Tensor, axis: int, trust: float, mean: bool = True, variance: bool = True,
+    mask: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Return values that have each channel's mean and variance from others, in float32.
 
     Args:
@@ -318,10 +322,11 @@ def restored(
         trust: From 0 to 1: which share of the differences is corrected.
         mean: Whether the mean is.
         variance: Whether the variance is, where rounding explains the difference.
+        mask: Which tokens count, of rows for each token.
     """
     shape = [1] * values.dim()
     shape[axis] = -1
-    now, then = moments(values, axis), moments(like, axis)
+    now, then = (moments(counted(x, mask) if axis == -1 else x, axis) for x in (values, like))
     scale = _ratio(then.var, now.var) ** (trust / 2) if variance else torch.ones_like(now.var)
     shift = torch.lerp(now.mean, then.mean, trust) - scale * now.mean if mean else 0 * now.mean
     return values.float() * scale.view(shape) + shift.view(shape)

@@ -15,7 +15,7 @@ from haq.errors import DivergedError, ModelError
 from haq.metrics import METRICS, Metric
 from haq.metrics.top import Top
 from haq.network.capture import evaluating
-from haq.network.inputs import Batch, Inputs, call
+from haq.network.inputs import Inputs, call, mask_of
 from haq.network.outputs import float_tensors, main_tensor
 from haq.training.aligned import aligned
 from haq.training.numerics import channels_last, has_bfloat16
@@ -128,7 +128,7 @@ def _sums(
     if metric.needs == "labels":
         output, labels = aligned(output, labels)
         return metric.sums(output, labels, None, None)
-    mask = inputs.get("attention_mask") if isinstance(inputs, Batch) else None
+    mask = mask_of(inputs)
     return metric.sums(output, labels, truth, mask)
 
 

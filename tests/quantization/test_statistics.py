@@ -10,6 +10,7 @@ from haq.allocation.policy import FLOAT, Bits
 from haq.datasets import TensorSplit
 from haq.models import build
 from haq.network.graph import trace
+from haq.network.inputs import as_inputs
 from haq.quantization.adaround import adaround
 from haq.quantization.calibration import calibrate
 from haq.quantization.fake_quant import quantize
@@ -304,3 +305,45 @@ def test_equal_seeds_learn_equal_weights_and_no_steps_learn_nothing():
     assert torch.equal(learned(0), learned(0))
     assert not torch.equal(learned(0), learned(1))
     assert torch.equal(learned(0, steps=0), graph.traced.second.weight)
+
+
+class Embedded(nn.Module):
+    """A Linear of embedded tokens; a mask says which of them count."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.linear = nn.Embedding(10, 4), nn.Linear(4, 3)
+
+    def forward(self, input_ids, attention_mask):
+        return self.linear(self.table(input_ids)) * attention_mask[..., None]
+
+
+def test_tokens_that_a_mask_leaves_out_do_not_count():
+    torch.manual_seed(0)
+    model, mask = Embedded().eval(), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0]]).repeat(20, 1)
+    ids = torch.randint(1, 10, mask.shape)
+    padded = as_inputs({"input_ids": ids * mask, "attention_mask": mask})
+    graph = trace(model, padded[:2])
+    seen = statistics(graph, padded)["linear"]
+    with torch.no_grad():
+        rows = model.linear(model.table(ids))[mask != 0]
+    torch.testing.assert_close(seen.mean, rows.mean(0), rtol=1e-2, atol=1e-2)  # by bfloat16
+    other = as_inputs({"input_ids": ids, "attention_mask": mask})
+    assert torch.equal(statistics(graph, other)["linear"].mean, seen.mean)
+
+
+def test_what_is_left_out_does_not_move_a_bias_that_is_corrected():
+    torch.manual_seed(0)
+    model, mask = Embedded().eval(), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0]]).repeat(20, 1)
+    ids = torch.randint(1, 10, mask.shape)
+    biases = []
+    for rest in (0, 5):
+        inputs = as_inputs({"input_ids": torch.where(mask == 0, rest, ids), "attention_mask": mask})
+        graph = trace(model, inputs[:2])
+        policy = {layer.name: Bits(3, 32, 32) for layer in graph.layers}
+        choices = {name: (bits,) for name, bits in policy.items()}
+        network = quantize(graph, policy, calibrate(graph, [], "mse", choices=choices))
+        correct(network, graph, statistics(graph, inputs), inputs)
+        biases.append(network.linear.bias.detach().clone())
+    assert torch.equal(*biases)
+    assert not torch.equal(biases[0], model.linear.bias)
