@@ -25,6 +25,7 @@ from haq.runs.executors.base import check_sendable
 from haq.runs.executors.ray import check_ray
 from haq.runs.folder import find_folder, new_folder, read_job, read_json, read_trials, write_job
 from haq.runs.handover import tried
+from haq.runs.in_notebook import html_of
 from haq.runs.job import Job, check_threads, parse_job
 from haq.runs.named import write_files_of_model
 from haq.runs.named_model import named_for
@@ -58,6 +59,10 @@ class Run:
     policy: dict[str, Bits]
     trials: list[Trial]
     model: nn.Module | None
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows in the place of the run."""
+        return html_of(self.summary, self.folder.name)
 
 
 def search(  # noqa: PLR0913 - one keyword a field of the job
