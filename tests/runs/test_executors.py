@@ -299,6 +299,17 @@ def test_an_address_that_is_none_is_refused(address):
         check_address(address)
 
 
+def test_a_ray_that_cannot_be_imported_is_refused(monkeypatch, tmp_path):
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray/__init__.py").write_text("raise KeyError('libamd_smi.so')")
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        HaqError, match=r"--ray local: Ray cannot be imported here \(KeyError: 'lib"
+    ):
+        check_ray(small(ray="local"))
+
+
 @pytest.mark.skipif(ray is not None, reason="ray is installed")
 def test_without_ray_its_package_is_named():
     with pytest.raises(HaqError, match=r"pip install 'haq\[ray\]'"):

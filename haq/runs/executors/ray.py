@@ -37,7 +37,7 @@ _FRAME_HEAD, _TYPE, _SETTINGS = 9, 3, 4
 
 
 def check_ray(job: Job) -> None:
-    """Say so if the job wants a Ray cluster and Ray is not installed, or nobody is there.
+    """Say so if the job wants a Ray cluster and Ray does not work here, or nobody is there.
 
     Ray itself takes a minute for the latter, and ends the process then.
 
@@ -48,6 +48,13 @@ def check_ray(job: Job) -> None:
         return
     if find_spec("ray") is None:
         raise HaqError(f"--ray {job.ray} needs Ray: pip install 'haq[ray]'")
+    try:
+        import ray  # noqa: F401
+    except Exception as error:  # of whatever it looks for accelerators with
+        raise HaqError(
+            f"--ray {job.ray}: Ray cannot be imported here ({type(error).__name__}: {error}); if "
+            "that is the library of AMD's GPUs, which haq[energy] brings, pip uninstall amdsmi"
+        ) from error
     asked = os.environ.get("RAY_ADDRESS", job.ray) if job.ray == "auto" else job.ray
     if asked not in ("auto", "local"):
         check_address(asked)
