@@ -184,6 +184,10 @@ def search_command(  # noqa: PLR0913 - one argument an option
                metavar="NAME"),
     ] = None,
     threads: Threads = None,
+    device: Annotated[
+        str, option(RUN, "Where networks are trained and scored: cpu, cuda or cuda:N.",
+                    metavar="NAME")
+    ] = "cpu",
     workers: Annotated[
         int, option(RUN, "Policies evaluated at once, each in a process.", metavar="N")
     ] = 1,

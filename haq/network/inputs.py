@@ -7,6 +7,7 @@ both, and gives them to a network by ``call``. Random inputs are for where no da
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple, get_origin
 
 import torch
@@ -94,8 +95,26 @@ def as_inputs(value: Tensor | Batch | Sequence[Tensor] | Mapping[str, Tensor]) -
     return Batch(tuple(value))
 
 
+def device_of(network: nn.Module) -> torch.device:
+    """Return where a network computes: where its first parameter or buffer is; else the CPU."""
+    held = next(chain(network.parameters(), network.buffers()), None)
+    return torch.device("cpu") if held is None else held.device
+
+
+def beside(network: nn.Module, inputs: Inputs) -> Inputs:
+    """Return inputs where a network computes; themselves if they are there."""
+    device = device_of(network)
+    if all(tensor.device == device for tensor in tensors_of(inputs)):
+        return inputs
+    if isinstance(inputs, Tensor):
+        return inputs.to(device)
+    return inputs.map(lambda tensor: tensor.to(device))
+
+
 def call(network: Callable[..., Any], inputs: Inputs) -> Any:
-    """Return what a network, or the graph captured from it, gives for inputs."""
+    """Return what a network, or the graph captured from it, gives for inputs, where it computes."""
+    if isinstance(network, nn.Module):
+        inputs = beside(network, inputs)
     if isinstance(inputs, Tensor):
         return network(inputs)
     if inputs.names:

@@ -15,7 +15,7 @@ from haq.errors import ModelError, RunError
 from haq.files import write_bytes
 from haq.network.capture import Sample, evaluating
 from haq.network.graph import Graph
-from haq.network.inputs import arguments, as_inputs
+from haq.network.inputs import arguments, as_inputs, beside
 from haq.network.layers import SPARSE
 from haq.network.modules import outputs_first
 from haq.quantization.clipping import activation_clips, weight_clips
@@ -60,7 +60,7 @@ class Clips:
         """
         key = layer, bits.weight, bits.block
         if key not in self.scales:
-            weight = module.get_parameter("weight")
+            weight = module.get_parameter("weight").cpu()
             self.scales[key] = group_scales(weight, bits.weight, bits.block)
         return self.scales[key]
 
@@ -74,7 +74,7 @@ class Clips:
         """
         key = layer, bits.weight
         if key not in self.books:
-            weight = module.get_parameter("weight").detach()
+            weight = module.get_parameter("weight").detach().cpu()
             pruned = float((weight == 0).float().mean()) >= SPARSE
             self.books[key] = codebook(weight, bits.weight, zero=pruned)
         return self.books[key]
@@ -141,7 +141,7 @@ def calibrate_weights(
     """Return where to clip the weights of every layer at 2 to 8 bits; see ``calibrate``."""
     clips = {}
     for name in _clipped_layers(graph, choices):
-        weight = graph.traced.get_parameter(f"{name}.weight").detach().float()
+        weight = graph.traced.get_parameter(f"{name}.weight").detach().float().cpu()
         rows = outputs_first(weight, graph.traced.get_submodule(name))
         clips[name] = weight_clips(rows, BITS, method, per_channel)
         if on_layer:
@@ -208,8 +208,8 @@ class _Collector(fx.Interpreter):
             stride = max(1, result.numel() // (SAMPLED // 4)) | 1
             values = result.detach().flatten()
             # A copy: an operation in place may change the tensor before the run ends.
-            self.samples[n.name].append(values[::stride].to(torch.float32, copy=True))
-            self.ends[n.name] += [end.float() for end in values.aminmax()]
+            self.samples[n.name].append(values[::stride].to("cpu", torch.float32, copy=True))
+            self.ends[n.name] += [end.float().cpu() for end in values.aminmax()]
         return result
 
 
@@ -219,7 +219,8 @@ def _activations(
     collector = _Collector(graph.traced, tensors)
     with torch.no_grad(), evaluating(graph.traced):
         for batch in batches:
-            collector.run(*arguments(graph.traced.graph, as_inputs(batch)))
+            inputs = beside(graph.traced, as_inputs(batch))
+            collector.run(*arguments(graph.traced.graph, inputs))
     samples = {tensor: _thinned(torch.cat(parts)) for tensor, parts in collector.samples.items()}
     ends = {tensor: torch.stack(parts).aminmax() for tensor, parts in collector.ends.items()}
     return {tensor: torch.cat([samples[tensor], torch.stack(ends[tensor])]) for tensor in tensors}

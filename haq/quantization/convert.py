@@ -100,7 +100,7 @@ def _answers(network: nn.Module, inputs: Inputs, batch: int) -> Tensor:
             count, leaves = len(rows), pytree.tree_leaves(call(network, rows))
             answers = [leaf for leaf in leaves if _is_answer(leaf, count)]
             # Sequences may have the batch in their second axis.
-            values = [x.movedim(x.shape.index(count), 0).reshape(count, -1) for x in answers]
+            values = [x.movedim(x.shape.index(count), 0).reshape(count, -1).cpu() for x in answers]
             parts.append(torch.cat([torch.empty(count, 0), *values], 1).double())
     return torch.cat(parts)
 

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from haq.allocation.policy import FLOAT, Bits, Dynamic, Policy, check_policy, readers
 from haq.errors import PolicyError
 from haq.network.graph import Graph
+from haq.network.inputs import device_of
 from haq.network.layers import EDGE_BITS, edges
 from haq.network.modules import Matrix, along_weight, bias_of, plain
 from haq.network.operators import is_lookup
@@ -302,7 +303,7 @@ def quantize(graph: Graph, policy: Policy, clips: Clips) -> fx.GraphModule:
             if not bits.is_book:  # whose weights are rounded wherever they are read
                 _round_rows(model, layer.name, bits)
     model.recompile()
-    return model.eval()
+    return model.to(device_of(graph.traced)).eval()
 
 
 def _round_rows(model: fx.GraphModule, layer: str, bits: Bits) -> None:

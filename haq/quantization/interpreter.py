@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from haq.network.inputs import Batch, Inputs, arguments
+from haq.network.inputs import Batch, Inputs, arguments, beside
 
 _IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 
@@ -24,8 +24,8 @@ class CopyingInterpreter(fx.Interpreter):
 
     def run(self, *args: Any, **options: Any) -> Any:
         """Return what the graph gives for inputs, one tensor or several."""
-        if len(args) == 1 and isinstance(args[0], Batch):
-            args = arguments(self.graph, args[0])
+        if len(args) == 1 and isinstance(args[0], Tensor | Batch):
+            args = arguments(self.graph, beside(self.module, args[0]))
         return super().run(*args, **options)
 
     def run_node(self, n: fx.Node) -> Any:
@@ -74,7 +74,7 @@ class PartialRun:
     def begin(self, images: Inputs) -> Values:
         """Return the values before the first node: the inputs, and defaults of those not given."""
         inputs = [node for node in self.nodes if node.op == "placeholder"]
-        given = arguments(self.module.graph, images)
+        given = arguments(self.module.graph, beside(self.module, images))
         defaults = {node: node.args[0] for node in inputs[len(given) :] if node.args}
         return {**dict(zip(inputs, given, strict=False)), **defaults}
 

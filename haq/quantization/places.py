@@ -124,7 +124,8 @@ def _weights(
 ) -> Iterator[None]:
     assert isinstance(module, LayerModule)
     before = module.weight.data
-    module.weight.data = rounded(floats, bits, along_weight(clips[bits], module))
+    clip = clips[bits].to(floats.device)
+    module.weight.data = rounded(floats, bits, along_weight(clip, module))
     try:
         yield
     finally:

@@ -195,6 +195,7 @@ def _candidates(search: Search, front: _Front) -> Iterator[tuple[Trial, fx.Graph
         trial = next((one.trial for one in played if one.trial.policy == policy), None)
         model = search.evaluation.network(policy)
         search.evaluation.finish(policy, model, False)
+        model.cpu()
         convert_and_check(model, search.planned.graph.traced, search.evaluation.images)
         yield trial or _trial(search, len(search.trials), policy)[0], model
 

@@ -1,5 +1,6 @@
 """HAQ from Python: the same search, for models and data that have no name on the command line."""
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from haq.quantization.calibration import load_clips
 from haq.quantization.fake_quant import quantize
 from haq.quantization.integer_forward import compute_exactly
 from haq.runs.accuracy_target import check_resolution
+from haq.runs.devices import check_device, moved
 from haq.runs.evaluation import Evaluation, labeled, unlabeled
 from haq.runs.executors.base import check_sendable
 from haq.runs.executors.ray import check_ray
@@ -105,6 +107,7 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
     final_epochs: int | None = None,
     rounding_steps: int | None = None,
     threads: int | None = None,
+    device: str = "cpu",
     workers: int = 1,
     ray: str | None = None,
     width: float | None = None,
@@ -186,6 +189,8 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
         rounding_steps: Steps in which the policy chosen, and finalists of at most 3 bits, learn
             their rounding (AdaRound). None: 300 for the cheap evaluation, else 0.
         threads: CPU threads of a process. None: torch's own, shared by workers.
+        device: Where networks are trained, calibrated and scored: "cpu", "cuda" or "cuda:N". What
+            is handed over is converted to integers, and tested, on the CPU.
         workers: Policies evaluated at once, each in a process. ``model``, ``data`` and ``evaluate``
             are pickled then, and a score must not depend on what was scored before.
         ray: Address of a Ray cluster for the workers.
@@ -245,10 +250,13 @@ def _search(
         check_resolution(job, len(task.data.val))
     if not resume:
         check_threads(job)
+    check_device(job)
     if job.threads:
         torch.set_num_threads(job.threads)
     if job.workers > 1 or job.ray is not None:
         check_sendable(task.model, evaluate)
+    if job.device != "cpu":  # the caller's stays where it is
+        task = task._replace(model=copy.deepcopy(task.model))
     folder = _folder(job, out, resume)
     try:
         planned = tried(plan(job, task.model, task.images, task.sample, task.notes))
@@ -262,6 +270,7 @@ def _search(
     write_job(folder, job)
     write_files_of_model(folder, job)
     _keep_float(task.model, folder / "float.safetensors")
+    moved(planned, job.device)
     try:
         evaluation = own_evaluation(task, job, folder, planned, say, evaluate)
     except Exception:
@@ -271,6 +280,7 @@ def _search(
     trackers, on_trial = followed_by
     with following(folder, say, trackers, on_trial=on_trial) as followed:
         play(job, folder, planned, evaluation, followed)
+    moved(planned, "cpu")
     return _run(folder, planned.graph)
 
 

@@ -59,7 +59,7 @@ def clipped_by(model: nn.Module, clipping: str, per_channel: bool) -> ClipsOf:
 
 def rows_of(model: nn.Module, name: str) -> Tensor:
     """Return the weights of a layer, (out, …), float32."""
-    weight = model.get_parameter(f"{name}.weight").detach().float()
+    weight = model.get_parameter(f"{name}.weight").detach().float().cpu()
     return outputs_first(weight, model.get_submodule(name))
 
 
@@ -94,7 +94,7 @@ def costs_of(
     def codes_of(layer: Layer, bits: int) -> NDArray[np.int8]:
         module = model.get_submodule(layer.name)
         assert isinstance(module, Quantized)
-        return _codes(rows_of(model, layer.name), bits, module.weight_clip.detach())
+        return _codes(rows_of(model, layer.name), bits, module.weight_clip.detach().cpu())
 
     own = target.of_network(codes_of)
     costs = [own.cost(layer, policy[layer.name]) for layer in layers if not layer.weights_alone]

@@ -32,7 +32,7 @@ from haq.formats.onnx.template import Template
 from haq.formats.stand_in import stand_in
 from haq.metrics import METRICS, Metric
 from haq.network.graph import Graph
-from haq.network.inputs import Inputs, joined
+from haq.network.inputs import Inputs, device_of, joined
 from haq.quantization.adaround import adaround
 from haq.quantization.calibration import Clips
 from haq.quantization.codebook import Booked
@@ -250,9 +250,9 @@ class Evaluator:
     def integer_answer(self, model: nn.Module) -> Answer | None:
         """Return what the file of a quantized network answers; None where that is not exact here.
 
-        A float network has none.
+        A float network has none, nor one that is scored on a GPU.
         """
-        if not all_integer(model) or self._lowering is None:
+        if device_of(model).type != "cpu" or not all_integer(model) or self._lowering is None:
             return None
         lowering = self._lowering_of(model)
         return None if lowering is None else integer_answer(lowering, model)
@@ -302,7 +302,7 @@ def _kept_answers(model: nn.Module, split: Split) -> Tensor | None:
     if first.numel() * len(split) > FREEZABLE:
         return None
     parts = torch.arange(len(split)).split(125)
-    return torch.cat([answer(index, split.batch(index)[0]) for index in parts])
+    return torch.cat([answer(index, split.batch(index)[0]).cpu() for index in parts])
 
 
 def corrected(places: Places, images: Inputs) -> Callable[[Policy], fx.GraphModule]:

@@ -67,6 +67,7 @@ def _finished(search: Search) -> tuple[Trial, fx.GraphModule, dict[str, Any]]:
         score = evaluation.test(model, "test episode")
         summary[metric.key("episode_test")] = metric.of_score(score.accuracy)
     summary |= evaluation.finish(top.policy, model, tuned)
+    model.cpu()  # where its file computes: exact sums of integers
     convert_and_check(model, search.planned.graph.traced, evaluation.images)
     summary[metric.key("final_val")] = metric.of_score(evaluation.score(model).accuracy)
     return top, model, summary

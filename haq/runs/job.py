@@ -76,6 +76,7 @@ class Job(BaseModel):
     rounding_steps: Annotated[int, Field(ge=0)] | None = None
     float_epochs: Annotated[int, Field(ge=0)] | None = None
     threads: Annotated[int, Field(ge=1)] | None = None
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
     workers: Annotated[int, Field(ge=1)] = 1
     ray: str | None = None
 
@@ -192,6 +193,7 @@ _RULES = {
     "rounding_steps": "give a whole number of steps, 0 or more",
     "float_epochs": "give a whole number of epochs, 0 or more",
     "threads": "give a whole number of threads, 1 or more",
+    "device": "give cpu, cuda or cuda:N",
     "workers": "give a whole number of processes, 1 or more",
 } | dict.fromkeys(("paper", "per_channel"), "give true or false")
 

@@ -76,7 +76,7 @@ class Judge:
         answers, labels = [], []
         for index in torch.arange(len(self.images)).split(125):
             pictures, right = self.images.batch(index)
-            answers.append(answer(pictures))
+            answers.append(answer(pictures).cpu())
             labels.append(right)
         return torch.cat(answers), torch.cat(labels)
 

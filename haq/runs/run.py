@@ -9,6 +9,7 @@ from haq.datasets import Data, Outline, load, outline
 from haq.errors import DataError
 from haq.models import check_known
 from haq.runs.accuracy_target import check_resolution
+from haq.runs.devices import check_device, moved
 from haq.runs.evaluation import labeled
 from haq.runs.executors.ray import check_ray
 from haq.runs.float_network import check_float, example, float_network, read_float
@@ -47,6 +48,7 @@ def run(job: Job, folder: Path, on_progress: OnProgress = silent) -> dict[str, A
     try:
         if new:
             check_threads(job)
+        check_device(job)
         check_names(job)
         job = with_transforms(job)
         on_progress = with_share(on_progress, stage_weights(job, trained))
@@ -99,6 +101,7 @@ def prepare(job: Job, folder: Path, on_progress: OnProgress) -> Start:
         job.weights is not None or (folder / "float.safetensors").exists() or brings_weights(job)
     )
     planned = tried(plan(job, model, images_of(about), example(about), trained=trained))
+    moved(planned, job.device)
     if planned.notes:
         on_progress(Progress("plan", 1, 1, "; ".join(planned.notes)))
     data = about if isinstance(about, Data) else load(job.data, job.seed, job.size, reading)

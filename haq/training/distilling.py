@@ -232,7 +232,8 @@ class _Step:
     def _taught(self, batch: Batch, moment: Moment, together: bool, losses: list[str]) -> Seen:
         """Return what the teacher of this moment sees in a batch."""
         if self.answers is not None:
-            return Seen(self.answers(batch.places, batch.images))
+            answers = self.answers(batch.places, batch.images)
+            return Seen(answers.to(batch.labels.device))
         gradient = "gradient" in losses
         if together:
             assert self.extra.teacher is not None

@@ -91,5 +91,5 @@ def labels_alone(model: nn.Module, images: Callable[[], Inputs], epochs: int) ->
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the mean cross-entropy with the labels that count, 0 without any; see ``aligned``."""
-    rows, counted = aligned(logits, labels)
+    rows, counted = aligned(logits, labels.to(logits.device))
     return functional.cross_entropy(wide(rows), counted) if len(counted) else rows.sum()

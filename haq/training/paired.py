@@ -44,7 +44,7 @@ def correct_answers(answer: Callable[[Inputs], Tensor], split: Split, batch: int
     parts = []
     for index in torch.arange(len(split)).split(batch):
         pictures, labels = split.batch(index)
-        parts.append(answer(pictures).argmax(1) == labels)
+        parts.append(answer(pictures).argmax(1).cpu() == labels)
     return torch.cat(parts)
 
 

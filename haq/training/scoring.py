@@ -103,12 +103,12 @@ def score_answers(
     seen, losses, sums = 0, [0.0, 0], None
     for index in torch.arange(len(split)).split(batch):
         inputs, labels = split.batch(index)
-        output = answer(inputs)
+        output = answer(inputs).cpu()
         if bool(output.isnan().any()):
             raise DivergedError("the network gives answers that are not numbers: no score")
         truth = reference[index] if isinstance(reference, Tensor) else None
         if callable(reference) and truth is None:
-            truth = reference(index, inputs)
+            truth = reference(index, inputs).cpu()
         part = _sums(metric, output, labels, truth, inputs)
         sums = part if sums is None else sums + part
         loss, count = _loss(metric, output, labels, truth)

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from haq.datasets import Split
 from haq.errors import DivergedError
 from haq.network.constants import constants, count_broken
-from haq.network.inputs import Inputs
+from haq.network.inputs import Inputs, beside, device_of
 from haq.training.constraints import Constraint
 from haq.training.interrupted import State, read_state, write_state
 from haq.training.numerics import channels_last, in_channels_last
@@ -100,7 +100,7 @@ def train(  # noqa: PLR0913 - all but two by keyword
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         minimized = objective(model, partial(_first, split), epochs)
-        minimized.extra.train()
+        minimized.extra.to(device_of(model)).train()
         settings = [epochs, lr, seed, weight_decay, decay, batch, minimized.settings]
         groups = _groups(nn.ModuleList([model, minimized.extra]), weight_decay, decay)
         asked = json.dumps([*settings, *_sizes(model, split)])
@@ -186,6 +186,7 @@ def _step(
 ) -> Step:
     """Take one step on the images at ``index`` and return the loss before it."""
     images, labels = split.batch(index, state.generator)
+    images, labels = beside(state.model, images), labels.to(device_of(state.model))
     state.optimizer.zero_grad()
     if constraint is not None:
         constraint.before_step(moment.done)
