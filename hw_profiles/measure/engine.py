@@ -21,8 +21,10 @@ _WORDS: tuple[tuple[str, Precision], ...] = (
 )  # fmt: skip
 """Words of a tensor's format, in the order in which they are looked for."""
 
-_PRODUCTS = ("convolution", "deconvolution", "gemm", "matmul", "matrixmultiply", "matrix_multiply", "fullyconnected",
-             "fully_connected", "cask", "caskconvolution", "myelin", "kgen")  # fmt: skip
+_PRODUCTS = (
+    "convolution", "deconvolution", "gemm", "matmul", "matrixmultiply", "matrix_multiply",
+    "fullyconnected", "fully_connected", "cask", "myelin", "kgen",
+)  # fmt: skip
 """Kinds of layers that may multiply; others only move or change values."""
 
 
