@@ -49,7 +49,9 @@ def check_used(given: Mapping[str, Any], job: "Job") -> None:
         )
 
 
-OWNERS = {"energy": "factorise", "scope": "sparsity", "residual": "filters"}
+OWNERS = {
+    "energy": "factorise", "scope": "sparsity", "residual": "filters", "channel_multiple": "filters"
+}  # fmt: skip
 """Options of ``haq prune`` that are of one kind of pruning."""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from haq.allocation.widths import kept_channels
 from haq.compression.channels import KEPT, Channels, Family, channels_of, families
 from haq.errors import HaqError, ModelError, look_up
 from haq.network.capture import Sample
@@ -18,19 +19,23 @@ def prunable(traced: fx.GraphModule, sample: Sample) -> tuple[Family, ...]:
     return families(channels_of(traced, sample))
 
 
-def kept_count(share: float, channels: int, layer: str) -> int:
-    """Return how many of a layer's channels stay.
+def kept_count(share: float, channels: int, layer: str, multiple: int = 1) -> int:
+    """Return how many of a layer's channels stay: the nearest multiple, at least one, or all.
 
     Raises:
         HaqError: The share is not in (0, 1], or none would stay.
 
     >>> kept_count(0.75, 10, "conv1"), kept_count(0.25, 2, "conv1")
     (8, 1)
+    >>> [kept_count(share, 64, "conv1", multiple=16) for share in (0.8, 0.5, 0.01)]
+    [48, 32, 16]
     """
     if not 0 < share <= 1:
         raise HaqError(f"layer {layer!r}: a share of channels that stay is above 0 and at most 1, "
                        f"not {share:g}")  # fmt: skip
-    count = int(share * channels + 0.5)
+    if multiple > 1:
+        return min(channels, max(multiple, kept_channels(share, channels, multiple)))
+    count = kept_channels(share, channels)
     if count < 1:
         raise HaqError(
             f"keeping {share:g} of the {channels} channels of layer {layer!r} would empty it; "
@@ -40,7 +45,7 @@ def kept_count(share: float, channels: int, layer: str) -> int:
 
 
 def keep_largest(
-    traced: fx.GraphModule, sample: Sample, shares: Mapping[str, float]
+    traced: fx.GraphModule, sample: Sample, shares: Mapping[str, float], multiple: int = 1
 ) -> dict[str, list[int]]:
     """Return the channels that stay where the filters with the smallest L1 norms are removed.
 
@@ -51,6 +56,7 @@ def keep_largest(
         sample: What one forward takes.
         shares: Layer to the share of its channels that stays, in (0, 1]; any layer of a family
             stands for all of them.
+        multiple: Of which the number of channels that stay is one, where not all stay.
 
     Returns:
         Layer, for the first layer of each family, to the places of the output channels that stay,
@@ -64,7 +70,7 @@ def keep_largest(
     norms = _norms(traced, channels)
     kept = {}
     for family, share in chosen.values():
-        count = kept_count(share, len(family.groups), family.name)
+        count = kept_count(share, len(family.groups), family.name, multiple)
         groups = sorted(family.groups, key=lambda group: (-norms[group], group))
         stays = set(groups[:count])
         own = channels.groups(channels.outputs[family.name]).tolist()

@@ -72,6 +72,7 @@ class Pruning:
         residual: Whether channels that several layers compute together are removed too.
         search: Whether each layer's share of channels is searched, together with bits, within the
             budgets of the job.
+        multiple: Of which the number of channels that stay is one.
     """
 
     what: What
@@ -81,6 +82,7 @@ class Pruning:
     scope: Scope = "layer"
     residual: bool = False
     search: bool = False
+    multiple: int = 1
 
 
 def pruned(graph: Graph, sample: Inputs, asked: Pruning) -> tuple[nn.Module, Record, list[str]]:
@@ -120,7 +122,7 @@ def _without_filters(
             "no layer has channels that it alone computes; give --residual to remove those that "
             "several layers compute together"
         )
-    keep = keep_largest(graph.traced, sample, shares)
+    keep = keep_largest(graph.traced, sample, shares, asked.multiple)
     if all(len(keep[name]) == len(_weight(graph, name)) for name in keep):
         raise HaqError("no channel would be removed; give a smaller share of them, or other layers")
     network = remove(graph.traced, sample, keep)
@@ -227,7 +229,7 @@ def run_pruning(
     graph = trace(model, sample)
     data = about if isinstance(about, Data) else None
     if asked.search:
-        choice = _choice(job, graph, sample)
+        choice = _choice(job, graph, sample, asked.multiple)
         data = data or load(job.data, job.seed, job.size, reading)
         network, record, notes = _searched(job, graph, sample, choice, data, on_progress)
     else:
@@ -265,13 +267,13 @@ class _Choice(NamedTuple):
     budgets: list[Budget]
 
 
-def _choice(job: Job, graph: Graph, sample: Inputs) -> _Choice:
+def _choice(job: Job, graph: Graph, sample: Inputs, multiple: int) -> _Choice:
     """Return the choices of a search.
 
     Raises:
         HaqError: There are none, or none within the budgets.
     """
-    known = widths_of(graph.traced, sample)
+    known = widths_of(graph.traced, sample, multiple=multiple)
     if not known.groups:
         raise HaqError("no layer has channels that can be removed; search bits with haq search")
     target = load_target(job.target, job.batch) if job.target else None

@@ -76,6 +76,11 @@ def is_wanted(name):
     return (not asked.rows or name in asked.rows) and (asked.role, name, tuned_on) not in rows
 
 
+def folder_of(role):
+    """Return where the networks of a role are kept."""
+    return asked.folder / f"{role}-{asked.images}x{asked.epochs}"
+
+
 def apart(study, model, count=2500):
     """Return how far a network is from the float one on validation images."""
     parts = study.data.val.batch(torch.arange(count))[0].split(250)
@@ -91,7 +96,7 @@ def fitted(study, name, policy, size, channels=()):
     before = answers(model, split, 2000)
     seconds = study.tuned(model, asked.images, asked.epochs)
     right = (answers(model, split) == split.labels).to(torch.uint8)
-    folder = asked.folder / f"{asked.role}-{asked.images}x{asked.epochs}"
+    folder = folder_of(asked.role)
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(right, folder / f"{name}.pt")
     twin = converted(model)
@@ -108,9 +113,6 @@ def fitted(study, name, policy, size, channels=()):
     }  # fmt: skip
     if asked.role == "choose":
         row["divergence"] = apart(study, model)
-    reference = folder / "bits alone.pt"
-    if reference.exists():
-        row |= paired(right, torch.load(reference))
     add(row)
     print({key: value for key, value in row.items() if key != "policy"}, flush=True)
 
@@ -159,12 +161,24 @@ def compare():
     for name in ("bits alone", *ways(), LESS):
         if is_wanted(name):
             fitted(study, name, *policies[name], WAYS.get(name, ())[:2])
+    pair_up()
+
+
+def pair_up():
+    """Compare rows with bits alone that ended before these did."""
+    known, base = record(), folder_of(asked.role) / "bits alone.pt"
+    for row in known["rows"]:
+        file = folder_of(asked.role) / f"{row['name']}.pt"
+        mine = (row["role"], row["tuned_on"]) == (asked.role, [asked.images, asked.epochs])
+        if mine and base.exists() and file.exists():
+            row |= paired(torch.load(file), torch.load(base))
+    write_json(asked.out, known)
 
 
 def latency():
     """Measure the files of the test role in turns, and write how long each takes."""
     setup = onnx_runtime.Setup()
-    files = sorted((asked.folder / f"test-{asked.images}x{asked.epochs}").glob("*.onnx"))
+    files = sorted(folder_of("test").glob("*.onnx"))
     sessions = {file.stem: onnx_runtime.session(file.read_bytes(), setup) for file in files}
     timings = onnx_runtime.measure(sessions, setup, rounds=60)
     known = record()

@@ -132,6 +132,9 @@ def test_a_factorised_network_is_one_that_is_read_again(monkeypatch):
         (["--sparsity", "0.5", "--layer", "conv2", "--layer", "conv2=0.7"], "conv2 was named befo"),
         (["--sparsity", "0.5", "--energy", "0.5"], "--energy is of --factorise, not of --sparsity"),
         (["--sparsity", "0.5", "--residual"], "--residual is of --filters, not of --sparsity"),
+        (["--sparsity", "0.5", "--channel-multiple", "4"], "--channel-multiple is of --filters"),
+        (["--filters", "0.5", "--channel-multiple", "64"], "no channel would be removed"),
+        (["--filters", "0.5", "--channel-multiple", "0"], "'--channel-multiple': Input should be"),
         (["--filters", "0.5", "--scope", "network"], "--scope is of --sparsity, not of --filters"),
         (["--filters", "0.5", "--target", "bismo-edge"], "--target is of --filters search"),
         (["--filters", "search", "--budget", "size=2kB", "--residual"], "chooses in all layers"),
@@ -150,6 +153,13 @@ def test_what_cannot_be_pruned_is_refused_and_leaves_nothing(monkeypatch, capsys
     assert prune(monkeypatch, *more) == 2
     assert sentence in capsys.readouterr().err
     assert [path.name for path in Path().iterdir()] == ["float.safetensors"]
+
+
+def test_channels_that_stay_are_multiples_where_that_is_asked_for(monkeypatch):
+    assert prune(monkeypatch, "--filters", "0.6", "--channel-multiple", "16") == 0
+    [record] = json.loads(Path("pruned.json").read_text())["transforms"]
+    left = {name: len(places) for name, places in record["keep"].items()}
+    assert left == {"conv1": 16, "conv2": 16, "conv4": 32}
 
 
 def test_channels_and_bits_are_chosen_together(monkeypatch, capsys):

@@ -157,9 +157,78 @@ def _gain(gain: Row | None) -> str:
     return text if half is None else f"{text} ± {100 * half:.2f}"
 
 
+def _channels(record: Row) -> str:
+    """Return the networks of both roles of the study of channels, each role beside its own base."""
+    parts = []
+    for role, what in _ROLES.items():
+        rows = [row for row in record["rows"] if row["role"] == role]
+        if not rows:
+            continue
+        images, epochs = rows[0]["tuned_on"]
+        lead = (
+            f"Channels and bits in one search beside bits alone: {record['what']}; {what}. All are "
+            f"fine-tuned alike, {epochs} x {images:,} images; answers of the file in ONNX Runtime "
+            f"to {rows[0]['images']:,} images, with the difference from bits alone in percentage "
+            "points and its standard error:"
+        )
+        head = ["network", "size", "weights", "not fine-tuned", "accuracy", "difference"]
+        timed = record.get("latency_us", {}) if role == "test" else {}
+        nearer = all("divergence" in row for row in rows)
+        head += ["divergence"] * nearer + ["latency"] * bool(timed)
+        parts.append(markdown(lead, head, [_channel_cells(row, timed, nearer) for row in rows]))
+    return "\n\n".join(parts)
+
+
+_ROLES = {
+    "choose": "validation images that the float network has not seen",
+    "test": "other float weights, test images",
+}
+
+
+def _channel_cells(row: Row, timed: Mapping[str, Row], nearer: bool) -> list[str]:
+    difference = "-"
+    if row.get("standard_error"):
+        gain, error = 100 * row["against_bits_alone"], 100 * row["standard_error"]
+        difference = f"{gain:+.2f} ± {error:.2f}"
+    cells = [
+        row["name"], f"{row['size_bytes']:,.0f}", f"{row['weights']:,}",
+        f"{row['accuracy_untuned']:.2%}", f"{row['accuracy']:.2%}", difference,
+    ]  # fmt: skip
+    if nearer:
+        cells.append(f"{row['divergence']:.4f}")
+    if timed:
+        one = timed.get(row["name"])
+        cells.append(
+            f"{one['value']:.1f} ({one['low']:.1f} to {one['high']:.1f}) us" if one else "-"
+        )
+    return cells
+
+
+def _advice(record: Row) -> str:
+    """Return what can be done at each size, one row a way."""
+    lead = (
+        f"What to do at few kilobytes: {record['what']} (codebooks: float ones), the same float "
+        f"weights, {record['seconds']:g} CPU seconds of training each; accuracy on 10,000 test "
+        "images:"
+    )
+    sizes = sorted({row["kB"] for row in record["rows"]}, reverse=True)
+    names = dict.fromkeys(row["name"] for row in record["rows"])
+    known = {(row["name"], row["kB"]): row for row in record["rows"]}
+    cells = [[name, *(_worth(known.get((name, size))) for size in sizes)] for name in names]
+    return markdown(lead, ["way", *(f"{size:g} kB" for size in sizes)], cells)
+
+
+def _worth(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    return "not possible" if "refused" in row else f"{row['accuracy']:.2%}"
+
+
 STUDIES: Mapping[str, Callable[[Row], str]] = {
     "distillation": _distillation,
     "codebooks": _codebooks,
+    "widths": _channels,
+    "compression-table": _advice,
     "pruning": _pruning,
 }
 """Name of a record to its tables, in the order of the page."""
