@@ -47,7 +47,7 @@ COARSE, FINE = (1.0, 0.75, 0.5, 0.25), (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.2
 WAYS = {
     "multiples of 16": (COARSE, 16, 1.0),
     "multiples of 16, counted a third": (COARSE, 16, 1 / 3),
-    "multiples of 16, counted a tenth": (COARSE, 16, 1 / 10),
+    "multiples of 16, counted three times": (COARSE, 16, 3.0),
     "eighths, counted a third": (FINE, 1, 1 / 3),
     "quarters": (COARSE, 1, 1.0),
 }
@@ -133,34 +133,32 @@ def ways():
     return {best: WAYS[best]}
 
 
-def chosen(study):
-    """Return the policies of all rows with their sizes, worked out once for a float network."""
+def chosen(study, name):
+    """Return the policy of a row and its size, worked out once for a float network."""
     file = asked.folder / f"policies-{asked.role}.json"
-    if not file.exists():
-        bits, size = study.bits("avg_weight_bits", 3.0)
-        policies = {"bits alone": (bits, size), LESS: study.bits("size", PART * size)}
-        for name, (shares, multiple, counted) in WAYS.items():
-            policies[name] = study.widths(PART * size, shares, multiple, counted)
+    known = json.loads(file.read_text()) if file.exists() else {}
+    if name not in known:
+        policy, size = _chosen(study, name)
+        known[name] = [{layer: list(one.row()) for layer, one in policy.items()}, size]
         asked.folder.mkdir(parents=True, exist_ok=True)
-        rows = {
-            name: [{layer: list(one.row()) for layer, one in policy.items()}, size]
-            for name, (policy, size) in policies.items()
-        }
-        write_json(file, rows)
-    rows = json.loads(file.read_text())
-    return {
-        name: ({layer: Bits(*one) for layer, one in policy.items()}, size)
-        for name, (policy, size) in rows.items()
-    }
+        write_json(file, known)
+    policy, size = known[name]
+    return {layer: Bits(*one) for layer, one in policy.items()}, size
+
+
+def _chosen(study, name):
+    if name == "bits alone":
+        return study.bits("avg_weight_bits", 3.0)
+    limit = PART * chosen(study, "bits alone")[1]
+    return study.widths(limit, *WAYS[name]) if name in WAYS else study.bits("size", limit)
 
 
 def compare():
     """Write the rows of a role."""
     study = Study(asked.weights, asked.data)
-    policies = chosen(study)
     for name in ("bits alone", *ways(), LESS):
         if is_wanted(name):
-            fitted(study, name, *policies[name], WAYS.get(name, ())[:2])
+            fitted(study, name, *chosen(study, name), WAYS.get(name, ())[:2])
     pair_up()
 
 
