@@ -5,7 +5,8 @@ python results/benchmarks/widths.py ROLE WEIGHTS.safetensors --data cifar10:DIR
 ROLE "choose" compares ways of choosing channels by the divergence from the float network on
 validation images that it never saw. ROLE "test" takes the way that is best there, with bits alone
 at 3 bits on average and at a fifth less, and gives the figures of the test images. All networks of
-a role are fine-tuned alike. ROLE "latency" measures the files of "test" in turns. Each row goes to
+a role are fine-tuned alike. ROLE "latency" measures the files of "test" in turns, ROLE "kernels"
+those of networks with fewer channels inside the blocks of one stage, not trained. Each row goes to
 results/reference/widths.json as it ends, and rows that stand there are left out.
 """
 
@@ -26,7 +27,7 @@ from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs.folder import write_json
 
 parser = argparse.ArgumentParser()
-parser.add_argument("role", choices=("choose", "test", "latency"))
+parser.add_argument("role", choices=("choose", "test", "latency", "kernels"))
 parser.add_argument("weights")
 parser.add_argument("--data", required=True)
 parser.add_argument("--images", type=int, default=20_000, help="Of an epoch.")
@@ -99,8 +100,7 @@ def fitted(study, name, policy, size, channels=()):
     folder = folder_of(asked.role)
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(right, folder / f"{name}.pt")
-    twin = converted(model)
-    file = lower(template(twin, study.sample), twin, cpu="vnni").SerializeToString()
+    file = file_of(study, model)
     (folder / f"{name}.onnx").write_bytes(file)
     row = {
         "role": asked.role, "name": name, "size_bytes": size,
@@ -173,19 +173,51 @@ def pair_up():
     write_json(asked.out, known)
 
 
+def file_of(study, model):
+    """Return the file of a quantized network, for CPUs with VNNI."""
+    twin = converted(model)
+    return lower(template(twin, study.sample), twin, cpu="vnni").SerializeToString()
+
+
 def latency():
     """Measure the files of the test role in turns, and write how long each takes."""
-    setup = onnx_runtime.Setup()
     files = sorted(folder_of("test").glob("*.onnx"))
-    sessions = {file.stem: onnx_runtime.session(file.read_bytes(), setup) for file in files}
-    timings = onnx_runtime.measure(sessions, setup, rounds=60)
+    measure("latency_us", {file.stem: file.read_bytes() for file in files})
+
+
+KERNELS = (
+    ("layer1", 0.75), ("layer1", 0.5), ("layer2", 0.75), ("layer2", 0.5), ("layer3", 0.875),
+    ("layer3", 0.75), ("layer3", 0.5),
+)  # fmt: skip
+"""Stages and the shares of channels that stay inside their blocks."""
+
+
+def kernels():
+    """Measure what fewer channels are worth in each stage, all layers at 3 bits."""
+    study = Study(asked.weights, asked.data)
+    plain = {layer.name: Bits(3, 8) for layer in study.graph.layers}
+    files = {"whole": file_of(study, study.network(plain))}
+    for stage, share in KERNELS:
+        shares = (1.0, share)
+        inner = [group.name for group in study.channels(shares).groups if len(group.layers) == 1]
+        narrow = {name: plain[name].with_keep(share) for name in inner if name.startswith(stage)}
+        count = round(share * len(study.graph.traced.get_parameter(f"{stage}.0.conv1.weight")))
+        network = study.network(plain | narrow, shares)
+        files[f"{stage}: {count} channels"] = file_of(study, network)
+    measure("kernels_us", files)
+
+
+def measure(name, files):
+    """Measure files in turns and put the latencies into the record."""
+    setup = onnx_runtime.Setup()
+    sessions = {key: onnx_runtime.session(file, setup) for key, file in files.items()}
     known = record()
-    known["latency_us"] = {
-        name: {"value": round(one.us, 1), "low": round(one.low, 1), "high": round(one.high, 1)}
-        for name, one in timings.items()
+    known[name] = {
+        key: {"value": round(one.us, 1), "low": round(one.low, 1), "high": round(one.high, 1)}
+        for key, one in onnx_runtime.measure(sessions, setup, rounds=60).items()
     }
     write_json(asked.out, known)
-    print(known["latency_us"])
+    print(known[name])
 
 
-latency() if asked.role == "latency" else compare()
+{"latency": latency, "kernels": kernels}.get(asked.role, compare)()
