@@ -19,6 +19,10 @@ INTEGER = {"QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulIntege
 _GROUPED = {"MatMulNBits"}
 """Operators that multiply weights in groups."""
 
+NARROW = 4
+"""Bits of weights in groups up to which they are multiplied as they are; wider ones become floats
+when a file is loaded, unless activations are rounded to multiply integers."""
+
 _DYNAMIC = {"DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat"}
 """Operators that multiply integers which are rounded as they run."""
 
@@ -123,6 +127,8 @@ class Origins:
 def _claimed(bits: Bits) -> tuple[str, set[str]]:
     """Return what the kernel of a layer is called, and the operators that are one."""
     if bits.is_book:
+        return "a float", _FLOAT
+    if bits.block and not bits.dynamic and bits.weight > NARROW:
         return "a float", _FLOAT
     if bits.block:
         return "a grouped", _GROUPED
