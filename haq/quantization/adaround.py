@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from haq.datasets import Split
@@ -15,6 +18,7 @@ from haq.network.inputs import Inputs, call
 from haq.network.modules import along_weight
 from haq.network.outputs import float_tensors
 from haq.quantization.fake_quant import QuantEmbedding, Quantized
+from haq.quantization.learned_steps import Learned, learned_steps
 from haq.quantization.quantizer import levels, step
 from haq.training.numerics import channels_last, has_bfloat16
 from haq.training.scoring import answers
@@ -32,6 +36,7 @@ def adaround(
     steps: int = 300,
     batch: int = 64,
     lr: float = 0.005,
+    beside: float = 0.0,
     seed: int = 0,
     on_step: Callable[[Step], None] | None = None,
 ) -> None:
@@ -42,8 +47,8 @@ def adaround(
 
         w = s * (below + u)        u in [0, 1], at first where the float weight lies
 
-    The gradient passes straight through the rounding to u, which Adam moves. Nothing else changes,
-    so the statistics must have been brought up to date by ``correct`` before.
+    The gradient passes straight through the rounding to u, which Adam moves. Statistics of
+    BatchNorm stay, so they must have been brought up to date by ``correct`` before.
 
     Args:
         model: From ``quantize``; nothing happens to layers that are float, nor to embeddings.
@@ -52,6 +57,8 @@ def adaround(
         steps: Of Adam, each on one batch.
         batch: Images a step.
         lr: Of u, falling to zero along a cosine.
+        beside: Rate of the scales and biases of BatchNorm, and, in shares of their first values,
+            of the clips of activations, as a share of ``lr``; 0 leaves them as they are.
         seed: Decides the order of the images and their augmentation.
         on_step: Called after every step.
 
@@ -66,18 +73,22 @@ def adaround(
         return
     model.eval()
     places = [_parametrized(layer) for layer in layers]
-    optimizer = torch.optim.Adam(places, lr, betas=(0.9, 0.99))
     generator = torch.Generator().manual_seed(seed)
-    for number, index in enumerate(_orders(len(split), batch, steps, generator)):
-        images = channels_last(split.batch(index, generator)[0])
-        for group in optimizer.param_groups:
-            group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * number / steps))
-        loss = _step(model, optimizer, images, answers(graph.traced, images))
-        with torch.no_grad():
-            for place in places:
-                place.clamp_(*_INSIDE)
-        if on_step:
-            on_step(Step(number + 1, steps, loss))
+    with learned_steps(model, weights=False) if beside else nullcontext() as clips:
+        optimizer = _optimizer(model, places, clips, lr, beside)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        for number, index in enumerate(_orders(len(split), batch, steps, generator)):
+            images = channels_last(split.batch(index, generator)[0])
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * number / steps))
+            loss = _step(model, optimizer, images, answers(graph.traced, images))
+            with torch.no_grad():
+                for place in places:
+                    place.clamp_(*_INSIDE)
+            if clips is not None:
+                clips.apply()
+            if on_step:
+                on_step(Step(number + 1, steps, loss))
     for layer in layers:
         parametrize.remove_parametrizations(layer, "weight")
 
@@ -94,6 +105,19 @@ def _parametrized(layer: Quantized) -> nn.Parameter:
     """Let a layer's weights be what lies between their levels, and return where they lie."""
     parametrize.register_parametrization(layer, "weight", _Between(layer))
     return layer.get_parameter("parametrizations.weight.original")
+
+
+def _optimizer(
+    model: nn.Module, places: list[nn.Parameter], clips: Learned | None, lr: float, beside: float
+) -> torch.optim.Optimizer:
+    groups: list[dict[str, Any]] = [{"params": places}]
+    if clips is not None:
+        norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        groups += [
+            {"params": [*norm.parameters(recurse=False)], "lr": beside * lr} for norm in norms
+        ]
+        groups += [{"params": [clip], "lr": beside * lr * clip.item()} for clip in clips.clips]
+    return torch.optim.Adam([group for group in groups if group["params"]], lr, betas=(0.9, 0.99))
 
 
 def _step(

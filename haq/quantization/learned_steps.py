@@ -37,7 +37,7 @@ class Learned:
 
 
 @contextmanager
-def learned_steps(model: nn.Module) -> Iterator[Learned]:
+def learned_steps(model: nn.Module, weights: bool = True) -> Iterator[Learned]:
     """Make the clips of a quantized network parameters, and buffers again at the end.
 
     Steps have no weight decay where that is of weights alone; they keep their names.
@@ -45,10 +45,12 @@ def learned_steps(model: nn.Module) -> Iterator[Learned]:
     Args:
         model: From ``haq.quantization.fake_quant.quantize``. Weights in groups and dynamic
             activations have steps that follow from their values; those stay so.
+        weights: Whether the clips of weights are learned too, not of activations alone.
 
     Source: Esser et al., "Learned step size quantization", arXiv:1902.08153.
     """
-    places = [(module, name) for module in model.modules() if (name := _clip_of(module))]
+    parts = (part for part in model.modules() if weights or isinstance(part, Rounding))
+    places = [(module, name) for module in parts if (name := _clip_of(module))]
     for module, name in places:
         clip = module._buffers.pop(name)
         assert clip is not None

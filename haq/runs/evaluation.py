@@ -33,7 +33,14 @@ from haq.runs.calibration import (
     sensitivity_images,
     sensitivity_of_run,
 )
-from haq.runs.evaluator import CORRECTED_ON, Evaluator, Recipe, fine_tune, held_zeros
+from haq.runs.evaluator import (
+    CORRECTED_ON,
+    ROUNDING_BATCH,
+    Evaluator,
+    Recipe,
+    fine_tune,
+    held_zeros,
+)
 from haq.runs.job import Job
 from haq.runs.judge import Judge, kept_if_better
 from haq.runs.metric import metric_of_job
@@ -160,7 +167,9 @@ def recipe_of(job: Job, metric: Metric) -> Recipe:
     )  # fmt: skip
     if job.paper:
         return replace(recipe, norms_images=0)
-    return replace(recipe, rounding_steps=job.last_steps if job.evaluation == "cheap" else 0)
+    # The job counts in steps of 64 images.
+    steps = job.last_steps * 64 // ROUNDING_BATCH if job.evaluation == "cheap" else 0
+    return replace(recipe, rounding_steps=steps)
 
 
 def unlabeled(

@@ -31,8 +31,9 @@ from haq.models.weights import load_weights
 from haq.network.inputs import joined
 from haq.quantization.adaround import adaround
 from haq.quantization.calibration import calibrate, load_clips, save_clips
-from haq.quantization.fake_quant import quantize
+from haq.quantization.fake_quant import Quantized, quantize
 from haq.quantization.learned_steps import learned_steps
+from haq.quantization.quantizer import step
 from haq.quantization.second_order import second_order
 from haq.quantization.statistics import correct, statistics
 from haq.reports.reference.publish import REFERENCE, script_provenance
@@ -41,24 +42,35 @@ from haq.runs.float_network import fresh_model
 from haq.runs.folder import write_json
 from haq.runs.job import parse_job
 from haq.runs.plan import images_of, plan
-from haq.runs.samples import Frozen, Part, freeze
+from haq.runs.samples import Part, freeze
 from haq.training.distilling import distilling
+from haq.training.norms import measure_norms
 from haq.training.numerics import channels_last, in_channels_last
-from haq.training.objective import Batch, Moment, forward
+from haq.training.objective import Batch, Moment
 from haq.training.scoring import logits
-from haq.training.teacher import teacher_from
 
 
 @dataclass(frozen=True)
 class Way:
     """How a network is fine-tuned; the defaults are those of haq before this study.
 
+    Above 3 bits those begin with nearest levels.
+
     Attributes:
         agent: Of the policy: ilp, or uniform.
         bits: Mean bits of the weights.
-        images: Training images of the one epoch.
-        start: Of the weights: nearest levels, or learned rounding (adaround).
-        optimizer: sgd (Nesterov, momentum .9) or adam.
+        images: Training images of the epoch.
+        passes: How often each is seen.
+        start: Of the weights: nearest levels, or learned rounding (adaround) on 5000 images.
+        rounding_steps: In which that is learned.
+        rounding_lr: The highest there, in gaps between levels.
+        rounding_batch: Images a step there.
+        beside: Rate of what is learned beside the rounding, as a share of ``rounding_lr``: scales
+            and biases of BatchNorm, and clips of activations; 0 leaves them as they are.
+        fresh: Whether images are augmented anew each time the rounding sees them.
+        mixed: Share of the batches there whose images are mixed with each other.
+        optimizer: sgd (Nesterov, momentum .9), adam, or adam whose rate is in steps of each layer's
+            quantizer (steps).
         lr: The highest.
         weight_decay: Of the weights of layers.
         batch: Images a step.
@@ -79,7 +91,14 @@ class Way:
     agent: str = "ilp"
     bits: float = 2.25
     images: int = 5000
-    start: str = "nearest"
+    passes: int = 1
+    start: str = "adaround"
+    rounding_steps: int = 300
+    rounding_lr: float = 0.005
+    rounding_batch: int = 64
+    beside: float = 0.0
+    fresh: bool = False
+    mixed: float = 0.0
     optimizer: str = "sgd"
     lr: float = 0.005
     weight_decay: float = 1e-4
@@ -91,7 +110,7 @@ class Way:
     temperature: float = 4.0
     steps: float = 0.0
     norms: str = "trained"
-    after: str = "nothing"
+    after: str = "corrected"
     augmented: bool = True
     average: float = 0.0
     seed: int = 0
@@ -171,14 +190,9 @@ class Study:
             generator = torch.Generator().manual_seed(way.seed)
             chosen = torch.randperm(len(self.data.train), generator=generator)[: way.images]
             part = Part(self.data.train, chosen)
-            if way.images <= 20000:
-                part = freeze(part, generator if way.augmented else None)
-            self.frozen = {key: part}
-            answers = teacher_from(self.graph.traced)
-            if isinstance(part, Frozen):
-                kept = self.answers(self.graph.traced, part)
-                answers = lambda index, images: kept[index]  # noqa: E731
-            self.taught = {key: answers}
+            self.frozen = {key: freeze(part, generator if way.augmented else None)}
+            kept = self.answers(self.graph.traced, self.frozen[key])
+            self.taught = {key: lambda index, images: kept[index]}
         return self.frozen[key], self.taught[key]
 
     def start(self, way):
@@ -187,15 +201,27 @@ class Study:
         model = quantize(self.graph, policy, self.clips)
         correct(model, self.graph, self.floats, self.plain)
         if way.start == "adaround":
-            file = self.asked.folder / f"adaround-{way.agent}-{way.bits:g}.pt"
+            told = (way.rounding_steps, way.rounding_lr, way.beside, way.fresh, way.mixed, way.rounding_batch, way.seed)
+            name = "-".join(f"{value:g}" for value in (way.bits, *told))
+            file = self.asked.folder / f"adaround-{way.agent}-{name}.pt"
             if not file.exists():
-                generator = torch.Generator().manual_seed(0)
-                chosen = torch.randperm(len(self.data.train), generator=generator)[:1024]
-                adaround(model, self.graph, Part(self.data.train, chosen), steps=300)
+                self.round(way, model)
                 torch.save(model.state_dict(), file)
             model.load_state_dict(torch.load(file))
-            correct(model, self.graph, self.floats, self.plain)
         return model
+
+    def round(self, way, model):
+        """Learn the rounding of a network in place."""
+        seen = replace(way, images=5000, augmented=True)
+        split, _ = self.images(seen)
+        if way.fresh:
+            generator = torch.Generator().manual_seed(way.seed)
+            chosen = torch.randperm(len(self.data.train), generator=generator)[:5000]
+            split = Mixed(Part(self.data.train, chosen), way.mixed)
+        adaround(
+            model, self.graph, split, steps=way.rounding_steps, batch=way.rounding_batch,
+            lr=way.rounding_lr, beside=way.beside, seed=way.seed,
+        )  # fmt: skip
 
     def tuned(self, way):
         """Return the network after the epoch of a way."""
@@ -206,7 +232,7 @@ class Study:
             with learning as learned:
                 self.train(way, model, split, answers, learned)
             if way.after == "corrected":
-                self.correct_tuned(model)
+                measure_norms(model, split, seed=way.seed)
         return model
 
     def train(self, way, model, split, answers, learned):
@@ -220,8 +246,8 @@ class Study:
         )
         optimizer, rates = optimizer_of(way, model, learned.clips if learned else [])
         generator = torch.Generator().manual_seed(way.seed + 1)
-        order = torch.randperm(len(split), generator=generator)
-        batches = [part for part in order.split(way.batch) if len(part) > 1]
+        orders = [torch.randperm(len(split), generator=generator) for _ in range(way.passes)]
+        batches = [part for order in orders for part in order.split(way.batch) if len(part) > 1]
         weights = Averaged(model, (1 - way.average) * len(batches) if way.average else math.inf)
         for number, index in enumerate(batches):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -238,28 +264,33 @@ class Study:
         weights.apply()
         model.eval()
 
-    def correct_tuned(self, model):
-        """Measure the statistics of BatchNorm afresh, on augmented images of the training."""
-        split = next(iter(self.frozen.values()))
-        norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None
-            norm.train()
-        with torch.no_grad():
-            for index in torch.arange(min(2000, len(split))).split(125):
-                forward(model, channels_last(split.batch(index)[0]))
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            norm.eval()
-
     def scores(self, model):
         """Return for each validation image whether it is right, and the divergence, (N,) each."""
         answers = self.answers(model, self.validation).double()
         p = self.truth.double().log_softmax(1)
         away = (p.exp() * (p - answers.log_softmax(1))).sum(1)
         return answers.argmax(1) == self.validation.labels, away
+
+
+class Mixed:
+    """Images of a split, some batches of them mixed with each other."""
+
+    def __init__(self, split, share):
+        """Mix a share of the batches."""
+        self.split, self.share = split, share
+
+    def __len__(self):
+        """Return the number of images."""
+        return len(self.split)
+
+    def batch(self, index, generator=None):
+        """Return images at ``index``, perhaps each mixed with another."""
+        images, labels = self.split.batch(index, generator)
+        if self.share and float(torch.rand((), generator=generator)) < self.share:
+            other = torch.randperm(len(images), generator=generator)
+            part = torch.rand(len(images), 1, 1, 1, generator=generator)
+            images = part * images + (1 - part) * images[other]
+        return images, labels
 
 
 class Averaged:
@@ -296,14 +327,22 @@ def optimizer_of(way, model, steps):
     """Return the optimizer, and the highest rate of each of its groups."""
     known = {id(clip) for clip in steps}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
-    groups = [
-        ({"params": [p for p in rest if p.dim() > 1], "weight_decay": way.weight_decay}, way.lr),
-        ({"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0}, way.lr),
+    weights = [[p for p in rest if p.dim() > 1]]
+    rates = [way.lr]
+    if way.optimizer == "steps":
+        layers = [m for m in model.modules() if isinstance(m, Quantized)]
+        weights = [[layer.weight] for layer in layers]
+        sizes = [step(m.weight_bits, m.weight_clip, signed=True).mean() for m in layers]
+        rates = [way.lr * float(size) for size in sizes]
+    groups = [({"params": p, "weight_decay": way.weight_decay}, r) for p, r in zip(weights, rates)]
+    others = way.lr * (0.2 if way.optimizer == "steps" else 1)
+    groups += [
+        ({"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0}, others),
         ({"params": steps, "weight_decay": 0.0}, way.lr * way.steps),
     ]
     groups = [(group, rate) for group, rate in groups if group["params"]]
     parameters, rates = [group for group, _ in groups], [rate for _, rate in groups]
-    if way.optimizer == "adam":
+    if way.optimizer != "sgd":
         return torch.optim.AdamW(parameters, way.lr, betas=(0.9, 0.99)), rates
     return torch.optim.SGD(parameters, way.lr, momentum=0.9, nesterov=True), rates
 
@@ -343,6 +382,7 @@ def main(asked):
             break
         begun = time.process_time()
         study.images(way) if way.images else None
+        study.start(way)
         trained = time.process_time()
         scores = study.scores(study.tuned(way))
         torch.save(scores, asked.folder / f"{name_of(way)}.pt")
@@ -352,10 +392,10 @@ def main(asked):
             "val_divergence": float(scores[1].mean()),
             "seconds": round(time.process_time() - trained, 1),
         }  # fmt: skip
-        basis = Way(agent=way.agent, bits=way.bits)
+        basis = before_study(way)
         file = asked.folder / f"{name_of(basis)}.pt"
         if file.exists() and way != basis:
-            row["against_before"] = paired(scores, torch.load(file))
+            row["against_default"] = paired(scores, torch.load(file))
         known["rows"].append(row)
         record = {
             "what": __doc__.splitlines()[0], "model": "resnet20", "data": study.data.name,
@@ -367,8 +407,8 @@ def main(asked):
             "rows": known["rows"], **script_provenance(),
         }  # fmt: skip
         write_json(asked.out, record)
-        changed = {k: v for k, v in asdict(way).items() if v != asdict(replace(Way()))[k]}
-        shown = row.get("against_before", {})
+        changed = {k: v for k, v in asdict(way).items() if v != asdict(Way())[k]}
+        shown = row.get("against_default", {})
         print(
             f"{changed} {row['val_accuracy']:.4f} {row['val_divergence']:.4f} "
             f"{shown.get('gain', 0):+.4f}±{shown.get('gain_half_interval', 0):.4f} "
@@ -377,6 +417,12 @@ def main(asked):
             f"{row['seconds']} s (all {time.process_time() - begun:.0f})",
             flush=True,
         )
+
+
+def before_study(way):
+    """Return the way of the defaults before this study, for the policy and images of a way."""
+    start = "adaround" if way.bits <= 3 and way.images <= 5000 else "nearest"
+    return Way(agent=way.agent, bits=way.bits, images=way.images or 5000, start=start)
 
 
 def next_way(file, rows):

@@ -78,6 +78,15 @@ def test_the_steps_of_a_network_are_parameters_for_a_while(network):
     assert torch.equal(model(images), before)
 
 
+def test_the_steps_of_activations_alone(network):
+    model, _ = network
+    with learned_steps(model, weights=False) as learned:
+        own = {name for name, _ in model.named_parameters() if name.endswith("clip")}
+        assert len(own) == len(learned.clips) > 2
+        assert not any(name.endswith("weight_clip") for name in own)
+    assert not any(name.endswith("clip") for name, _ in model.named_parameters())
+
+
 def _floats(model):
     rounding = {name: part for name, part in model.named_modules() if hasattr(part, "bits")}
     return {f"{name}.clip" for name, part in rounding.items() if part.bits == 32}

@@ -13,7 +13,7 @@ from haq.network.graph import trace
 from haq.network.inputs import as_inputs
 from haq.quantization.adaround import adaround
 from haq.quantization.calibration import calibrate
-from haq.quantization.fake_quant import quantize
+from haq.quantization.fake_quant import Rounding, quantize
 from haq.quantization.quantizer import codes
 from haq.quantization.statistics import Moments, correct, moments, note_of_few, statistics
 from haq.training.scoring import logits
@@ -292,6 +292,33 @@ def test_the_learned_network_is_nearer_to_the_float_one(name):
     before = (logits(model, images) - truth).square().mean()
     adaround(model, graph, split(images), steps=20, batch=32)
     assert (logits(model, images) - truth).square().mean() < before
+
+
+def test_norms_and_clips_of_activations_are_learned_beside_the_rounding_where_that_is_asked_for():
+    graph, clips, images, policy = made("resnet20")
+    policy = {name: Bits(3, 4) for name in policy}
+
+    def learned(beside):
+        model = quantize(graph, policy, clips)
+        correct(model, graph, statistics(graph, images), images)
+        adaround(model, graph, split(images), steps=3, batch=32, beside=beside)
+        return model.state_dict()
+
+    first = quantize(graph, policy, clips)
+    norms = {f"{name}.{part}" for name, module in first.named_modules()
+             if isinstance(module, nn.BatchNorm2d) for part in ("weight", "bias")}  # fmt: skip
+    acts = {f"{name}.clip" for name, module in first.named_modules()
+            if isinstance(module, Rounding) and module.bits != 32}  # fmt: skip
+    assert norms and acts
+    alone, both = learned(0.0), learned(0.2)
+    assert alone.keys() == both.keys()
+    weights = {f"{name}.weight" for name in policy}
+    assert {k for k, v in both.items() if not torch.equal(v, alone[k])} == norms | acts | weights
+    # Three steps of Adam at .005 * .2, along a cosine: no more than .001 * (1 + .75 + .25).
+    for name in acts:
+        assert (both[name] / alone[name] - 1).abs().max() <= 0.0021
+    for name in norms:
+        assert (both[name] - alone[name]).abs().max() <= 0.0021
 
 
 def test_equal_seeds_learn_equal_weights_and_no_steps_learn_nothing():

@@ -1,5 +1,6 @@
 """What an episode and the last epochs are trained with, by training the same network by hand."""
 
+import pickle
 from dataclasses import replace
 from functools import cache
 
@@ -34,6 +35,10 @@ def split(count, seed):
     images = torch.randint(256, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
     labels = torch.arange(count) % 10
     return TensorSplit(images, labels, (0.5,), (0.3,), lambda x, g: shift(x, g, pixels=2))
+
+
+def moved(images, generator):
+    return shift(images, generator, pixels=2)
 
 
 class Unread:
@@ -141,18 +146,83 @@ def buffers(model, ending):
     return {name: value for name, value in model.named_buffers() if name.endswith(ending)}
 
 
-def test_an_epoch_of_few_bits_begins_with_learned_rounding():
+def low(policy):
+    return {name: Bits(3, bits.act) for name, bits in policy.items()}
+
+
+def rounded_by_hand(one, images, steps, **changes):
     graph, clips, policy = captured()
+    model = corrected(Places(graph, clips), one.plain)(low(policy))
+    settings = {"batch": 32, "lr": 0.005, "beside": 0.2, "seed": 0} | changes
+    adaround(model, graph, images, steps=steps, **settings)
+    return model
+
+
+def chosen_views():
+    """The images of the epoch as bytes, to be augmented anew."""
+    chosen = torch.randperm(60, generator=torch.Generator().manual_seed(0))[:40]
+    return replace(DATA.train, images=DATA.train.images[chosen], labels=DATA.train.labels[chosen])
+
+
+def test_few_images_at_few_bits_teach_the_rounding_and_what_lies_beside_it_alone():
     one = evaluator(replace(RECIPE, rounding_steps=3))
-    low = {name: Bits(3, bits.act) for name, bits in policy.items()}
-    model = corrected(Places(graph, clips), one.plain)(low)
-    adaround(model, graph, one.images, steps=2, seed=0)  # 40 images, 4 times each, in batches of 64
+    model = one.tuned(low(captured()[2]))
+    assert difference(model, rounded_by_hand(one, chosen_views(), 3)) < 1e-6
+    for images, change in [
+        (one.images, {}), (chosen_views(), {"beside": 0.0}), (chosen_views(), {"batch": 16}),
+        (chosen_views(), {"lr": 0.01}), (chosen_views(), {"seed": 1}),
+    ]:  # fmt: skip
+        assert difference(model, rounded_by_hand(one, images, 3, **change)) > 1e-6
+    assert difference(evaluator().tuned(low(captured()[2])), model) > 1e-4
+
+
+def test_the_rounding_sees_no_image_more_than_four_times():
+    one = evaluator(replace(RECIPE, rounding_steps=1000))
+    model = one.tuned(low(captured()[2]))  # 40 images, 4 times each, in batches of 32
+    assert difference(model, rounded_by_hand(one, chosen_views(), 5)) < 1e-6
+
+
+def test_an_epoch_of_many_images_begins_with_learned_rounding(monkeypatch):
+    monkeypatch.setattr("haq.runs.evaluator.EPOCH_FROM", 40)
+    one, policy = evaluator(replace(RECIPE, rounding_steps=3)), low(captured()[2])
+    model = rounded_by_hand(one, chosen_views(), 3)
     settings = {"decay": "weights", "weight_decay": 1e-4, "batch": 16, "objective": taught()}
-    seed = policy_seed(0, low)
+    seed = policy_seed(0, policy)
     train(model, one.images, epochs=1, lr=RECIPE.lr, seed=seed, **settings)
     measure_norms(model, one.images, 2000, seed)
-    assert difference(one.tuned(low), model) < 1e-6
-    assert difference(evaluator().tuned(low), model) > 1e-4
+    assert difference(one.tuned(policy), model) < 1e-6
+
+
+def test_an_evaluator_from_a_pickle_learns_the_same_rounding():
+    graph, clips, policy = captured()
+    data = replace(DATA, train=replace(DATA.train, augment=moved))
+    one = Evaluator(graph, clips, data, replace(RECIPE, rounding_steps=3), seed=0)
+    one.prepare(tuning=True)
+    other = pickle.loads(pickle.dumps(one))
+    other.graph, other.places = graph, Places(graph, clips)
+    assert difference(other.tuned(low(policy)), one.tuned(low(policy))) == 0
+
+
+def test_images_that_do_not_lie_in_memory_are_augmented_once():
+    class Read:
+        labels = DATA.train.labels
+
+        def __len__(self):
+            return len(DATA.train)
+
+        def batch(self, index, generator=None):
+            return DATA.train.batch(index, generator)
+
+    graph, clips, _ = captured()
+    one = Evaluator(graph, clips, replace(DATA, train=Read()), RECIPE, seed=0)
+    assert one.views is one.images
+    assert evaluator().views is not evaluator().images
+
+
+def test_a_job_counts_the_steps_of_rounding_in_batches_of_64_images():
+    recipe = recipe_of(parse_job(agent="ilp", rounding_steps=7), METRICS["top1"])
+    assert recipe.rounding_steps == 14
+    assert recipe_of(parse_job(agent="ilp"), METRICS["top1"]).rounding_steps == 600
 
 
 def test_above_three_bits_an_epoch_begins_with_the_nearest_levels():
