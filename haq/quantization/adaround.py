@@ -28,7 +28,7 @@ TEMPERATURE = 4.0
 """Of the logits that the rounding is learned from."""
 
 
-def adaround(
+def adaround(  # noqa: PLR0913 - all but three by keyword
     model: nn.Module,
     graph: Graph,
     split: Split,

@@ -62,7 +62,7 @@ LEAST_UNSEEN = 250
 
 
 ROUNDED_TO = 3.0
-"""Mean bits of the weights up to which an epoch gains by beginning with learned rounding."""
+"""Mean bits of the weights up to which networks gain by learned rounding."""
 
 SEEN = 4
 """How often each image is seen at most while the rounding is learned."""
@@ -73,7 +73,7 @@ EPOCH_FROM = 20_000
 After 5 000 images it is worse than before, after 45 000 better; between them nothing was tried."""
 
 ROUNDING_BATCH = 32
-"""Images a step there."""
+"""Images a step there: half as many in twice the steps do better at the same price."""
 
 BESIDE = 0.2
 """Rate of what is learned beside the rounding; see ``haq.quantization.adaround``."""
@@ -100,8 +100,10 @@ class Recipe:
         batch: Images a step.
         agreement: Whether the loss of a score is the divergence from the float network, instead of
             the cross-entropy with the labels.
-        rounding_steps: In which the rounding is learned, without labels, before the epoch of a
-            policy of at most ``ROUNDED_TO`` mean bits.
+        rounding_steps: In which the rounding of a policy of at most ``ROUNDED_TO`` mean bits is
+            learned, without labels and with the scales and biases of BatchNorm and the clips of
+            activations; each of ``ROUNDING_BATCH`` images. The epoch comes after it where there are
+            ``EPOCH_FROM`` images, instead of it otherwise.
         learned_steps: Whether the steps of quantizers are learned too; nothing gained in an epoch
             of 5 000 images.
         norms_images: Training images on which statistics of BatchNorm are measured afresh after

@@ -201,7 +201,15 @@ class Study:
         model = quantize(self.graph, policy, self.clips)
         correct(model, self.graph, self.floats, self.plain)
         if way.start == "adaround":
-            told = (way.rounding_steps, way.rounding_lr, way.beside, way.fresh, way.mixed, way.rounding_batch, way.seed)
+            told = (
+                way.rounding_steps,
+                way.rounding_lr,
+                way.beside,
+                way.fresh,
+                way.mixed,
+                way.rounding_batch,
+                way.seed,
+            )
             name = "-".join(f"{value:g}" for value in (way.bits, *told))
             file = self.asked.folder / f"adaround-{way.agent}-{name}.pt"
             if not file.exists():
@@ -334,7 +342,10 @@ def optimizer_of(way, model, steps):
         weights = [[layer.weight] for layer in layers]
         sizes = [step(m.weight_bits, m.weight_clip, signed=True).mean() for m in layers]
         rates = [way.lr * float(size) for size in sizes]
-    groups = [({"params": p, "weight_decay": way.weight_decay}, r) for p, r in zip(weights, rates)]
+    groups = [
+        ({"params": p, "weight_decay": way.weight_decay}, r)
+        for p, r in zip(weights, rates, strict=True)
+    ]
     others = way.lr * (0.2 if way.optimizer == "steps" else 1)
     groups += [
         ({"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0}, others),

@@ -321,6 +321,15 @@ def test_norms_and_clips_of_activations_are_learned_beside_the_rounding_where_th
         assert (both[name] - alone[name]).abs().max() <= 0.0021
 
 
+def test_clips_that_are_learned_beside_the_rounding_stay_positive():
+    graph, clips, images, policy = made(None)
+    policy = {name: Bits(3, 4) for name in policy}
+    model = quantize(graph, policy, clips)
+    adaround(model, graph, split(images), steps=4, batch=16, lr=0.5, beside=4.0)
+    learned = [part.clip for part in model.modules() if isinstance(part, Rounding)]
+    assert learned and all(bool((clip > 0).all()) for clip in learned)
+
+
 def test_equal_seeds_learn_equal_weights_and_no_steps_learn_nothing():
     graph, clips, images, policy = made(None)
 
