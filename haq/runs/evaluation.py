@@ -33,14 +33,7 @@ from haq.runs.calibration import (
     sensitivity_images,
     sensitivity_of_run,
 )
-from haq.runs.evaluator import (
-    CORRECTED_ON,
-    ROUNDING_BATCH,
-    Evaluator,
-    Recipe,
-    fine_tune,
-    held_zeros,
-)
+from haq.runs.evaluator import CORRECTED_ON, Evaluator, Recipe, fine_tune
 from haq.runs.job import Job
 from haq.runs.judge import Judge, kept_if_better
 from haq.runs.metric import metric_of_job
@@ -48,6 +41,7 @@ from haq.runs.pairs import Pairs
 from haq.runs.places import Narrowing, Places, narrowing_for
 from haq.runs.plan import Plan
 from haq.runs.progress import OnProgress, Progress
+from haq.runs.rounding import ROUNDING_BATCH, held_zeros
 from haq.runs.samples import Frozen, Part, Shown
 from haq.runs.scoring import Scorer, Scoring, ScoringData, scorer_for
 from haq.training.scoring import score, score_answers

@@ -18,7 +18,6 @@ from torch import Tensor, fx, nn
 
 from haq.allocation.policy import Policy
 from haq.allocation.trials import Score
-from haq.compression.magnitude import Pruner
 from haq.datasets import Data, Split
 from haq.datasets.tensors import TensorSplit
 from haq.distillation.settings import DEFAULT, Distillation, distillation_of
@@ -34,14 +33,13 @@ from haq.formats.stand_in import stand_in
 from haq.metrics import METRICS, Metric
 from haq.network.graph import Graph
 from haq.network.inputs import Inputs, device_of, joined
-from haq.quantization.adaround import adaround
 from haq.quantization.calibration import Clips
-from haq.quantization.codebook import Booked
 from haq.quantization.fake_quant import quantize
 from haq.quantization.learned_steps import learned_steps
 from haq.quantization.statistics import correct, statistics
 from haq.runs.calibration import calibration_batches
-from haq.runs.places import Place, Places, sizes
+from haq.runs.places import Places, sizes
+from haq.runs.rounding import at_few_bits, held_zeros, learn_rounding, suffices
 from haq.runs.samples import FREEZABLE, Frozen, Part, freeze
 from haq.training.constraints import together
 from haq.training.distilling import distilling
@@ -60,23 +58,6 @@ CORRECTED_ON = 256
 LEAST_UNSEEN = 250
 """Validation images that are worth judging by, beside those that score."""
 
-
-ROUNDED_TO = 3.0
-"""Mean bits of the weights up to which networks gain by learned rounding."""
-
-SEEN = 4
-"""How often each image is seen at most while the rounding is learned."""
-
-EPOCH_FROM = 20_000
-"""Images from which an epoch does a network good whose rounding was learned.
-
-After 5 000 images it is worse than before, after 45 000 better; between them nothing was tried."""
-
-ROUNDING_BATCH = 32
-"""Images a step there: half as many in twice the steps do better at the same price."""
-
-BESIDE = 0.2
-"""Rate of what is learned beside the rounding; see ``haq.quantization.adaround``."""
 
 KD = distillation_of(DEFAULT)
 
@@ -201,25 +182,6 @@ class Evaluator:
     def _corrected(self) -> Callable[[Policy], fx.GraphModule]:
         return corrected(self.places, self.plain)
 
-    def _rounded(self, policy: Policy, place: Place) -> fx.GraphModule:
-        """Return the network of a policy with learned rounding."""
-        model = self._corrected(policy)
-        held = held_zeros(model, place.graph)
-        steps = min(self.recipe.rounding_steps, SEEN * len(self.views) // ROUNDING_BATCH)
-        adaround(
-            model, place.graph, self.views, steps=steps, batch=ROUNDING_BATCH, beside=BESIDE,
-            seed=self.seed,
-        )  # fmt: skip
-        if held is not None:
-            held.apply()
-        return model
-
-    def _learns_rounding(self, policy: Policy, graph: Graph) -> bool:
-        if not self.recipe.rounding_steps:
-            return False
-        bits = sum(policy[layer.name].weight * layer.weights for layer in graph.layers)
-        return bits <= (ROUNDED_TO + 1e-9) * sum(layer.weights for layer in graph.layers)
-
     def prepare(self, tuning: bool) -> None:
         """Work out what ``score`` needs, and ``tuned`` if asked for, so that it is pickled too."""
         names = ["answers", *(("images", "teacher_logits", "plain") if tuning else ())]
@@ -248,12 +210,15 @@ class Evaluator:
     def tuned(self, policy: Policy) -> fx.GraphModule:
         """Return the quantized network after its one epoch.
 
-        At few bits it begins with learned rounding; few images do better with that alone.
+        At few bits it begins with learned rounding; with few images that is all, where it is of all
+        layers.
         """
         place = self.places(policy)
-        if self._learns_rounding(policy, place.graph):
-            model = self._rounded(policy, place)
-            if len(self.images) < EPOCH_FROM:
+        steps = self.recipe.rounding_steps
+        if steps and at_few_bits(policy, place.graph):
+            model = self._corrected(policy)
+            learn_rounding(model, place.graph, self.views, steps, self.seed)
+            if suffices(model, policy, len(self.images)):
                 return model
         else:
             model = quantize(place.graph, policy, place.clips)
@@ -436,25 +401,6 @@ def _train(
         )
     if recipe.norms_images and epochs:
         measure_norms(model, split, recipe.norms_images, seed)
-
-
-def held_zeros(model: nn.Module, graph: Graph) -> Pruner | None:
-    """Return what holds the zeros of a quantized network where the float network was pruned.
-
-    Args:
-        model: The quantized network, with the weights of the float one so far.
-        graph: Of the float network.
-
-    Returns:
-        None where no layer was pruned.
-    """
-    shares = {
-        layer.name: layer.zeros / layer.weights
-        for layer in graph.layers
-        # A codebook keeps its own zero.
-        if layer.zeros and not isinstance(model.get_submodule(layer.name), Booked)
-    }
-    return Pruner(model, shares) if shares else None
 
 
 def policy_seed(seed: int, policy: Policy) -> int:

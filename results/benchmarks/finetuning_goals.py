@@ -29,13 +29,14 @@ from haq.quantization.calibration import calibrate
 from haq.quantization.second_order import second_order
 from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs.calibration import calibration_batches, sensitivity_images
-from haq.runs.evaluator import ROUNDED_TO, Evaluator, Recipe, corrected
+from haq.runs.evaluator import Evaluator, Recipe, corrected
 from haq.runs.float_network import fresh_model
 from haq.runs.folder import write_json
 from haq.runs.job import parse_job
 from haq.runs.judge import Judge, better
 from haq.runs.places import Places
 from haq.runs.plan import images_of, plan
+from haq.runs.rounding import ROUNDED_TO
 from haq.training.scoring import score_answers
 
 parser = argparse.ArgumentParser()

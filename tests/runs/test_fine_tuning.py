@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 
-from haq.allocation.policy import Bits
+from haq.allocation.policy import CODEBOOK, Bits
 from haq.datasets.tensors import Data, TensorSplit, shift
 from haq.distillation.settings import distillation_of, read_distillation
 from haq.errors import DivergedError
@@ -183,7 +183,7 @@ def test_the_rounding_sees_no_image_more_than_four_times():
 
 
 def test_an_epoch_of_many_images_begins_with_learned_rounding(monkeypatch):
-    monkeypatch.setattr("haq.runs.evaluator.EPOCH_FROM", 40)
+    monkeypatch.setattr("haq.runs.rounding.EPOCH_FROM", 40)
     one, policy = evaluator(replace(RECIPE, rounding_steps=3)), low(captured()[2])
     model = rounded_by_hand(one, chosen_views(), 3)
     settings = {"decay": "weights", "weight_decay": 1e-4, "batch": 16, "objective": taught()}
@@ -191,6 +191,18 @@ def test_an_epoch_of_many_images_begins_with_learned_rounding(monkeypatch):
     train(model, one.images, epochs=1, lr=RECIPE.lr, seed=seed, **settings)
     measure_norms(model, one.images, 2000, seed)
     assert difference(one.tuned(policy), model) < 1e-6
+
+
+def test_a_codebook_which_learns_no_rounding_gets_its_epoch_with_few_images_too():
+    graph, clips, policy = captured()
+    *_, last = graph.layers
+    booked = low(policy) | {last.name: Bits(2, 32, CODEBOOK)}
+    models = (
+        quantize(graph, booked, clips),
+        evaluator(replace(RECIPE, rounding_steps=1)).tuned(booked),
+    )
+    before, after = (dict(m.get_submodule(last.name).named_parameters()) for m in models)
+    assert any(not torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_an_evaluator_from_a_pickle_learns_the_same_rounding():

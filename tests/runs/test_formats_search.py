@@ -16,10 +16,10 @@ from haq.network.graph import trace
 from haq.quantization.calibration import calibrate
 from haq.quantization.fake_quant import quantize
 from haq.reports.report import report_html
-from haq.runs.evaluator import held_zeros
 from haq.runs.job import parse_job
 from haq.runs.onnx_summary import _float_file
 from haq.runs.restored import restored
+from haq.runs.rounding import held_zeros
 from haq.runs.verify import verify
 
 
