@@ -216,13 +216,37 @@ def _texts(parts: Sequence[_Part], reading: Reading) -> Data:
             (ids,) = tokenizer.ids(["\n".join(texts)], special=False)
             splits.append(blocks(ids, reading.length))
             continue
-        inputs = tokenizer.padded(tokenizer.ids(texts, special=True), reading.length)
+        rows = tokenizer.ids(texts, special=True)
+        if [] in rows:
+            raise DataError(
+                f"row {rows.index([])} of {part.where} has no token in column {name!r}: take rows "
+                "without text out"
+            )
+        inputs = tokenizer.padded(rows, reading.length)
         label = next((one for one in LABELS if one in part.table.column_names), None)
-        labels = None if label is None else torch.tensor(part.table[label].to_pylist())
-        splits.append(Columns(inputs, labels))
+        splits.append(Columns(inputs, None if label is None else _whole(part, label)))
     if not reading.next_token:
         splits = _of_one_length(splits)
     return from_splits(splits, "dataset")
+
+
+def _whole(part: _Part, label: str) -> Tensor:
+    """Return a column of labels.
+
+    Raises:
+        DataError: A value is no whole number.
+    """
+    values = part.table[label].to_pylist()
+    wrong = next((one for one in values if type(one) is not int and not isinstance(one, list)), 0)
+    try:
+        if type(wrong) is int:
+            return torch.tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        wrong = "lists that do not fit together"
+    raise DataError(
+        f"column {label!r} of {part.where} holds {wrong!r}; labels are whole numbers counting from "
+        "0, one a row or a token"
+    )
 
 
 def _of_one_length(splits: Sequence[Columns]) -> list[Any]:
@@ -249,10 +273,11 @@ def _images(parts: Sequence[_Part], size: int | None, reading: Reading) -> Data:
     splits: list[Split] = []
     for part in parts:
         pictures = [_bytes(row, part.where) for row in part.table[name].to_pylist()]
-        values = [0] * len(pictures) if label is None else part.table[label].to_pylist()
-        if None in values or not all(isinstance(value, int) for value in values):
-            raise DataError(f"column {label!r} of {part.where} is not of whole numbers")
-        splits.append(FolderSplit(tuple(pictures), torch.tensor(values), side, mean, std))
+        count = len(pictures)
+        values = torch.zeros(count, dtype=torch.int64) if label is None else _whole(part, label)
+        if values.dim() != 1:
+            raise DataError(f"column {label!r} of {part.where} has lists; give a number an image")
+        splits.append(FolderSplit(tuple(pictures), values, side, mean, std))
     classes = _classes(parts[0], label, splits) if label else ()
     train, val, test = splits
     kind = "classes" if label else "none"

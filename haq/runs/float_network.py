@@ -7,12 +7,14 @@ from torch import Tensor, nn
 
 from haq.compression.chain import chain_text
 from haq.datasets import Data, Outline, check_fits
-from haq.errors import HaqError, ModelError
+from haq.errors import DataError, HaqError, ModelError
 from haq.metrics import METRICS, Metric
 from haq.models import build, input_shape
+from haq.models.sources import about
 from haq.models.weights import load_weights, save_weights
 from haq.network.inputs import Inputs, call
 from haq.network.outputs import main_tensor
+from haq.runs.fitting import check_forward, check_tokens
 from haq.runs.folder import write_job
 from haq.runs.job import Job
 from haq.runs.named import brings_weights
@@ -39,6 +41,14 @@ def fresh_model(
     """
     torch.manual_seed(seed)
     own = input_shape(name)
+    if len(data.classes) == 1:
+        raise DataError(
+            f"{data.name} has a single class ({data.classes[0]}), and there is nothing to tell "
+            "apart: give two classes or more"
+        )
+    card = about(name) if ":" in name else None
+    if card is not None and isinstance(data, Data):
+        check_tokens(name, card, data)
     size = data.shape[-1] if own else None
     check_fits(data, name, input_shape(name, size) if own and own[0] == data.shape[0] else own)
     asked = None if metric is None else metric.name
@@ -57,13 +67,19 @@ def example(data: Data | Outline) -> Inputs:
 
 def _check_outputs(name: str, model: nn.Module, data: Data | Outline, metric: Metric) -> None:
     """Refuse a model that does not give what the metric counts, or a number for each class."""
+    sample = example(data)
+    check_forward(model, sample)
     try:
         with torch.no_grad():
-            output = call(model.eval(), example(data))
+            output = call(model.eval(), sample)
             output = output if isinstance(output, Tensor) else main_tensor(output)
+    except HaqError:
+        raise
     except Exception as error:
+        what = "images" if len(data.shape) == 3 else "inputs"
         shape = "x".join(map(str, data.shape))
-        raise ModelError(f"model {name} does not run on images of {shape}: {error}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"model {name} does not run on {what} of {shape}: {reason}") from error
     if data.labels != "classes":
         labels = (
             data.train.batch(torch.zeros(1, dtype=torch.int64))[1]

@@ -3,7 +3,6 @@
 Whatever the caller's model and data cannot do together is said here, in one sentence.
 """
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,10 +14,11 @@ from haq.agents import find
 from haq.datasets import Data, from_splits, load
 from haq.datasets.splits import columns_of
 from haq.datasets.tensors import Labels
-from haq.errors import DataError, HaqError, ModelError, closest
+from haq.errors import DataError, HaqError, ModelError
 from haq.network.capture import evaluating, unwrapped
-from haq.network.inputs import Batch, Inputs, call, kind_of, takes_one_dict, tensors_of
+from haq.network.inputs import Batch, Inputs, call, kind_of, tensors_of
 from haq.network.outputs import main_tensor, taken_apart
+from haq.runs.fitting import check_forward
 from haq.runs.job import Job, parse_job
 from haq.runs.metric import metric_of_job
 from haq.runs.plan import images_of
@@ -99,7 +99,7 @@ def _unlabeled_task(
             "data= has labels: give three splits (train, val, test), or leave the labels out"
         )
     inputs, notes = _checked_inputs(columns.inputs)
-    _check_forward(model, inputs)
+    check_forward(model, inputs)
     job = _job(model, "inputs", evaluate, {"finalists": 0, **_given(fields)})
     images: dict[str, Any] = {"shape": list(tensors_of(inputs)[0].shape[1:])}
     if kinds := kind_of(inputs):
@@ -120,7 +120,7 @@ def _labeled_task(
     elif not isinstance(data, Data):
         data = from_splits(data, outputs=None if evaluate else partial(_outputs, model))
     sample, labels = data.train.batch(torch.zeros(1, dtype=torch.int64))
-    _check_forward(model, sample)
+    check_forward(model, sample)
     labelled = data.labels != "none"
     given = _given(fields) if labelled else {"finalists": 0, **_given(fields)}
     job = _job(model, data.name, evaluate, given)
@@ -192,41 +192,6 @@ def _check_label_free(job: Job) -> None:
     if needs:
         raise DataError(
             f"distill {needs[0]}: it needs labels, and inputs alone have none; leave it out"
-        )
-
-
-def _check_forward(model: nn.Module, inputs: Inputs) -> None:
-    """Refuse inputs that the forward of a network does not take."""
-    try:
-        parameters = inspect.signature(model.forward).parameters.values()
-    except (TypeError, ValueError):  # not every callable tells
-        return
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    named = [p for p in parameters if p.kind in (*kinds, inspect.Parameter.KEYWORD_ONLY)]
-    needed = [p.name for p in named if p.default is p.empty]
-    if isinstance(inputs, Tensor) and len(needed) > 1:
-        raise ModelError(
-            f"{type(model).__name__} takes {len(needed)} inputs ({', '.join(needed)}), and the "
-            "data have one: give a dict of tensors with these names"
-        )
-    if isinstance(inputs, Tensor) or not inputs.names or takes_one_dict(model, inputs.names):
-        return
-    known = [p.name for p in named]
-    if not known:  # such as forward(**inputs)
-        return
-    for name in inputs.names:
-        if name not in known:
-            close = closest(name, known)
-            meant = f"; did you mean {close!r}?" if close else ""
-            raise ModelError(
-                f"{type(model).__name__} has no input {name!r}{meant} (its forward takes "
-                f"{', '.join(known[:8])}{', …' if len(known) > 8 else ''})"
-            )
-    missing = [name for name in needed if name not in inputs.names]
-    if missing:
-        raise ModelError(
-            f"{type(model).__name__} needs an input {missing[0]!r}, and the data have "
-            f"{', '.join(inputs.names)}"
         )
 
 

@@ -265,3 +265,23 @@ def test_255_is_a_class_where_there_are_so_many(more, outputs):
 def test_what_is_wrong_with_a_split_is_named(split, said):
     with pytest.raises(DataError, match=said):
         from_splits([split] * 3)
+
+
+@pytest.mark.parametrize(
+    "columns, said",
+    [
+        ({"label": ["good"] * 20}, "column 'label' of .* holds 'good'; labels are whole numbers"),
+        ({"label": [None, *[1] * 19]}, "column 'label' of .* holds None"),
+        ({"label": [0.5] * 20}, "column 'label' of .* holds 0.5"),
+        ({"label": [True] * 20}, "column 'label' of .* holds True"),
+        ({"text": ["one"] * 19 + [None]}, "has no token in column 'text'"),
+        ({"text": [""] * 20}, "row 0 of .* has no token in column 'text'"),
+    ],
+)
+def test_tables_of_texts_whose_rows_cannot_be_are_refused_by_the_column(folder, columns, said):
+    place = folder / "rows"
+    place.mkdir()
+    table = {"text": ["one two"] * 20, "label": [0, 1] * 10} | columns
+    pq.write_table(pa.table(table), place / "train.parquet")
+    with pytest.raises(DataError, match=said):
+        load(f"dataset:{place}", reading=reading(folder, length=8))

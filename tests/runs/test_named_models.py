@@ -260,3 +260,68 @@ def test_few_inputs_are_kept_and_come_back(tmp_path):
     (tmp_path / "sample.safetensors").write_bytes(b"no")
     with pytest.raises(RunError, match="cannot be read"):
         load_sample(tmp_path)
+
+
+def tokens_of(rows, low=0, high=12, length=6):
+    ids = torch.randint(low, high, (rows, length), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"high": 40}, r"has token \d\d, and model hf:.* knows 0 to 11"),
+        ({"low": -3}, r"has token -\d, and model hf:.* knows 0 to 11"),
+        ({"length": 64}, "has inputs of 64 tokens, and model hf:.* takes 16: cut them"),
+    ],
+)
+def test_tokens_that_a_model_does_not_know_are_named_before_it_runs(place, wrong, said):
+    data = from_splits([tokens_of(8), tokens_of(8, **wrong), tokens_of(8)], "mine")
+    if "length" in wrong:
+        data = from_splits([tokens_of(8, **wrong)] * 3, "mine")
+    with pytest.raises(DataError, match=said):
+        fresh_model(f"hf:{place / 'gpt'}", data, 1.0, 0, METRICS["cosine"])
+
+
+def test_floats_in_the_place_of_tokens_and_unknown_inputs_are_named(place):
+    name, metric = f"hf:{place / 'gpt'}", METRICS["cosine"]
+    floats = {"input_ids": torch.rand(8, 6)}
+    with pytest.raises(DataError, match="has inputs of torch.float32, and model .* takes tokens"):
+        fresh_model(name, from_splits([floats] * 3, "mine"), 1.0, 0, metric)
+    pixels = {"input_id": tokens_of(8)["input_ids"]}
+    with pytest.raises(ModelError, match="no input 'input_id'; did you mean 'input_ids'"):
+        fresh_model(name, from_splits([pixels] * 3, "mine"), 1.0, 0, metric)
+
+
+def test_a_single_class_is_refused_as_such():
+    data = from_splits([(torch.randn(4, 1, 8, 8), torch.zeros(4).long())] * 3, "mine")
+    with pytest.raises(DataError, match="mine has a single class"):
+        fresh_model("digits_cnn", data, 1.0, 0)
+
+
+def test_a_run_that_was_killed_ends_like_one_that_was_not(place, tmp_path):
+    asked = job(place, agent="random", episodes=4, finalists=0)
+    whole = new_folder(asked, tmp_path / "whole")
+    run(asked, whole)
+
+    class Killed(BaseException):
+        """Stands for a kill: nothing is written after it."""
+
+    def die(progress):
+        lines = (part / "trials.jsonl").read_text() if (part / "trials.jsonl").exists() else ""
+        if lines.count("\n") >= 2:
+            raise Killed
+
+    part = new_folder(asked, tmp_path / "part")
+    with pytest.raises(Killed):
+        run(asked, part, die)
+    run(read_job(part), part)
+    told = [
+        [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "cached")}
+         for line in (folder / "trials.jsonl").read_text().splitlines()]
+        for folder in (whole, part)
+    ]  # fmt: skip
+    assert told[0] == told[1] and len(told[0]) == 4
+    assert (whole / "weights.safetensors").read_bytes() == (
+        part / "weights.safetensors"
+    ).read_bytes()
