@@ -175,7 +175,8 @@ def _stratified(table: Any, seed: int) -> Sequence[Any]:
     import pyarrow as pa
 
     name = next((one for one in LABELS if one in table.column_names), None)
-    if name is not None and pa.types.is_integer(table[name].type):
+    whole = name is not None and pa.types.is_integer(table[name].type)
+    if whole and not table[name].null_count:
         return stratify(table[name].to_numpy().astype(np.int64), seed, 0.1, 0.1)
     order = np.random.RandomState(seed % 2**32).permutation(table.num_rows)
     return [np.sort(part) for part in parts_of(order)]

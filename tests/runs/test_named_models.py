@@ -276,9 +276,8 @@ def tokens_of(rows, low=0, high=12, length=6):
     ],
 )
 def test_tokens_that_a_model_does_not_know_are_named_before_it_runs(place, wrong, said):
-    data = from_splits([tokens_of(8), tokens_of(8, **wrong), tokens_of(8)], "mine")
-    if "length" in wrong:
-        data = from_splits([tokens_of(8, **wrong)] * 3, "mine")
+    others = tokens_of(8, length=wrong.get("length", 6))
+    data = from_splits([others, tokens_of(8, **wrong), others], "mine")
     with pytest.raises(DataError, match=said):
         fresh_model(f"hf:{place / 'gpt'}", data, 1.0, 0, METRICS["cosine"])
 
