@@ -69,8 +69,11 @@ def lower_rounding(file: Writer, node: onnx.NodeProto) -> None:
     lowest, highest = module.levels
     zero, size = module.zero_point, module.step.item()
     label = name_of(node).removeprefix("quantizers.")
-    grid = Grid(np.float32(size), zero, module.top)
-    grid = file.quantized(tensor, grid, label, (lowest + zero, highest + zero))
+    grid, ends = Grid(np.float32(size), zero, module.top), (lowest + zero, highest + zero)
+    if not steps and file.holds(tensor, grid, ends):
+        file.rename(output, tensor)  # rounding what lies on the very grid gives the same codes
+        return
+    grid = file.quantized(tensor, grid, label, ends)
     for source in reversed(steps):
         grid = _move(file, source, grid)
     result = f"{label}.dequantized"

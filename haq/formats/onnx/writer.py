@@ -75,6 +75,7 @@ class Writer:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
         self.grids: dict[str, Grid] = {}
+        self.ends: dict[str, tuple[int, int]] = {}  # of the codes of each quantized tensor
         self.written: set[str] = set()  # names of layers that have a node
         self.first: list[onnx.NodeProto] = []  # of constants alone: carried out at loading
         self.codes: dict[str, Codes] = {}  # of layers that are written
@@ -155,6 +156,15 @@ class Writer:
         """Return the node of the file that computes a tensor."""
         return next((node for node in reversed(self.nodes) if tensor in node.output), None)
 
+    def holds(self, tensor: str, grid: Grid, ends: tuple[int, int]) -> bool:
+        """Return whether a tensor is one of codes of such a grid, between such ends."""
+        known = self.grids.get(tensor)
+        return (
+            known is not None
+            and (known.scale, known.zero, known.top) == (grid.scale, grid.zero, grid.top)
+            and self.ends.get(known.code) == ends
+        )
+
     def quantized(self, tensor: str, grid: Grid, label: str, ends: tuple[int, int]) -> Grid:
         """Round a tensor to the codes of a grid between two ends; return the grid with its code."""
         scale = self.constant(f"{label}.scale", np.array(grid.scale))
@@ -166,6 +176,7 @@ class Writer:
                 for which, value in zip(("lowest", "highest"), ends, strict=True)
             ]
             code = self.add("Clip", [code, *names], f"{label}.clipped")
+        self.ends[code] = ends
         return grid._replace(code=code, label=label)
 
     def dequantized(self, grid: Grid, output: str) -> str:
