@@ -30,7 +30,7 @@ def export_command(
 ) -> None:
     """Write a run's network as a file to take away."""
     from haq.errors import HaqError, look_up
-    from haq.runs.export import CPUS, FORMATS, cpu_note
+    from haq.runs.export import CPUS, FORMATS, cpu_note, float32_note
 
     write = look_up(FORMATS, "format", format)
     look_up(dict.fromkeys(CPUS), "cpu", cpu)
@@ -40,8 +40,8 @@ def export_command(
         raise HaqError("--measure is for --format onnx; leave it out")
     written = write(run, out, cpu=cpu) if format == "onnx" else write(run, out)
     typer.echo(f"{out}: {out.stat().st_size / 1000:.1f} kB")
-    note = cpu_note(written) if format == "onnx" else None
-    if note is not None:
+    notes = [cpu_note(written), float32_note(written)] if format == "onnx" else []
+    for note in filter(None, notes):
         typer.echo(note)
     if format == "onnx" and measure:
         from haq.cli.terminal.onnx import print_onnx

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple, get_origin
+from typing import Any, Literal, NamedTuple, get_origin
 
 import torch
 from torch import Tensor, fx, nn
@@ -70,16 +70,27 @@ def counted(rows: Tensor, mask: Tensor | None) -> Tensor:
     return rows if mask is None or rows.shape[:-1] != mask.shape else rows[mask != 0]
 
 
+Dtype = Literal["", "bool", "uint8", "int8", "int16", "int32"]
+
+DTYPES: Mapping[Dtype, torch.dtype] = {
+    "bool": torch.bool, "uint8": torch.uint8, "int8": torch.int8, "int16": torch.int16,
+    "int32": torch.int32,
+}  # fmt: skip
+"""Types that inputs may have beside float32 and int64."""
+
+
 class InputShape(NamedTuple):
     """What one tensor of an input looks like.
 
     Attributes:
         shape: Without the batch axis.
         tokens: How many values it may have, from 0 up; None where it holds floats.
+        dtype: Of integers other than int64, a key of ``DTYPES``; "" for int64 and for floats.
     """
 
     shape: tuple[int, ...]
     tokens: int | None = None
+    dtype: Dtype = ""
 
 
 def as_inputs(value: Tensor | Batch | Sequence[Tensor] | Mapping[str, Tensor]) -> Inputs:
@@ -211,10 +222,11 @@ def like_record(record: Mapping[str, Any], count: int = 1) -> Inputs:
 
 
 def _of_kind(kind: InputShape, count: int) -> Tensor:
-    if kind.tokens != 2:
-        return random_inputs(kind.shape, count, kind.tokens)
-    mask = torch.ones(count, *kind.shape, dtype=torch.int64)
-    mask[1::2, -(kind.shape[-1] // 4) or None :] = 0
+    dtype = DTYPES.get(kind.dtype, torch.float32 if kind.tokens is None else torch.int64)
+    if kind.tokens != 2 or not kind.shape:
+        return random_inputs(kind.shape, count, kind.tokens).to(dtype)
+    mask = torch.ones(count, *kind.shape, dtype=dtype)
+    mask[1::2, ..., -(kind.shape[-1] // 4) or None :] = 0
     return mask
 
 
@@ -230,6 +242,7 @@ def kind_of(inputs: Inputs) -> dict[str, InputShape]:
         name: InputShape(
             tuple(tensor.shape[1:]),
             None if tensor.is_floating_point() else max(int(tensor.max()), 1) + 1,
+            next((name for name, dtype in DTYPES.items() if dtype == tensor.dtype), ""),
         )
         for name, tensor in zip(names, inputs.tensors, strict=True)
     }

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from haq.network.modules import LOOKUPS, PRODUCTS
@@ -25,7 +25,8 @@ SHAPES = _DROPOUTS | {
 
 # Give values that were there before, or zeros: what was on a grid with a zero stays on it.
 _SELECTIONS = SHAPES | {
-    operator.getitem, "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "chunk",
+    operator.getitem, "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+    "channel_shuffle", "chunk",
     "constant_pad_nd", "expand", "flip", "gather", "index", "index_select", "max_pool1d",
     "max_pool1d_with_indices", "max_pool2d", "max_pool2d_with_indices", "max_pool3d",
     "max_pool3d_with_indices", "narrow", "pad", "pixel_shuffle", "pixel_unshuffle", "repeat",
@@ -214,6 +215,66 @@ def is_sum(node: fx.Node) -> bool:
     """Return whether a node adds two tensors."""
     operands = (*node.args, *node.kwargs.values())
     return kind_of(node) == "add" and sum(isinstance(value, fx.Node) for value in operands) == 2
+
+
+# Between the scores of attention and their softmax.
+_OF_SCORES = SHAPES | {
+    "_to_copy", "add", "clamp", "clone", "contiguous", "div", "expand", "masked_fill", "mul",
+    "repeat", "slice", "sub", "to", "where",
+}  # fmt: skip
+
+MASKING = 50.0
+"""Numbers at least that large, below zero or as a factor, shut out the places they stand at."""
+
+_FILLS = {"fill", "full", "full_like", "masked_fill", "new_full", "scalar_tensor", "where"}
+
+
+def are_scores(node: fx.Node) -> bool:
+    """Return whether all that comes of a node's value is put into a softmax."""
+    users = _users(node)
+    return bool(users) and all(
+        kind_of(user) in ("softmax", "_softmax")
+        or (kind_of(user) in _OF_SCORES and are_scores(user))
+        for user in users
+    )
+
+
+def masks(node: fx.Node) -> bool:
+    """Return whether a node gives a mask: numbers such as -10 000 or -inf where places are shut.
+
+    They are constants, or made of these and of the network's inputs, as ``(1 - mask) * -1e4``.
+    """
+    before, waiting = {node}, [node]
+    while waiting:
+        one = waiting.pop()
+        if is_product(one) or is_lookup(one) or isinstance(_held(one), nn.Parameter):
+            return False
+        fresh = [operand for operand in one.all_input_nodes if operand not in before]
+        before.update(fresh)
+        waiting += fresh
+    return any(map(_shuts, before))
+
+
+def _shuts(node: fx.Node) -> bool:
+    """Return whether there is a number that shuts places out among what a node computes with."""
+    kind, held = kind_of(node), _held(node)
+    leaves = tree_leaves((node.args, node.kwargs)) if kind == "mul" or kind in _FILLS else ()
+    numbers = [float(value) for value in leaves if type(value) in (int, float)]
+    if held is not None and held.is_floating_point() and held.numel() and not held.is_meta:
+        numbers.append(float(held.min()))
+    return any(-value >= MASKING or (kind == "mul" and value >= MASKING) for value in numbers)
+
+
+def _held(node: fx.Node) -> Tensor | None:
+    """Return the tensor that a node reads from the network, if it does nothing else."""
+    owner = node.graph.owning_module
+    if owner is None or node.op not in ("get_attr", "call_module") or node.args:
+        return None
+    path, _, leaf = str(node.target).rpartition(".")
+    if node.op == "call_module":  # a constant of the forward
+        return getattr(owner.get_submodule(str(node.target)), "value", None)
+    held: Tensor = getattr(owner.get_submodule(path), leaf)
+    return held
 
 
 def origin_of(node: fx.Node) -> fx.Node:

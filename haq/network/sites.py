@@ -6,7 +6,9 @@ inputs of the layers that are rounded:
 - A tensor that layers read has their activation bit-width; all that read it share one.
 - What leaves a layer (after its BatchNorm and ReLU) or an addition and is read by anything that is
   not a layer (the other side of an addition, a pooling) has 8 bits there.
-- Both operands of an addition have 8 bits; the network's input has 8 bits, its output none.
+- Both operands of an addition have 8 bits; the network's input has 8 bits, its output none. What
+  is added to scores before a softmax, and masks (-100, -10 000, -inf), share no grid with what they
+  are added to: such sums stay float.
 - Rows of embeddings, and sums of them, stay float where no layer reads them: their codes are those
   of the weights.
 """
@@ -20,12 +22,14 @@ from torch import fx, nn
 from haq.network.capture import product_calls
 from haq.network.operators import (
     SIZES,
+    are_scores,
     first_input,
     is_lookup,
     is_product,
     is_relu,
     is_sum,
     kind_of,
+    masks,
     norm_behind,
     only_user,
     origin_of,
@@ -75,7 +79,7 @@ def points_of(
     readers: dict[fx.Node, list[str]] = {}
     for node, tensor in tensors.items():
         readers.setdefault(tensor, []).append(str(node.target))
-    sums = [node for node in _computed(shapes) if is_sum(node)]
+    sums = [node for node in _computed(shapes) if is_sum(node) and not _is_masked(node)]
     ends = {leaves(node) for node in (*filter(is_product, shapes), *sums)}
     rounded = {end for end in ends if any(_use(u, end, tensors) == "other" for u in end.users)}
     for node in sums:
@@ -91,6 +95,11 @@ def points_of(
             together = tuple(dict.fromkeys(readers[node]))
             points.append(Point(node.name, together, signs[node], source))
     return tuple(points)
+
+
+def _is_masked(node: fx.Node) -> bool:
+    """Return whether a sum is one of scores, or of a tensor and its mask."""
+    return are_scores(node) or any(map(masks, node.all_input_nodes))
 
 
 def _computed(shapes: Iterable[fx.Node]) -> list[fx.Node]:

@@ -13,7 +13,7 @@ from haq.network.inputs import Inputs, as_inputs, call
 from haq.network.modules import Product, along_weight
 from haq.quantization.bn_folding import Norm, affine, fold_norms, norms_of
 from haq.quantization.fake_quant import Quantized
-from haq.quantization.folding import fold, input_grids
+from haq.quantization.folding import fold, grids_of_calls, input_grids
 from haq.quantization.integer_forward import compute_exactly
 from haq.quantization.steady import keep_off_borders
 
@@ -119,20 +119,23 @@ def _error(answers: Tensor, truth: Tensor) -> float:
 
 def round_biases(network: fx.GraphModule) -> None:
     """Round the biases of layers that compute with integers to whole numbers, in place."""
-    norms = norms_of(network)
-    for name, grid in input_grids(network).items():
+    norms, one = norms_of(network), input_grids(network)
+    for name, calls in grids_of_calls(network).items():
         layer = network.get_submodule(name)
         norm = network.get_submodule(norms[name]) if name in norms else None
         assert isinstance(layer, Product) and isinstance(layer, Quantized)
         assert norm is None or isinstance(norm, Norm)
-        folded = fold(layer, norm, grid)
-        if folded.bias is not None:
+        for grid in {float(each.step): each for each in calls.values()}.values():
+            folded = fold(layer, norm, grid)
+            if folded.bias is None:
+                continue
             assert folded.scale is not None
             with torch.no_grad():
                 empty = (folded.weight == 0).flatten(1).all(1)
                 layer.weight.masked_fill_(along_weight(empty, layer), 0)
-            unit = (folded.scale * grid.step).double()
-            _move_bias(layer, norm, (folded.bias / unit).round() * unit - folded.bias)
+            if name in one:  # others have a unit for each call, and their bias is rounded there
+                unit = (folded.scale * grid.step).double()
+                _move_bias(layer, norm, (folded.bias / unit).round() * unit - folded.bias)
 
 
 def _move_bias(layer: Product, norm: Norm | None, difference: Tensor) -> None:

@@ -36,6 +36,7 @@ from haq.network.naming import ORIGIN
 from haq.network.operators import first_input, kind_of, selects
 from haq.quantization.fake_quant import Rounding
 from haq.quantization.steady import is_settled
+from haq.quantization.widened import WIDE, WIDE_GATES, in_float64
 
 aten = torch.ops.aten
 
@@ -190,6 +191,8 @@ def total(
     x: Tensor, dim: Any = None, keepdim: bool = False, dtype: torch.dtype | None = None
 ) -> Tensor:
     """Return ``torch.sum``."""
+    if not x.is_floating_point():
+        return x.sum(dim, keepdim, dtype=dtype)
     return x.double().sum(dim, keepdim).to(dtype or x.dtype)
 
 
@@ -217,19 +220,24 @@ def einsum(equation: str, operands: Sequence[Tensor], *, path: Any = None) -> Te
     return torch.einsum(equation, [x.double() for x in operands]).to(operands[0].dtype)
 
 
+def _floats(x: Tensor) -> torch.dtype:
+    """Return the type of what is computed from a tensor in floats."""
+    return x.dtype if x.is_floating_point() else torch.float32
+
+
 def sigmoid(x: Tensor) -> Tensor:
     """Return ``torch.sigmoid``."""
-    return x.double().sigmoid().to(x.dtype)
+    return x.double().sigmoid().to(_floats(x))
 
 
 def tanh(x: Tensor) -> Tensor:
     """Return ``torch.tanh``."""
-    return x.double().tanh().to(x.dtype)
+    return x.double().tanh().to(_floats(x))
 
 
 def exp(x: Tensor) -> Tensor:
     """Return ``torch.exp``."""
-    return x.double().exp().to(x.dtype)
+    return x.double().exp().to(_floats(x))
 
 
 def silu(x: Tensor) -> Tensor:
@@ -268,6 +276,8 @@ def hardswish(x: Tensor) -> Tensor:
 def matmul(left: Tensor, right: Tensor, *, steps: tuple[float, float] | None = None) -> Tensor:
     """Return ``torch.matmul``, from codes where both tensors have steps."""
     if steps is None or (steps[0] != SHARE and left.shape[-1] > WIDEST):
+        if not left.is_floating_point():
+            return left @ right
         return (left.double() @ right.double()).to(left.dtype)
     unit = torch.tensor(steps[0], dtype=torch.float32) * torch.tensor(steps[1])
     with torch.autocast(left.device.type, enabled=False):
@@ -337,12 +347,15 @@ for _function, _operation in EXACT.values():
 
 def computed_exactly(node: fx.Node) -> bool:
     """Return whether a node of a quantized network is computed as above."""
-    if node.op != "call_function" or kind_of(node) not in EXACT or not _is_float(node):
+    kind = kind_of(node) if node.op == "call_function" else None
+    if kind not in (*EXACT, *WIDE, *WIDE_GATES) or not _is_float(node):
+        return False
+    if kind == "pow" and node.args[1] == 2:  # a product, which is rounded alike everywhere
         return False
     if kind_of(node) == "upsample_bilinear2d":  # dear, and for nothing where an answer is resized
         whole = node.target in (bilinear, aten.upsample_bilinear2d.vec)
         return whole and is_rounded_later(node)
-    return kind_of(node) not in GATES or not is_settled(node)
+    return kind not in (*GATES, *WIDE_GATES) or not is_settled(node)
 
 
 def is_rounded_later(node: fx.Node) -> bool:
@@ -369,6 +382,9 @@ def make_exact(network: fx.GraphModule) -> None:
         if not computed_exactly(node):
             continue
         kind = kind_of(node)
+        if kind not in EXACT:
+            node.target = in_float64(getattr(node.target, "computes", node.target))
+            continue
         node.target = EXACT[kind][0]
         if kind in ("matmul", "bmm"):
             grids = None if plain else grids_of(node)
@@ -433,4 +449,4 @@ def _step(network: nn.Module, grid: Grid) -> float | None:
 
 
 def _is_float(node: fx.Node) -> bool:
-    return not (kind_of(node) in ("mean", "sum") and node.kwargs.get("dtype") is not None)
+    return node.kwargs.get("dtype") is None

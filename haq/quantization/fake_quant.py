@@ -97,13 +97,14 @@ class Quantized(nn.Module):
         weight: Float underneath.
         weight_bits: 2 to 8.
         weight_clip: (scales,), or (1,) where the layer has one for all.
-        kernel: How integers are computed with, once the network is converted.
+        kernels: How integers are computed with, once the network is converted: one for each grid
+            that calls of the layer read.
     """
 
     weight: nn.Parameter
     weight_bits: int
     weight_clip: Tensor
-    kernel: Kernel | None = None
+    kernels: tuple[Kernel, ...] = ()
 
     def rounded_weight(self) -> Tensor:
         """Return the weights on their grid."""
@@ -117,7 +118,7 @@ class Quantized(nn.Module):
         Args:
             x: On the grid of the kernel's input.
             product: From codes of the input and of the weights to their sums.
-            kernel: The layer's.
+            kernel: The layer's, or that of this call of it.
             axis: Of the channels.
         """
         kind = torch.float64 if kernel.wide else torch.float32
@@ -130,7 +131,7 @@ class Quantized(nn.Module):
         shape[axis] = -1
         bias = bias_of(self)
         if bias is not None:
-            sums += (bias.detach() / unit).round().double().view(shape)
+            sums += (bias.detach().double() / unit.double()).round().view(shape)
         result = sums.float() * unit.view(shape)
         return result.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -139,10 +140,10 @@ class _QuantConvolution(Quantized):
     bias: Tensor | None
     _conv_forward: Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, grid: int = 0) -> Tensor:
         """Return the convolution of (N, c_in, ...) with the rounded weights."""
-        if self.kernel is not None:
-            return self.in_integers(input, self._sums, self.kernel, axis=1)
+        if self.kernels:
+            return self.in_integers(input, self._sums, self.kernels[grid], axis=1)
         return self._conv_forward(input, self.rounded_weight(), self.bias)
 
     def _sums(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -165,21 +166,22 @@ class _QuantTransposed(Quantized):
     bias: Tensor | None
     compute: Callable[..., Tensor]
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, grid: int = 0) -> Tensor:
         """Return the transposed convolution of (N, c_in, ...) with the rounded weights.
 
         With a kernel sums of products of codes, which floats hold exactly, are rescaled.
         """
         options = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
-        if self.kernel is None:
+        if not self.kernels:
             return self.compute(input, self.rounded_weight(), self.bias, *options)
         clip = along_weight(self.weight_clip, self)
         weight = codes(self.weight.detach(), self.weight_bits, clip).float()
+        kernel = self.kernels[grid]
         with torch.autocast(input.device.type, enabled=False):
-            whole = (input.float() / self.kernel.step).round()
+            whole = (input.float() / kernel.step).round()
             sums = self.compute(whole, weight, None, *options)
         column = (-1, *(1,) * (sums.dim() - 2))
-        result = sums * self.kernel.unit.to(sums.device).view(column)
+        result = sums * kernel.unit.to(sums.device).view(column)
         result = result if self.bias is None else result + self.bias.view(column)
         return result.to(torch.promote_types(input.dtype, torch.float32))
 
@@ -211,10 +213,10 @@ class QuantLinear(Quantized, nn.Linear):  # type: ignore[misc]
 
     dynamic: Dynamic
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, grid: int = 0) -> Tensor:
         """Return the product of (N, ..., c_in) with the rounded weights."""
-        if self.kernel is not None:
-            return self.in_integers(input, nn.functional.linear, self.kernel, axis=-1)
+        if self.kernels:
+            return self.in_integers(input, nn.functional.linear, self.kernels[grid], axis=-1)
         read = round_input(input, self.dynamic)
         return nn.functional.linear(read, self.rounded_weight(), self.bias)
 

@@ -154,17 +154,33 @@ def has_integer_kernel(layer: nn.Module) -> bool:
 def input_grids(
     network: fx.GraphModule, of: Callable[[nn.Module], bool] = has_integer_kernel
 ) -> dict[str, InputGrid]:
-    """Return the grid of the input of layers that read codes: of those with integer kernels."""
-    grids: dict[str, set[tuple[float, int]]] = {}
+    """Return the grid of the input of layers that read codes: of those with integer kernels.
+
+    A layer whose calls read tensors on several grids has no one unit for its bias, and is left out.
+    """
+    grids = {name: [*calls.values()] for name, calls in grids_of_calls(network, of).items()}
+    return {name: each[0] for name, each in grids.items() if len({*map(_key, each)}) == 1}
+
+
+def grids_of_calls(
+    network: fx.GraphModule, of: Callable[[nn.Module], bool] = has_integer_kernel
+) -> dict[str, dict[fx.Node, InputGrid]]:
+    """Return the same of each call of each layer, all of whose calls read codes."""
+    grids: dict[str, dict[fx.Node, InputGrid]] = {}
+    floats: set[str] = set()
     for node in network.graph.nodes:
-        if node.op != "call_module":
+        layer = node.op == "call_module" and network.get_submodule(str(node.target))
+        if not isinstance(layer, Quantized) or not of(layer):
             continue
-        layer = network.get_submodule(str(node.target))
-        if isinstance(layer, Quantized) and of(layer):
-            source = values_of(node.all_input_nodes[0])
-            module = source.op == "call_module" and network.get_submodule(str(source.target))
-            if isinstance(module, Rounding) and module.bits != FLOAT:
-                grids.setdefault(str(node.target), set()).add((float(module.step), module.top))
-    # A layer that reads tensors on several grids has no one unit for its bias.
-    one = {name: several.pop() for name, several in grids.items() if len(several) == 1}
-    return {name: InputGrid(torch.tensor(size), top) for name, (size, top) in one.items()}
+        source = values_of(node.all_input_nodes[0])
+        module = source.op == "call_module" and network.get_submodule(str(source.target))
+        if isinstance(module, Rounding) and module.bits != FLOAT:
+            size = torch.tensor(float(module.step))
+            grids.setdefault(str(node.target), {})[node] = InputGrid(size, module.top)
+        else:
+            floats.add(str(node.target))
+    return {name: calls for name, calls in grids.items() if name not in floats}
+
+
+def _key(grid: InputGrid) -> tuple[float, int]:
+    return float(grid.step), grid.top

@@ -7,7 +7,8 @@ close to the border of two codes falls on the same side. ``haq.formats.onnx.refe
 same of a file, in numpy.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from haq.network.operators import (
 from haq.quantization.bn_folding import Norm, affine, norms_of
 from haq.quantization.exact import aten, make_exact
 from haq.quantization.fake_quant import Quantized, Rounding
-from haq.quantization.folding import InputGrid, fold, input_grids
+from haq.quantization.folding import InputGrid, fold, grids_of_calls
 from haq.quantization.kernel import Kernel
 from haq.quantization.quantizer import codes
 
@@ -66,7 +67,7 @@ EXACT_NORMS: Mapping[type[nn.Module], type[nn.Module]] = {
 
 def is_exact(network: nn.Module) -> bool:
     """Return whether a network computes with the integers of its kernels."""
-    return any(isinstance(m, Quantized) and m.kernel is not None for m in network.modules())
+    return any(isinstance(m, Quantized) and m.kernels for m in network.modules())
 
 
 def compute_exactly(network: fx.GraphModule) -> None:
@@ -75,24 +76,24 @@ def compute_exactly(network: fx.GraphModule) -> None:
     It changes no parameters; whatever changes them later must call it again. A network none of
     whose layers reads codes stays as it is.
     """
-    if not input_grids(network):
+    if not grids_of_calls(network):
         return
     make_exact(network)
     norms = norms_of(network)
     for module in network.modules():
         if isinstance(module, Rounding):
             module.unit = None
-    for name, grid in input_grids(network).items():
+    for name, calls in grids_of_calls(network).items():
         layer = network.get_submodule(name)
         norm = network.get_submodule(norms[name]) if name in norms else None
         assert isinstance(layer, Product) and isinstance(layer, Quantized)
         assert norm is None or isinstance(norm, Norm)
         alone = norm is None or bool((affine(norm)[0] == 1).all())  # its bias is all there is left
-        layer.kernel = _kernel(layer, norm, grid) if alone else None
-    for name, grid in input_grids(network, lambda layer: isinstance(layer, Transposed)).items():
+        _give_kernels(layer, calls, partial(_kernel, norm=norm) if alone else _no_kernel)
+    for name, calls in grids_of_calls(network, lambda one: isinstance(one, Transposed)).items():
         layer = network.get_submodule(name)
         assert isinstance(layer, Transposed) and isinstance(layer, Quantized)
-        layer.kernel = _float_kernel(layer, grid)
+        _give_kernels(layer, calls, _float_kernel)
     folded = {id(network.get_submodule(name)) for name in norms.values()}
     for module in network.modules():
         if type(module) in EXACT_NORMS and id(module) not in folded:
@@ -103,7 +104,26 @@ def compute_exactly(network: fx.GraphModule) -> None:
     network.recompile()
 
 
-def _kernel(layer: Any, norm: Norm | None, grid: InputGrid) -> Kernel:
+def _give_kernels(
+    layer: Quantized, calls: Mapping[fx.Node, InputGrid], make: Callable[[Any, InputGrid], Any]
+) -> None:
+    """Give a layer a kernel for each grid that its calls read; none if one cannot be exact."""
+    places: dict[tuple[float, int], int] = {}
+    kernels = []
+    for node, grid in calls.items():
+        key = float(grid.step), grid.top
+        if key not in places:
+            places[key] = len(places)
+            kernels.append(make(layer, grid))
+        node.kwargs = {"grid": places[key]} if places[key] else {}
+    layer.kernels = () if None in kernels else tuple(kernels)
+
+
+def _no_kernel(layer: Any, grid: InputGrid) -> None:
+    return None
+
+
+def _kernel(layer: Any, grid: InputGrid, norm: Norm | None) -> Kernel:
     folded = fold(layer, norm, grid)
     assert folded.scale is not None
     unit = folded.scale.expand(len(layer.weight)) * grid.step
@@ -150,9 +170,10 @@ def _rescale(network: fx.GraphModule, node: fx.Node) -> None:
     layer = _module(network, source)
     if not isinstance(layer, Quantized) or isinstance(layer, Transposed):
         return
-    if layer.kernel is not None and len(source.users) == 1:
+    if layer.kernels and len(source.users) == 1:
         after = () if isinstance(layer, nn.Linear) else (1,) * (layer.weight.dim() - 2)
-        rounding.unit = layer.kernel.unit.view(-1, *after)
+        place: Any = source.kwargs.get("grid", 0)
+        rounding.unit = layer.kernels[place].unit.view(-1, *after)
 
 
 def _module(network: nn.Module, node: fx.Node) -> nn.Module | None:

@@ -13,7 +13,7 @@ from haq.errors import HaqError, ModelError
 from haq.files import write_bytes
 from haq.formats import checkpoint
 from haq.formats.onnx.comparison import error
-from haq.formats.onnx.lower import lower
+from haq.formats.onnx.lower import FLOAT32, lower
 from haq.formats.onnx.runtime import exact_kernels
 from haq.formats.onnx.saturation import EXACT_KERNELS, exact_but_slower, saturating
 from haq.formats.onnx.template import template
@@ -157,6 +157,11 @@ def check_answers(file: onnx.ModelProto, network: nn.Module, images: Inputs, cpu
             f"{len(images)} images is {apart:.1%}, and rounding explains up to {APART:.0%}; "
             "nothing was written; please report it with the model"
         )
+
+
+def float32_note(file: onnx.ModelProto) -> str | None:
+    """Return what is computed in float32 in a file and why, None where nothing is."""
+    return next((entry.value for entry in file.metadata_props if entry.key == FLOAT32), None)
 
 
 def cpu_note(file: onnx.ModelProto) -> str | None:

@@ -50,6 +50,7 @@ def tried(planned: Plan) -> Plan:
         notes.append(f"the network will not be exported to ONNX: {error}")
     else:
         notes += _kernel_notes(planned.graph)
+        notes += [exported.float32] if exported.float32 else []
     return replace(planned, notes=(*planned.notes, *notes), template=exported)
 
 

@@ -32,7 +32,7 @@ def origin_of(
         shape=tuple(images["shape"]),
         tokens=images.get("tokens"),
         inputs={
-            name: InputShape(tuple(one["shape"]), one["tokens"])
+            name: InputShape(tuple(one["shape"]), one["tokens"], one.get("dtype", ""))
             for name, one in images.get("inputs", {}).items()
         },
         classes=len(images["classes"]) if "classes" in images else None,

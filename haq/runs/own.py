@@ -16,7 +16,7 @@ from haq.datasets.splits import columns_of
 from haq.datasets.tensors import Labels
 from haq.errors import DataError, HaqError, ModelError
 from haq.network.capture import evaluating, unwrapped
-from haq.network.inputs import Batch, Inputs, call, kind_of, tensors_of
+from haq.network.inputs import DTYPES, Batch, Inputs, call, kind_of, tensors_of
 from haq.network.outputs import main_tensor, taken_apart
 from haq.runs.fitting import check_forward
 from haq.runs.job import Job, parse_job
@@ -210,7 +210,10 @@ def _checked_inputs(inputs: Inputs) -> tuple[Inputs, tuple[str, ...]]:
             counts = ", ".join(f"{name} {count}" for name, count in rows.items())
             raise DataError(f"data= has tensors of {counts} rows; give as many of each, at least 1")
         tensors = zip(names, inputs.tensors, strict=True)
-        checked = tuple(_checked(one, f"{name} of data=", notes) for name, one in tensors)
+        checked = tuple(
+            one if one.dtype in DTYPES.values() else _checked(one, f"{name} of data=", notes)
+            for name, one in tensors
+        )
         inputs = Batch(checked, inputs.names)
     if len(inputs) < FEW:
         few = f"{len(inputs)} inputs are" if len(inputs) > 1 else "1 input is"

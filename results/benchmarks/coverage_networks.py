@@ -209,6 +209,43 @@ def _two_inputs() -> Built:
     return _TwoInputs(), inputs
 
 
+class _Flags(nn.Module):
+    """Rows of which flags say which count, and a number a row how many do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.mix, self.head = nn.Linear(12, 32), nn.Linear(32, 32), nn.Linear(32, 10)
+
+    def forward(self, rows: Tensor, flags: Tensor, lengths: Tensor) -> Tensor:
+        x = functional.relu(self.body(rows)).masked_fill(~flags[..., None], 0.0)
+        return self.head(functional.relu(self.mix(x.sum(1) / lengths[:, None])))
+
+
+def _flags() -> Built:
+    def inputs(count: int, seed: int) -> Inputs:
+        generator = torch.Generator().manual_seed(seed)
+        lengths = torch.randint(2, 9, (count,), generator=generator)
+        rows = torch.randn(count, 8, 12, generator=generator)
+        return rows, torch.arange(8) < lengths[:, None], lengths
+
+    return _Flags(), inputs
+
+
+class _Pyramid(nn.Module):
+    """One head, a convolution with its BatchNorm, for feature maps of two sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.shared = _double(3, 16), nn.Conv2d(16, 16, 3, padding=1, bias=False)
+        self.norm, self.head = nn.BatchNorm2d(16), nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        sizes = (x, functional.max_pool2d(x, 2))
+        each = [functional.relu(self.norm(self.shared(one))).mean((2, 3)) for one in sizes]
+        return self.head(torch.cat(each, 1))
+
+
 class _Branches(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -337,6 +374,10 @@ NETWORKS: dict[str, Callable[[], Built]] = {
     "own:LSTM": partial(_own, partial(_Recurrent, nn.LSTM), tokens(16, 200)),
     "own:GRU": partial(_own, partial(_Recurrent, nn.GRU), tokens(16, 200)),
     "own:two inputs": _two_inputs,
+    "own:flags and lengths": _flags,
+    "own:one layer at two sizes": partial(_own, _Pyramid, images(3, 16, 16)),
+    "own:bags": partial(_own, lambda: nn.Sequential(nn.EmbeddingBag(200, 32, mode="sum"),
+                                                    nn.Linear(32, 10)), tokens(12, 200)),
     "own:branch on a shape": partial(_own, _Branches, images(3, 32, 32)),
     "own:TransformerEncoder": partial(_own, _Encoder, tokens(16, 200)),
 }  # fmt: skip

@@ -19,7 +19,7 @@ from haq.formats.onnx.runtime import opened
 from haq.formats.onnx.template import template
 from haq.hw_profiles.measure.kernels import INTEGER
 from haq.network.graph import Graph, trace
-from haq.network.inputs import Inputs, InputShape, as_inputs
+from haq.network.inputs import Inputs, as_inputs, kind_of
 from haq.network.lifting.names import input_names
 from haq.network.outputs import float_tensors
 from haq.quantization.calibration import Clips, calibrate
@@ -227,9 +227,8 @@ def _tokens(value: Tensor) -> int | None:
 
 
 def _checkpoint(model: nn.Module, network: Any, policy: Any, inputs: tuple[Tensor, ...]) -> bool:
-    kinds = [InputShape(tuple(value.shape[1:]), _tokens(value)) for value in inputs]
-    several = dict(zip(input_names(model), kinds, strict=False)) if len(kinds) > 1 else {}
-    shape, tokens = kinds[0]
+    several = kind_of(_given(model, inputs))
+    shape, tokens = tuple(inputs[0].shape[1:]), _tokens(inputs[0])
     origin = checkpoint.Origin(model="own", shape=shape, tokens=tokens, inputs=several)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.safetensors"

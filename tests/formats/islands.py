@@ -122,6 +122,53 @@ class Causal(Attention):
         return self.head((x + self.proj(mixed.transpose(1, 2).reshape(-1, 9, 24))).mean(1))
 
 
+class Cosine(Attention):
+    """Attention by the angles of queries and keys, with a mask and biases, as Swin V2 has it."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.bias = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.randn(9, 9))
+        self.register_buffer("mask", torch.zeros(9, 9).masked_fill(torch.eye(9) > 0, -100.0))
+
+    def forward(self, x):
+        x = self.stem(x)
+        q, k, v = self.qkv(self.norm(x)).reshape(-1, 9, 3, 2, 12).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = functional.normalize(q, dim=-1), functional.normalize(k, dim=-1)
+        scores = q @ k.transpose(-2, -1) * self.scale.clamp(max=4).exp() + self.bias
+        shares = (scores + self.mask).softmax(-1)
+        x = x + self.proj((shares @ v).transpose(1, 2).reshape(-1, 9, 24))
+        return self.head(functional.normalize(x, dim=-1).mean(1))
+
+
+class Spreads(nn.Module):
+    """Features beside the logarithms of their spreads, as in pooling of statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(24, 10)
+
+    def forward(self, x):
+        x = self.stem(x).flatten(2)
+        parts = [x.logsumexp(-1), x.var(-1).log(), x.norm(dim=-1)]
+        return self.head(torch.cat(parts, 1))
+
+
+class Repeated(nn.Module):
+    """A layer, with a BatchNorm or without, that is called three times, at two sizes."""
+
+    def __init__(self, norm=False, kind=nn.Conv2d):
+        super().__init__()
+        self.stem, self.layer = nn.Conv2d(3, 8, 3, padding=1), kind(8, 8, 3, padding=1)
+        self.norm, self.head = nn.BatchNorm2d(8) if norm else nn.Identity(), nn.Linear(8, 10)
+        if norm:
+            nn.init.normal_(self.norm.weight), nn.init.normal_(self.norm.bias)
+
+    def forward(self, x):
+        x = functional.relu(self.norm(self.layer(functional.relu(self.stem(x)))))
+        x = functional.relu(self.norm(self.layer(functional.max_pool2d(x, 2))))
+        return self.head(self.norm(self.layer(x)).mean((2, 3)))
+
+
 class Grouped(nn.Module):
     """Norms of groups of channels, with and without weights."""
 
@@ -187,6 +234,15 @@ NETWORKS = {
     "attention of shifted windows": Shifted,
     "masked attention and the norm of a sum": Masked,
     "causal attention": Causal,
+    "attention by angles": Cosine,
+    "spreads": Spreads,
+    "softplus times a tensor": lambda: GatedLinear(functional.softplus),
+    "mish times a tensor": lambda: GatedLinear(functional.mish),
+    "SELU times a tensor": lambda: GatedLinear(functional.selu),
+    "CELU times a tensor": lambda: GatedLinear(partial(functional.celu, alpha=0.5)),
+    "a layer called three times": Repeated,
+    "a layer with BatchNorm called three times": lambda: Repeated(norm=True),
+    "a transposed one called three times": lambda: Repeated(kind=nn.ConvTranspose2d),
     "einsum": Einsum,
     "group norm": Grouped,
     "resampling to a size": lambda: Resized(size=(12, 12)),

@@ -56,7 +56,8 @@ IMAGES = {
 
 NAMED = (
     "transformers:ViT", "transformers:BERT", "own:U-Net, nearest", "own:several heads",
-    "own:super-resolution", "own:two inputs",
+    "own:super-resolution", "own:two inputs", "own:LSTM", "own:flags and lengths",
+    "own:one layer at two sizes",
 )  # fmt: skip
 
 
@@ -64,6 +65,7 @@ def check(row):
     assert "refused" not in row and "failed" not in row, row
     assert row["share_of_weights"] >= 0.96  # so small that norms count
     assert row["integer_layers"] > 0
+    assert not row["untranslated"]
     for policy in ("w7a8", "w4a8"):
         assert row["agreement"][policy]["equal_answers"] >= 0.995
     assert row["checkpoint_equal"]

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as f
 
 from haq.allocation.policy import Bits
-from haq.formats.onnx.lower import lower
+from haq.formats.onnx.lower import FLOAT32, lower
 from haq.formats.onnx.runtime import opened
 from haq.formats.onnx.template import template
 from haq.network.graph import trace
@@ -77,6 +77,24 @@ OPERATIONS = {
     "assign every other": lambda x: assigned(x, (..., slice(1, None, 2)), x[..., :3]),
     "assign to all": lambda x: assigned(x, (slice(None), slice(1, 3), slice(0, None)), 0.5),
     "assign to one": lambda x: assigned(x, (slice(None), -1), x[:, 0] * 2),
+    "windows": lambda x: f.unfold(x, (2, 3), dilation=(2, 1), padding=1, stride=2),
+    "largest three": lambda x: x.topk(3, -1)[0], "least two": lambda x: x.topk(2, 1, False)[0],
+    "sorted": lambda x: x.sort(-1, descending=True)[0],
+    "places in order": lambda x: x.argsort(-1).float(),
+    "randomised": lambda x: f.rrelu(x, 0.1, 0.3), "selu": f.selu, "celu": lambda x: f.celu(x, 0.5),
+    "hard shrink": f.hardshrink, "soft shrink": lambda x: f.softshrink(x, 0.2),
+    "threshold": lambda x: f.threshold(x, 0.1, -2.0),
+    "channel shuffle": lambda x: f.channel_shuffle(x, 2),
+    "distances": lambda x: torch.cdist(x, x + 1), "cosine": lambda x: f.cosine_similarity(
+        x, x * x, dim=1),
+    "normalised": lambda x: f.normalize(x, dim=1), "grid": lambda x: f.grid_sample(
+        x, x[:, :2].permute(0, 2, 3, 1).tanh(), align_corners=False),
+    "any axes": lambda x: torch.einsum("...hw,...hv->...wv", x, x), "products of pairs": lambda x:
+        f.bilinear(x, x, torch.arange(72.0).reshape(2, 6, 6) / 72),
+    "volumes": lambda x: f.interpolate(x[:, None], scale_factor=2),
+    "between volumes": lambda x: f.interpolate(x[:, None], scale_factor=2, mode="trilinear"),
+    "between values": lambda x: f.interpolate(x.flatten(2), 50, mode="linear"),
+    "fewer heads": lambda x: f.scaled_dot_product_attention(x, x[:, :2], x[:, 2:], enable_gqa=True),
     "zero in place": lambda x: assigned(x, slice(None), x)[:, 1:].zero_() + x[:, 1:],
 }  # fmt: skip
 
@@ -114,6 +132,9 @@ def test_an_operation_is_written_as_what_it_computes(name, monkeypatch):
 
 def test_an_operation_without_a_rule_is_left_to_torch():
     model, exported, network = written(lambda x: torch.cosh(x))
+    assert exported.float32.startswith("aten.cosh.default has no rule of translation, so torch's")
+    file = lower(exported, network)
+    assert {entry.key: entry.value for entry in file.metadata_props}[FLOAT32] == exported.float32
     images = torch.randn(5, 4, 6, 6)
     [answers] = opened(lower(exported, network).SerializeToString()).run(
         None, {"images": images.numpy()}

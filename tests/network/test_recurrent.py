@@ -1,13 +1,9 @@
 """Matrices of LSTM, GRU, RNN and others are layers of their own, with bits of weights alone."""
 
-import pytest
 import torch
 from torch import nn
 
 from haq.allocation.policy import FLOAT, Bits
-from haq.errors import ModelError
-from haq.formats.onnx.template import template
-from haq.formats.stand_in import stand_in
 from haq.network.graph import trace
 from haq.quantization.calibration import calibrate
 from haq.quantization.fake_quant import quantize
@@ -100,10 +96,3 @@ def test_weights_that_other_operations_multiply_are_layers_too():
     ]
     assert graph.float_macs == 0
     assert (graph.layers[1].biases, graph.float_parameters) == (4, {})
-
-
-def test_a_projected_state_is_refused_where_a_file_is_asked_for():
-    rnn = nn.LSTM(6, 8, batch_first=True, proj_size=5)
-    network, _ = stand_in(trace(Recurrent(rnn, 5), STEPS))
-    with pytest.raises(ModelError, match=r"projects its hidden state \(proj_size\), which ONNX"):
-        template(network, STEPS)

@@ -161,7 +161,8 @@ def _module(content: Content, model: nn.Module | str | None) -> tuple[nn.Module,
             "says so; give haq.load the module, or its name, as model="
         )
     for one in (shape, *(kind.shape for kind in content.inputs.values())):
-        if math.prod(one) > SAMPLE or min(one, default=0) < 1:
+        # One of several may be a number for each row, such as a length.
+        if math.prod(one) > SAMPLE or min(one, default=len(content.inputs)) < 1:
             raise CheckpointError(f"inputs of {times(one)} are not taken")
     size = shape[-1] if len(shape) == 3 else None
     if isinstance(model, str):

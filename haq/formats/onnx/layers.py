@@ -55,7 +55,7 @@ def lower_layer(file: Writer, node: onnx.NodeProto) -> None:
         # Otherwise ONNX Runtime quantizes the weights of a float layer between integer ones.
         tensor, grid = file.add("Max", [tensor], f"{label}.float_input"), None
     if isinstance(module, Transposed):
-        exact = isinstance(module, Quantized) and module.kernel is not None
+        exact = isinstance(module, Quantized) and bool(module.kernels)
         if exact and codes_read is not None and weight is None:
             _add_exact_transposed(file, module, codes_read, output, label, folded)
         else:

@@ -42,6 +42,9 @@ from haq.formats.onnx.template import DOMAIN, OPSET, Template
 from haq.formats.onnx.translation.draft import read_nodes
 from haq.formats.onnx.writer import Cpu, Writer
 
+FLOAT32 = "haq.float32"
+"""Key in a file's metadata of what is computed in float32 where other files take float64."""
+
 OPSET_INT2 = 25
 """ONNX opset of files with weights of 2 bits: the first with INT2 and UINT2."""
 
@@ -90,7 +93,8 @@ def lower(
     for value in template.model.graph.output:
         if file.now(value.name) != value.name:
             file.add("Identity", [file.now(value.name)], value.name)
-    return _model(file, template.model, metadata or {})
+    floats_note = {FLOAT32: template.float32} if template.float32 else {}
+    return _model(file, template.model, {**(metadata or {}), **floats_note})
 
 
 def _leave_out(file: Writer, node: onnx.NodeProto) -> None:

@@ -25,7 +25,7 @@ from haq.network.capture import Sample, evaluating
 from haq.network.inputs import Inputs, arguments, as_inputs, tensors_of
 from haq.network.modules import Matrix
 from haq.network.naming import ORIGIN
-from haq.network.operators import projects
+from haq.network.operators import kind_of, projects
 from haq.network.outputs import tensors_given
 from haq.quantization.bn_folding import norms_of
 from haq.quantization.fake_quant import Rounding, Rows, set_plain
@@ -54,7 +54,8 @@ class Template:
             otherwise.
         original: Whether it is the ONNX file that the float network comes from: names stay.
         untranslated: The operation for whose sake torch's exporter wrote it; empty where it did
-            not. What is left float is not computed as ``haq.quantization.exact`` says then.
+            not. What is left float is not computed as ``haq.quantization.exact`` says then, but in
+            float32.
     """
 
     model: onnx.ModelProto
@@ -63,6 +64,17 @@ class Template:
     states: Mapping[str, str] = field(default_factory=dict)
     original: bool = False
     untranslated: str = ""
+
+    @property
+    def float32(self) -> str:
+        """What is computed in float32 and why, in a sentence; empty where nothing is."""
+        if not self.untranslated:
+            return ""
+        return (
+            f"{self.untranslated} has no rule of translation, so torch's exporter writes the ONNX "
+            "file: what stays float between layers is computed in float32 there, not in float64 "
+            "as in other files, and its answers can differ from PyTorch's in some codes"
+        )
 
 
 class _Round(nn.Module):
@@ -138,11 +150,8 @@ def template(network: fx.GraphModule, sample: Sample, exactly: bool = True) -> T
     Raises:
         ModelError: torch cannot export the network.
     """
-    if any(map(projects, network.graph.nodes)):
-        raise ModelError(
-            "the network has an LSTM that projects its hidden state (proj_size), which ONNX has not"
-        )
     inputs = as_inputs(sample)
+    _check_bags(network)
     names, norms = layers(network), norms_of(network)
     origin = network.meta.get(ORIGIN)
     if isinstance(origin, Origin):
@@ -160,6 +169,14 @@ def template(network: fx.GraphModule, sample: Sample, exactly: bool = True) -> T
         return Template(model, norms, {})
     except UntranslatedError as error:
         return replace(_by_torch(network, inputs, names), untranslated=str(error))
+
+
+def _check_bags(network: fx.GraphModule) -> None:
+    if any(kind_of(node) in ("embedding_bag", "_embedding_bag") for node in network.graph.nodes):
+        raise ModelError(
+            "the network has an EmbeddingBag with bags of several sizes (offsets), which ONNX has "
+            "not: give it rows of one length, (N, L), with padding_idx for the places left over"
+        )
 
 
 def _rounds(network: nn.Module) -> bool:
@@ -186,6 +203,11 @@ def _marker_of(names: Sequence[str], norms: Mapping[str, str]) -> Marker:
 
 def _by_torch(network: fx.GraphModule, inputs: Inputs, names: Sequence[str]) -> Template:
     """Let torch export a network that has an operation without a rule of ours; it takes seconds."""
+    if any(map(projects, network.graph.nodes)):
+        raise ModelError(
+            "torch's exporter would have to write the network, and cannot write an LSTM that "
+            "projects its hidden state (proj_size)"
+        )
     prefixes = tuple(f"{name}." for name in names)
     marked = copy.deepcopy(network).eval()
     for name, module in network.named_modules():

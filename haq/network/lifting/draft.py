@@ -4,7 +4,8 @@ from collections.abc import Hashable
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from haq.network.lifting.modules import Constant
 from haq.network.lifting.names import Names
@@ -15,10 +16,20 @@ from haq.network.program import Program
 
 aten = torch.ops.aten
 
-# Depend on how the values lie in memory, which may differ from the sample's.
+
+def _bilinear(first: Tensor, second: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return ``functional.bilinear``, which autocast leaves out."""
+    kind = weight.dtype
+    return functional.bilinear(first.to(kind), second.to(kind), weight, bias)
+
+
+_bilinear.computes = aten.bilinear.default  # type: ignore[attr-defined]
+
+# The first two depend on how the values lie in memory, which may differ from the sample's.
 _REPLACED = {
     aten.view.default: aten.reshape.default,
     aten._unsafe_view.default: aten.reshape.default,
+    aten.bilinear.default: _bilinear,
 }
 
 

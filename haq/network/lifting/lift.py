@@ -6,6 +6,7 @@ from typing import Any
 from torch import fx, nn
 
 from haq.errors import ModelError
+from haq.network.lifting.bags import open_bags
 from haq.network.lifting.draft import Draft
 from haq.network.lifting.matrices import hold_matrices
 from haq.network.lifting.names import input_names
@@ -39,6 +40,7 @@ def lifted(
         program: From ``haq.network.program.export``.
         names: Of its inputs; without them those of the forward's parameters, in order.
     """
+    open_bags(program.graph)
     draft, inputs = Draft(model, program), iter(names) if names else input_names(model)
     for node in program.graph.nodes:
         if node.op == "placeholder":

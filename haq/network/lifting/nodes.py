@@ -37,7 +37,7 @@ def changes_nothing(node: fx.Node) -> bool:
         return True
     if node.target is aten.slice.Tensor:
         return node.args[2:3] in ((), (0,), (None,)) and node.args[3:] in ((), (_END,), (None,))
-    if name_of(node) in ("to", "_to_copy", "type_as"):
+    if name_of(node) in ("to", "_to_copy", "type_as") and "val" in node.meta:
         before, after = (each.meta["val"] for each in (node.all_input_nodes[0], node))
         return bool((before.dtype, before.device) == (after.dtype, after.device))
     return False

@@ -255,6 +255,20 @@ def _addcmul(draft: Draft, node: fx.Node) -> str:
     return str(draft.emit("Add", x, product))
 
 
+def _rrelu(draft: Draft, node: fx.Node) -> str:
+    """Write a randomised leaky ReLU as it is in evaluation: with the mean of its slopes."""
+    given = arguments(node)
+    slope = (float(given["lower"]) + float(given["upper"])) / 2
+    return str(draft.emit("LeakyRelu", draft.tensor(given["self"]), alpha=slope))
+
+
+def _threshold(draft: Draft, node: fx.Node) -> str:
+    given, dtype = _operands(draft, node)
+    x, least = draft.tensor(given["self"], dtype), draft.constant(given["threshold"], dtype)
+    over = draft.emit("Greater", x, least)
+    return str(draft.emit("Where", over, x, draft.constant(given["value"], dtype)))
+
+
 def _negated(kind: str) -> Rule:
     def rule(draft: Draft, node: fx.Node) -> str:
         return str(draft.emit(kind, draft.tensor(node.args[0], torch.bool)))
@@ -325,6 +339,9 @@ RULES: Mapping[Any, Rule] = {
     "relu6": _relu6, "hardtanh": _clamp, "clamp": _clamp, "clamp_min": _clamp, "clamp_max": _clamp,
     "pow": _pow, "where": _where, "masked_fill": _masked_fill, "prelu": _prelu,
     "leaky_relu": _with("LeakyRelu", alpha="negative_slope"), "elu": _with("Elu", alpha="alpha"),
+    "rrelu": _rrelu, "selu": _unary("Selu"), "celu": _with("Celu", alpha="alpha"),
+    "hardshrink": _with("Shrink", lambd="lambd"), "threshold": _threshold,
+    "softshrink": _with("Shrink", lambd="lambd", bias="lambd"),
     "softmax": _softmax("Softmax"), "log_softmax": _softmax("LogSoftmax"),
     "_softmax": _softmax("Softmax"), "_log_softmax": _softmax("LogSoftmax"),
     "softplus": _softplus, "log_sigmoid": _logsigmoid, "glu": _glu, "lerp": _lerp,

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from haq.formats.onnx.translation import elementwise, products, reductions
-from haq.formats.onnx.translation.draft import Draft, arguments, axis_of
+from haq.formats.onnx.translation import elementwise, products, reductions, sampling
+from haq.formats.onnx.translation.draft import Draft, Known, arguments, axis_of
 from haq.formats.onnx.translation.elementwise import Rule
 from haq.network.operators import kind_of
 from haq.quantization.exact import (
@@ -101,9 +101,13 @@ def _reduced(kind: str, plain: Rule) -> Rule:
 
 
 def _group_norm(draft: Draft, node: fx.Node) -> Any:
-    """Write it as a norm of groups of channels, whose weights are applied to what comes out."""
     given = arguments(node)
-    value, groups, dtype = given["input"], given["num_groups"], draft.of(node).dtype
+    return _normalised(draft, node, given["input"], given["num_groups"])
+
+
+def _normalised(draft: Draft, node: fx.Node, value: fx.Node, groups: int) -> str:
+    """Write a norm of groups of channels, whose weights are applied to what comes out."""
+    given, dtype = arguments(node), draft.of(node).dtype
     known = draft.of(value)
     flat = draft.emit("Reshape", _wide(draft, value), draft.constant([0, groups, -1]))
     axes = draft.constant([2])
@@ -121,30 +125,12 @@ def _group_norm(draft: Draft, node: fx.Node) -> Any:
 
 def _einsum(draft: Draft, node: fx.Node) -> Any:
     given = arguments(node)
-    equation = given["equation"].replace(" ", "")
-    if "..." in equation:
+    ranks = [draft.of(operand).rank for operand in given["tensors"]]
+    equation = products.with_letters(given["equation"], ranks)
+    if equation is None:
         return None
     operands = (_wide(draft, operand) for operand in given["tensors"])
     return draft.cast(draft.emit("Einsum", *operands, equation=equation), draft.of(node).dtype)
-
-
-def _bilinear(draft: Draft, node: fx.Node) -> Any:
-    """Write a resampling as a product with a matrix along each axis: Resize has no float64."""
-    if not computed_exactly(node):
-        return products.RULES["upsample_bilinear2d"](draft, node)
-    given, dtype = arguments(node), draft.of(node).dtype
-    before, after = draft.of(given["input"]).shape[2:], draft.of(node).shape[2:]
-    scales = given["scale_factors"] or (None, None)
-    x = _wide(draft, given["input"])
-    for axis, (old, new, scale) in enumerate(zip(before, after, scales, strict=True)):
-        if old is None or new is None:
-            return None
-        unit = torch.eye(old, dtype=WIDE)[None]  # (1, old, old)
-        corners = bool(given["align_corners"])
-        matrix = torch.ops.aten.upsample_linear1d(unit, [new], corners, scale)[0]  # (old, new)
-        held = draft.constant((matrix if axis else matrix.T).numpy(), WIDE)
-        x = draft.emit("MatMul", *((x, held) if axis else (held, x)))
-    return draft.cast(x, dtype)
 
 
 def _gate(kind: str) -> Rule:
@@ -155,6 +141,81 @@ def _gate(kind: str) -> Rule:
         return draft.cast(result, draft.of(node).dtype)
 
     return rule
+
+
+def _in_float64(wide: Rule, plain: Rule | None = None) -> Rule:
+    """Return the rule of an operation that is computed in float64, where it is computed exactly.
+
+    Args:
+        wide: Writes it so, in the type that its operands are said to have.
+        plain: Writes it elsewhere; the same without.
+    """
+
+    def rule(draft: Draft, node: fx.Node) -> Any:
+        dtype = draft.of(node).dtype
+        if not computed_exactly(node) or not dtype.is_floating_point:
+            return (plain or wide)(draft, node)
+        operands = [one for one in node.all_input_nodes if draft.of(one).dtype.is_floating_point]
+        known, names = dict(draft.known), dict(draft.names)
+        wide_names = {one: _wide(draft, one) for one in operands}
+        draft.names |= wide_names
+        draft.known = {
+            **known, **{one: Known(known[one].shape, WIDE) for one in (*operands, node)}
+        }  # fmt: skip
+        try:
+            result = wide(draft, node)
+        finally:
+            draft.known, draft.names = known, names
+        return None if result is None else draft.cast(str(result), dtype)
+
+    return rule
+
+
+def _instance_norm(draft: Draft, node: fx.Node) -> Any:
+    given = arguments(node)
+    if not given["use_input_stats"]:
+        return None
+    return _normalised(draft, node, given["input"], draft.of(given["input"]).shape[1] or 0)
+
+
+_SELU = {"alpha": 1.6732632423543772, "scale": 1.0507009873554805}
+
+
+def _elu(draft: Draft, node: fx.Node) -> str:
+    """Write ELU and its like: scale * (x or, below zero, alpha * (exp(x * input scale) - 1))."""
+    given, dtype, kind = arguments(node), draft.of(node).dtype, kind_of(node)
+    given = {**given, **(_SELU if kind == "selu" else {})}
+    alpha, scale = float(given["alpha"]), float(given.get("scale", 1))
+    inner = 1 / alpha if kind == "celu" else float(given.get("input_scale", 1))
+    x, zero = draft.tensor(given["self"]), draft.constant(0.0, dtype)
+    below = draft.emit("Min", x, zero)
+    below = below if inner == 1 else draft.emit("Mul", below, draft.constant(inner, dtype))
+    below = draft.emit("Sub", draft.emit("Exp", below), draft.constant(1.0, dtype))
+    below = draft.emit("Mul", below, draft.constant(alpha, dtype))
+    both = draft.emit("Where", draft.emit("Greater", x, zero), x, below)
+    return str(both if scale == 1 else draft.emit("Mul", both, draft.constant(scale, dtype)))
+
+
+def _softplus_of(draft: Draft, x: str, beta: float, dtype: torch.dtype) -> str:
+    """Write log(1 + exp(beta x)) / beta so that nothing overflows."""
+    one, zero, factor = (draft.constant(value, dtype) for value in (1.0, 0.0, beta))
+    x = x if beta == 1 else draft.emit("Mul", x, factor)
+    small = draft.emit("Exp", draft.emit("Neg", draft.emit("Abs", x)))
+    rest = draft.emit("Log", draft.emit("Add", small, one))
+    result = draft.emit("Add", draft.emit("Max", x, zero), rest)
+    return str(result if beta == 1 else draft.emit("Div", result, factor))
+
+
+def _softplus(draft: Draft, node: fx.Node) -> str:
+    given = arguments(node)
+    x = draft.tensor(given["self"])
+    return _softplus_of(draft, x, float(given["beta"]), draft.of(node).dtype)
+
+
+def _mish(draft: Draft, node: fx.Node) -> str:
+    x = draft.tensor(node.args[0])
+    soft = _softplus_of(draft, x, 1.0, draft.of(node).dtype)
+    return str(draft.emit("Mul", x, draft.emit("Tanh", soft)))
 
 
 def _silu(draft: Draft, node: fx.Node) -> Any:
@@ -229,13 +290,16 @@ def _attention(draft: Draft, node: fx.Node) -> Any:
     given = arguments(node)
     query, key, value = (given[name] for name in ("query", "key", "value"))
     if given.get("enable_gqa"):
-        return None
+        products.repeat_heads(draft, query, key, value)
     width = draft.of(query).shape[-1]
     assert width is not None
     scale = width**-0.5 if given["scale"] is None else float(given["scale"])
     grids = [grid_of(operand) for operand in (query, key, value)]
     scores = _scores(draft, query, key, grids, scale)
-    scores, masked = _masked(draft, scores, given), given["attn_mask"] is not None
+    scores, masked = (
+        products.masked(draft, scores, given, torch.float32),
+        given["attn_mask"] is not None,
+    )
     shares = _share_codes(draft, scores, draft.of(key).shape[-2], masked)
     if grids[2] is None:
         real = draft.emit("Mul", draft.cast(shares, WIDE), draft.constant(SHARE, WIDE))
@@ -262,33 +326,23 @@ def _scores(
     return _times(draft, sums, (left, right), None, scale)
 
 
-def _masked(draft: Draft, scores: str, given: Mapping[str, Any]) -> str:
-    mask = given["attn_mask"]
-    if given["is_causal"]:
-        rows, columns = (
-            draft.emit("Shape", draft.tensor(given[name]), start=-2, end=-1)
-            for name in ("query", "key")
-        )
-        shape = draft.emit("Concat", rows, columns, axis=0)
-        every = draft.emit("Expand", draft.constant(1.0, torch.float32), shape)
-        seen = draft.cast(draft.emit("Trilu", every, upper=0), torch.bool)
-        return str(draft.emit("Where", seen, scores, draft.constant(-1e30, torch.float32)))
-    if mask is None:
-        return scores
-    if draft.of(mask).dtype == torch.bool:
-        least = draft.constant(-1e30, torch.float32)
-        return str(draft.emit("Where", draft.tensor(mask), scores, least))
-    return str(draft.emit("Add", scores, draft.tensor(mask, torch.float32)))
-
-
 RULES: Mapping[Any, Rule] = {
     "layer_norm": _layer_norm, "softmax": _softmax, "matmul": _matmul, "bmm": _matmul,
     "mean": _reduced("ReduceMean", reductions.RULES["mean"]),
     "sum": _reduced("ReduceSum", reductions.RULES["sum"]),
     "scaled_dot_product_attention": _attention, "group_norm": _group_norm, "einsum": _einsum,
-    "upsample_bilinear2d": _bilinear,
+    "upsample_bilinear2d": _in_float64(sampling.linearly, sampling.RULES["upsample_bilinear2d"]),
     "sigmoid": _gate("Sigmoid"), "tanh": _gate("Tanh"), "exp": _gate("Exp"), "silu": _silu,
-    "gelu": _gelu,
-    "hardswish": _hardswish,
+    "gelu": _gelu, "hardswish": _hardswish, "instance_norm": _instance_norm,
+    **{name: _in_float64(reductions.RULES[name])
+       for name in ("cumsum", "linalg_vector_norm", "logsumexp", "norm", "std", "var")},
+    **{name: _in_float64(elementwise.RULES[name])
+       for name in ("_log_softmax", "cos", "log", "log_softmax", "pow", "sin")},
+    **{name: _in_float64(products.RULES[name]) for name in ("bilinear", "rms_norm")},
+    **{name: _in_float64(sampling.RULES[name]) for name in ("cdist", "cosine_similarity")},
+    **{name: _in_float64(sampling.linearly, sampling.RULES[name])
+       for name in ("upsample_linear1d", "upsample_trilinear3d")},
+    **{name: _in_float64(_elu) for name in ("celu", "elu", "selu")},
+    "softplus": _in_float64(_softplus), "mish": _in_float64(_mish),
 }  # fmt: skip
 """As in ``elementwise``."""

@@ -1,6 +1,6 @@
 """Products, normalisations and resampling that are no layers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,12 +41,49 @@ def _linear(draft: Draft, node: fx.Node) -> str:
     return str(draft.emit("Add", product, draft.tensor(given["bias"])))
 
 
+def _bilinear(draft: Draft, node: fx.Node) -> str:
+    """Write sums over all pairs of two rows as a product with the pairs in a row."""
+    given = arguments(node)
+    one, other = draft.tensor(given["input1"]), draft.tensor(given["input2"])
+    left = draft.emit("Unsqueeze", one, draft.constant([-1]))
+    pairs = draft.emit("Mul", left, draft.emit("Unsqueeze", other, draft.constant([-2])))
+    known = draft.of(given["weight"])
+    outputs, rows, columns = (size or 0 for size in known.shape)
+    rank = draft.of(node).rank
+    flat = draft.emit("Reshape", pairs, draft.constant([*[0] * (rank - 1), rows * columns]))
+    weight = draft.emit(
+        "Reshape", draft.tensor(given["weight"]), draft.constant([outputs, rows * columns])
+    )
+    product = draft.emit("MatMul", flat, draft.emit("Transpose", weight, perm=[1, 0]))
+    if given["bias"] is None:
+        return str(product)
+    return str(draft.emit("Add", product, draft.tensor(given["bias"])))
+
+
+def with_letters(equation: str, ranks: Sequence[int]) -> str | None:
+    """Return an equation with letters for its ellipses; None where these differ in length.
+
+    >>> with_letters("...i, ...j -> ...", [3, 3])
+    'ABi,ABj->AB'
+    """
+    terms, _, result = equation.replace(" ", "").partition("->")
+    lengths = {
+        rank - len(term.replace("...", ""))
+        for term, rank in zip(terms.split(","), ranks, strict=True) if "..." in term
+    }  # fmt: skip
+    if len(lengths) > 1:
+        return None
+    letters = [c for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if c not in equation]
+    stands = "".join(letters[: max(lengths, default=0)])
+    plain = terms.replace("...", stands)
+    return f"{plain}->{result.replace('...', stands)}" if "->" in equation else plain
+
+
 def _einsum(draft: Draft, node: fx.Node) -> Any:
     given = arguments(node)
-    equation = given["equation"].replace(" ", "")
-    if "..." in equation:
-        return None
-    return draft.emit("Einsum", *map(draft.tensor, given["tensors"]), equation=equation)
+    tensors = given["tensors"]
+    equation = with_letters(given["equation"], [draft.of(one).rank for one in tensors])
+    return equation and draft.emit("Einsum", *map(draft.tensor, tensors), equation=equation)
 
 
 def _layer_norm(draft: Draft, node: fx.Node) -> str:
@@ -147,9 +184,9 @@ def _attention(draft: Draft, node: fx.Node) -> Any:
     """Write attention as the products and the softmax that it consists of."""
     given = arguments(node)
     query, key, value = (given[name] for name in ("query", "key", "value"))
-    dtype, mask = draft.of(node).dtype, given["attn_mask"]
-    if given["is_causal"] or given.get("enable_gqa"):
-        return None
+    dtype = draft.of(node).dtype
+    if given.get("enable_gqa"):
+        repeat_heads(draft, query, key, value)
     width = draft.of(query).shape[-1]
     assert width is not None
     scale = width**-0.5 if given["scale"] is None else given["scale"]
@@ -158,54 +195,50 @@ def _attention(draft: Draft, node: fx.Node) -> Any:
     turned = draft.emit("Transpose", draft.tensor(key), perm=order)
     scores = draft.emit("MatMul", draft.tensor(query), turned)
     scores = draft.emit("Mul", scores, draft.constant(scale, dtype))
-    if mask is not None:
-        scores = _masked(draft, scores, mask, dtype)
+    scores = masked(draft, scores, given, dtype)
     return draft.emit("MatMul", draft.emit("Softmax", scores, axis=-1), draft.tensor(value))
 
 
-def _masked(draft: Draft, scores: str, mask: fx.Node, dtype: torch.dtype) -> str:
+def masked(draft: Draft, scores: str, given: Mapping[str, Any], dtype: torch.dtype) -> str:
+    """Write the scores of attention with what shuts out places, if there is something."""
+    mask, least = given["attn_mask"], draft.constant(-1e30, dtype)
+    if given["is_causal"]:
+        rows, columns = (
+            draft.emit("Shape", draft.tensor(given[name]), start=-2, end=-1)
+            for name in ("query", "key")
+        )
+        shape = draft.emit("Concat", rows, columns, axis=0)
+        every = draft.emit("Expand", draft.constant(1.0, torch.float32), shape)
+        seen = draft.cast(draft.emit("Trilu", every, upper=0), torch.bool)
+        return str(draft.emit("Where", seen, scores, least))
+    if mask is None:
+        return scores
     if draft.of(mask).dtype == torch.bool:
-        least = draft.constant(-3e38, dtype)
         return str(draft.emit("Where", draft.tensor(mask), scores, least))
     return str(draft.emit("Add", scores, draft.tensor(mask, dtype)))
 
 
-def _resize(mode: str) -> Rule:
-    def rule(draft: Draft, node: fx.Node) -> Any:
-        given = arguments(node)
-        value = given.get("input", given.get("self"))
-        sizes = draft.of(node).shape[2:]
-        if any(size is None for size in sizes):
-            return None
-        corners = bool(given.get("align_corners"))
-        place = "asymmetric" if mode == "nearest" else "half_pixel"
-        before = draft.of(value).shape[2:]
-        scales = [new / old for new, old in zip(sizes, before, strict=True)]  # type: ignore[operator]
-        if any(given.get(name) for name in ("scale_factors", "scales_h", "scales_w")):
-            asked = given.get("scale_factors") or [given["scales_h"], given["scales_w"]]
-            if [float(one or 0) for one in asked] != scales:
-                return None
-        shape = draft.emit(
-            "Concat", draft.emit("Shape", draft.tensor(value), end=2), draft.constant(list(sizes)),
-            axis=0,
-        )  # fmt: skip
-        return draft.emit(
-            "Resize", draft.tensor(value), "", "", shape, mode=mode,
-            coordinate_transformation_mode="align_corners" if corners else place,
-            nearest_mode="floor" if mode == "nearest" else None,
-            cubic_coeff_a=-0.75 if mode == "cubic" else None,
-        )  # fmt: skip
-
-    return rule
+def repeat_heads(draft: Draft, query: fx.Node, *shared: fx.Node) -> None:
+    """Let heads of keys and values that several heads of queries read stand for each of these."""
+    heads = draft.of(query).shape[-3]
+    for node in dict.fromkeys(shared):
+        known = draft.of(node)
+        own = known.shape[-3]
+        if heads is None or own is None or known.rank != 4 or known.shape[-1] is None:
+            raise NotImplementedError
+        x = draft.emit("Unsqueeze", draft.tensor(node), draft.constant([2]))
+        x = draft.emit("Tile", x, draft.constant([1, 1, heads // own, 1, 1]))
+        # Rows may vary: their number is worked out.
+        sizes = [0, heads, -1, known.shape[-1]]
+        draft.names[node] = draft.emit("Reshape", x, draft.constant(sizes))
 
 
 RULES: Mapping[Any, Rule] = {
     "matmul": _matmul, "mm": _matmul, "bmm": _matmul, "addmm": _addmm, "baddbmm": _addmm,
-    "linear": _linear, "einsum": _einsum, "layer_norm": _layer_norm, "rms_norm": _rms_norm,
+    "linear": _linear, "bilinear": _bilinear, "einsum": _einsum,
+    "layer_norm": _layer_norm, "rms_norm": _rms_norm,
     "group_norm": _group_norm, "batch_norm": _batch_norm, "instance_norm": _instance_norm,
     "conv1d": _convolution, "conv2d": _convolution, "conv3d": _convolution,
-    "scaled_dot_product_attention": _attention, "upsample_nearest2d": _resize("nearest"),
-    "upsample_nearest1d": _resize("nearest"), "upsample_bilinear2d": _resize("linear"),
-    "upsample_bicubic2d": _resize("cubic"), "upsample_linear1d": _resize("linear"),
+    "scaled_dot_product_attention": _attention,
 }  # fmt: skip
 """As in ``elementwise``."""

@@ -324,27 +324,6 @@ def _pad(draft: Draft, node: fx.Node) -> str:
     return str(draft.emit("Pad", draft.tensor(given["self"]), sizes, *rest, mode=kind))
 
 
-def _pixel_shuffle(draft: Draft, node: fx.Node) -> str:
-    given = arguments(node)
-    size = given["upscale_factor"]
-    return str(draft.emit("DepthToSpace", draft.tensor(given["self"]), blocksize=size, mode="CRD"))
-
-
-def _pixel_unshuffle(draft: Draft, node: fx.Node) -> str:
-    """Move pixels into channels; SpaceToDepth puts the channels in another order."""
-    given = arguments(node)
-    size = given["downscale_factor"]
-    _, channels, rows, columns = draft.of(given["self"]).shape
-    if None in (channels, rows, columns):
-        raise NotImplementedError
-    assert channels and rows and columns
-    apart = [0, channels, rows // size, size, columns // size, size]
-    x = draft.emit("Reshape", draft.tensor(given["self"]), draft.constant(apart))
-    x = draft.emit("Transpose", x, perm=[0, 1, 3, 5, 2, 4])
-    together = [0, channels * size * size, rows // size, columns // size]
-    return str(draft.emit("Reshape", x, draft.constant(together)))
-
-
 def _size(draft: Draft, node: fx.Node) -> str:
     given = arguments(node)
     axis = axis_of(given["dim"], draft.of(given["self"]).rank)
@@ -386,7 +365,7 @@ RULES: Mapping[Any, Rule] = {
     "slice": _slice, "slice_scatter": _slice_scatter, "select_scatter": _select_scatter,
     "narrow": _narrow, "index": _index, "index_select": _index_select,
     "gather": _gather, "embedding": _embedding, "flip": _flip, "roll": _roll, "pad": _pad,
-    "constant_pad_nd": _pad, "pixel_shuffle": _pixel_shuffle, "pixel_unshuffle": _pixel_unshuffle,
+    "constant_pad_nd": _pad, 
     "sym_size": _size, "diff": _diff, "triu": _triangle(1),
     "tril": _triangle(0),
 }  # fmt: skip

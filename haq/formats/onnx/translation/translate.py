@@ -9,7 +9,15 @@ from onnx import helper
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from haq.formats.onnx.translation import elementwise, exact, products, reductions, shapes
+from haq.formats.onnx.translation import (
+    elementwise,
+    exact,
+    products,
+    recurrent,
+    reductions,
+    sampling,
+    shapes,
+)
 from haq.formats.onnx.translation.draft import (
     TYPES,
     Draft,
@@ -19,10 +27,12 @@ from haq.formats.onnx.translation.draft import (
     read_nodes,
 )
 from haq.network.lifting.modules import DROPOUT_MODULES, Constant
+from haq.network.modules import Matrix
 from haq.network.operators import kind_of
 
 RULES: Mapping[Any, elementwise.Rule] = {
     **elementwise.RULES, **shapes.RULES, **reductions.RULES, **products.RULES,
+    **recurrent.RULES, **sampling.RULES,
 }  # fmt: skip
 """Name of an operation to what writes it."""
 
@@ -110,6 +120,9 @@ def _module(
     module = network.get_submodule(name)
     if isinstance(module, Constant):
         return draft.initializer(f"{name}.value", module.value)
+    if isinstance(module, Matrix):
+        shape = list(module.weight.shape)
+        return draft.emit("weight", domain=domain, name=name, shape=shape)
     if not node.args:
         raise UntranslatedError(type(module).__name__)
     marked = marker(module, name)
