@@ -718,7 +718,7 @@ def with_nan(name):
     (lambda network: network.double(), "fc1.weight is torch.float64; only parameters in float32"),
     (with_nan("fc1.weight"), "fc1.weight has values that are not finite numbers"),
     (with_nan("fc2.bias"), "fc2.bias has values that are not finite numbers"),
-    (lambda network: network.register_buffer("far", torch.tensor([math.inf]).double()),
+    (lambda network: network.register_buffer("far", torch.tensor([math.nan]).double()),
      "far has values that are not finite numbers"),
 ])  # fmt: skip
 def test_a_network_that_is_not_kept(change, message, tmp_path):
