@@ -24,9 +24,11 @@ def transformers_tables(minilm: Record | None, gpt2: Record | None) -> str:
 
 
 def _minilm(record: Record) -> str:
+    counts = sorted({row["sentences"] for row in record["rows"].values()})
+    said = " or ".join(map(str, counts))
     lead = (
         f"MiniLM (22.7 million weights, embeddings included) with weights alone quantized, "
-        f"searched on {record['sentences']} sentences without labels; the cosine of the file's "
+        f"searched on {said} sentences without labels; the cosine of the file's "
         "answers in ONNX Runtime to float, mean and least of 48 other sentences; bits for each "
         "weight of the codes alone, and of codes and scales; latency of one thread as a share of "
         f"float32's, interleaved, on {record['machine']['cpu']}, at sentences x tokens; CPU "
@@ -37,7 +39,8 @@ def _minilm(record: Record) -> str:
     order = sorted(record["rows"], key=lambda name: list(_NAMES).index(name) if name in _NAMES
                    else len(_NAMES) + _bits(name))  # fmt: skip
     rows = [_minilm_row(name, record["rows"][name], times) for name in order]
-    return markdown(lead, head, rows)
+    table = markdown(lead, head, rows)
+    return "\n\n".join([table, *filter(None, [record.get("latency_note")])])
 
 
 def _bits(name: str) -> float:
