@@ -1,9 +1,11 @@
 """What a run's ONNX file is worth where it is run: accuracy, agreement, latency."""
 
 import copy
+import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from haq.formats.onnx.values import Array
 from haq.hw_profiles.measure import onnx_runtime, timing
 from haq.hw_profiles.measure.timing import Timing
 from haq.metrics import METRICS, Metric, metric_of
+from haq.models.onnx.runtime import plain
 from haq.models.weights import load_weights
 from haq.network.graph import trace
 from haq.network.inputs import Inputs, random_inputs, tensors_of
@@ -219,6 +222,17 @@ def _has_tokens(rows: Inputs) -> bool:
     return any(not tensor.is_floating_point() for tensor in tensors_of(rows))
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep ONNX Runtime's quantizer from warning of every norm on the root logger."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def static(floats: onnx.ModelProto, data: Data | None, rows: Inputs | None = None) -> bytes:
     """Return what ONNX Runtime's own quantizer makes of a float network: 8 bits everywhere.
 
@@ -240,10 +254,11 @@ def static(floats: onnx.ModelProto, data: Data | None, rows: Inputs | None = Non
         )
         onnx.save(floats, source)
         quant_pre_process(source, ready, skip_symbolic_shape=True)
-        quantize_static(
-            ready, out, reader, quant_format=QuantFormat.QDQ, per_channel=True,
-            weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8,
-        )  # fmt: skip
+        with _quiet():
+            quantize_static(
+                ready, out, reader, quant_format=QuantFormat.QDQ, per_channel=True,
+                weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8,
+            )  # fmt: skip
         return out.read_bytes()
 
 
@@ -262,7 +277,7 @@ def _latencies(
         tried.run(None, fed(tried, rows[: SETUP.batch]))
         models["quantize_static"] = quantized
     except Exception as error:  # of its own, for networks that it cannot take
-        missing["without_quantize_static"] = str(error).splitlines()[0]
+        missing["without_quantize_static"] = plain(str(error).splitlines()[0])[:200]
     models = {
         name: with_sizes(onnx.load_from_string(model), SETUP.batch).SerializeToString()
         for name, model in models.items()

@@ -57,7 +57,7 @@ class Answer:
 
 def test_search_has_a_typed_keyword_for_every_field_of_a_job():
     parameters = inspect.signature(search).parameters
-    own = {"evaluate", "out", "resume", "on_progress"}
+    own = {"evaluate", "out", "resume", "on_progress", "on_trial", "track"}
     asked = {name: field for name, field in Job.model_fields.items() if name != "transforms"}
     assert set(parameters) == {*asked, *own}
     assert all(p.annotation is not p.empty for p in parameters.values())
