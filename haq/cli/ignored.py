@@ -22,11 +22,6 @@ def check_used(given: Mapping[str, Any], job: "Job") -> None:
     Raises:
         HaqError: One of them changes nothing.
     """
-    if "batch" in given and job.target is None:
-        raise HaqError(
-            f"--batch {job.batch} is of a target, and there is none: name one with --target, or "
-            "leave it out"
-        )
     if job.paper and given.get("distill", "none") != "none":
         raise HaqError("--paper learns from labels alone; leave --distill out")
     unused = [flag(name) for name in OF_TRAINING if name in given]
@@ -34,6 +29,17 @@ def check_used(given: Mapping[str, Any], job: "Job") -> None:
         raise HaqError(
             f"{unused[0]} is of fine-tuning, and nothing is fine-tuned here: give --finalists or "
             "--final-epochs as well, or --evaluation finetune, or leave it out"
+        )
+    if "train_images" in given and not job.fine_tunes:
+        raise HaqError(
+            f"--train-images {job.train_images} is of the epoch of an episode or a finalist, and "
+            "none has one here: give --finalists as well, or --evaluation finetune, or leave it out"
+        )
+    if "calibration_images" in given and "static" not in job.schemes:
+        raise HaqError(
+            f"--calibration-images {job.calibration_images} is of activations that are rounded "
+            f"once for all readers, and with --scheme {' and '.join(job.schemes)} none are; leave "
+            "it out, or name static too"
         )
     books = set(job.schemes) == {"codebook"}
     for name in ("clipping", "per_tensor", "rounding_steps"):
@@ -46,6 +52,19 @@ def check_used(given: Mapping[str, Any], job: "Job") -> None:
         raise HaqError(
             f"--rounding-steps {job.rounding_steps}: the rounding is learned where nothing is "
             "fine-tuned; leave it out, or give --evaluation cheap"
+        )
+
+
+def check_workers(job: "Job") -> None:
+    """Check that there is work for more than one worker.
+
+    Raises:
+        HaqError: One policy is tried, and nothing else is done side by side.
+    """
+    if job.workers > 1 and job.episodes == 1 and not job.finalists:
+        raise HaqError(
+            f"--workers {job.workers} evaluate policies side by side, and one is tried here; leave "
+            "it out, or give --episodes"
         )
 
 

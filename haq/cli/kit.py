@@ -12,6 +12,7 @@ from haq.cli.options import (
     Model,
     Seed,
     Width,
+    given,
     option,
     width_range,
 )
@@ -105,6 +106,7 @@ def act_widths(text: str) -> list[int]:
 
 @kit_app.command("run")
 def run_command(
+    context: typer.Context,
     kit: Folder,
     ssh: Annotated[
         str | None,
@@ -127,8 +129,13 @@ def run_command(
     ] = 5,
 ) -> None:  # fmt: skip
     """Measure a kit, here or over ssh; given again, it goes on where it was."""
+    from haq.errors import HaqError
     from haq.runs.kit.device import run_kit
 
+    if ssh is None and "python" in given(context):
+        raise HaqError(
+            f"--python {python} is of the machine of --ssh, and there is none; leave it out"
+        )
     options = ["--threads", str(threads), "--rounds", str(rounds)]
     if command is not None:
         options += ["--command", command]

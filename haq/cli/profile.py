@@ -65,6 +65,7 @@ def profile_command(  # noqa: PLR0913 - one argument an option
     network of its own and in mixed ones.
     """
     from haq.cli.terminal.progress import progress
+    from haq.errors import HaqError
     from haq.hw_profiles.measure.onnx_runtime import Setup, check_provider
     from haq.runs.profiling.energy import meter_of
     from haq.runs.profiling.profile import check_cpu, check_out, describe, run_profile
@@ -73,6 +74,10 @@ def profile_command(  # noqa: PLR0913 - one argument an option
     check_provider(provider)
     meter = meter_of(provider) if energy else None
     runs_on = check_cpu(cpu)
+    if provider != "cpu" and runs_on != "any":
+        raise HaqError(
+            f"--cpu {cpu} is of kernels of CPUs, and --provider {provider} has others; leave it out"
+        )
     check_out(out)
     formats = formats_of(scheme, groups)
     asked = subject(

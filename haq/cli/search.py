@@ -6,7 +6,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from haq.cli.ignored import check_used, unbudgeted
+from haq.cli.ignored import check_used, check_workers, unbudgeted
 from haq.cli.options import (
     BITS,
     HARDWARE,
@@ -216,6 +216,7 @@ def search_command(  # noqa: PLR0913 - one argument an option
     else:
         job = parse_job(**job_fields(context.params))
         check_used(given(context), job)
+        check_workers(job)
         if note := unbudgeted(job):
             typer.echo(f"haq: {note}", err=True)
         folder = new_folder(job, out)

@@ -69,6 +69,11 @@ def run_training(
     check_out(out)
     if states:
         check_states(states, out)
+        if epochs == 1:
+            raise ModelError(
+                f"keep-states {states}: the weights after every epoch but the last go there, and "
+                "--epochs 1 has no other; leave it out, or give more epochs"
+            )
     torch.set_num_threads(job.threads or torch.get_num_threads())
     reading = reading_of(job)
     about = outline(job.data, job.size, reading)

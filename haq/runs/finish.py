@@ -2,7 +2,6 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from safetensors.torch import load
@@ -19,7 +18,7 @@ from haq.runs.coded_size import kept, summary_fields
 from haq.runs.evaluation import Evaluation
 from haq.runs.executors import Request
 from haq.runs.folder import read_json, write_json
-from haq.runs.judge import Judged, better, winner
+from haq.runs.judge import best_tuned
 from haq.runs.scoring import score_key
 from haq.runs.state import Search, policy_key, save_network
 from haq.runs.winner import measured_winner
@@ -156,19 +155,11 @@ def _play_off(search: Search) -> tuple[Trial, bytes | None, list[dict[str, Any]]
         best_one = max(entrants, key=lambda entrant: score_key(entrant.score, "metric"))
     else:
         judged = [judge.judged(_network(search, entrant)) for entrant in entrants]
-        best_one = entrants[_best_tuned(judged)]
+        best_one = entrants[best_tuned(judged)]
         for row, one in zip(rows, judged[1:], strict=True):
             row |= {"judged_accuracy": one.accuracy, "judged_divergence": one.divergence,
                     "judged_apart": judge.apart}  # fmt: skip
     return best_one.trial, best_one.weights, rows
-
-
-def _best_tuned(judged: Sequence[Judged]) -> int:
-    """Return the number of the best fine-tuned network; 0, the first, where that is no better."""
-    if len(judged) == 1:
-        return 0
-    best_one = 1 + winner(judged[1:])
-    return best_one if better(judged[best_one], judged[0]) else 0
 
 
 def _network(search: Search, entrant: _Entrant) -> fx.GraphModule:

@@ -219,6 +219,8 @@ def parse_job(**fields: object) -> Job:
     given = {name: value for name, value in fields.items() if value is not None}
     if "distill" in given:
         given["distill"] = _distillation(given["distill"])
+        if given["distill"] and given.get("paper"):
+            raise JobError("distill", "--paper learns from labels alone; leave --distill out")
     given.setdefault("agent", _agent(given))
     if given.get("max_drop") is not None:
         _without_budgets(given)
@@ -293,6 +295,7 @@ def _check_together(job: Job) -> None:
             "budgets", "a search needs a budget, such as avg_weight_bits=3 or latency=50%w8a8"
         )
     _check_accuracy_target(job)
+    _check_used(job)
     if job.act_bits is not None and "static" not in job.schemes:
         raise JobError(
             "act_bits",
@@ -327,6 +330,34 @@ def _check_together(job: Job) -> None:
             "finalists",
             f"--finalists {job.finalists}: every episode is fine-tuned already; leave it out, or "
             "give --evaluation cheap",
+        )
+
+
+WITHOUT_TEXT = ("cifar10", "digits", "folder")
+"""Data in which nothing is text."""
+
+
+def check_reads_text(data: str, tokenizer: object, length: int | None) -> None:
+    """Refuse what text is read by, beside data in which there is none.
+
+    Raises:
+        JobError: One of the two is given.
+    """
+    for name, value in (("tokenizer", tokenizer), ("length", length)):
+        if value is not None and data.partition(":")[0] in WITHOUT_TEXT:
+            raise JobError(
+                name, f"{option(name)} {value} is of text, and {data} has none; leave it out"
+            )
+
+
+def _check_used(job: Job) -> None:
+    """Refuse what would change nothing beside what else is asked for."""
+    check_reads_text(job.data, job.tokenizer, job.length)
+    if job.batch is not None and job.target is None:
+        raise JobError(
+            "batch",
+            f"--batch {job.batch} is of a target, and there is none: name one with --target, or "
+            "leave it out",
         )
 
 

@@ -113,6 +113,18 @@ def better(trained: Judged, before: Judged) -> bool:
     return lead > BEYOND or (lead >= 0 and _nearer(before, trained) > BEYOND)
 
 
+def best_tuned(judged: Sequence[Judged]) -> int:
+    """Return the number of the best fine-tuned network; 0 where training did none of them good.
+
+    Args:
+        judged: The best network without fine-tuning, then those that were fine-tuned, if any.
+    """
+    if len(judged) == 1:
+        return 0
+    best_one = 1 + winner(judged[1:])
+    return best_one if better(judged[best_one], judged[0]) else 0
+
+
 def kept_if_better(
     judged: Callable[[nn.Module], Judged], model: nn.Module, train: Callable[[], None]
 ) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 
 from haq.cli.ignored import check_used, unbudgeted
 from haq.cli.main import main
-from haq.runs.job import parse_job
+from haq.runs.job import JobError, parse_job
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +34,18 @@ def haq(monkeypatch, *arguments):
         (["--agent", "ilp", "--train-images", "64"], "--train-images is of fine-tuning"),
         (["--agent", "ilp", "--distill", "none"], "--distill is of fine-tuning"),
         (["--evaluation", "finetune", "--rounding-steps", "9"], "--rounding-steps 9: the rounding"),
+        (
+            ["--agent", "ilp", "--final-epochs", "1", "--train-images", "64"],
+            "--train-images 64 is of the epoch of an episode or a finalist",
+        ),
+        (
+            ["--scheme", "codebook", "--calibration-images", "64"],
+            "--calibration-images 64 is of activations that are rounded once",
+        ),
+        (["--tokenizer", "somewhere"], "--tokenizer somewhere is of text, and digits has none"),
+        (["--length", "64"], "--length 64 is of text, and digits has none"),
+        (["--agent", "ilp", "--workers", "4"], "--workers 4 evaluate policies side by side"),
+        (["--act-bits", "4", "--scheme", "weight-only"], "--act-bits 4: with --scheme weight-only"),
         (["--pin", "conv1=32"], "--pin conv1=32: a pin is 2 to 8 bits; leave the layer out"),
         (["--pin", "conv1=1"], "--pin conv1=1: a pin is 2 to 8 bits"),
     ],
@@ -48,7 +60,7 @@ def test_an_option_that_would_change_nothing_is_refused(monkeypatch, capsys, arg
     "fields, given",
     [
         ({"agent": "ilp", "finalists": 2}, ["lr"]),
-        ({"agent": "ilp", "final_epochs": 1}, ["lr", "distill", "train_images"]),
+        ({"agent": "ilp", "final_epochs": 1}, ["lr", "distill"]),
         ({"agent": "guided"}, ["lr"]),
         ({"agent": "ddpg", "evaluation": "finetune"}, ["lr", "distill"]),
         ({"agent": "ddpg", "evaluation": "cheap", "rounding_steps": 9}, ["rounding_steps"]),
@@ -69,6 +81,14 @@ def test_an_option_that_changes_something_is_not(fields, given):
          "--measure is for --format onnx"),
         (["export", "run", "--format", "safetensors", "--out", "f", "--cpu", "vnni"],
          "--cpu vnni is for --format onnx"),
+        (["train", "--out", "f.safetensors", "--length", "9"], "--length 9 is of text"),
+        (["train", "--out", "f.safetensors", "--epochs", "1", "--keep-states", "states"],
+         "--epochs 1 has no other"),
+        (["profile", "--model", "digits_mlp", "--out", "f.json", "--length", "9"],
+         "--tokenizer and --length are of text, and there are no data"),
+        (["profile", "--model", "digits_mlp", "--out", "f.json", "--data", "digits", "--length",
+          "9"], "--length 9 is of text, and digits has none"),
+        (["kit", "run", "nowhere", "--python", "py"], "--python py is of the machine of --ssh"),
         (["cost", "--model", "resnet21", "--target", "bismo-edge", "--json", "--csv"], "give one"),
     ],
 )  # fmt: skip
@@ -84,6 +104,16 @@ def test_the_paper_learns_from_labels_alone(monkeypatch, capsys):
     check_used({"paper": True, "distill": "none"}, parse_job(paper=True, distill="none"))
     assert haq(monkeypatch, "search", "--paper", "--distill", "kd:0.9") == 2
     assert "leave --distill out" in capsys.readouterr().err
+
+
+def test_a_job_of_any_kind_is_refused_what_would_change_nothing():
+    with pytest.raises(JobError, match="leave --distill out"):
+        parse_job(paper=True, distill="kd:0.9")
+    with pytest.raises(JobError, match="--batch 8 is of a target, and there is none"):
+        parse_job(batch=8)
+    with pytest.raises(JobError, match="--length 9 is of text, and cifar10:there has none"):
+        parse_job(data="cifar10:there", length=9)
+    assert parse_job(data="text:file", length=9).length == 9
 
 
 def test_a_target_without_a_budget_on_it_is_said():

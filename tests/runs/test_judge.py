@@ -13,7 +13,15 @@ from haq.quantization.calibration import calibrate
 from haq.quantization.fake_quant import quantize, uniform
 from haq.runs.evaluator import Evaluator, Recipe
 from haq.runs.job import parse_job
-from haq.runs.judge import BEYOND, Judge, Judged, better, kept_if_better, winner
+from haq.runs.judge import (
+    BEYOND,
+    Judge,
+    Judged,
+    best_tuned,
+    better,
+    kept_if_better,
+    winner,
+)
 from haq.runs.run import run
 
 
@@ -64,6 +72,25 @@ def test_a_divergence_inside_its_error_keeps_what_was_there():
     assert better(Judged(right(90, 100), even), before)
     even[59] = 0.3  # .018 and .0099: 1.82 errors
     assert not better(Judged(right(90, 100), even), before)
+
+
+@pytest.mark.parametrize(
+    "tuned, expected",
+    [
+        ([], 0),  # no fine-tuning came to an end
+        ([(900, 0.1)], 1),
+        ([(900, 0.1), (900, 0.05)], 2),
+        ([(900, 0.05), (900, 0.1)], 1),
+        ([(915, 0.3), (900, 0.3)], 1),  # of equally near ones the first, as accurate beyond chance
+        ([(900, 0.15), (950, 0.18)], 2),  # so much more accurate that it need not be the nearest
+        ([(900, 0.2)], 0),  # as it was before
+        ([(890, 0.1), (890, 0.05)], 0),  # nearer, but less accurate than without fine-tuning
+        ([(900, 0.3), (850, 0.4)], 0),
+    ],
+)
+def test_the_best_fine_tuned_network_is_handed_over_where_that_did_it_good(tuned, expected):
+    entrants = [judged(right(900), 0.2), *(judged(right(count), away) for count, away in tuned)]
+    assert best_tuned(entrants) == expected
 
 
 @pytest.mark.parametrize("to, kept", [(900, True), (804, False), (700, False)])

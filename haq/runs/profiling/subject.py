@@ -83,6 +83,11 @@ def subject(  # noqa: PLR0913 - one keyword an option
     Raises:
         HaqError: A name is unknown, or something does not fit.
     """
+    if data is None and (tokenizer is not None or length is not None):
+        raise HaqError(
+            "--tokenizer and --length are of text, and there are no data; give --data, or leave "
+            "them out"
+        )
     if data is not None:
         job = parse_job(
             model=model, data=data, size=size, seed=seed,
