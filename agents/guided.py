@@ -17,7 +17,7 @@ import numpy as np
 
 from haq.agents.base import Agent, Array, Proposal, Step, walk
 from haq.agents.ddpg import learning_interval, updates_of
-from haq.agents.ilp import RETRIES, Key, corrected_goal, key, optimum, parts_of, predicted
+from haq.agents.ilp import RETRIES, Key, corrected_goal, key, optimum, predicted, sensitivity_parts
 from haq.agents.learner import REMEMBERED_EPISODES, Learner, secluded, truncated_normal
 from haq.agents.uniform import EPISODES, candidates
 from haq.allocation.budgets import solve_nearly
@@ -212,9 +212,7 @@ def believed(parts: Array, rewards: Array) -> Array:
 
 def shares(env: QuantizationEnv, policy: Mapping[str, Bits]) -> Array:
     """Return the sensitivity of what each decision of a policy does: (decisions,)."""
-    assert env.sensitivity is not None
-    parts = []
-    for layer, what in env.decisions:
-        place = env.table.positions[layer][policy[layer]]
-        parts.append(parts_of(env.table.choices[layer], env.sensitivity[layer])[what][place])
-    return np.array(parts)
+    known, places = sensitivity_parts(env), env.table.positions
+    return np.array(
+        [known[layer][what][places[layer][policy[layer]]] for layer, what in env.decisions]
+    )

@@ -6,6 +6,7 @@ that could be the best.
 """
 
 from collections.abc import Callable, Sequence
+from weakref import WeakKeyDictionary
 
 import gymnasium as gym
 import numpy as np
@@ -93,16 +94,31 @@ def optimum(env: QuantizationEnv, factors: Sequence[float] | Array) -> dict[str,
 
 def corrected_goal(env: QuantizationEnv, factors: Sequence[float] | Array) -> dict[str, Array]:
     """Return the sensitivities, each times the factor of its decision, for ``budgets.solve``."""
-    assert env.sensitivity is not None
     times = dict(zip(env.decisions, factors, strict=True))
     goal = {}
-    for name, values in env.sensitivity.items():
-        parts = parts_of(env.table.choices[name], values)
+    for name, parts in sensitivity_parts(env).items():
         goal[name] = sum(
             (times.get(Decision(name, what), 1.0) * part for what, part in parts.items()),
-            np.zeros(len(values)),
+            np.zeros(len(parts["weights"])),
         )
     return goal
+
+
+_PARTS: WeakKeyDictionary[QuantizationEnv, tuple[object, dict[str, dict[What, Array]]]]
+_PARTS = WeakKeyDictionary()
+
+
+def sensitivity_parts(env: QuantizationEnv) -> dict[str, dict[What, Array]]:
+    """Return ``parts_of`` of every layer, worked out once for an environment."""
+    assert env.sensitivity is not None
+    known, parts = _PARTS.get(env, (None, {}))
+    if known is not env.sensitivity:
+        parts = {
+            name: parts_of(env.table.choices[name], values)
+            for name, values in env.sensitivity.items()
+        }
+        _PARTS[env] = env.sensitivity, parts
+    return parts
 
 
 def parts_of(choices: Sequence[Bits], values: Array) -> dict[What, Array]:

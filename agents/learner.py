@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from haq.agents.base import Array, Step
 
 ACTOR_RATE, CRITIC_RATE = 1e-4, 1e-3
-BETAS, EPSILON = (0.9, 0.999), 1e-8
+BETAS, EPSILON, TINY = (0.9, 0.999), 1e-8, 1e-30
 HIDDEN = [300, 300]
 BATCH = 64
 REMEMBERED_EPISODES = 128
@@ -71,6 +71,7 @@ class Perceptron:
             parameter.data = view
         self.rate, self.steps = rate, 0
         self.mean, self.variance = torch.zeros_like(self.values), torch.zeros_like(self.values)
+        self._deviation = torch.empty_like(self.values)  # memory anew takes longer than the root
 
     def forward(self, inputs: Tensor) -> list[Tensor]:
         """Return what each layer reads, and behind it what the last one gives."""
@@ -105,7 +106,9 @@ class Perceptron:
         self.steps += 1
         self.mean.lerp_(self.gradient, 1 - BETAS[0])
         self.variance.mul_(BETAS[1]).addcmul_(self.gradient, self.gradient, value=1 - BETAS[1])
-        deviation = (self.variance / (1 - BETAS[1] ** self.steps)).sqrt_().add_(EPSILON)
+        deviation = torch.div(self.variance, 1 - BETAS[1] ** self.steps, out=self._deviation)
+        # The root of a denormal number takes thirty times as long as that of another one.
+        deviation.add_(TINY).sqrt_().add_(EPSILON)
         length = self.rate / (1 - BETAS[0] ** self.steps)
         self.values.addcdiv_(self.mean, deviation, value=-length)
 

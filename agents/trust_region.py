@@ -20,7 +20,7 @@ import numpy as np
 
 from haq.agents.base import Agent, Array, Proposal
 from haq.agents.guided import FARTHEST, Guided
-from haq.agents.ilp import RETRIES, Key, key, optimum, parts_of, predicted
+from haq.agents.ilp import RETRIES, Key, key, optimum, predicted, sensitivity_parts
 from haq.agents.uniform import EPISODES, candidates
 from haq.allocation.budgets import Budget, solve, solve_nearly
 from haq.allocation.costs import CostTable
@@ -270,9 +270,8 @@ def _spread(values: Array) -> float:
 
 def _levels(env: QuantizationEnv, decision: Decision) -> tuple[Array, Array]:
     """Return the level of each choice of a decision's layer, and what the levels do."""
-    assert env.sensitivity is not None
     choices = env.table.choices[decision.layer]
-    values = parts_of(choices, env.sensitivity[decision.layer])[decision.what]
+    values = sensitivity_parts(env)[decision.layer][decision.what]
     options = [option_of(bits, decision.what) for bits in choices]
     harm = {option: float(value) for option, value in zip(options, values, strict=True)}
     # Of equally harmful options that of more bits comes first.

@@ -4,6 +4,7 @@ It knows neither torch nor data: it gets a cost table and a function that says h
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, SupportsFloat
 
@@ -31,6 +32,9 @@ from haq.envs.observations import (
 )
 from haq.envs.rewards import LEAST_REWARD, REWARDS, Reward
 from haq.errors import HaqError
+
+REMEMBERED = 256
+"""Policies that were brought within the budgets: an episode is announced before it is played."""
 
 
 class QuantizationEnv(gym.Env[Array, Array]):
@@ -169,6 +173,7 @@ class QuantizationEnv(gym.Env[Array, Array]):
             own = own_features(self._walk, table.layers, features)
             self._known = np.column_stack([self._known, own])
         self.observation_space = Box(0.0, 1.0, (10 + self._known.shape[1],), np.float32)
+        self._within: OrderedDict[tuple[Bits, ...], Policy] = OrderedDict()
         self._begin()
 
     @property
@@ -216,7 +221,7 @@ class QuantizationEnv(gym.Env[Array, Array]):
         left = dict(self._choices)
         for step, action in zip(self._walk, actions, strict=True):
             self._decide(left, step, _share(np.array([action])))
-        return fit(self._settled(left), self.table, self.budgets)
+        return dict(self._fitted(self._settled(left)))
 
     def keeps_budgets(self, policy: Policy) -> bool:
         """Return whether a policy keeps every budget as it is."""
@@ -284,10 +289,19 @@ class QuantizationEnv(gym.Env[Array, Array]):
             if first == step.layer:
                 left[name] = tuple(bits for bits in left[name] if bits.act == option[0])
 
+    def _fitted(self, proposed: Policy) -> Policy:
+        """Bring a policy within the budgets; those of the episodes under way are remembered."""
+        key = tuple(proposed.values())
+        if key not in self._within:
+            self._within[key] = fit(proposed, self.table, self.budgets)
+            if len(self._within) > REMEMBERED:
+                self._within.popitem(last=False)
+        return self._within[key]
+
     def _evaluated(self) -> tuple[float, dict[str, Any]]:
         """Return the reward of the policy that the episode has led to, and its info."""
         proposed = self._settled(self._left)
-        policy = fit(proposed, self.table, self.budgets)
+        policy = dict(self._fitted(proposed))
         score = self._countable(self.evaluate(dict(policy)))
         reward = float(self._reward(score, self.float_score))
         info = {

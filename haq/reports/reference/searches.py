@@ -3,7 +3,7 @@
 from statistics import mean
 from typing import Any
 
-from haq.reports.reference.markdown import asked, markdown, spread, width
+from haq.reports.reference.markdown import TITLES, asked, markdown, spread, width
 
 
 def measured_table(records: list[dict[str, Any]]) -> str:
@@ -161,3 +161,36 @@ def _row(record: dict[str, Any]) -> str:
         f"{record['seconds_per_evaluation']:.1f}",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def trust_region_table(records: list[dict[str, Any]]) -> str:
+    """Return how much nearer to the float network the trust region comes than the start."""
+    (record,) = records
+    first = record["rows"][0]
+    lead = (
+        f"A trust region from the policy of `ilp`, {first['episodes']} episodes with policies "
+        f"scored on half of the validation images, {TITLES[first['data']]}, "
+        f"{first['act_bits']}-bit activations; nothing is trained. *Change*: of the divergence, "
+        "from the policy of `ilp` to the answer, with the 95 % interval, on images that chose "
+        "neither: the other validation images, and test images. *Uniform*: that of the best "
+        "uniform widths on the test images. CPU seconds of the evaluations and of the agent:"
+    )
+    rows = [
+        [
+            f"{row['model']}, {row['avg_weight_bits']:g} bits, seed {row['seed']}",
+            f"`{row['agent']}`", *(_changed(row[part]) for part in ("validation", "test")),
+            f"{row['uniform_on_test']['change']:+.1%}",
+            f"{row['cpu_seconds']['evaluations']:.0f}", f"{row['cpu_seconds']['agent']:.1f}",
+        ]
+        for row in sorted(record["rows"], key=lambda row: (row["model"], row["seed"], row["agent"]))
+    ]  # fmt: skip
+    head = [
+        "network", "agent", f"change, {first['validation']['images']:,} validation images",
+        f"change, {first['test']['images']:,} test images", "uniform", "evaluations", "agent alone",
+    ]  # fmt: skip
+    return markdown(lead, head, rows)
+
+
+def _changed(judged: dict[str, Any]) -> str:
+    low, high = judged["interval_95"]
+    return f"{judged['change']:+.1%} ({low:+.1%} to {high:+.1%})"

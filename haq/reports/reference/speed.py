@@ -83,3 +83,33 @@ def episode_sentence(record: dict[str, Any]) -> str:
         f"machine busy; {record['share_in_the_network']:.0%} of it inside the network's forward "
         "and backward passes."
     )
+
+
+def workers_table(records: list[dict[str, Any]]) -> str:
+    """Return what agents take for an episode, and how busy they keep many workers."""
+    (record,) = records
+    lead = (
+        "What an agent takes for an episode, its solver and the environment included, as a share "
+        "of an episode whose evaluation takes one second, with one worker; and the share of the "
+        "time in which "
+        f"{record['busy'][0]['workers']} workers are busy with such evaluations (times drawn from "
+        "a log-normal distribution; one thread for the agent, on a machine that did other work "
+        "too). A dash: not measured:"
+    )
+    networks = list(dict.fromkeys(row["network"] for row in record["alone"]))
+    shares = {
+        (_player(row), row["network"]): f"{row['share_of_one_second']:.1%}"
+        for row in record["alone"]
+    }
+    busy = {row["agent"]: f"{row['busy']:.1%}" for row in record["busy"]}
+    agents = list(dict.fromkeys([*(_player(row) for row in record["alone"]), *busy]))
+    rows = [
+        [f"`{agent}`", *(shares.get((agent, name), "-") for name in networks),
+         busy.get(agent, "-")]
+        for agent in agents
+    ]  # fmt: skip
+    return markdown(lead, ["agent", *networks, "busy"], rows)
+
+
+def _player(row: dict[str, Any]) -> str:
+    return f"{row['agent']} --paper" if row.get("paper") else str(row["agent"])

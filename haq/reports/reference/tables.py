@@ -30,13 +30,19 @@ from haq.reports.reference.searches import (
     neighbours_table,
     searches_table,
     transfers_table,
+    trust_region_table,
 )
 from haq.reports.reference.sensitivities import (
     accuracy_target_table,
     quick_policy_table,
     second_order_table,
 )
-from haq.reports.reference.speed import depth_table, episode_sentence, original_tables
+from haq.reports.reference.speed import (
+    depth_table,
+    episode_sentence,
+    original_tables,
+    workers_table,
+)
 from haq.reports.reference.transformers import transformers_tables
 from haq.reports.reference.updates import updates_tables
 from haq.runs.folder import read_json
@@ -87,6 +93,8 @@ TABLES: Sequence[tuple[Callable[[str, dict[str, Any]], bool], Callable[[Records]
     (_named("neighbours"), neighbours_table),
     (_named("quick-policy"), quick_policy_table),
     (_named("second-order"), second_order_table),
+    (_named("trust-region"), trust_region_table),
+    (_named("workers"), workers_table),
     (_named("accuracy-target"), accuracy_target_table),
     (_named("profile-"), profiles_table),
     (_named("export-"), exports_table),
