@@ -173,12 +173,15 @@ def trust_region_table(records: list[dict[str, Any]]) -> str:
         f"{first['act_bits']}-bit activations; nothing is trained. *Change*: of the divergence, "
         "from the policy of `ilp` to the answer, with the 95 % interval, on images that chose "
         "neither: the other validation images, and test images. *Uniform*: that of the best "
-        "uniform widths on the test images. CPU seconds of the evaluations and of the agent:"
+        "uniform widths on the test images. *An earlier form* drew the policies that it measures "
+        "from what it believed of the steps, and its answer is its last episode. CPU seconds of "
+        "the evaluations and of the agent:"
     )
     rows = [
         [
             f"{row['model']}, {row['avg_weight_bits']:g} bits, seed {row['seed']}",
-            f"`{row['agent']}`", *(_changed(row[part]) for part in ("validation", "test")),
+            f"`{row['agent']}`" + (", an earlier form" if "agent_form" in row else ""),
+            *(_changed(row[part]) for part in ("validation", "test")),
             f"{row['uniform_on_test']['change']:+.1%}",
             f"{row['cpu_seconds']['evaluations']:.0f}", f"{row['cpu_seconds']['agent']:.1f}",
         ]

@@ -10,11 +10,13 @@ from haq.allocation.policy import Policy
 from haq.allocation.schemes import STATIC, Formats
 from haq.compression.chain import as_in_file
 from haq.datasets import load as load_data
+from haq.errors import HaqError
 from haq.formats.onnx.lower import lower
 from haq.formats.onnx.template import template
 from haq.formats.onnx.writer import Cpu
 from haq.formats.stand_in import stand_in
 from haq.models import build
+from haq.models.sources import about
 from haq.models.weights import load_weights
 from haq.network.capture import Sample
 from haq.network.graph import Graph, trace
@@ -83,11 +85,11 @@ def subject(  # noqa: PLR0913 - one keyword an option
     Raises:
         HaqError: A name is unknown, or something does not fit.
     """
-    if data is None and (tokenizer is not None or length is not None):
-        raise HaqError(
-            "--tokenizer and --length are of text, and there are no data; give --data, or leave "
-            "them out"
-        )
+    if data is None and tokenizer is not None:
+        raise HaqError(f"--tokenizer {tokenizer} reads --data, and none are given; leave it out")
+    card = about(model) if ":" in model else None
+    if data is None and length is not None and (card is None or card.tokens is None):
+        raise HaqError(f"--length {length} is of text, and {model} takes none; leave it out")
     if data is not None:
         job = parse_job(
             model=model, data=data, size=size, seed=seed,
