@@ -114,6 +114,8 @@ class TorchPruner:
 
     def _prune(self, share):
         for part in self.parts:
+            if not hasattr(part, "weight_mask"):  # it cannot prune weights in channels_last
+                part.weight.data = part.weight.data.contiguous()
             gone = int((part.weight_mask == 0).sum()) if hasattr(part, "weight_mask") else 0
             more = round(share * part.weight.numel()) - gone
             if more > 0:
