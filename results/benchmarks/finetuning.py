@@ -7,7 +7,8 @@ with the first and the last layer at 8 bits and 4-bit activations. A way is a li
 with what it changes of ``Way``. Each is trained, scored on the 5000 validation images, which the
 float network must not have seen, and compared in pairs with the way before this study (the
 defaults of ``Way``) on the same policy: accuracy, and divergence from the float network in nats.
-Rows are added to results/reference/finetuning.json; those that stand there are left out.
+Rows are added to results/reference/finetuning.json; those that stand there are left out. Some
+of its rows stand against the way before learned rounding (against_before).
 """
 
 import argparse
