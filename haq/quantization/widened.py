@@ -21,12 +21,20 @@ WIDE_GATES = {"celu", "cos", "elu", "log", "mish", "pow", "selu", "sin", "softpl
 
 @cache
 def in_float64(operation: Any) -> Callable[..., Any]:
-    """Return an operation that computes in float64 and gives float32, or what type it is given."""
+    """Return an operation that computes on floats in float64 and gives what type it is given.
+
+    Whole numbers, as the positions that ``cumsum`` makes of a mask, it computes as it is.
+
+    >>> in_float64(torch.cumsum)(torch.tensor([1, 1, 0]), 0)
+    tensor([1, 2, 2])
+    """
 
     def compute(*args: Any, **kwargs: Any) -> Any:
-        dtype = next(x.dtype for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        dtype = next((x.dtype for x in tensors if x.is_floating_point()), torch.float)
         wide = tree_map(_widened, (args, kwargs))
-        return operation(*wide[0], **wide[1]).to(dtype if dtype.is_floating_point else torch.float)
+        result = operation(*wide[0], **wide[1])
+        return result.to(dtype) if result.is_floating_point() else result
 
     compute.__name__ = f"{operation}_in_float64".replace(".", "_")
     compute.computes = operation  # type: ignore[attr-defined]

@@ -140,6 +140,19 @@ class Cosine(Attention):
         return self.head(functional.normalize(x, dim=-1).mean(1))
 
 
+class Numbered(Attention):
+    """Rows with positions, which are counted from flags as those of tokens are from a mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.places = nn.Embedding(10, 24)
+
+    def forward(self, x):
+        flags = (x.mean(-1) > 0).long()
+        x = self.stem(x) + self.places((flags.cumsum(1) * flags).long())
+        return self.head(self.proj(self.norm(x)).mean(1))
+
+
 class Spreads(nn.Module):
     """Features beside the logarithms of their spreads, as in pooling of statistics."""
 
@@ -235,6 +248,7 @@ NETWORKS = {
     "masked attention and the norm of a sum": Masked,
     "causal attention": Causal,
     "attention by angles": Cosine,
+    "positions counted from flags": Numbered,
     "spreads": Spreads,
     "softplus times a tensor": lambda: GatedLinear(functional.softplus),
     "mish times a tensor": lambda: GatedLinear(functional.mish),
