@@ -62,12 +62,13 @@ def mask_of(inputs: Inputs) -> Tensor | None:
 
 
 def counted(rows: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the rows (..., values) of tokens that count; all as they are where none is for one.
+    """Return the rows (..., values) of tokens that count; all where none does, or is for a token.
 
     >>> counted(torch.arange(6.0).view(1, 3, 2), torch.tensor([[1, 0, 1]])).tolist()
     [[0.0, 1.0], [4.0, 5.0]]
     """
-    return rows if mask is None or rows.shape[:-1] != mask.shape else rows[mask != 0]
+    left = rows if mask is None or rows.shape[:-1] != mask.shape else rows[mask != 0]
+    return left if len(left) else rows
 
 
 Dtype = Literal["", "bool", "uint8", "int8", "int16", "int32"]

@@ -368,6 +368,14 @@ def test_tokens_that_a_mask_leaves_out_do_not_count():
     assert torch.equal(statistics(graph, other)["linear"].mean, seen.mean)
 
 
+def test_a_batch_of_nothing_but_padding_leaves_the_statistics_numbers():
+    torch.manual_seed(0)
+    ids = torch.randint(1, 10, (40, 4))
+    padded = as_inputs({"input_ids": ids, "attention_mask": torch.zeros_like(ids)})
+    seen = statistics(trace(Embedded().eval(), padded[:2]), padded)["linear"]
+    assert seen.mean.isfinite().all() and seen.var.isfinite().all()
+
+
 def test_what_is_left_out_does_not_move_a_bias_that_is_corrected():
     torch.manual_seed(0)
     model, mask = Embedded().eval(), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0]]).repeat(20, 1)
