@@ -100,6 +100,8 @@ def _objects(text: str) -> list[_Line]:
 
 
 def _cell(value: Any) -> str:
+    if value is None:  # how JSON writes a cell that is empty
+        return ""
     return "x".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -208,7 +208,7 @@ def test_two_sides_of_a_shape_may_be_a_list(tmp_path: Path) -> None:
     row = {"kind": "conv", "c_in": 3, "c_out": 8, "kernel": [3, 3], "in_size": [8, 8],
            "out_size": [8, 8], "weight_bits": 4, "act_bits": 8, "latency_us": 2.5,
            "flash_bytes": 108}  # fmt: skip
-    path.write_text(json.dumps([row]))
+    path.write_text(json.dumps([row | {"layer": None, "batch": None}]))  # null: no such cell
     layer = Layer("a", "conv", 3, 8, (3, 3), in_size=(8, 8), out_size=(8, 8))
     assert load(f"table:{path}").cost(layer, Bits(4, 8)) == {"latency": 2.5, "flash": 108.0}
 
@@ -223,6 +223,7 @@ def test_two_sides_of_a_shape_may_be_a_list(tmp_path: Path) -> None:
         ('[{"layer": "a", "weight_bits": 8, "act_bits": 8, "latency_us": 1},'
          '{"layer": "b", "weight_bits": 8, "latency_us": 1}]', "row 2 has no 'act_bits'"),
         ('[{"layer": "a", "weight_bits": 8, "act_bits": 8, "latency_us": -1}]', "row 1 .*-1"),
+        ('[{"layer": "a", "weight_bits": 8, "act_bits": 8, "latency_us": null}]', "row 1 .*''"),
         ('[{"layer": "a", "weight_bits": 8.5, "act_bits": 8, "latency_us": 1}]', "whole number"),
     ],
 )  # fmt: skip
