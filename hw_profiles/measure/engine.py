@@ -81,8 +81,8 @@ def _ran(layer: Mapping[str, Any]) -> Ran:
         return Ran(str(layer["Name"]), str(layer["LayerType"]).lower(), *sides)
     except (KeyError, TypeError) as error:
         raise TargetError(
-            f"a layer of the engine's description has no {error}; build the engine with "
-            "ProfilingVerbosity.DETAILED"
+            f"a layer of the engine's description is not as TensorRT's inspector writes it "
+            f"({error}); build the engine with ProfilingVerbosity.DETAILED"
         ) from error
 
 
@@ -138,7 +138,8 @@ def check_precisions(engine: Collection[Ran], policy: Policy) -> None:
     """
     for layer, ran in precisions(engine, list(policy)).items():
         bits: Bits = policy[layer]
-        if bits.floats == (ran in ("int8", "fp8", "other")):
+        claimed = ("float32", "float16", "bfloat16") if bits.floats else ("int8",)
+        if ran not in claimed:
             raise TargetError(
                 f"layer {layer!r} at {bits} runs in {ran} in TensorRT's engine, so its latency is "
                 "that of something else; leave it float, or build the engine anew"

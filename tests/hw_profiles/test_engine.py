@@ -53,6 +53,13 @@ def test_a_policy_is_taken_where_every_layer_runs_as_it_claims():
         check_precisions(ENGINE, policy | {"conv1": FLOATS})
 
 
+@pytest.mark.parametrize("written", ["Channel major FP8 format", "N/A due to dynamic shapes"])
+def test_what_is_neither_int8_nor_float_is_what_no_bits_claim(written):
+    for bits in (Bits(8, 8), FLOATS):
+        with pytest.raises(TargetError, match="in TensorRT's engine, so its latency"):
+            check_precisions(engine(layer("a", reads=written)), {"a": bits})
+
+
 def test_a_layer_that_no_product_of_the_engine_names_is_refused():
     with pytest.raises(TargetError, match="says nothing of layer conv2"):
         precisions(ENGINE, ["conv1", "conv2"])
@@ -65,7 +72,8 @@ def test_a_layer_that_no_product_of_the_engine_names_is_refused():
     [
         ("{", "is not that of TensorRT's inspector"), ("[]", "inspector"), ("{}", "'Layers'"),
         ('{"Layers": ["conv1 + relu"]}', "ProfilingVerbosity.DETAILED"),
-        ('{"Layers": [{"Name": "conv1"}]}', "has no 'Inputs'"),
+        ('{"Layers": [{"Name": "conv1"}]}', r"is not as .*\('Inputs'\)"),
+        ('{"Layers": [{"Name": "a", "LayerType": "b", "Inputs": 3}]}', "not iterable"),
     ],
 )  # fmt: skip
 def test_what_is_no_description_with_details_is_refused(text, sentence):
