@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from haq.errors import TargetError
 from haq.hw_profiles import ethos_u, find, load
 from haq.hw_profiles.ceilings import ceilings
 from haq.hw_profiles.ethos_u import drawn, in_flash_order
-from haq.network.layers import Layer
+from haq.network.layers import CallShape, Layer
 
 NAMES = [
     "ethos-u55-32", "ethos-u55-64", "ethos-u55-128", "ethos-u55-256", "ethos-u65-256",
@@ -46,6 +47,55 @@ def test_a_layer_of_many_weights_waits_for_the_flash():
     fewer = [u55.cost(LAST, Bits(bits, 8)) for bits in (4, 3, 2)]
     assert len({one["latency"] for one in fewer}) == 1 and fewer[0]["latency"] < cost["latency"]
     assert u55.si["latency"] == 2e-9
+
+
+@needs_vela
+def test_a_layer_of_few_products_waits_for_its_inputs_and_outputs():
+    layer = Layer("a", "pointwise", 64, 16, in_size=(32, 32), out_size=(32, 32))
+    cost = load("ethos-u55-256").cost(layer, Bits(8, 8))
+    assert cost["latency"] == 32 * 32 * (64 + 16) / 8  # eight bytes a cycle
+
+
+@needs_vela
+def test_groups_take_as_long_as_layers_of_their_own():
+    sizes = {"in_size": (16, 16), "out_size": (16, 16)}
+    one = Layer("a", "conv", 8, 8, (3, 3), padding=(1, 1), **sizes)
+    four = Layer("a", "grouped", 32, 32, (3, 3), padding=(1, 1), groups=4, **sizes)
+    costs = [load("ethos-u55-128").cost(layer, Bits(8, 8)) for layer in (one, four)]
+    assert costs[1]["latency"] == 4 * costs[0]["latency"]
+
+
+@needs_vela
+def test_a_transposed_convolution_is_a_dense_one_over_its_outputs():
+    sizes = {"kernel": (4, 4), "padding": (1, 1), "out_size": (16, 16)}
+    up = Layer("a", "transposed", 8, 8, stride=(2, 2), in_size=(8, 8), **sizes)
+    dense = Layer("a", "conv", 8, 8, in_size=(16, 16), **sizes)
+    ways = [load("ethos-u55-32").cost(layer, Bits(8, 8))["latency"] for layer in (up, dense)]
+    # Its blocks have 11 rows, so two of them compute 22 rows of which 16 are there.
+    assert ways[0] * 16 == ways[1] * 22
+
+
+def test_kernels_of_transposed_convolutions_are_stored_from_behind():
+    codes = np.arange(4, dtype=np.int8).reshape(1, 1, 2, 2)
+    layer = Layer("a", "transposed", 1, 1, (2, 2), (2, 2))
+    assert in_flash_order(codes, layer).ravel().tolist() == [3, 2, 1, 0]
+    assert in_flash_order(codes, replace(layer, kind="conv")).ravel().tolist() == [0, 1, 2, 3]
+
+
+@needs_vela
+def test_calls_take_time_and_no_more_flash_but_where_blocks_differ():
+    def cost(layer):
+        return load("ethos-u55-128").cost(layer, Bits(8, 8))
+
+    once = cost(LAST)
+    assert cost(replace(LAST, calls=3)) == once | {"latency": 3 * once["latency"]}
+    for size, streams in ((32, 1), (4, 2)):  # blocks are 16 channels deep, of 4 x 4 outputs 64
+        sizes = (8, 8), (size, size)
+        shapes = tuple(CallShape(one, one, 0, 1) for one in sizes)
+        both = cost(replace(LAST, calls=2, shapes=shapes))
+        alone = [cost(replace(LAST, in_size=one, out_size=one)) for one in sizes]
+        assert both["latency"] == sum(one["latency"] for one in alone)
+        assert both["flash"] == sum(one["flash"] for one in alone[:streams])
 
 
 @needs_vela
