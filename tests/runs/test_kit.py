@@ -27,7 +27,7 @@ from haq.network.layers import Layer
 from haq.runs.kit.layer_file import layer_file
 from haq.runs.kit.make import RUNNER, Choices, make_kit
 from haq.runs.kit.read import MEASURED, contents_of, read_kit
-from haq.runs.profiling.subject import Subject, placeholder_clips
+from haq.runs.profiling.subject import Subject, lowering, placeholder_clips
 
 WIDTHS = (2, 4, 8)
 
@@ -82,12 +82,12 @@ def board(contents, file):
         shape = contents.shapes[about["shape"]]
         values = shape.c_in * np.prod(shape.in_size) + shape.c_out * np.prod(shape.out_size)
         edges = 0 if about["bits"][0] == 32 else 0.02 * values
-        return 5 + edges + inside(shape, about["bits"])
+        return 5 + contents.batch * (edges + inside(shape, about["bits"]))
     policy = {name: Bits(*bits) for name, bits in about["policy"].items()}
     parts = [(part, bits) for name, bits in policy.items() for part in contents.layers[name]]
     into, back = crossings(contents.tensors, policy)
     layers = sum(part.calls * inside(contents.shapes[part.shape], bits[:2]) for part, bits in parts)
-    return 5 + layers + 0.03 * into + 0.01 * back
+    return 5 + contents.batch * (layers + 0.03 * into + 0.01 * back)
 
 
 def write_rows(folder, times=board, change=lambda rows: rows, rounds=3):
@@ -206,9 +206,10 @@ def test_float_layers_and_widths_of_activations_have_files_and_rows(rich):
         onnxruntime.InferenceSession(rich / "files" / name, providers=["CPUExecutionProvider"])
 
 
-def test_a_device_that_changes_precision_is_predicted_too(rich, tmp_path):
-    for name in ("kit.json", RUNNER):
-        (tmp_path / name).write_bytes((rich / name).read_bytes())
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_device_that_changes_precision_is_predicted_too(rich, tmp_path, batch):
+    record = json.loads((rich / "kit.json").read_text("utf-8"))
+    (tmp_path / "kit.json").write_text(json.dumps(record | {"batch": batch}), "utf-8")
     write_rows(tmp_path)
     read = read_kit(tmp_path, "board")
     assert read.validation.worst_error < 0.02 and read.validation.rank_correlation > 0.98
@@ -219,6 +220,7 @@ def test_a_device_that_changes_precision_is_predicted_too(rich, tmp_path):
     path = tmp_path / "board.json"
     path.write_text(write_json(read.profile))
     target, layers = load(str(path)), trace(Net(), torch.zeros(1, 3, 8, 8)).layers
+    assert target.counts_floats and target.batch == batch
     assert listed(target.choices(layers[1])) == "w4a4, w4a8, w8a4, w8a8, fp32"
     contents = contents_of(tmp_path)
     policy = {name: Bits(*bits) for name, bits in contents.files["mixed-05.onnx"]["policy"].items()}
@@ -227,6 +229,17 @@ def test_a_device_that_changes_precision_is_predicted_too(rich, tmp_path):
     assert total(table, policy, "latency") == pytest.approx(
         board(contents, "mixed-05.onnx"), rel=0.03
     )
+
+
+def test_transposed_layers_are_clipped_by_their_outputs_and_run():
+    up = nn.ConvTranspose2d(6, 8, 2, 2, groups=2)
+    asked = subject(nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), up))
+    largest = up.weight.detach().view(2, 3, 4, 2, 2).abs().amax((1, 3, 4)).flatten()
+    assert torch.equal(asked.clips.weights["2"][8], largest)
+    file = lowering(asked)({"0": Bits(8, 8), "2": Bits(4, 8)})
+    network = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    given = {network.get_inputs()[0].name: np.ones((1, 3, 8, 8), np.float32)}
+    assert network.run(None, given)[0].shape == (1, 8, 12, 12)
 
 
 def test_a_layer_alone_computes_what_its_bits_say():
@@ -270,6 +283,10 @@ def changed(place, **values):
             lambda rows: [row | {"us": row["us"] * (1 + 0.1 * row["round"])} for row in rows],
             r"\(\+20%\): the device changed its speed",
         ),
+        (
+            lambda rows: [row | {"us": row["us"] * (1 - 0.1 * row["round"])} for row in rows],
+            r"\(-20%\): the device changed its speed",
+        ),
     ],
 )
 def test_what_is_no_latency_is_refused_with_its_row(kit, change, sentence):
@@ -311,13 +328,13 @@ def test_nothing_was_measured_yet(kit):
 
 def test_a_folder_that_is_there_is_not_written_to(made):
     with pytest.raises(HaqError, match="it is there already"):
-        make_kit(subject(), made, WIDTHS)
+        make_kit(subject(), made, Choices(WIDTHS))
 
 
 def test_a_layer_that_no_file_is_made_of_is_named_and_nothing_is_left(tmp_path):
     model = nn.Sequential(nn.Flatten(1), nn.Unflatten(1, (3, 64)), nn.LSTM(64, 4, batch_first=True))
     with pytest.raises(HaqError, match="no file is made of a layer of kind|has none"):
-        make_kit(subject(model), tmp_path / "kit", WIDTHS)
+        make_kit(subject(model), tmp_path / "kit", Choices(WIDTHS))
     assert list(tmp_path.iterdir()) == []
 
 

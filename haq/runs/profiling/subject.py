@@ -24,6 +24,7 @@ from haq.quantization.calibration import Clips, calibrate
 from haq.quantization.fake_quant import quantize
 from haq.quantization.quantizer import BITS
 from haq.runs.calibration import calibration_batches
+from haq.runs.encoded_cost import rows_of
 from haq.runs.float_network import fresh_model
 from haq.runs.job import parse_job
 from haq.runs.made_up import made_up
@@ -119,8 +120,8 @@ def placeholder_clips(graph: Graph) -> Clips:
     """Return clips that are good enough for a latency, without any image."""
     weights = {}
     for layer in graph.layers:
-        weight = graph.traced.get_parameter(f"{layer.name}.weight").detach().float()
-        clip = weight.abs().flatten(1).amax(1).clamp_min(1e-6)  # (channels,)
+        rows = rows_of(graph.traced, layer.name)
+        clip = rows.abs().flatten(1).amax(1).clamp_min(1e-6)  # (channels,)
         weights[layer.name] = dict.fromkeys(BITS, clip)
     acts = dict.fromkeys(BITS, torch.tensor(PLACEHOLDER_CLIP))
     return Clips(weights, {point.tensor: acts for point in graph.points})
