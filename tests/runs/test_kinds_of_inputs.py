@@ -5,10 +5,17 @@ import torch
 from torch import nn
 
 import haq
+from haq.allocation.policy import FLOAT, Bits
 from haq.errors import DataError
+from haq.formats.onnx.lower import lower
 from haq.formats.onnx.runtime import answered, opened
+from haq.formats.onnx.template import template
+from haq.network.graph import trace
 from haq.network.inputs import InputShape, as_inputs, like_record
+from haq.quantization.calibration import Clips
+from haq.quantization.fake_quant import quantize
 from haq.runs.api import search
+from haq.runs.onnx_summary import static
 
 
 class Flags(nn.Module):
@@ -50,6 +57,27 @@ def test_flags_and_lengths_go_the_whole_way(tmp_path):
     file = haq.export_onnx(run.folder, tmp_path / "net.onnx", model=model)
     answers = answered(opened(file.SerializeToString()), as_inputs(given))
     assert torch.equal(torch.from_numpy(answers), answer)
+
+
+class Shut(nn.Module):
+    """Shares of rows, of which a mask of -inf leaves some."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(7, 7), nn.Linear(7, 4)
+        self.register_buffer("far", torch.full((7, 7), -torch.inf).triu(1))
+
+    def forward(self, x):
+        return self.head((self.body(x) + self.far).softmax(-1).mean(1))
+
+
+def test_nobody_is_warned_that_a_mask_is_infinite(recwarn):
+    graph = trace(Shut().eval(), torch.randn(2, 7, 7))
+    floats = quantize(
+        graph, {layer.name: Bits(FLOAT, FLOAT) for layer in graph.layers}, Clips({}, {})
+    )
+    static(lower(template(floats, torch.randn(2, 7, 7)), floats), None)
+    assert not [one for one in recwarn if one.category is RuntimeWarning]
 
 
 def test_made_up_inputs_have_the_types_of_the_record():
