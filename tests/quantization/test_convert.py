@@ -296,3 +296,29 @@ def test_buffers_of_whole_numbers_go_all_the_way():
     error = convert_and_check(network, graph.traced, images)
     assert error.after <= 1.05 * error.before + 2e-3
     assert network.order.tolist() == list(range(7, -1, -1)) and network.order.dtype == torch.int64
+
+
+class Again(nn.Module):
+    """A layer that reads two tensors, one after the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.again, self.head = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.again(self.again(self.first(x).relu()).relu()).relu())
+
+
+def test_a_bias_that_has_a_unit_for_each_call_is_rounded_in_the_call_alone():
+    torch.manual_seed(0)
+    graph = trace(Again().eval(), torch.randn(2, 6))
+    policy = {layer.name: Bits(4, 8) for layer in graph.layers}
+    network = quantize(graph, policy, calibrate(graph, [torch.randn(64, 6)], "max"))
+    biases = {layer: network.get_parameter(f"{layer}.bias").clone() for layer in policy}
+    convert_to_integers(network)
+    moved = {
+        name
+        for name in policy
+        if not torch.equal(network.get_parameter(f"{name}.bias"), biases[name])
+    }
+    assert moved == {"first", "head"}
