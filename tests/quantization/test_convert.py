@@ -322,3 +322,25 @@ def test_a_bias_that_has_a_unit_for_each_call_is_rounded_in_the_call_alone():
         if not torch.equal(network.get_parameter(f"{name}.bias"), biases[name])
     }
     assert moved == {"first", "head"}
+
+
+class Linearly(nn.Module):
+    """Attention whose keys are shares over the rows, not over the values of a row."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.head = nn.Linear(6, 24), nn.Linear(8, 3)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        summed = (4 * k).softmax(-2).transpose(-2, -1) @ v
+        return self.head((q.softmax(-1) @ summed).mean(1))
+
+
+def test_a_softmax_over_rows_stays_one():
+    torch.manual_seed(0)
+    images = torch.randn(64, 5, 6)
+    graph = trace(Linearly().eval(), images[:2])
+    policy = {layer.name: Bits(8, 8) for layer in graph.layers}
+    network = quantize(graph, policy, calibrate(graph, [images], "max"))
+    assert convert_and_check(network, graph.traced, images).after < 0.05
