@@ -55,6 +55,23 @@ def test_scores_and_their_masks_stay_float(least):
     assert all(float(each[8]) < 20 for each in clips.acts.values())
 
 
+class Biased(Attention):
+    """Scores with a bias that is learned, as one of relative positions, which is no mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(5, 5))
+
+    def added(self, scores):
+        return scores + self.bias
+
+
+def test_a_bias_of_scores_makes_no_sum_that_is_rounded():
+    graph = trace(Biased(), ROWS)
+    assert "add" in {node.name for node in graph.traced.graph.nodes}
+    assert rounded(graph).isdisjoint({"add", "matmul", "bias"})
+
+
 @pytest.mark.parametrize("shut", [
     lambda flags: (1 - flags.float()) * -1e4,
     lambda flags: (flags - 1.0) * 1e4,
