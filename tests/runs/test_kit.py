@@ -295,6 +295,13 @@ def test_what_is_no_latency_is_refused_with_its_row(kit, change, sentence):
         read_kit(kit, "board")
 
 
+@pytest.mark.parametrize("line", ["", '{"device": "board"}\n', '{"round": 0, "place": 0}\n'])
+def test_figures_that_do_not_say_whose_they_are_are_refused(kit, line):
+    (kit / MEASURED).write_text(line)
+    with pytest.raises(HaqError, match="line 1: it must say which device was measured"):
+        read_kit(kit, "board")
+
+
 def test_all_files_that_are_missing_are_named_at_once(kit):
     write_rows(kit, change=lambda rows: [r for r in rows if "mixed" not in r["file"]])
     with pytest.raises(HaqError) as refused:

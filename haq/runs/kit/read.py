@@ -137,7 +137,7 @@ def _rows(folder: Path, contents: Contents) -> tuple[Mapping[str, Any], list[dic
         )
     lines = path.read_bytes().split(b"\n")[:-1]  # what has no end was torn by a kill
     records = [_record(path, number, line) for number, line in enumerate(lines, 1)]
-    if not records or "device" not in records[0]:
+    if not records or not isinstance(records[0].get("device"), dict):
         raise HaqError(f"{path}, line 1: it must say which device was measured")
     rows = records[1:]
     for number, row in enumerate(rows, 2):
