@@ -104,6 +104,8 @@ def marginal(
     """
     model = normalising(graph, clips).requires_grad_(False)
     places = places_of(graph, clips, model, asked)
+    if not places:
+        return tabulated(MEASURE, len(images), places, [])
     images = channels_last(images)
     # Beside the values their gradients are kept, and what each operation needs for them.
     parts: Sequence[Inputs] = images.chunk(parts_of(model, images, REMEMBERED // 4))

@@ -71,6 +71,12 @@ def test_of_one_output_and_one_linear_layer_it_is_exact():
         assert known.weights[name][bits] == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_where_nothing_is_asked_for_nothing_is_measured():
+    graph, clips, images, _ = traced(Small(), (3, 6, 6), 4)
+    pinned = permitted(graph.layers, None, pins={layer.name: Bits(4, 4) for layer in graph.layers})
+    assert not values(second_order(graph, clips, images, widths(pinned)))
+
+
 @pytest.mark.parametrize("classes", [1, 5])
 def test_where_bits_are_many_it_is_what_a_whole_forward_measures(classes, monkeypatch):
     monkeypatch.setattr(module, "SAMPLES", 64 * 64)
