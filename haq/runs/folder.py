@@ -23,7 +23,7 @@ from haq.allocation.trials import Trial
 from haq.errors import RunError
 from haq.files import write_text
 from haq.metrics import METRICS, Metric
-from haq.runs.job import Job, parse_job
+from haq.runs.job import Job, recorded_job
 
 HOME = Path("results")
 """Where runs lie unless the user says otherwise."""
@@ -94,7 +94,7 @@ def write_job(folder: Path, job: Job) -> None:
 
 def read_job(folder: Path) -> Job:
     """Read ``job.json``."""
-    return parse_job(**read_json(folder / "job.json"))
+    return recorded_job(**read_json(folder / "job.json"))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -208,13 +208,25 @@ def option(field: str) -> str:
 
 
 def parse_job(**fields: object) -> Job:
-    """Return the job, or say in one sentence which field is wrong.
+    """Return the job that is asked for, or say in one sentence which field is wrong.
 
     Fields that are left out, or None where that says nothing, are as suits the agent; workers share
     the cores.
 
     Raises:
-        JobError: A field is unknown or out of range, or some do not go together.
+        JobError: A field is unknown, out of range or would change nothing, or some do not go
+            together.
+    """
+    job = recorded_job(**fields)
+    _check_used(job)
+    return job
+
+
+def recorded_job(**fields: object) -> Job:
+    """Return a job that a run has on record: what would change nothing was not always refused.
+
+    Raises:
+        JobError: As ``parse_job``, but for that.
     """
     given = {name: value for name, value in fields.items() if value is not None}
     if "distill" in given:
@@ -295,13 +307,6 @@ def _check_together(job: Job) -> None:
             "budgets", "a search needs a budget, such as avg_weight_bits=3 or latency=50%w8a8"
         )
     _check_accuracy_target(job)
-    _check_used(job)
-    if job.act_bits is not None and "static" not in job.schemes:
-        raise JobError(
-            "act_bits",
-            f"--act-bits {job.act_bits}: with --scheme {' and '.join(job.schemes)} no activation "
-            "has bits that are chosen; leave it out, or name static too",
-        )
     if job.channel_multiple > 1 and not job.widths:
         raise JobError(
             "channel_multiple",
@@ -358,6 +363,12 @@ def _check_used(job: Job) -> None:
             "batch",
             f"--batch {job.batch} is of a target, and there is none: name one with --target, or "
             "leave it out",
+        )
+    if job.act_bits is not None and "static" not in job.schemes:
+        raise JobError(
+            "act_bits",
+            f"--act-bits {job.act_bits}: with --scheme {' and '.join(job.schemes)} no activation "
+            "has bits that are chosen; leave it out, or name static too",
         )
 
 

@@ -71,6 +71,12 @@ def test_a_damaged_run_hides_no_other(run, tmp_path):
     assert "does not hold a JSON object" in bad.fault
 
 
+def test_a_run_that_was_asked_for_what_is_refused_today_is_listed(run, tmp_path):
+    run("older", job=JOB | {"batch": 4, "schemes": ["dynamic"], "act_bits": 8})
+    [listed] = runs_in(tmp_path)
+    assert (listed.state, listed.fault) == ("unfinished", "")
+
+
 def test_what_is_no_run_is_not_listed(tmp_path):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "file").write_text("")
