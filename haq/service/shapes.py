@@ -74,6 +74,7 @@ class JobRequest(Job):
     length: Annotated[int, Field(ge=2, le=8192)] | None = None
     transforms: Annotated[tuple[dict[str, Any], ...], Field(max_length=0)] = ()  # of the weights
     ray: None = None  # whose cluster a search uses is not for its user to say
+    device: Literal["cpu"] = "cpu"  # nor whose GPU, which workers would share
 
     def job_fields(self) -> dict[str, Any]:
         """Return the fields of the job alone."""

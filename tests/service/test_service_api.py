@@ -91,6 +91,7 @@ WRONG = [
     ({"workers": 2}, "workers", "workers 2: a search has 1 CPU threads here"),
     ({"workers": 0}, "workers", "greater than or equal to 1"),
     ({"ray": "elsewhere:6379"}, "ray", "should be None"),
+    ({"device": "cuda"}, "device", "should be 'cpu'"),
     ({"distill": {"kd": 1, "route": ["/etc/passwd"]}}, "distill", "it names files"),
     ({"distill": "kt:1"}, "distill", "unknown distillation"),
     ({"transforms": [{"transform": "filters", "keep": {}}]}, "transforms", "at most 0 items"),
