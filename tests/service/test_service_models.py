@@ -108,7 +108,7 @@ def test_the_form_takes_a_metric_and_shows_the_best_by_it(visitor):
     "change, field, said",
     [
         ({"metric": "miou"}, "metric", "metric miou needs labels, and the data have none"),
-        ({"data": "digits"}, "model", "gpt"),
+        ({"data": "digits"}, "data", "model gpt takes tokens"),
         ({"length": 100}, "data", "give a longer text"),
         ({"evaluation": "finetune", "metric": "cosine"}, "data", "have no labels"),
         ({"model": "digits_cnn"}, "data", "needs a tokenizer"),
