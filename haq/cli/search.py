@@ -134,7 +134,7 @@ def search_command(  # noqa: PLR0913 - one argument an option
     ] = None,
     finalists: Annotated[
         int | None,
-        option(SEARCH, "Best policies of cheap episodes that get an epoch each.", metavar="N",
+        option(SEARCH, "Best policies of cheap episodes that are fine-tuned.", metavar="N",
                show_default="3; 0 for ilp, --paper and --evaluation finetune"),
     ] = None,
     paper: Annotated[

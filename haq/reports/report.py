@@ -128,8 +128,8 @@ def _lead_of_progress(record: RunRecord) -> str:
 
 
 def _finalists(record: RunRecord) -> list[Table]:
-    """Return what the last candidates reached after an epoch each, where there was such a round."""
-    columns = ("episode", "without", "after an epoch", "loss after it", "judged: divergence")
+    """Return what the last candidates reached fine-tuned, where there was such a round."""
+    columns = ("episode", "without", "fine-tuned", "loss after it", "judged: divergence")
     metric = metric_of(record.summary)
     before, after = metric.key("val"), metric.key("tuned_val")
     rows = [
@@ -140,7 +140,7 @@ def _finalists(record: RunRecord) -> list[Table]:
         ]
         for row in record.summary.get("finalists", [])
     ]  # fmt: skip
-    caption = f"Finalists: validation {metric.said} without and with an epoch of fine-tuning"
+    caption = f"Finalists: validation {metric.said} without and with fine-tuning"
     return [Table(caption, columns, rows, "finalists")] if rows else []
 
 

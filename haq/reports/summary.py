@@ -45,7 +45,7 @@ def _uniform_card(summary: Mapping[str, Any]) -> list[Card]:
     if versus is None:
         return []
     shown = "the same policy" if versus.same else metric.difference(versus.own, versus.uniform)
-    when = ", after an epoch each" if versus.tuned else ""
+    when = ", fine-tuned each" if versus.tuned else ""
     own, uniform = metric.text(versus.own), metric.text(versus.uniform)
     note = f"validation: {own}, best uniform bits {uniform}{when}"
     return [Card("Against uniform bits", shown, note)]

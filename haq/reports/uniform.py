@@ -12,7 +12,7 @@ class Versus(NamedTuple):
     Attributes:
         own: The metric of the run's policy on validation inputs, such as accuracy.
         uniform: That of the best uniform bits within the budgets.
-        tuned: Whether both are after an epoch of fine-tuning.
+        tuned: Whether both are of fine-tuned networks.
         same: Whether they are the same policy.
     """
 
@@ -25,7 +25,7 @@ class Versus(NamedTuple):
 def versus_uniform(summary: Mapping[str, Any]) -> Versus | None:
     """Return how a run stands against uniform bits; None where no two episodes tell it.
 
-    Both accuracies are of the same kind: after an epoch of fine-tuning where both had one, else
+    Both accuracies are of the same kind: of fine-tuned networks where both have one, else
     as they were in their episodes.
     """
     reference, key = summary.get("best_uniform"), metric_of(summary).key
@@ -69,7 +69,7 @@ def uniform_sentence(summary: Mapping[str, Any]) -> str:
     metric = metric_of(summary)
     gain = metric.difference(versus.own, versus.uniform)
     verdict = "no difference" if not any(digit in gain for digit in "123456789") else gain
-    when = "after an epoch of fine-tuning each" if versus.tuned else "as in their episodes"
+    when = "fine-tuned each" if versus.tuned else "as in their episodes"
     return (
         f"Against {name}: {verdict} of validation {metric.said} ({metric.text(versus.own)} against "
         f"{metric.text(versus.uniform)}, {when}; on the images that the policy was chosen on)."

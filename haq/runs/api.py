@@ -170,7 +170,7 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
             statistics. None: as suits the agent.
         reward: "metric" ("accuracy" says the same of top1), "loss", or "agreement" with the float
             network. None: as suits the agent, and the metric where one is given.
-        finalists: How many of the best policies of a cheap evaluation get an epoch each. None: as
+        finalists: How many of the best policies of a cheap evaluation are fine-tuned. None: as
             suits the agent.
         seed: Decides everything random.
         clipping: How clips are chosen: "kl", "mse", "percentile" or "max".

@@ -126,9 +126,9 @@ class _Entrant(NamedTuple):
 
 
 def _play_off(search: Search) -> tuple[Trial, bytes | None, list[dict[str, Any]]]:
-    """Give the best trials the paper's epoch; return the best of them, its weights, and all scores.
+    """Fine-tune the networks of the best trials; return the best, its weights, and all scores.
 
-    Beside them stands the best network of the episodes: without weights where the epoch made none
+    Beside them stands the best network of the episodes: without weights where that made none
     better than that. How they are compared says ``haq.runs.judge``; their scores where it cannot.
     """
     finalists, judge = _finalists(search), search.evaluation.judge

@@ -173,7 +173,7 @@ _RULES = {
     "reward": "give metric, accuracy, loss or agreement",
     "tokenizer": "give the path of a folder that holds a tokenizer",
     "length": "give a whole number of tokens, 2 or more",
-    "finalists": "give how many of the best policies get an epoch, 0 or more",
+    "finalists": "give how many of the best policies are fine-tuned, 0 or more",
     "seed": "a seed is a whole number from 0 to 4294967295",
     "weight_bits": "weights have 2 to 8 bits; give a range within 2..8, or one number",
     "act_bits": "activations have 2 to 8 bits; give one number, or search",

@@ -18,7 +18,7 @@ def test_each_accuracy_says_of_which_network_it_is():
 
 def test_a_finalist_has_been_scored_twice():
     finalists = [{"episode": 3, "tuned_val_accuracy": 0.9}, {"episode": 1, "tuned_val_accuracy": 1}]
-    assert ("after an epoch", 0.9, None) in accuracies(RUN | {"finalists": finalists})
+    assert ("fine-tuned", 0.9, None) in accuracies(RUN | {"finalists": finalists})
 
 
 def test_an_unfinished_run_has_no_network_to_hand_over():

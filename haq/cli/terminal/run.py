@@ -197,8 +197,8 @@ def _print_accuracies(screen: Console, summary: dict[str, Any]) -> None:
 def accuracies(summary: Mapping[str, Any]) -> list[tuple[str, float, float | None]]:
     """Return of which network each value of the metric is, on validation and on test images.
 
-    The policy chosen has up to three networks: the one that scored in its episode, the one after
-    its epoch where finalists got one, and the one handed over.
+    The policy chosen has up to three networks: the one that scored in its episode, the one that was
+    fine-tuned where there were finalists, and the one handed over.
     """
     key = metric_of(summary).key
     tuned = {row["episode"]: row[key("tuned_val")] for row in summary.get("finalists", [])}
@@ -207,7 +207,7 @@ def accuracies(summary: Mapping[str, Any]) -> list[tuple[str, float, float | Non
     networks = [
         ("float network", summary.get(key("float_val")), summary.get(key("float_test"))),
         ("as scored in its episode", scored, summary.get(key("episode_test"))),
-        ("after an epoch", tuned.get(summary.get("best_episode")), None),
+        ("fine-tuned", tuned.get(summary.get("best_episode")), None),
         ("handed over", summary.get(key("final_val")), summary.get(key("final_test"))),
     ]
     return [(label, val, test) for label, val, test in networks if val is not None]
