@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from haq.allocation.policy import Bits
+from haq.allocation.policy import FLOAT, Bits
 from haq.network.graph import trace
+from haq.network.inputs import as_inputs
 from haq.quantization.calibration import calibrate
 from haq.quantization.dynamic import round_tensor, round_tokens
 from haq.quantization.fake_quant import quantize
@@ -96,3 +97,30 @@ def test_gptq_rounds_the_layers_in_groups_of_a_network_and_no_others():
     assert torch.equal(network.get_submodule("2").weight, last)
     truth = model(inputs).detach()
     assert (network(inputs) - truth).norm() < (before - truth).norm()
+
+
+class Tokens(nn.Module):
+    """A Linear of embedded tokens; a mask says which of them count."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.linear = nn.Embedding(10, 32), nn.Linear(32, 4)
+
+    def forward(self, input_ids, attention_mask):
+        return self.linear(self.table(input_ids)) * attention_mask[..., None]
+
+
+def test_gptq_leaves_out_the_tokens_that_a_mask_leaves_out():
+    torch.manual_seed(0)
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0]]).repeat(20, 1)
+    ids, model = torch.randint(1, 10, mask.shape), Tokens().eval()
+    weights = []
+    for left_out in (ids * mask, ids):
+        inputs = as_inputs({"input_ids": left_out, "attention_mask": mask})
+        graph = trace(model, inputs[:2])
+        policy = {"table": Bits(8, FLOAT), "linear": Bits(3, FLOAT, 32)}
+        choices = {name: (bits,) for name, bits in policy.items()}
+        network = quantize(graph, policy, calibrate(graph, [], "mse", choices=choices))
+        gptq(network, graph, [inputs])
+        weights.append(network.get_parameter("linear.weight"))
+    assert torch.equal(*weights)
