@@ -72,6 +72,20 @@ def test_layers_are_called_as_their_nodes_and_biases_that_are_added_are_theirs(s
     assert not graph.float_parameters
 
 
+def test_every_result_of_a_node_may_be_read(saved):
+    nodes = [
+        node("Split", ["x"], ["one", "two"], "halves", axis=1, num_outputs=2),
+        node("Mul", ["one", "two"], ["product"], "gate"),
+        node("Gemm", ["product", "v"], ["y"], "last"),
+    ]
+    outputs = [helper.make_tensor_value_info("y", FLOAT, ["batch", 2])]
+    model = graph_of(nodes, {"x": (FLOAT, ["batch", 6])}, outputs, {"v": array(3, 2)})
+    x = torch.randn(4, 6)
+    [wanted] = reference(model, {"x": x.numpy()}, ["y"])
+    with torch.no_grad():
+        np.testing.assert_allclose(load_onnx(saved(model))(x).numpy(), wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_a_network_of_torch_comes_back_from_its_own_file(tmp_path):
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.SiLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
