@@ -44,6 +44,7 @@ def test_a_search_prints_the_layers_and_where_the_run_lies(monkeypatch, capsys):
 
 
 def test_runs_are_listed_and_shown_as_json(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
     assert haq(monkeypatch, "ls") == 0
     assert capsys.readouterr().out == "no runs in results: haq search makes one\n"
     assert haq(monkeypatch, "search", *QUICK, "--threads", "1", "--out", "mine") == 0
@@ -61,6 +62,7 @@ def test_runs_are_listed_and_shown_as_json(monkeypatch, capsys):
 
 
 def test_a_machine_on_which_haq_works(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
     assert haq(monkeypatch, "doctor", "--json") == 0
     checks = json.loads(capsys.readouterr().out)
     assert haq(monkeypatch, "doctor") == 0
@@ -229,4 +231,4 @@ def test_a_model_that_takes_something_else(monkeypatch, capsys, tmp_path):
         "        return x\n"
     )
     assert haq(monkeypatch, "search", "--model", "pair:Pair", "--float-epochs", "1") == 2
-    assert "does not run on images of 1x8x8" in capsys.readouterr().err
+    assert "Pair takes 2 inputs (x, y), and the data have one" in capsys.readouterr().err

@@ -114,7 +114,10 @@ def test_the_csv_is_a_target_of_the_same_costs(haq: Haq, tmp_path: Path, name: s
     assert load("table:own.csv").si == pytest.approx(load(name).si)
 
 
-def test_the_table_on_the_screen_has_the_sums_and_says_what_they_are_worth(haq: Haq) -> None:
+def test_the_table_on_the_screen_has_the_sums_and_says_what_they_are_worth(
+    haq: Haq, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     code, out, _ = haq("cost", "--model", "digits_cnn", "--target", "bitfusion-default")
     layers = haq.json("cost", "--model", "digits_cnn", "--target", "bitfusion-default")["layers"]
     names = [line.split()[0] for line in out.splitlines()[2:-3]]

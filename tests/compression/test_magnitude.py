@@ -67,9 +67,11 @@ def test_each_layer_or_all_together():
     assert named.keys() == {"b"} and int((~named["b"]).sum()) == 10
 
 
-@pytest.mark.parametrize("scope, share", [("layer", 0.96), ("network", 0.35)])
-def test_a_layer_that_would_be_empty_is_refused(scope, share):
-    with pytest.raises(HaqError, match=r"leave layer 'a' without weights; it has 10: .* most 0.9"):
+@pytest.mark.parametrize(
+    "scope, share, way", [("layer", 0.96, ".* most 0.9"), ("network", 0.35, "give a smaller")]
+)
+def test_a_layer_that_would_be_empty_is_refused(scope, share, way):
+    with pytest.raises(HaqError, match=rf"leave layer 'a' without weights; it has 10: {way}"):
         masks_for(WEIGHTS, share, scope)
 
 
