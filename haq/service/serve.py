@@ -30,13 +30,15 @@ def offered(pairs: Sequence[str], what: str) -> dict[str, str]:
     """Return what NAME=VALUE options offer to users.
 
     Raises:
-        HaqError: One cannot be read.
+        HaqError: One cannot be read, or two have one name.
     """
     offers = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not value or not _NAME.fullmatch(name):
             raise HaqError(f"{what} {pair!r}: write NAME={what.upper()}")
+        if name in offers:
+            raise HaqError(f"{what} {pair!r}: {name} is offered already; give another name")
         offers[name] = value
     return offers
 

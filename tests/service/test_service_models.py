@@ -160,3 +160,9 @@ def test_the_openapi_document_gives_no_default_that_is_not_meant(visitor):
     fields = document["components"]["schemas"]["JobRequest"]["properties"]
     for name in ("finalists", "evaluation", "reward", "metric", "episodes", "length"):
         assert fields[name].get("default") is None
+
+
+@pytest.mark.parametrize("what", ["models", "data", "weights"])
+def test_two_offers_of_one_name_are_refused(tmp_path, what):
+    with pytest.raises(HaqError, match="net is offered already; give another name"):
+        settings_of(tmp_path / "files", None, **{what: ["net=timm:a", "net=timm:b"]})
