@@ -43,6 +43,7 @@ from haq.quantization.fake_quant import quantize
 from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs.folder import write_json
 from haq.runs.samples import Part
+from haq.training.numerics import in_channels_last
 from haq.training.scoring import score
 from haq.training.train import train
 
@@ -217,6 +218,7 @@ def row(subject, data, make, share, seed, pruner_of):
     policy = {layer.name: Bits(BITS, FLOAT) for layer in graph.layers}
     coded = quantize(graph, policy, Clips(calibrate_weights(graph, "max"), {}))
     convert_to_integers(coded)
+    in_channels_last(coded)
     chain = ({"transform": "sparsity", "layers": shares},) if shares else ()
     origin = checkpoint.Origin(model="own", shape=tuple(sample.shape[1:]), transforms=chain)
     with TemporaryDirectory() as folder:
