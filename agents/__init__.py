@@ -7,7 +7,6 @@ one of another package is named ``package.module:Class``. ``play`` plays what an
 import importlib
 import inspect
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from haq.agents.base import Agent, Proposal
@@ -18,7 +17,7 @@ from haq.agents.ilp import Ilp
 from haq.agents.random_search import RandomSearch
 from haq.agents.trust_region import TrustRegion
 from haq.agents.uniform import Uniform
-from haq.errors import HaqError, look_up
+from haq.errors import HaqError, look_up, meant
 
 AGENTS: Mapping[str, type[Agent]] = {
     "ddpg": Ddpg,
@@ -57,9 +56,9 @@ def find(name: str) -> type[Agent]:
         )
     members = _imported(name, module)
     if attribute not in members:
-        close = get_close_matches(attribute, members, n=1)
-        meant = f"; did you mean {close[0]!r}?" if close else ""
-        raise HaqError(f"agent {name!r}: module {module!r} has no {attribute!r}{meant}")
+        raise HaqError(
+            f"agent {name!r}: module {module!r} has no {attribute!r}{meant(attribute, members)}"
+        )
     agent = members[attribute]
     if not (inspect.isclass(agent) and issubclass(agent, Agent)) or inspect.isabstract(agent):
         raise HaqError(

@@ -72,6 +72,16 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     return max(get_close_matches(name, known, n=10), key=likeness, default=None)
 
 
+def meant(name: str, known: Iterable[str]) -> str:
+    """Return the part of a sentence that says which name was probably meant; empty without one.
+
+    >>> meant("resnet21", ["resnet20", "vgg11"])
+    "; did you mean 'resnet20'?"
+    """
+    close = closest(name, known)
+    return f"; did you mean {close!r}?" if close else ""
+
+
 def look_up(table: Mapping[str, T], kind: str, name: str) -> T:
     """Return ``table[name]``, or say which name was probably meant.
 
@@ -90,6 +100,6 @@ def look_up(table: Mapping[str, T], kind: str, name: str) -> T:
     """
     if name in table:
         return table[name]
-    close = closest(name, table)
-    meant = f"; did you mean {close!r}?" if close else ""
-    raise HaqError(f"unknown {kind} {name!r}{meant} (known: {', '.join(sorted(table))})")
+    raise HaqError(
+        f"unknown {kind} {name!r}{meant(name, table)} (known: {', '.join(sorted(table))})"
+    )

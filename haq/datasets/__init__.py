@@ -8,14 +8,13 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any, cast
 
 from haq.datasets import arrow, cifar10, digits, folder, text
 from haq.datasets.splits import from_splits
 from haq.datasets.tensors import AS_IT_IS, Data, Outline, Reading, Split, TensorSplit
-from haq.errors import DataError, look_up
+from haq.errors import DataError, look_up, meant
 
 __all__ = [
     "DATASETS",
@@ -151,7 +150,5 @@ def _factory(module: str, name: str) -> Callable[[], Any]:
         raise DataError(f"data {module}:{name} cannot be imported: {error}") from error
     factory = getattr(imported, name, None)
     if not callable(factory):
-        close = get_close_matches(name, vars(imported), n=1)
-        meant = f"; did you mean {close[0]!r}?" if close else ""
-        raise DataError(f"module {module} has no function {name!r}{meant}")
+        raise DataError(f"module {module} has no function {name!r}{meant(name, vars(imported))}")
     return cast(Callable[[], Any], factory)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from haq.errors import HaqError, closest
+from haq.errors import HaqError, meant
 
 DEFAULT: Mapping[str, Any] = {"kd": 0.9}
 """What fine-tuning does unless it is told otherwise."""
@@ -175,11 +175,9 @@ def distillation_of(entries: Mapping[str, Any]) -> Distillation:
 def _check_name(name: str) -> None:
     known = (*NAMES, "labels", *_OPTIONS)
     if name not in known:
-        close = closest(name, known)
-        meant = f"; did you mean {close!r}?" if close else ""
         raise HaqError(
-            f"unknown distillation {name!r}{meant} (losses: {', '.join(NAMES)}; beside them: "
-            f"{', '.join(('labels', *_OPTIONS))})"
+            f"unknown distillation {name!r}{meant(name, known)} (losses: {', '.join(NAMES)}; "
+            f"beside them: {', '.join(('labels', *_OPTIONS))})"
         )
 
 

@@ -10,12 +10,11 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
 
-from haq.errors import ModelError, look_up
+from haq.errors import ModelError, look_up, meant
 from haq.models.mobilenet import mobilenet_v1, mobilenet_v2
 from haq.models.resnet import resnet18, resnet50
 from haq.models.resnet_cifar import resnet_cifar
@@ -236,9 +235,9 @@ def _factory(name: str) -> Callable[..., Any]:
     try:
         factory: Callable[..., Any] = getattr(module, attribute)
     except AttributeError as error:
-        close = get_close_matches(attribute, dir(module), n=1)
-        meant = f"; did you mean {close[0]!r}?" if close else ""
-        raise ModelError(f"module {module_name!r} has no {attribute!r}{meant}") from error
+        raise ModelError(
+            f"module {module_name!r} has no {attribute!r}{meant(attribute, dir(module))}"
+        ) from error
     if not callable(factory):
         raise ModelError(
             f"{name} is of type {type(factory).__name__} and cannot be called; name a function "

@@ -5,7 +5,7 @@ import inspect
 from torch import Tensor, nn
 
 from haq.datasets import Data
-from haq.errors import DataError, ModelError, closest
+from haq.errors import DataError, ModelError, meant
 from haq.models.sources import Card
 from haq.network.inputs import Inputs, takes_one_dict, tensors_of
 
@@ -35,11 +35,9 @@ def check_forward(model: nn.Module, inputs: Inputs) -> None:
         return
     for name in inputs.names:
         if name not in known:
-            close = closest(name, known)
-            meant = f"; did you mean {close!r}?" if close else ""
             raise ModelError(
-                f"{type(model).__name__} has no input {name!r}{meant} (its forward takes "
-                f"{', '.join(known[:8])}{', …' if len(known) > 8 else ''})"
+                f"{type(model).__name__} has no input {name!r}{meant(name, known)} (its forward "
+                f"takes {', '.join(known[:8])}{', …' if len(known) > 8 else ''})"
             )
     missing = [name for name in needed if name not in inputs.names]
     if missing:

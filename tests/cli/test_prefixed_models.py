@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from language_models import write_language_model
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -14,11 +15,6 @@ import haq
 from haq.cli.main import main
 from haq.models import build
 from haq.models.weights import load_weights
-
-transformers = pytest.importorskip("transformers")
-tokenizers = pytest.importorskip("tokenizers")
-
-WORDS = "one two three four five six seven eight nine ten".split()
 
 
 def haq_command(*arguments):
@@ -37,17 +33,7 @@ def haq_command(*arguments):
 def place(tmp_path_factory):
     """A tiny language model with its tokenizer and a text; an ONNX file with two inputs."""
     folder = tmp_path_factory.mktemp("prefixed")
-    config = transformers.GPT2Config(
-        vocab_size=12, n_embd=8, n_layer=1, n_head=2, n_positions=16, bos_token_id=1, eos_token_id=1
-    )
-    torch.manual_seed(0)
-    transformers.GPT2LMHeadModel(config).save_pretrained(folder / "gpt")
-    vocabulary = {word: at for at, word in enumerate(["[UNK]", *WORDS])}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer.save(str(folder / "gpt" / "tokenizer.json"))
-    lines = [" ".join(WORDS[(3 * at + k) % 10] for k in range(5)) for at in range(60)]
-    (folder / "text.txt").write_text("\n".join(lines), encoding="utf-8")
+    write_language_model(folder)
 
     node = helper.make_node
     nodes = [

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from language_models import write_language_model
 
 import haq
 from haq.datasets import from_splits
@@ -22,9 +23,7 @@ from haq.runs.run import run
 from haq.runs.sample import load_sample, save_sample
 
 transformers = pytest.importorskip("transformers")
-tokenizers = pytest.importorskip("tokenizers")
 
-WORDS = "one two three four five six seven eight nine ten".split()
 QUICK = {
     "agent": "ilp", "budgets": ("avg_weight_bits=7",), "rounding_steps": 1,
     "calibration_images": 8, "clipping": "max",
@@ -35,17 +34,7 @@ QUICK = {
 def place(tmp_path_factory):
     """A tiny language model with its tokenizer, and a text."""
     folder = tmp_path_factory.mktemp("models")
-    config = transformers.GPT2Config(
-        vocab_size=12, n_embd=8, n_layer=1, n_head=2, n_positions=16, bos_token_id=1, eos_token_id=1
-    )
-    torch.manual_seed(0)
-    transformers.GPT2LMHeadModel(config).save_pretrained(folder / "gpt")
-    vocabulary = {word: at for at, word in enumerate(["[UNK]", *WORDS])}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer.save(str(folder / "gpt" / "tokenizer.json"))
-    lines = [" ".join(WORDS[(3 * at + k) % 10] for k in range(5)) for at in range(60)]
-    (folder / "text.txt").write_text("\n".join(lines), encoding="utf-8")
+    write_language_model(folder)
     return folder
 
 

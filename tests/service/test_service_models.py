@@ -5,6 +5,7 @@ import json
 import onnx
 import pytest
 import torch
+from language_models import write_language_model
 from onnx import TensorProto, helper, numpy_helper
 from service_parts import Visitor
 
@@ -14,27 +15,12 @@ from haq.service import place, store
 from haq.service.scores import metric_of_run, text_of
 from haq.service.serve import settings_of
 
-transformers = pytest.importorskip("transformers")
-tokenizers = pytest.importorskip("tokenizers")
-
-WORDS = "one two three four five six seven eight nine ten".split()
-
 
 @pytest.fixture(scope="module")
 def operator(tmp_path_factory):
     """Return a folder with a small language model, a text and an ONNX file."""
     folder = tmp_path_factory.mktemp("operator")
-    torch.manual_seed(0)
-    config = transformers.GPT2Config(
-        vocab_size=12, n_embd=8, n_layer=1, n_head=2, n_positions=8, bos_token_id=1, eos_token_id=1
-    )
-    transformers.GPT2LMHeadModel(config).save_pretrained(folder / "gpt")
-    vocabulary = {word: at for at, word in enumerate(["[UNK]", *WORDS])}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer.save(str(folder / "gpt" / "tokenizer.json"))
-    lines = [" ".join(WORDS[(3 * at + k) % 10] for k in range(5)) for at in range(60)]
-    (folder / "text.txt").write_text("\n".join(lines), encoding="utf-8")
+    write_language_model(folder, positions=8)
     node = helper.make_node
     nodes = [
         node("Conv", ["x", "w"], ["c"], "conv"), node("Relu", ["c"], ["r"], "relu"),

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from haq.errors import ModelError, closest
+from haq.errors import ModelError, meant
 from haq.models.sources.source import Card, Wanted, library
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -163,12 +163,10 @@ def _config(rest: str) -> Any:
     kind = fields.get("model_type")
     known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
     if not isinstance(kind, str) or kind not in known:
-        close = closest(str(kind), list(known.keys()))
-        meant = f"; did you mean {close!r}?" if close else ""
         raise ModelError(
             f"hf:{rest}: its config.json is of model_type {kind!r}, which transformers "
-            f"{transformers.__version__} does not have{meant}; code from a folder is not run: give "
-            "the network as package.module:factory"
+            f"{transformers.__version__} does not have{meant(str(kind), list(known.keys()))}; code "
+            "from a folder is not run: give the network as package.module:factory"
         )
     fields.pop("auto_map", None)
     try:
