@@ -5,7 +5,7 @@ from pathlib import Path
 
 from haq.errors import HaqError
 from haq.reports.charts.theme import THEMES, Chart, colored
-from haq.reports.page import plain
+from haq.reports.page import PLOTLY, plain
 from haq.reports.record import read_run
 from haq.reports.run_charts import all_charts
 
@@ -39,8 +39,9 @@ def draw(charts: Sequence[Chart], place: Path, scale: float = 3) -> list[Path]:
         figure = colored(plain(chart.figure), THEMES["light"])
         options = {"width": 1000, "height": figure["layout"]["height"], "scale": scale}
         asked.append({"fig": figure, "path": path, "opts": options})
+    options_of_all = {"mathjax": False, "plotlyjs": PLOTLY.as_uri()}
     try:
-        kaleido.write_fig_from_object_sync(asked, kopts={"mathjax": False}, cancel_on_error=True)
+        kaleido.write_fig_from_object_sync(asked, kopts=options_of_all, cancel_on_error=True)
     except ChromeNotFoundError as error:
         if new:
             place.rmdir()

@@ -120,7 +120,9 @@ def test_best_so_far_by_hand():
 def test_policies_by_hand():
     layers = [[{"name": "a", "weight_bits": 2}, {"name": "b", "weight_bits": 8}]] * 2
     chart = policies_chart(["one", "two"], layers, "weight_bits")
-    assert chart.figure["data"][0]["z"] == [[2, 8], [2, 8]]
+    cells = chart.figure["data"][0]
+    assert cells["y"] == ["one", "one", "two", "two"]
+    assert cells["customdata"] == [[0, 2], [1, 8], [0, 2], [1, 8]]
     assert chart.sentence.startswith("Bits of the weights of 2 layers; on average")
 
 

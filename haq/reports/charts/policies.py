@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from haq.reports.charts.theme import Chart, Figure, axis, layout
+from haq.reports.charts.heat import cells, column_axis, row_axis
+from haq.reports.charts.theme import Chart, Figure, layout
 
 
 def policies_chart(
@@ -24,8 +25,9 @@ def policies_chart(
         "data": [_map(names, runs, bits)],
         "layout": layout(
             max(280, 200 + 26 * len(runs)),
-            xaxis=axis("", type="category", categoryarray=names, tickangle=-90, showgrid=False),
-            yaxis=axis("", type="category", range=[len(runs) - 0.5, -0.5], showgrid=False),
+            barmode="overlay",
+            yaxis=row_axis(runs),
+            xaxis=column_axis("", names, tickangle=-90, tickfont={"size": 10}),
         ),
     }
     means = dict(zip(runs, (math.fsum(row) / len(row) for row in bits), strict=True))
@@ -41,12 +43,15 @@ def policies_chart(
 
 
 def _map(names: Sequence[str], runs: Sequence[str], bits: Sequence[Sequence[int]]) -> Figure:
-    return {
-        "type": "heatmap", "x": list(names), "y": list(runs), "z": [list(row) for row in bits],
-        "zmin": 1, "zmax": 8, "colorscale": "Cividis", "xgap": 1, "ygap": 1,
-        "text": [[str(b) for b in row] for row in bits],
-        "texttemplate": "%{text}" if len(names) <= 32 else "",
-        "colorbar": {"title": {"text": "bits", "side": "right"}, "thickness": 12,
-                     "lenmode": "pixels", "len": 160, "y": 1, "yanchor": "top"},
-        "hovertemplate": "%{y}, %{x}: %{z} bits<extra></extra>",
-    }  # fmt: skip
+    trace = cells(
+        runs, bits, bits, (1, 8), name="bits", insidetextanchor="middle", textangle=0,
+        textposition="inside" if len(names) <= 32 else "none",
+        hovertemplate="%{hovertext}<extra></extra>",
+        colorbar={"title": {"text": "bits", "side": "right"}, "len": 160},
+    )  # fmt: skip
+    trace["text"] = [str(value) for _, value in trace["customdata"]]
+    trace["hovertext"] = [
+        f"{run}, {names[column]}: {value} bits"
+        for run, (column, value) in zip(trace["y"], trace["customdata"], strict=True)
+    ]
+    return trace

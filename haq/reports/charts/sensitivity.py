@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from haq.allocation.sensitivities import Sensitivity
-from haq.reports.charts.theme import Chart, Row, axis, layout
+from haq.reports.charts.heat import cells, column_axis, row_axis
+from haq.reports.charts.theme import Chart, Figure, Row, layout
 
 
 def sensitivity_chart(layers: Sequence[Row], known: Sensitivity) -> Chart:
@@ -34,9 +35,9 @@ def sensitivity_chart(layers: Sequence[Row], known: Sensitivity) -> Chart:
             row.extend(numbers)
         data.append(_heat(names, widths, grid, part, place, decades))
         chosen = [layer for layer in layers if layer[field] in values.get(layer["name"], {})]
-        data.append(_dots(chosen, field, place))
-        axes["xaxis" + place] = axis(
-            f"{part.removesuffix('s')} bits", type="category", showgrid=False, fixedrange=True,
+        data.append(_dots(chosen, field, widths, place))
+        axes["xaxis" + place] = column_axis(
+            f"{part.removesuffix('s')} bits", [str(bits) for bits in widths], fixedrange=True,
             domain=[at / len(parts) + 0.02 * at, (at + 1) / len(parts) - 0.02 * (1 - at)],
         )  # fmt: skip
     figure = {"data": data, "layout": _layout(names, axes)}
@@ -44,22 +45,23 @@ def sensitivity_chart(layers: Sequence[Row], known: Sensitivity) -> Chart:
     return Chart("sensitivity", title, _sentence(known), figure, tuple(columns), rows)
 
 
-def _dots(chosen: Sequence[Row], field: str, place: str) -> dict[str, Any]:
+def _dots(chosen: Sequence[Row], field: str, widths: Sequence[int], place: str) -> Figure:
     """Return the marks of the bits that were chosen."""
     return {
         "type": "scatter", "mode": "markers", "name": "chosen", "showlegend": place == "",
         "legendgroup": "chosen", "xaxis": "x" + place, "yaxis": "y", "hoverinfo": "skip",
-        "x": [str(layer[field]) for layer in chosen], "y": [layer["name"] for layer in chosen],
+        "x": [widths.index(layer[field]) + 0.5 for layer in chosen],
+        "y": [layer["name"] for layer in chosen],
         "marker": {"symbol": "circle", "size": 11, "color": "#ffffff",
                    "line": {"color": "#000000", "width": 2.5}},
     }  # fmt: skip
 
 
 def _layout(names: Sequence[str], axes: dict[str, Any]) -> dict[str, Any]:
+    font = {"size": 12 if len(names) <= 24 else 10}
     return layout(
-        max(260, 120 + 20 * len(names)), **axes,
-        yaxis=axis("", type="category", range=[len(names) - 0.5, -0.5], showgrid=False,
-                   tickfont={"size": 12 if len(names) <= 24 else 10}),
+        max(260, 120 + 20 * len(names)), barmode="overlay", **axes,
+        yaxis=row_axis(names, tickfont=font),
     )  # fmt: skip
 
 
@@ -77,24 +79,26 @@ def _heat(
     part: str,
     place: str,
     decades: Sequence[int],
-) -> dict[str, Any]:
+) -> Figure:
     # Colours go by the logarithm; what is not positive gets the lowest one.
     logs = [
         [None if value is None else math.log10(value) if value > 0 else decades[0] for value in row]
         for row in grid
     ]
-    return {
-        "type": "heatmap", "x": [str(bits) for bits in widths], "y": list(names), "z": logs,
-        "customdata": [list(row) for row in grid], "zmin": decades[0], "zmax": decades[-1],
-        "colorscale": "Cividis", "xaxis": "x" + place, "yaxis": "y", "xgap": 1, "ygap": 1,
-        "showscale": place == "",
-        "colorbar": {
-            "title": {"text": "divergence", "side": "right"}, "thickness": 12,
-            "lenmode": "pixels", "len": min(220, 20 * max(len(names), 7)), "y": 1,
-            "yanchor": "top", "tickvals": list(decades), "ticktext": [f"1e{d}" for d in decades],
-        },
-        "hovertemplate": f"%{{y}}, {part} at %{{x}} bits: %{{customdata:.3g}}<extra></extra>",
+    colorbar = {
+        "title": {"text": "divergence", "side": "right"}, "len": min(220, 20 * max(len(names), 7)),
+        "tickvals": list(decades), "ticktext": [f"1e{d}" for d in decades],
     }  # fmt: skip
+    trace = cells(
+        names, grid, logs, (decades[0], decades[-1]), xaxis="x" + place, yaxis="y", name=part,
+        hovertemplate="%{text}<extra></extra>",
+        **({"colorbar": colorbar} if place == "" else {}),
+    )  # fmt: skip
+    trace["text"] = [
+        f"{name}, {part} at {widths[column]} bits: {value:.3g}"
+        for name, (column, value) in zip(trace["y"], trace["customdata"], strict=True)
+    ]
+    return trace | {"textposition": "none"}
 
 
 _NAMES = {"kl": "KL divergence", "kl, second order": "KL divergence to second order"}

@@ -1,5 +1,8 @@
 """One self-contained HTML page of charts and tables: script, style and plotly.js lie inside it.
 
+Of plotly.js it is the bundle called basic, unchanged (npm: plotly.js-basic-dist-min): scatter and
+bar charts, which is all that ours are made of.
+
 The page asks nobody for anything, and its content security policy keeps it so.
 """
 
@@ -8,12 +11,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from plotly.offline import get_plotlyjs
 
 from haq.reports.charts.theme import THEMES, Chart
+
+PLOTLY = Path(__file__).with_name("plotly-basic.min.js")
+"""What draws the charts, on a page as in pictures."""
+
+FEW_COLUMNS = 24
+"""Whose names a phone has room for."""
 
 
 class Cell(NamedTuple):
@@ -83,11 +92,18 @@ def render(title: str, subtitle: str, sections: Sequence[Section], reload_s: int
     """
     charts = {chart.key: chart for s in sections for choice in s.charts for chart in choice}
     figures = {key: plain(chart.figure) for key, chart in charts.items()}
+    numbers = {key: _numbers(chart) for key, chart in charts.items()}
     return _templates().get_template("page.html").render(
         title=title, subtitle=subtitle, sections=sections, reload_s=reload_s, themes=THEMES,
-        content={"figures": figures, "themes": THEMES, "reload_s": reload_s},
-        plotly=get_plotlyjs() if figures else "", numbers=_numbers,
+        content={"figures": figures, "numbers": numbers, "themes": THEMES, "reload_s": reload_s},
+        plotly=plotly_js() if figures else "", least_width=_least_width,
     )  # fmt: skip
+
+
+@cache
+def plotly_js() -> str:
+    """Return the script that draws the charts."""
+    return PLOTLY.read_text(encoding="utf-8")
 
 
 def number(value: float | None, text: str | None = None) -> Cell:
@@ -98,28 +114,36 @@ def number(value: float | None, text: str | None = None) -> Cell:
 
 
 def plain(value: Any) -> Any:
-    """Return a figure as JSON has it: what is no finite number becomes null."""
+    """Return a figure as JSON has it: what is no finite number becomes null.
+
+    Numbers have seven digits, which is more than any chart shows.
+    """
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.7g}") if math.isfinite(value) else None
 
 
-def _numbers(chart: Chart) -> Table:
-    rows = [[_cell(value) for value in row] for row in chart.rows]
-    return Table(f"{chart.title}: the numbers", chart.columns, rows)
+def _numbers(chart: Chart) -> dict[str, Any]:
+    caption = f"{chart.title}: the numbers"
+    return {"caption": caption, "columns": list(chart.columns), "rows": plain(chart.rows)}
 
 
-def _cell(value: Any) -> Cell:
-    if value is None or isinstance(value, int | float):
-        return number(value)
-    return Cell(str(value))
+def _least_width(chart: Chart) -> int:
+    """Return the pixels that a chart of many columns needs for their names; 0 for any width."""
+    below = chart.figure["layout"].get("xaxis", {})
+    columns = len(below.get("categoryarray") or below.get("ticktext") or ())
+    return 60 + 13 * columns if columns > FEW_COLUMNS else 0
 
 
 def _script_json(value: Any) -> str:
     # So that no text of a run can end the script it stands in.
-    return json.dumps(value, allow_nan=False, ensure_ascii=True).replace("<", "\\u003c")
+    return json.dumps(value, allow_nan=False, ensure_ascii=True, separators=(",", ":")).replace(
+        "<", "\\u003c"
+    )
 
 
 @cache

@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const { figures, themes, reload_s: reloadSeconds } = JSON.parse(document.getElementById("content").textContent);
+  const { figures, numbers, themes, reload_s: reloadSeconds } = JSON.parse(document.getElementById("content").textContent);
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const paper = matchMedia("print");
   const PRINT_WIDTH = 660; // pixels: what fits on A4 and on Letter
@@ -53,7 +53,7 @@
     if (typeof a === typeof b) return typeof a === "number" ? a - b : a.localeCompare(b, "en", { numeric: true });
     return typeof a === "number" ? -1 : 1; // what has no number comes last
   };
-  document.querySelectorAll("table").forEach((table) => {
+  const sortable = (table) => {
     const heads = [...table.tHead.rows[0].cells];
     heads.forEach((head, column) => {
       head.querySelector("button")?.addEventListener("click", () => {
@@ -64,6 +64,33 @@
         rows.sort((one, other) => (descending ? -1 : 1) * compare(key(one, column), key(other, column)));
         table.tBodies[0].append(...rows);
       });
+    });
+  };
+  document.querySelectorAll("table").forEach(sortable);
+
+  // The numbers of a chart: a table is made when it is first asked for.
+  const made = (tag, attributes, ...children) => {
+    const element = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    element.append(...children);
+    return element;
+  };
+  const cell = (value, first) => {
+    const isNumber = typeof value === "number";
+    const text = value === null ? "–" : isNumber ? value.toLocaleString("en", { maximumSignificantDigits: 4 }) : value;
+    const attributes = isNumber ? { class: "number", "data-value": value } : value === null ? { class: "number" } : {};
+    return made(first ? "th" : "td", first ? { scope: "row", ...attributes } : attributes, text);
+  };
+  const tableOf = ({ caption, columns, rows }) => {
+    const head = columns.map((name) => made("th", { scope: "col", "aria-sort": "none" }, made("button", { type: "button" }, name)));
+    const body = rows.map((row) => made("tr", {}, ...row.map((value, at) => cell(value, at === 0))));
+    const table = made("table", {}, made("caption", {}, caption), made("thead", {}, made("tr", {}, ...head)), made("tbody", {}, ...body));
+    sortable(table);
+    return made("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption }, table);
+  };
+  document.querySelectorAll("details[data-numbers]").forEach((details) => {
+    details.addEventListener("toggle", () => {
+      if (!details.querySelector("table")) details.append(tableOf(numbers[details.dataset.numbers]));
     });
   });
 

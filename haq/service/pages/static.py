@@ -44,9 +44,9 @@ def themes() -> Response:
 @router.get("/static/plotly.js")
 def plotly() -> Response:
     """Give what draws the charts, from the package."""
-    from plotly.offline import get_plotlyjs
+    from haq.reports.page import plotly_js
 
-    return _static(get_plotlyjs(), "text/javascript")
+    return _static(plotly_js(), "text/javascript")
 
 
 def _static(text: str, kind: str) -> Response:
