@@ -1,17 +1,26 @@
 """How many episodes a search plays where its user does not say."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from haq.agents import find
 from haq.allocation.budgets import most_bits
 from haq.errors import DivergedError
-from haq.runs.evaluation import Evaluation
+from haq.metrics import METRICS
+from haq.runs.evaluation import Evaluation, recipe_of
 from haq.runs.folder import read_job, write_job
 from haq.runs.job import Job
 from haq.runs.plan import Plan
+from haq.runs.rounding import EPOCH_FROM, ROUNDED_TO, ROUNDING_BATCH, steps_on
 
 TYPICAL_EPISODES = 60
+
+IMAGE_S = 15.0 / 5000
+"""Of an epoch, in the unit of ``stage_weights``."""
+
+ROUNDED_IMAGE_S = 0.17 / 64
+"""Of learned rounding, which sees images of the teacher anew."""
 
 SHORT_S = 30.0
 """Evaluations that take less are timed twice: the first one also prepares those after it."""
@@ -28,20 +37,50 @@ def stage_weights(job: Job, trained: bool) -> dict[str, float]:
     """
     cheap, informed = job.evaluation == "cheap", find(job.agent).informed
     episode = 6.0 if cheap else 15.0
-    images = job.train_images / 5000
+    finalist = _finalist(job)
     weights = {
         "train": 0.0 if trained else 100.0,
         "calibrate": 5.0,
         "sensitivity": 7.0 if informed else 0.0,
         "search": episode * (job.episodes or TYPICAL_EPISODES)
-        + (15.0 * images + 0.17 * job.last_steps) * job.finalists,
+        + finalist * job.finalists,
         "test float": 7.0,
         "test episode": 0.0 if cheap else 7.0,
-        "round": 0.17 * job.last_steps,
+        # Finalists were fine-tuned before.
+        "round": 0.0 if job.finalists else 0.17 * job.last_steps,
         "fine-tune": 100.0 * job.last_epochs,
         "test": 3.0,
     }
     return {stage: weight for stage, weight in weights.items() if weight}
+
+
+def _finalist(job: Job) -> float:
+    """Return what one finalist takes: learned rounding, an epoch, or both.
+
+    Which of them follows from the bits of its policy. Where no budget is of mean bits, these are
+    not known before the search, and the longer way counts.
+    """
+    steps = recipe_of(job, METRICS["top1"]).rounding_steps
+    epoch = IMAGE_S * job.train_images
+    if not steps:
+        return epoch
+    rounding = ROUNDED_IMAGE_S * ROUNDING_BATCH * steps_on(job.train_images, steps)
+    if job.train_images >= EPOCH_FROM:
+        rounding += epoch
+    bits = _mean_bits(job)
+    if bits is None:
+        return max(epoch, rounding)
+    return rounding if bits <= ROUNDED_TO else epoch
+
+
+def _mean_bits(job: Job) -> float | None:
+    """Return the mean bits of the weights that a budget allows; None where none gives a number."""
+    for text in job.budgets:
+        quantity, _, limit = text.partition("=")
+        if quantity.strip() == "avg_weight_bits":
+            with suppress(ValueError):  # a share; what cannot be read is refused with the plan
+                return float(limit)
+    return None
 
 
 def with_episodes(job: Job, folder: Path, planned: Plan, evaluation: Evaluation) -> Job:

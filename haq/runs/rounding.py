@@ -45,10 +45,19 @@ def learn_rounding(model: nn.Module, graph: Graph, views: Split, steps: int, see
         seed: Decides their order and augmentation.
     """
     held = held_zeros(model, graph)
-    steps = min(steps, SEEN * len(views) // ROUNDING_BATCH)
+    steps = steps_on(len(views), steps)
     adaround(model, graph, views, steps=steps, batch=ROUNDING_BATCH, beside=BESIDE, seed=seed)
     if held is not None:
         held.apply()
+
+
+def steps_on(images: int, steps: int) -> int:
+    """Return in how many steps the rounding is learned on some images where ``steps`` are asked.
+
+    >>> steps_on(5000, 600), steps_on(1000, 600)
+    (600, 125)
+    """
+    return min(steps, SEEN * images // ROUNDING_BATCH)
 
 
 def suffices(model: nn.Module, policy: Policy, images: int) -> bool:
