@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from finetuning_starts import block_by_block, progressive
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq.allocation.budgets import fit, solve, uniform_policy
@@ -30,6 +31,7 @@ from haq.datasets import load
 from haq.distillation.settings import distillation_of, read_distillation
 from haq.models.weights import load_weights
 from haq.network.inputs import joined
+from haq.quantization import adaround as adaround_module
 from haq.quantization.adaround import adaround
 from haq.quantization.calibration import calibrate, load_clips, save_clips
 from haq.quantization.fake_quant import Quantized, quantize
@@ -62,10 +64,15 @@ class Way:
         bits: Mean bits of the weights.
         images: Training images of the epoch.
         passes: How often each is seen.
-        start: Of the weights: nearest levels, or learned rounding (adaround) on 5000 images.
+        start: Of the weights: nearest levels, or learned rounding: of all layers at once
+            (adaround), in half the steps after block by block (blocks), or in a third of the steps
+            each at 4, 3 and the asked bits (progressive).
         rounding_steps: In which that is learned.
         rounding_lr: The highest there, in gaps between levels.
         rounding_batch: Images a step there.
+        rounding_images: That are seen there.
+        rounding_temperature: Of the logits there.
+        reach: By how many levels a weight moves at most beyond its two neighbours there.
         beside: Rate of what is learned beside the rounding, as a share of ``rounding_lr``: scales
             and biases of BatchNorm, and clips of activations; 0 leaves them as they are.
         fresh: Whether images are augmented anew each time the rounding sees them.
@@ -97,6 +104,9 @@ class Way:
     rounding_steps: int = 300
     rounding_lr: float = 0.005
     rounding_batch: int = 64
+    rounding_images: int = 5000
+    rounding_temperature: float = 4.0
+    reach: int = 0
     beside: float = 0.0
     fresh: bool = False
     mixed: float = 0.0
@@ -116,6 +126,18 @@ class Way:
     average: float = 0.0
     seed: int = 0
 
+
+LEARNED = {
+    "start": "adaround", "rounding_steps": 600, "rounding_lr": 0.005, "rounding_batch": 32,
+    "beside": 0.2, "fresh": True, "mixed": 0.0, "rounding_images": 5000,
+    "rounding_temperature": 4.0, "reach": 0,
+}  # fmt: skip
+"""How the rounding is learned by default now."""
+
+OF_EPOCH = (
+    "passes", "optimizer", "lr", "weight_decay", "batch", "warm_up", "schedule", "loss", "labels",
+    "temperature", "steps", "norms", "after", "augmented", "average",
+)  # fmt: skip
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--weights", required=True)
@@ -201,36 +223,41 @@ class Study:
         policy = self.policy(way.agent, way.bits)
         model = quantize(self.graph, policy, self.clips)
         correct(model, self.graph, self.floats, self.plain)
-        if way.start == "adaround":
-            told = (
-                way.rounding_steps,
-                way.rounding_lr,
-                way.beside,
-                way.fresh,
-                way.mixed,
-                way.rounding_batch,
-                way.seed,
-            )
-            name = "-".join(f"{value:g}" for value in (way.bits, *told))
-            file = self.asked.folder / f"adaround-{way.agent}-{name}.pt"
+        if way.start != "nearest":
+            file = self.asked.folder / start_name(way)
             if not file.exists():
-                self.round(way, model)
+                model = self.rounded(way, model)
                 torch.save(model.state_dict(), file)
             model.load_state_dict(torch.load(file))
         return model
 
-    def round(self, way, model):
-        """Learn the rounding of a network in place."""
-        seen = replace(way, images=5000, augmented=True)
-        split, _ = self.images(seen)
+    def rounded(self, way, model):
+        """Return a network whose rounding was learned."""
+        seen = replace(way, images=way.rounding_images, augmented=True)
         if way.fresh:
             generator = torch.Generator().manual_seed(way.seed)
-            chosen = torch.randperm(len(self.data.train), generator=generator)[:5000]
-            split = Mixed(Part(self.data.train, chosen), way.mixed)
-        adaround(
-            model, self.graph, split, steps=way.rounding_steps, batch=way.rounding_batch,
-            lr=way.rounding_lr, beside=way.beside, seed=way.seed,
-        )  # fmt: skip
+            chosen = torch.randperm(len(self.data.train), generator=generator)
+            split = Mixed(Part(self.data.train, chosen[: way.rounding_images]), way.mixed)
+        else:
+            split, _ = self.images(seen)
+        told = {
+            "batch": way.rounding_batch, "lr": way.rounding_lr, "beside": way.beside,
+            "seed": way.seed,
+        }  # fmt: skip
+        adaround_module.TEMPERATURE = way.rounding_temperature
+        adaround_module._INSIDE = (1e-3 - way.reach, 1 - 1e-3 + way.reach)
+        if way.start == "progressive":
+            policies = [self.policy(way.agent, bits) for bits in (4, 3, way.bits)]
+            steps = way.rounding_steps // 3
+            return progressive(
+                self.graph, policies, self.clips, self.floats, self.plain,
+                lambda model: adaround(model, self.graph, split, steps=steps, **told),
+            )  # fmt: skip
+        steps = way.rounding_steps // (2 if way.start == "blocks" else 1)
+        if way.start == "blocks":
+            block_by_block(model, self.graph, split, steps=steps, **told)
+        adaround(model, self.graph, split, steps=steps, **told)
+        return model
 
     def tuned(self, way):
         """Return the network after the epoch of a way."""
@@ -399,15 +426,15 @@ def main(asked):
         scores = study.scores(study.tuned(way))
         torch.save(scores, asked.folder / f"{name_of(way)}.pt")
         row = {
-            "way": asdict(way), "val_images": asked.val_images,
+            "way": described(way), "val_images": asked.val_images,
             "val_accuracy": float(scores[0].double().mean()),
             "val_divergence": float(scores[1].mean()),
             "seconds": round(time.process_time() - trained, 1),
         }  # fmt: skip
-        basis = before_study(way)
+        basis = basis_of(way)
         file = asked.folder / f"{name_of(basis)}.pt"
-        if file.exists() and way != basis:
-            row["against_default"] = paired(scores, torch.load(file))
+        if file.exists() and described(basis) != described(way):
+            row |= {"basis": described(basis), "against": paired(scores, torch.load(file))}
         known["rows"].append(row)
         record = {
             "what": __doc__.splitlines()[0], "model": "resnet20", "data": study.data.name,
@@ -420,7 +447,7 @@ def main(asked):
         }  # fmt: skip
         write_json(asked.out, record)
         changed = {k: v for k, v in asdict(way).items() if v != asdict(Way())[k]}
-        shown = row.get("against_default", {})
+        shown = row.get("against", {})
         print(
             f"{changed} {row['val_accuracy']:.4f} {row['val_divergence']:.4f} "
             f"{shown.get('gain', 0):+.4f}±{shown.get('gain_half_interval', 0):.4f} "
@@ -431,22 +458,49 @@ def main(asked):
         )
 
 
-def before_study(way):
-    """Return the way of the defaults before this study, for the policy and images of a way."""
-    start = "adaround" if way.bits <= 3 and way.images <= 5000 else "nearest"
-    return Way(agent=way.agent, bits=way.bits, images=way.images or 5000, start=start)
+def basis_of(way):
+    """Return the way that lacks a change of this one, with which it is compared in pairs.
+
+    That is the same with the default epoch; of that, the same with the default rounding; of that,
+    the one without an epoch.
+    """
+    epoch = {name: value for name, value in asdict(Way()).items() if name in OF_EPOCH}
+    if way.images and any(asdict(way)[name] != value for name, value in epoch.items()):
+        return replace(way, **epoch)
+    if any(asdict(way)[name] != value for name, value in LEARNED.items()):
+        return replace(way, **epoch, **LEARNED)
+    return replace(way, **epoch, images=0)
+
+
+def described(way):
+    """Return a way as its row has it; what was added to the study later only where it differs."""
+    added = {"rounding_images": 5000, "rounding_temperature": 4.0, "reach": 0}
+    return {k: v for k, v in asdict(way).items() if k not in added or v != added[k]}
+
+
+def start_name(way):
+    """Return a file name for the start of a way."""
+    told = (
+        way.rounding_steps, way.rounding_lr, way.beside, way.fresh, way.mixed, way.rounding_batch,
+        way.seed,
+    )  # fmt: skip
+    name = "-".join(f"{value:g}" for value in (way.bits, *told))
+    later = (way.rounding_images, way.rounding_temperature, way.reach)
+    if later != (5000, 4.0, 0):
+        name += "-" + "-".join(f"{value:g}" for value in later)
+    return f"{way.start}-{way.agent}-{name}.pt"
 
 
 def next_way(file, rows):
     """Return the first way of a file that has no row; lines may be added while others run."""
     ways = (Way(**json.loads(line)) for line in file.read_text().splitlines() if line.strip())
     done = [row["way"] for row in rows]
-    return next((way for way in ways if asdict(way) not in done), None)
+    return next((way for way in ways if described(way) not in done), None)
 
 
 def name_of(way):
     """Return a file name for a way."""
-    return hashlib.sha256(json.dumps(asdict(way)).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(described(way)).encode()).hexdigest()[:16]
 
 
 if __name__ == "__main__":
