@@ -42,8 +42,7 @@ def stage_weights(job: Job, trained: bool) -> dict[str, float]:
         "train": 0.0 if trained else 100.0,
         "calibrate": 5.0,
         "sensitivity": 7.0 if informed else 0.0,
-        "search": episode * (job.episodes or TYPICAL_EPISODES)
-        + finalist * job.finalists,
+        "search": episode * (job.episodes or TYPICAL_EPISODES) + finalist * job.finalists,
         "test float": 7.0,
         "test episode": 0.0 if cheap else 7.0,
         # Finalists were fine-tuned before.
