@@ -55,9 +55,17 @@ RUNS = Table(
     Column("best_accuracy", Double),
     Column("episode_s", Double),  # what an episode took of late
     Column("events", Integer, nullable=False),  # number of the last one
+    Column("tags", Text, nullable=False, server_default=""),  # " one two ", words between blanks
+    Column("remark", Text, nullable=False, server_default=""),  # the user's own
+    Column("sweep", String(32)),  # shared by the runs of one submission
+    Column("hook", String(500)),  # URL that is told when the run ends
+    Column("hook_left", Integer, nullable=False, server_default="0"),  # tries to tell it
+    Column("hook_at", Double, nullable=False, server_default="0"),  # not before
     UniqueConstraint("owner", "key", name="one_run_a_key"),
     Index("runs_by_state", "state", "created"),
     Index("runs_by_owner", "owner", "created"),
+    Index("runs_by_sweep", "sweep"),
+    Index("runs_with_hooks", "hook_left", "state"),
 )
 
 EVENTS = Table(
@@ -124,6 +132,14 @@ CHANNELS = Table(
     Column("at", Double, nullable=False),
 )
 """Which run's network was published on a channel, one after the other."""
+
+WORKERS = Table(
+    "workers",
+    METADATA,
+    Column("name", String(200), primary_key=True),
+    Column("seen", Double, nullable=False),
+)
+"""When each worker last gave a sign of life."""
 
 STORE = Table("store", METADATA, Column("id", String(32), primary_key=True))
 """One row: the name that the folder of files must bear as well."""

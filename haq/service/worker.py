@@ -9,7 +9,9 @@ import os
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy import Engine
@@ -28,6 +30,8 @@ LOG = logging.getLogger("haq.service.worker")
 
 Start = Callable[[Job, Path, float], Process]
 """Starts the search of a job in a folder, until a deadline."""
+
+_SEEN_S = 20.0  # between two signs of life of a worker that has nothing to do
 
 _UNDER_WAY = ("stopped", "cancelled", "lost")  # the search has not ended by itself
 
@@ -55,9 +59,13 @@ def work(
     """
     name = f"{socket.gethostname()}:{os.getpid()}"
     store_name = check_current(engine)
+    seen = -_SEEN_S
     while not stop.is_set():
         try:
             run = None
+            if time.monotonic() - seen >= _SEEN_S:
+                store.sign_of_life(engine, name)
+                seen = time.monotonic()
             fault = place.missing(settings, store_name)
             if fault:
                 LOG.error("waiting: %s", fault)
@@ -75,6 +83,8 @@ def work(
             continue
         LOG.info("run taken", extra={"run": run.id, "attempt": run.attempts})
         _do(engine, settings, run, store_name, stop, start or in_process())
+    with suppress(SQLAlchemyError):
+        store.leave(engine, name)
 
 
 def _do(

@@ -2,7 +2,9 @@
 
 rows      runs as they are read
 events    what happened to a run, numbered from 1
-queue     what users do: submit, cancel, retry, delete
+queue     what users do: submit, annotate, cancel, retry, delete
+lists     lists of runs, sorted, page by page
+line      who waits, who works, and what runs took
 channels  networks by their ids, and those published under a name
 leases    what workers do, while they hold the lease of a run
 """
@@ -31,7 +33,9 @@ from haq.service.store.leases import (
     take_back_try,
     try_again,
 )
-from haq.service.store.queue import cancel, forget, hide, retry, submit
+from haq.service.store.line import Standing, leave, paces, sign_of_life, standing
+from haq.service.store.lists import ORDERS, listed, of_sweep, tags
+from haq.service.store.queue import Beside, annotate, cancel, forget, hide, retry, submit
 from haq.service.store.rows import (
     OVER,
     STATES,
@@ -40,7 +44,6 @@ from haq.service.store.rows import (
     counts,
     find,
     hidden,
-    listed,
     longest_wait,
     seen,
     uses,
@@ -48,8 +51,10 @@ from haq.service.store.rows import (
 )
 
 __all__ = [
+    "ORDERS",
     "OVER",
     "STATES",
+    "Beside",
     "Conflict",
     "Event",
     "Lease",
@@ -57,6 +62,8 @@ __all__ = [
     "Progress",
     "Published",
     "Run",
+    "Standing",
+    "annotate",
     "cancel",
     "channel_count",
     "channels",
@@ -71,17 +78,23 @@ __all__ = [
     "hidden",
     "hide",
     "history",
+    "leave",
     "listed",
     "longest_wait",
     "network_of",
+    "of_sweep",
+    "paces",
     "publish",
     "remember",
     "report",
     "retry",
     "runs_with",
     "seen",
+    "sign_of_life",
+    "standing",
     "stop",
     "submit",
+    "tags",
     "take_back_try",
     "try_again",
     "uses",

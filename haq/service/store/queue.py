@@ -4,6 +4,8 @@ import hashlib
 import json
 import secrets
 import time
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from sqlalchemy import Engine, delete, insert, select
 from sqlalchemy.exc import IntegrityError
@@ -15,9 +17,44 @@ from haq.service.store.events import add_event
 from haq.service.store.rows import COLUMNS, GONE, OVER, Conflict, Run, current, run_of
 from haq.service.tables import RUNS, now
 
+HOOK_TRIES = 5
+
+
+class Beside(NamedTuple):
+    """What a user says of a run beside its job and its title.
+
+    Attributes:
+        tags: Words.
+        remark: Text.
+        sweep: Shared by the runs of one submission.
+        hook: A URL that is told when the run ends.
+    """
+
+    tags: tuple[str, ...] = ()
+    remark: str = ""
+    sweep: str | None = None
+    hook: str | None = None
+
+
+NOTHING = Beside()
+
+
+def joined(tags: Sequence[str]) -> str:
+    """Return tags as the table has them.
+
+    >>> joined(["b", "a", "b"]), joined([])
+    (' b a ', '')
+    """
+    return f" {' '.join(dict.fromkeys(tags))} " if tags else ""
+
 
 def submit(
-    engine: Engine, owner: str, job: Job, title: str, key: str | None = None
+    engine: Engine,
+    owner: str,
+    job: Job,
+    title: str,
+    key: str | None = None,
+    beside: Beside = NOTHING,
 ) -> tuple[Run, bool]:
     """Queue a job and return its run, and whether it is new.
 
@@ -27,12 +64,14 @@ def submit(
         job: Checked already.
         title: For people.
         key: Of idempotency: the same key of the same owner gives the run of the first time.
+        beside: What else is said of the run.
 
     Raises:
         Conflict: The key was used for another job.
     """
     asked = job.model_dump_json()
-    key_hash = hashlib.sha256(json.dumps([asked, title]).encode()).hexdigest() if key else None
+    whole = [asked, title] if beside == NOTHING else [asked, title, beside]
+    key_hash = hashlib.sha256(json.dumps(whole).encode()).hexdigest() if key else None
     # In the order of submission, also of runs within one tick of the database's clock.
     run_id = f"{time.time_ns():016x}{secrets.token_hex(8)}"
     values = {
@@ -40,6 +79,8 @@ def submit(
         "key_hash": key_hash, "state": "queued", "created": now(), "updated": now(),
         "not_before": 0.0, "fence": 0, "attempts": 0, "cancel": False, "done": 0, "total": 0,
         "note": "", "episodes": 0, "episodes_asked": job.episodes, "events": 0,
+        "tags": joined(beside.tags), "remark": beside.remark, "sweep": beside.sweep,
+        "hook": beside.hook, "hook_left": HOOK_TRIES if beside.hook else 0,
     }  # fmt: skip
     try:
         with engine.begin() as connection:
@@ -92,7 +133,27 @@ def retry(engine: Engine, run_id: str) -> Run:
         enter(
             connection, run_id, "queued",
             attempts=0, cancel=False, not_before=0.0, finished=None, traceback=None,
+            hook_left=HOOK_TRIES if run.hook else 0, hook_at=0.0,
         )  # fmt: skip
+        return current(connection, run_id)
+
+
+def annotate(
+    engine: Engine,
+    run_id: str,
+    title: str | None = None,
+    tags: Sequence[str] | None = None,
+    remark: str | None = None,
+) -> Run:
+    """Change what is said of a run; None leaves it as it is.
+
+    Raises:
+        Conflict: There is no such run any more.
+    """
+    given = {"title": title, "tags": None if tags is None else joined(tags), "remark": remark}
+    with engine.begin() as connection:
+        locked(connection, run_id)
+        change(connection, run_id, **{k: v for k, v in given.items() if v is not None})
         return current(connection, run_id)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, and_, func, or_, select, true
+from sqlalchemy import ColumnElement, Connection, Engine, func, select, true
 
 from haq.errors import HaqError
 from haq.runs.job import Job
@@ -54,6 +54,15 @@ class Run:
     best_accuracy: float | None
     episode_s: float | None
     events: int
+    tags: str
+    remark: str
+    sweep: str | None
+    hook: str | None
+
+    @property
+    def words(self) -> list[str]:
+        """The tags, one by one."""
+        return self.tags.split()
 
     @property
     def job(self) -> Job:
@@ -73,44 +82,9 @@ def find(engine: Engine, run_id: str, owner: str | None = None) -> Run | None:
     """Return a run; None if there is none, or it is not of this owner (None: of anyone)."""
     with reading(engine) as connection:
         row = connection.execute(
-            select(*COLUMNS).where(RUNS.c.id == run_id, RUNS.c.state != GONE, _of(owner))
+            select(*COLUMNS).where(RUNS.c.id == run_id, RUNS.c.state != GONE, of_owner(owner))
         ).first()
     return None if row is None else run_of(row)
-
-
-def listed(
-    engine: Engine,
-    owner: str | None = None,
-    states: Sequence[str] = (),
-    text: str = "",
-    limit: int = 50,
-    before: tuple[float, str] | None = None,
-) -> list[Run]:
-    """Return runs, the newest first.
-
-    Args:
-        engine: The database.
-        owner: Whose; None for everyone's.
-        states: Which states; none for all.
-        text: What the title must hold.
-        limit: How many at most.
-        before: Created and id of the last run of the page before.
-    """
-    query = select(*COLUMNS).where(RUNS.c.state != GONE, _of(owner))
-    if states:
-        query = query.where(RUNS.c.state.in_(states))
-    if text:
-        query = query.where(RUNS.c.title.icontains(text, autoescape=True))
-    if before is not None:
-        created, run_id = before
-        query = query.where(
-            or_(RUNS.c.created < created, and_(RUNS.c.created == created, RUNS.c.id < run_id))
-        )
-    with reading(engine) as connection:
-        rows = connection.execute(
-            query.order_by(RUNS.c.created.desc(), RUNS.c.id.desc()).limit(limit)
-        )
-        return [run_of(row) for row in rows]
 
 
 def counts(engine: Engine) -> dict[str, int]:
@@ -159,7 +133,8 @@ def hidden(engine: Engine) -> list[str]:
         return list(connection.scalars(select(RUNS.c.id).where(RUNS.c.state == GONE)))
 
 
-def _of(owner: str | None) -> ColumnElement[bool]:
+def of_owner(owner: str | None) -> ColumnElement[bool]:
+    """Return the condition that a run is of an owner; None for anyone's."""
     return true() if owner is None else RUNS.c.owner == owner
 
 
