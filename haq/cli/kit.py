@@ -24,6 +24,9 @@ MOST_ACT_BITS = 8
 NO_GAIN = 0.95
 """Share of the latency at the most bits above which the fewest gain hardly any."""
 
+FAR_OFF = 0.1
+"""Mean error of predictions above which a profile is not worth choosing by."""
+
 kit_app = typer.Typer(help="Make a profile of a device of your own.", no_args_is_help=True)
 
 Folder = Annotated[Path, typer.Argument(help="The kit, as haq kit make writes it.", metavar="KIT")]
@@ -127,6 +130,9 @@ def run_command(
     rounds: Annotated[
         int, option(DEVICE, "How often each file is measured.", metavar="N", min=1)
     ] = 5,
+    timeout: Annotated[
+        int, option(DEVICE, "Seconds that a program of --command may take.", metavar="N", min=1)
+    ] = 600,
 ) -> None:  # fmt: skip
     """Measure a kit, here or over ssh; given again, it goes on where it was."""
     from haq.errors import HaqError
@@ -136,9 +142,11 @@ def run_command(
         raise HaqError(
             f"--python {python} is of the machine of --ssh, and there is none; leave it out"
         )
+    if command is None and "timeout" in given(context):
+        raise HaqError(f"--timeout {timeout} is of --command, and there is none; leave it out")
     options = ["--threads", str(threads), "--rounds", str(rounds)]
     if command is not None:
-        options += ["--command", command]
+        options += ["--command", command, "--timeout", str(timeout)]
     run_kit(kit, ssh, python, options)
 
 
@@ -160,6 +168,11 @@ def read_command(
     write_text(out, write_json(read.profile))
     typer.echo(read.profile.title)
     typer.echo(validated(read.validation))
+    if read.validation.mean_error > FAR_OFF:
+        typer.echo(
+            f"that is far off (above {FAR_OFF:.0%}): do not choose by this profile; measure again "
+            "on a quiet device, with more rounds"
+        )
     typer.echo(f"{read.rounds} rounds; the reference drifted by {read.drift:+.1%}")
     of_uniform = ", ".join(f"{bits} {us:,.1f}" for bits, us in read.uniform.items())
     typer.echo(f"us of the network with the same bits everywhere: {of_uniform}")

@@ -145,10 +145,11 @@ def kernels_alone(rows: Rows, policy: Policy) -> float:
 def validate(predicted: Sequence[float], measured: Sequence[float]) -> Validation:
     """Return how far predictions are from what was measured."""
     errors = np.abs(np.array(predicted) / np.array(measured) - 1)
-    rank = float(spearmanr(predicted, measured).statistic)
+    varied = len(set(predicted)) > 1 and len(set(measured)) > 1
+    rank = float(spearmanr(predicted, measured).statistic) if varied else 0.0
     return Validation(
         policies=len(errors),
         mean_error=float(errors.mean()),
         worst_error=float(errors.max()),
-        rank_correlation=0.0 if math.isnan(rank) else rank,
+        rank_correlation=rank,
     )

@@ -1,7 +1,6 @@
 """Kits: what is in them, what a device may give, and that the profile predicts that device."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from kit_parts import WIDTHS, Net, board, subject, write_rows
 from torch import nn
 from typer.testing import CliRunner
 
@@ -19,7 +19,7 @@ from haq.cli.main import app
 from haq.errors import HaqError
 from haq.hw_profiles import load
 from haq.hw_profiles.document import write_json
-from haq.hw_profiles.measured import OwnDevice, crossings
+from haq.hw_profiles.measured import OwnDevice
 from haq.hw_profiles.pairs import listed
 from haq.hw_profiles.rows import shape_of
 from haq.network.graph import trace
@@ -27,30 +27,7 @@ from haq.network.layers import Layer
 from haq.runs.kit.layer_file import layer_file
 from haq.runs.kit.make import RUNNER, Choices, make_kit
 from haq.runs.kit.read import MEASURED, contents_of, read_kit
-from haq.runs.profiling.subject import Subject, lowering, placeholder_clips
-
-WIDTHS = (2, 4, 8)
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a = nn.Conv2d(3, 8, 3, padding=1)
-        self.b = nn.Conv2d(8, 8, 3, padding=1)
-        self.c = nn.Conv2d(8, 8, 3, padding=1)
-        self.d = nn.Conv2d(8, 16, 3, stride=2, padding=1, groups=8)
-        self.fc = nn.Linear(16, 10)
-
-    def forward(self, x):
-        x = self.c(self.b(self.a(x).relu()).relu()).relu()
-        return self.fc(self.d(x).relu().mean((2, 3)))
-
-
-def subject(model=None, size=8):
-    torch.manual_seed(0)
-    sample = torch.zeros(1, 3, size, size)
-    graph = trace(model or Net(), sample)
-    return Subject("net", graph, placeholder_clips(graph), sample)
+from haq.runs.profiling.subject import lowering
 
 
 @pytest.fixture(scope="module")
@@ -66,39 +43,6 @@ def kit(made, tmp_path):
     for name in ("kit.json", RUNNER):
         (tmp_path / name).write_bytes((made / name).read_bytes())
     return tmp_path
-
-
-def board(contents, file):
-    """A device of our own: a start, edges of a layer alone, prices for bits and their changes."""
-    about = contents.files[file]
-
-    def inside(shape, bits):
-        weight, act = bits
-        taps = np.prod(shape.kernel) * shape.c_in // shape.groups
-        price = 3 if weight == 32 else (2 + weight) / 10 * (8 + act) / 16
-        return 0.01 * shape.c_out * np.prod(shape.out_size) * taps * price
-
-    if "shape" in about:
-        shape = contents.shapes[about["shape"]]
-        values = shape.c_in * np.prod(shape.in_size) + shape.c_out * np.prod(shape.out_size)
-        edges = 0 if about["bits"][0] == 32 else 0.02 * values
-        return 5 + contents.batch * (edges + inside(shape, about["bits"]))
-    policy = {name: Bits(*bits) for name, bits in about["policy"].items()}
-    parts = [(part, bits) for name, bits in policy.items() for part in contents.layers[name]]
-    into, back = crossings(contents.tensors, policy)
-    layers = sum(part.calls * inside(contents.shapes[part.shape], bits[:2]) for part, bits in parts)
-    return 5 + contents.batch * (layers + 0.03 * into + 0.01 * back)
-
-
-def write_rows(folder, times=board, change=lambda rows: rows, rounds=3):
-    contents = contents_of(folder)
-    rows = []
-    for number in range(rounds):
-        order = [contents.reference, *contents.files, contents.reference]
-        rows += [{"round": number, "place": place, "file": file, "us": float(times(contents, file))}
-                 for place, file in enumerate(order)]  # fmt: skip
-    lines = [{"device": {"cpu": "a board", "threads": 1, "command": "x"}}, *change(rows)]
-    (folder / MEASURED).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def test_a_kit_has_each_distinct_layer_once_at_each_width(made):
@@ -287,11 +231,32 @@ def changed(place, **values):
             lambda rows: [row | {"us": row["us"] * (1 - 0.1 * row["round"])} for row in rows],
             r"\(-20%\): the device changed its speed",
         ),
+        (
+            lambda rows: [
+                {"device": {"cpu": "b"}} if n == 3 else row for n, row in enumerate(rows)
+            ],
+            "line 5: figures of a second device begin here",
+        ),
+        (
+            lambda rows: [row | {"us": 7.0} if "layer" not in row["file"] else row for row in rows],
+            "every network takes 7 us",
+        ),
+        (changed(3, us=1e300), r"line 5: .* takes 1e\+300 us, which is no latency"),
+        (changed(3, file=["a"]), r"line 5: the kit has no file \['a'\]"),
     ],
 )
 def test_what_is_no_latency_is_refused_with_its_row(kit, change, sentence):
     write_rows(kit, change=change)
     with pytest.raises(HaqError, match=sentence):
+        read_kit(kit, "board")
+
+
+def test_a_device_that_gets_hot_in_every_round_is_refused(kit):
+    def hot(rows):
+        return [row | {"us": row["us"] * (1 + 0.01 * row["place"])} for row in rows]
+
+    write_rows(kit, change=hot, rounds=8)
+    with pytest.raises(HaqError, match=r"us in the beginning of a round and .* \(\+40%\)"):
         read_kit(kit, "board")
 
 
@@ -343,131 +308,6 @@ def test_a_layer_that_no_file_is_made_of_is_named_and_nothing_is_left(tmp_path):
     with pytest.raises(HaqError, match="no file is made of a layer of kind|has none"):
         make_kit(subject(model), tmp_path / "kit", Choices(WIDTHS))
     assert list(tmp_path.iterdir()) == []
-
-
-# The runner, which stands alone.
-
-
-@pytest.fixture
-def told(made, tmp_path):
-    """A kit whose files have their latency written beside them, for a command that reads it."""
-    contents = contents_of(made)
-    (tmp_path / "files").mkdir()
-    for name in ("kit.json", RUNNER):
-        (tmp_path / name).write_bytes((made / name).read_bytes())
-    for name in contents.files:
-        (tmp_path / "files" / name).write_text(f"latency {board(contents, name)}\n")
-    return tmp_path
-
-
-def run_here(folder, *options):
-    command = [sys.executable, str(folder / RUNNER), *options]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def test_the_runner_asks_a_command_and_the_profile_is_right(told):
-    done = run_here(told, "--command", "cat {file}", "--rounds", "2")
-    assert done.returncode == 0, done.stderr
-    read = read_kit(told, "board")
-    assert read.rounds == 2 and read.validation.worst_error < 0.02
-    assert read.profile.runtime.options["command"] == "cat {file}"
-
-
-@pytest.mark.parametrize(
-    "text, sentence",
-    [("not a number", "the command printed 'number'"), ("", "the command printed nothing"),
-     ("-3", "it takes -3.0 us, which is no latency"), ("nan", "which is no latency")],
-)  # fmt: skip
-def test_the_runner_refuses_what_is_no_latency_and_goes_on_where_it_was(told, text, sentence):
-    contents = contents_of(told)
-    bad = told / "files" / "mixed-07.onnx"
-    right = bad.read_text()
-    bad.write_text(text)
-    done = run_here(told, "--command", "cat {file}", "--rounds", "1")
-    assert done.returncode == 1
-    assert sentence in done.stderr and "files/mixed-07.onnx" in done.stderr
-    before = (told / MEASURED).read_text()
-    with pytest.raises(HaqError, match="were not measured"):
-        read_kit(told, "board")
-    bad.write_text(right)
-    (told / MEASURED).write_text(before + '{"torn')
-    assert run_here(told, "--command", "cat {file}", "--rounds", "1").returncode == 0
-    lines = (told / MEASURED).read_text().splitlines()
-    assert len(lines) == len(contents.files) + 3
-    assert "\n".join(lines).startswith(before.rstrip("\n"))
-
-
-def test_the_runner_says_what_a_command_that_dies_said(told):
-    dies = told / "dies.py"
-    dies.write_text("raise SystemExit('nope')")
-    done = run_here(told, "--command", f"{sys.executable} {dies} {{file}}")
-    assert done.returncode == 1 and "ended with code 1: nope" in done.stderr
-    done = run_here(told, "--command", "no-such-program {file}")
-    assert done.returncode == 1 and "does not start" in done.stderr
-    done = run_here(told, "--command", "cat")
-    assert done.returncode == 2 and "it needs {file}" in done.stderr
-    assert not (told / MEASURED).exists()
-
-
-def test_rows_of_two_devices_are_not_mixed(told):
-    assert run_here(told, "--command", "cat {file}", "--rounds", "1").returncode == 0
-    done = run_here(told, "--command", "head -1 {file}", "--rounds", "2")
-    assert done.returncode == 1 and "was begun on another device" in done.stderr
-
-
-def test_the_commands_make_measure_over_ssh_and_read(tmp_path, monkeypatch):
-    """With ssh and scp that go nowhere: the same copies and commands, on this machine."""
-    programs, home = tmp_path / "bin", tmp_path / "home"
-    programs.mkdir()
-    home.mkdir()
-    (programs / "ssh").write_text('#!/bin/sh\ncd "$THERE" && exec sh -c "$2"\n')
-    (programs / "scp").write_text(
-        "#!/bin/sh\nshift\nfor f; do last=$f; done\n"
-        'case "$1" in *:*) cp "$THERE/${1#*:}" "$last";; *) cp -r "$1" "$THERE/${last#*:}";; esac\n'
-    )
-    for program in programs.iterdir():
-        program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(programs), prepend=":")
-    monkeypatch.setenv("THERE", str(home))
-    kit, runner = tmp_path / "kit", CliRunner()
-    asked = ["kit", "make", "--model", "digits_mlp", "--out", str(kit), "--weight-bits", "4..5"]
-    result = runner.invoke(app, asked)
-    assert result.exit_code == 0, result.output
-    asked = [
-        "kit",
-        "run",
-        str(kit),
-        "--ssh",
-        "me@board",
-        "--python",
-        sys.executable,
-        "--rounds",
-        "1",
-    ]
-    result = runner.invoke(app, asked)
-    assert result.exit_code == 0, result.output
-    assert (home / "haq-kit-kit" / MEASURED).exists()
-    before = (kit / MEASURED).read_text()
-    (kit / MEASURED).write_text("".join(before.splitlines(keepends=True)[:5]))
-    assert runner.invoke(app, asked).exit_code == 0
-    assert (kit / MEASURED).read_text() == before  # nothing was measured again
-    rows = [json.loads(line) for line in before.splitlines()]
-    assert rows[0]["device"]["onnxruntime"] == onnxruntime.__version__
-    assert {row["file"] for row in rows[1:]} == set(contents_of(kit).files)
-    for row in rows[1:]:
-        row["us"] = 10.0 + len(row["file"]) + row["place"] % 2  # what the clock said is no fact
-    rows = [row | {"us": board_of(row, contents_of(kit))} if "file" in row else row for row in rows]
-    (kit / MEASURED).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    out = tmp_path / "board.json"
-    result = runner.invoke(app, ["kit", "read", str(kit), "--out", str(out)])
-    assert result.exit_code == 0, result.output
-    assert "rank correlation" in result.output and load(str(out)).name == "board"
-    assert "everywhere: w5a8" in result.output and "latency=90%w5a8" in result.output
-    assert "hardly gain time" not in result.output
-
-
-def board_of(row, contents):
-    return float(board(contents, row["file"]))
 
 
 @pytest.mark.parametrize(

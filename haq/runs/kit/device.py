@@ -1,5 +1,8 @@
 """Run the runner of a kit, here or on another machine over ssh, and bring back what it measured."""
 
+import hashlib
+import os
+import re
 import shlex
 import subprocess
 import sys
@@ -7,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from haq.errors import HaqError
-from haq.runs.kit.make import RUNNER
+from haq.runs.kit.make import RUNNER, Contents
 from haq.runs.kit.read import MEASURED, contents_of
 
 
@@ -25,21 +28,83 @@ def run_kit(
     Raises:
         HaqError: There is no kit, a program is missing, or the runner ended without success.
     """
-    contents_of(folder)
+    contents = contents_of(folder)
+    _check_files(folder, contents)
     if host is None:
         _done([sys.executable, str(folder / RUNNER), *options], "the runner")
         return
-    there = f"haq-kit-{folder.resolve().name}"
-    _done(["ssh", host, f"mkdir -p {shlex.quote(there)}"], f"ssh to {host}")
-    fetch = ["scp", "-q", f"{host}:{there}/{MEASURED}", str(folder)]
+    there = _folder_there(folder)
+    _done(["ssh", host, f"mkdir -p {there}"], f"ssh to {host}")
     # What an earlier start measured there, and could not bring back, is not copied over.
-    subprocess.run(fetch, check=False, stderr=subprocess.DEVNULL)
+    _fetch(folder, host, there)
     _done(["scp", "-qr", f"{folder}/.", f"{host}:{there}/"], f"copying to {host}")
     command = shlex.join([python, RUNNER, *options])
     try:
-        _done(["ssh", host, f"cd {shlex.quote(there)} && {command}"], f"the runner on {host}")
+        _done(["ssh", host, f"cd {there} && {command}"], f"the runner on {host}")
+    finally:  # also what was measured until a failure
+        fetched = _fetch(folder, host, there)
+    if not fetched:
+        raise HaqError(
+            f"{MEASURED} could not be fetched from {host}: it lies in {there} there; give the "
+            "command again, nothing is measured twice"
+        )
+
+
+def _check_files(folder: Path, contents: Contents) -> None:
+    """Name all files that are missing, before anything is measured.
+
+    Raises:
+        HaqError: There are some.
+    """
+    missing = [name for name in contents.files if not (folder / "files" / name).is_file()]
+    missing += [RUNNER] * (not (folder / RUNNER).is_file())
+    if missing:
+        raise HaqError(
+            f"{folder} lacks {len(missing)} of its files ({', '.join(missing)}); nothing was "
+            "measured; make the kit again with haq kit make"
+        )
+
+
+def _folder_there(folder: Path) -> str:
+    """Return where a kit lies on another machine: kits of other contents lie elsewhere."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name)
+    digest = hashlib.sha256((folder / "kit.json").read_bytes()).hexdigest()[:8]
+    return f"haq-kit-{name}-{digest}"
+
+
+def _fetch(folder: Path, host: str, there: str) -> bool:
+    """Bring back what was measured; return whether it came.
+
+    It takes its place in one step, so that a connection that breaks takes nothing away.
+
+    Raises:
+        HaqError: Other figures are here already.
+    """
+    coming = folder / f"{MEASURED}.part"
+    command = ["scp", "-q", f"{host}:{there}/{MEASURED}", str(coming)]
+    try:
+        done = subprocess.run(command, check=False, stderr=subprocess.DEVNULL)
+        if done.returncode or not coming.exists():
+            return False
+        own, new = (_whole_lines(path) for path in (folder / MEASURED, coming))
+        if new.startswith(own):
+            os.replace(coming, folder / MEASURED)
+        elif not own.startswith(new):
+            raise HaqError(
+                f"{folder / MEASURED} and what was measured on {host} ({there}) are different "
+                "figures; take one of the two away"
+            )
+        return True
+    except OSError as error:
+        raise HaqError(f"fetching from {host}: scp does not start ({error.strerror})") from error
     finally:
-        subprocess.run(fetch, check=False)  # also what was measured until a failure
+        coming.unlink(missing_ok=True)
+
+
+def _whole_lines(path: Path) -> bytes:
+    """Return a file without a line that was torn by a kill; nothing where there is none."""
+    content = path.read_bytes() if path.exists() else b""
+    return content[: content.rfind(b"\n") + 1]
 
 
 def _done(command: Sequence[str], what: str) -> None:

@@ -3,6 +3,8 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -25,9 +27,14 @@ from haq.runs.kit.make import FORMAT, RUNNER, Contents, Part
 DRIFT = 0.1
 """How much slower or faster the reference may be in the end than in the beginning."""
 
+LATENCIES = (1e-6, 1e10)
+"""Microseconds between which a latency lies; what is not there was not measured."""
+
 MEASURED = "measured.jsonl"
 
 _LEAST = 0.05  # share of a layer's own time that is left of it at least
+
+_Rows = Sequence[Mapping[str, Any]]
 
 Cell = tuple[int, Bits]
 """Number of a shape, and its bits."""
@@ -135,13 +142,16 @@ def _rows(folder: Path, contents: Contents) -> tuple[Mapping[str, Any], list[dic
             f"{path} is not there: run {RUNNER} of the kit on the device, and put its {MEASURED} "
             "beside kit.json"
         )
-    lines = path.read_bytes().split(b"\n")[:-1]  # what has no end was torn by a kill
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]  # what has no end was torn by a kill
+    except OSError as error:
+        raise HaqError(f"{path} cannot be read ({error.strerror})") from error
     records = [_record(path, number, line) for number, line in enumerate(lines, 1)]
     if not records or not isinstance(records[0].get("device"), dict):
         raise HaqError(f"{path}, line 1: it must say which device was measured")
-    rows = records[1:]
-    for number, row in enumerate(rows, 2):
-        _check_row(f"{path}, line {number}", row, contents)
+    rows = [row | {"line": number} for number, row in enumerate(records[1:], 2)]
+    for row in rows:
+        _check_row(f"{path}, line {row['line']}", row, contents)
     missing = [name for name in contents.files if name not in {row["file"] for row in rows}]
     if missing:
         raise HaqError(
@@ -164,9 +174,14 @@ def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 def _check_row(where: str, row: Mapping[str, Any], contents: Contents) -> None:
     file, us = row.get("file"), row.get("us")
-    if file not in contents.files:
+    if "device" in row:
+        raise HaqError(
+            f"{where}: figures of a second device begin here; keep those of one device in the file"
+        )
+    if not isinstance(file, str) or file not in contents.files:
         raise HaqError(f"{where}: the kit has no file {file!r}; the rows are another kit's")
-    if not isinstance(us, int | float) or us is True or not math.isfinite(us) or us <= 0:
+    least, most = LATENCIES
+    if not isinstance(us, int | float) or us is True or not least <= us <= most:
         raise HaqError(
             f"{where}: {file} takes {us!r} us, which is no latency; take the line away, mend the "
             f"command, and run {RUNNER} again"
@@ -180,16 +195,27 @@ def _median(values: Any) -> float:
 
 
 def _check_varied(folder: Path, contents: Contents, times: Mapping[str, float]) -> None:
+    """Refuse a device that takes the same for all layers, or for all networks.
+
+    Raises:
+        HaqError: It does.
+    """
     alone = {times[name] for name, about in contents.files.items() if "shape" in about}
-    if len(contents.shapes) > 1 and len(alone) == 1:
+    whole = {times[name] for name, about in contents.files.items() if "policy" in about}
+    layers = len(contents.shapes) > 1 and len(alone) == 1
+    if layers or len(whole) == 1:
+        what = "layer" if layers else "network"
+        us = (alone if layers else whole).pop()
         raise HaqError(
-            f"{folder / MEASURED}: every layer takes {alone.pop():g} us, so it is not the layer "
-            "that was measured; mend the command, take the file away and measure again"
+            f"{folder / MEASURED}: every {what} takes {us:g} us, so it is not the {what} that was "
+            "measured; mend the command, take the file away and measure again"
         )
 
 
 def _drift(folder: Path, contents: Contents, rows: Sequence[Mapping[str, Any]]) -> float:
-    """Return how much slower the reference was in the end.
+    """Return how much slower the reference was in the end: of all rounds, or of each one.
+
+    A device that gets hot in every round, and cools down before the next one, shows it in each.
 
     Raises:
         HaqError: By more than ``DRIFT``, or faster.
@@ -199,11 +225,22 @@ def _drift(folder: Path, contents: Contents, rows: Sequence[Mapping[str, Any]]) 
         key=lambda row: (row["round"], row["place"]),
     )
     few = max(1, len(ordered) // 4)
-    first, last = (_median(row["us"] for row in some) for some in (ordered[:few], ordered[-few:]))
+    drift = _check_drift(folder, contents, ordered[:few], ordered[-few:], "in the beginning")
+    rounds = [list(some) for _, some in groupby(ordered, key=itemgetter("round"))]
+    whole = [some for some in rounds if len(some) > 1]
+    if whole:
+        ends = [some[0] for some in whole], [some[-1] for some in whole]
+        _check_drift(folder, contents, *ends, "in the beginning of a round")
+    return drift
+
+
+def _check_drift(folder: Path, contents: Contents, early: _Rows, late: _Rows, when: str) -> float:
+    first, last = (_median(row["us"] for row in some) for some in (early, late))
     drift = last / first - 1
-    if abs(drift) > DRIFT:
+    if not abs(drift) <= DRIFT:
+        lines = f"lines {early[0]['line']} and {late[-1]['line']}"
         raise HaqError(
-            f"{folder / MEASURED}: {contents.reference} took {first:,.1f} us in the beginning and "
+            f"{folder / MEASURED}, {lines}: {contents.reference} took {first:,.1f} us {when} and "
             f"{last:,.1f} in the end ({drift:+.0%}): the device changed its speed, as one that "
             f"gets hot does; fix its clock or cool it, take {MEASURED} away and measure again"
         )
