@@ -35,8 +35,8 @@ def ethos_u_table(records: list[dict[str, Any]]) -> str:
     (record,) = records
     lead = (
         f"{record['model']} on `{record['target']}`: the policy of the least sum of sensitivities "
-        "within the bytes in flash of each uniform width, as Arm's encoder gives them for the codes "
-        "of each network; both with corrected statistics, nothing trained; of two kinds of "
+        "within the bytes in flash of each uniform width, as Arm's encoder gives them for the "
+        "codes of each network; both with corrected statistics, nothing trained; of two kinds of "
         f"sensitivities {record['validation_images']:,} validation images choose; "
         f"{record['test_images']:,} test images (float {record['float_test_accuracy']:.2%}), gains "
         "in points with the standard error of paired answers. At 2 bits nothing else fits:"
