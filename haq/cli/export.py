@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from haq.cli.options import given
+from haq.cli.options import RunFolder, given
 
 
 def export_command(
     context: typer.Context,
-    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    run: RunFolder,
     format: Annotated[
         str,
         typer.Option(help="onnx, for ONNX Runtime, or safetensors, for haq.load.", metavar="NAME"),

@@ -5,11 +5,13 @@ from typing import Annotated
 
 import typer
 
+from haq.cli.options import RunFolder
+from haq.cli.terminal.output import warn
 from haq.errors import HaqError
 
 
 def inspect_command(
-    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    run: RunFolder,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -40,7 +42,7 @@ def inspect_command(
             with progress() as on_progress:
                 write_figures(folder, on_progress)
         except HaqError as error:
-            typer.echo(f"haq: not measured for the page: {error}", err=True)
+            warn(f"not measured for the page: {error}")
     page = out or folder / "report.html"
     write_text(page, report_html(folder))
     typer.echo(str(page))

@@ -16,6 +16,7 @@ from haq.cli.options import (
     option,
     width_range,
 )
+from haq.cli.terminal.output import with_output
 
 KIT, DEVICE = "Kit", "Device"
 
@@ -33,6 +34,7 @@ Folder = Annotated[Path, typer.Argument(help="The kit, as haq kit make writes it
 
 
 @kit_app.command("make")
+@with_output
 def make_command(  # noqa: PLR0913 - one argument an option
     model: Model,
     out: Annotated[Path, option(KIT, "The folder to write.", metavar="DIR")],

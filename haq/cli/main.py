@@ -25,6 +25,7 @@ from haq.cli.serve import serve_command, token_app, worker_command
 from haq.cli.show import show_command
 from haq.cli.sweep import sweep_command
 from haq.cli.targets import targets_command
+from haq.cli.terminal.output import with_output
 from haq.cli.track import track_command
 from haq.cli.train import train_command
 from haq.cli.updates import diff_command, pack_command, pull_command, unpack_command
@@ -65,6 +66,11 @@ PANELS: Mapping[str, Mapping[str, Callable[..., None]]] = {
 }
 """The commands by the panel of the help that shows them."""
 
+SPEAKING = frozenset(
+    ("search", "sweep", "inspect", "train", "distill", "prune", "export", "verify", "profile")
+)
+"""Commands that take so long that they show how far they are."""
+
 # Typer's base of all wrong options, which it does not name: in some releases it is click's.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
@@ -102,14 +108,14 @@ def _assembled() -> typer.Typer:
     app = typer.Typer(
         cls=Commands,
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
     for panel, commands in PANELS.items():
         for name, command in commands.items():
-            app.command(name, rich_help_panel=panel)(command)
+            spoken = with_output(command) if name in SPEAKING else command
+            app.command(name, rich_help_panel=panel)(spoken)
     app.add_typer(kit_app, name="kit", rich_help_panel="Hardware")
     app.add_typer(token_app, name="token", rich_help_panel="Service")
     return app

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from haq.cli import completion
 from haq.errors import HaqError, look_up
 
 if TYPE_CHECKING:
@@ -34,12 +35,14 @@ def option(panel: str, text: str, *names: str, metavar: str | None = None, **mor
 Model = Annotated[
     str,
     option(NETWORK, "Name such as resnet20, torchvision:NAME, timm:NAME, hf:DIR (haq models lists "
-           "all), or package.module:factory.", metavar="NAME"),
+           "all), or package.module:factory.", metavar="NAME",
+           autocompletion=completion.among(completion.MODELS)),
 ]  # fmt: skip
 Data = Annotated[
     str,
     option(NETWORK, "digits, cifar10:DIR, folder:DIR (images), dataset:DIR (of Hugging Face's "
-           "datasets), text:FILE or package.module:factory.", metavar="NAME"),
+           "datasets), text:FILE or package.module:factory.", metavar="NAME",
+           autocompletion=completion.among(completion.DATA)),
 ]  # fmt: skip
 Width = Annotated[float, option(NETWORK, "Width multiplier of MobileNets.", metavar="FACTOR")]
 Size = Annotated[
@@ -66,6 +69,7 @@ Metric = Annotated[
     str | None,
     option(NETWORK, "What networks are scored by: top1, top5, miou or perplexity by labels; cosine "
            "or agreement with the float network without.", metavar="NAME",
+           autocompletion=completion.among(completion.METRICS),
            show_default="top1; perplexity for tokens, miou for pixels, agreement without labels"),
 ]  # fmt: skip
 Tokenizer = Annotated[
@@ -82,7 +86,8 @@ Schemes = Annotated[
     option(BITS, "What becomes of activations: static, weight-only (float), dynamic (8 bits "
            "as a linear layer runs, a scale for each token), dynamic-tensor (one for each "
            "call) or codebook (float; the weights of a layer share 2^bits values). "
-           "May be repeated.", metavar="NAME", show_default="static"),
+           "May be repeated.", metavar="NAME", show_default="static",
+           autocompletion=completion.among(completion.SCHEMES)),
 ]  # fmt: skip
 Groups = Annotated[
     str | None,
@@ -104,13 +109,19 @@ Distill = Annotated[
 Track = Annotated[
     list[str] | None,
     option(RUN, "Where to follow the run: tensorboard:FOLDER, mlflow:URI or wandb:PROJECT. May be "
-           "repeated.", metavar="TRACKER", show_default="nowhere"),
+           "repeated.", metavar="TRACKER", show_default="nowhere",
+           autocompletion=completion.among(completion.TRACKERS)),
 ]  # fmt: skip
 Target = Annotated[
     str,
     option(HARDWARE, "Name that haq targets lists, or FILE.json, or table:FILE.csv.",
-           metavar="NAME"),
+           metavar="NAME", autocompletion=completion.targets),
 ]  # fmt: skip
+
+
+RunFolder = Annotated[
+    str, typer.Argument(help="A run's name or folder.", autocompletion=completion.runs)
+]
 
 
 def threads_for(asked: int | None, data: str, workers: int = 1) -> int:
@@ -125,12 +136,19 @@ def threads_for(asked: int | None, data: str, workers: int = 1) -> int:
     return asked or (1 if data == "digits" else max(1, default_threads() // workers))
 
 
+OUTPUT = ("quiet", "log")
+"""Parameters that say nothing of what is to be done; see ``haq.cli.terminal.output``."""
+
+
 def given(context: typer.Context) -> dict[str, Any]:
-    """Return the parameters that stand on the command line, in their order in the help."""
+    """Return the parameters that stand on the command line, in their order in the help.
+
+    Those of the output are left out.
+    """
     return {
         name: value
         for name, value in context.params.items()
-        if str(context.get_parameter_source(name)).endswith("COMMANDLINE")
+        if name not in OUTPUT and str(context.get_parameter_source(name)).endswith("COMMANDLINE")
     }
 
 

@@ -24,6 +24,7 @@ from haq.cli.options import (
     option,
     threads_for,
 )
+from haq.cli.terminal.output import warn
 from haq.errors import HaqError
 
 PRUNING = "Pruning"
@@ -146,7 +147,7 @@ def prune_command(  # noqa: PLR0913 - one argument an option
     with progress() as on_progress:
         summary = run_pruning(job, asked, out, epochs, lr, on_progress, measure)
     for note in summary["notes"]:
-        typer.echo(note, err=True)
+        warn(note)
     before, after, said = summary["before"], summary["after"], metric_of(summary)
     key = said.key("test")
     latency = summary.get("latency_us")

@@ -1,16 +1,19 @@
 """``haq search``: find the bits of every layer, fine-tune the best policy, write the run."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from haq.cli import completion
+from haq.cli.config import read_config
 from haq.cli.ignored import check_used, check_workers, unbudgeted
 from haq.cli.options import (
     BITS,
     HARDWARE,
     NETWORK,
+    OUTPUT,
     QUANTIZATION,
     RUN,
     SEARCH,
@@ -35,7 +38,8 @@ from haq.cli.options import (
     threads_for,
     width_range,
 )
-from haq.cli.track import trackers_of, warn
+from haq.cli.terminal.output import warn
+from haq.cli.track import trackers_of
 from haq.errors import HaqError
 
 
@@ -61,7 +65,8 @@ def search_command(  # noqa: PLR0913 - one argument an option
     target: Annotated[
         str | None,
         option(HARDWARE, "Name that haq targets lists, or FILE.json, or table:FILE.csv.",
-               metavar="NAME", show_default="none: size and operations only"),
+               metavar="NAME", show_default="none: size and operations only",
+               autocompletion=completion.targets),
     ] = None,
     batch: Annotated[
         int | None,
@@ -71,7 +76,8 @@ def search_command(  # noqa: PLR0913 - one argument an option
     budget: Annotated[
         list[str] | None,
         option(HARDWARE, "Limit such as avg_weight_bits=3, size=90kB or latency=50%w8a8. "
-               "May be repeated.", metavar="LIMIT", show_default="avg_weight_bits=3"),
+               "May be repeated.", metavar="LIMIT", show_default="avg_weight_bits=3",
+               autocompletion=completion.among(completion.QUANTITIES)),
     ] = None,
     max_drop: Annotated[
         float | None,
@@ -114,7 +120,8 @@ def search_command(  # noqa: PLR0913 - one argument an option
         str | None,
         option(SEARCH, "Agent that proposes policies: guided, trust, ilp, ddpg, random, uniform or "
                "package.module:Class.",
-               metavar="NAME", show_default="guided; ddpg with --paper"),
+               metavar="NAME", show_default="guided; ddpg with --paper",
+               autocompletion=completion.among(completion.AGENTS)),
     ] = None,
     episodes: Annotated[
         int | None,
@@ -143,7 +150,8 @@ def search_command(  # noqa: PLR0913 - one argument an option
     seed: Seed = 0,
     clipping: Annotated[
         str,
-        option(QUANTIZATION, "Clips are chosen by kl, mse, percentile or max.", metavar="NAME"),
+        option(QUANTIZATION, "Clips are chosen by kl, mse, percentile or max.", metavar="NAME",
+               autocompletion=completion.among(completion.CLIPPING)),
     ] = "kl",
     per_tensor: Annotated[
         bool,
@@ -173,6 +181,11 @@ def search_command(  # noqa: PLR0913 - one argument an option
         option(TRAINING, "Steps in which the chosen and finalists of few bits learn rounding.",
                metavar="N", show_default="300 for cheap episodes, else 0"),
     ] = None,
+    config: Annotated[
+        Path | None,
+        option(RUN, "YAML or JSON with what job.json of a run holds; other options go before it.",
+               metavar="FILE", show_default="none"),
+    ] = None,
     out: Annotated[
         str | None,
         option(RUN, "Name of the run below results/, or a path.", metavar="NAME",
@@ -181,7 +194,7 @@ def search_command(  # noqa: PLR0913 - one argument an option
     resume: Annotated[
         str | None,
         option(RUN, "Name or folder of a run to go on with, without other options.",
-               metavar="NAME"),
+               metavar="NAME", autocompletion=completion.runs),
     ] = None,
     threads: Threads = None,
     device: Annotated[
@@ -214,11 +227,11 @@ def search_command(  # noqa: PLR0913 - one argument an option
         folder = find_folder(resume)
         job = read_job(folder)
     else:
-        job = parse_job(**job_fields(context.params))
+        job = parse_job(**asked_fields(context, context.params))
         check_used(given(context), job)
         check_workers(job)
         if note := unbudgeted(job):
-            typer.echo(f"haq: {note}", err=True)
+            warn(note)
         folder = new_folder(job, out)
     try:
         with progress() as shown, following(folder, shown, trackers, warn) as on_progress:
@@ -235,8 +248,39 @@ def search_command(  # noqa: PLR0913 - one argument an option
 
 
 def _stop(folder: Path) -> NoReturn:
-    typer.echo(f"haq: interrupted; go on with: haq search --resume {folder}", err=True)
+    warn(f"interrupted; go on with: haq search --resume {folder}")
     raise typer.Exit(130)
+
+
+def asked_fields(
+    context: typer.Context, options: Mapping[str, Any], without: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return the fields of a job that options of ``search`` and perhaps a file ask for.
+
+    Args:
+        context: Of the command.
+        options: Of ``search``; those that were given go before what stands in the file.
+        without: Fields that the file may not have.
+
+    Raises:
+        HaqError: An option or the file cannot be read.
+    """
+    from haq.runs.job import Job
+
+    fields = job_fields(options)
+    if options["config"] is None:
+        return fields
+    written = read_config(options["config"], Job.model_fields.keys() - set(without))
+    named = {FIELDS.get(name, name) for name in given(context)}
+    merged = written | {name: value for name, value in fields.items() if name in named}
+    data, workers = merged.get("data", fields["data"]), merged.get("workers", 1)
+    if "threads" not in merged and isinstance(workers, int):
+        merged["threads"] = threads_for(None, str(data), max(1, workers))
+    return merged
+
+
+FIELDS = {"budget": "budgets", "pin": "pins", "scheme": "schemes", "per_tensor": "per_channel"}
+"""Parameter of ``search`` to the field of a job, where they differ."""
 
 
 def job_fields(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -256,7 +300,7 @@ def job_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     return fields | ({"budgets": tuple(budgets)} if budgets else {})
 
 
-NOT_OF_THE_JOB = ("out", "resume", "track", "as_json")
+NOT_OF_THE_JOB = ("out", "resume", "config", "track", "as_json", *OUTPUT)
 
 
 def _widths(text: str | None) -> tuple[float, ...] | None:

@@ -4,11 +4,12 @@ from typing import Annotated
 
 import typer
 
+from haq.cli.options import RunFolder
 from haq.errors import HaqError
 
 
 def show_command(
-    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    run: RunFolder,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print all that is known of it as JSON.")
     ] = False,

@@ -1,15 +1,17 @@
 """``haq sweep``: searches under several budgets, one after the other, and their front."""
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from haq.cli.ignored import check_used
 from haq.cli.options import HARDWARE, RUN, SEARCH, check_alone, given, option, with_options_of
-from haq.cli.search import job_fields, search_command
+from haq.cli.search import asked_fields, search_command
+from haq.cli.terminal.output import say, warn
 
 if TYPE_CHECKING:
-    from haq.reports.sweep import Planned
+    from haq.reports.sweep import Planned, Sweep
 
 
 @with_options_of(search_command, but=("agent", "seed", "max_drop", "minimise", "track", "as_json"))
@@ -45,24 +47,50 @@ def sweep_command(
     The best uniform bits within each budget are searched as well and treated alike.
     """
     from haq.cli.terminal.progress import progress
-    from haq.reports.sweep import find_sweep, parse_sweep, run_sweep, start
+    from haq.reports.sweep import find_sweep, run_sweep, start
 
     if resume is not None:
         check_alone(context)
         folder = find_sweep(resume)
     else:
-        sweep = parse_sweep(budgets or (), agents, seeds, job_fields(options))
+        sweep = asked_sweep(context, budgets or (), agents, seeds, options)
         check_used(given(context), sweep.job)
         folder = start(sweep, out)
 
     def on_search(number: int, count: int, search: "Planned") -> None:
-        typer.echo(f"{number} of {count}: {search.name}", err=True)
+        say(f"{number} of {count}: {search.name}")
 
     try:
         state = run_sweep(folder, on_search, progress)
     except KeyboardInterrupt:
         state = "interrupted"
     if state == "interrupted":
-        typer.echo(f"haq: interrupted; go on with: haq sweep --resume {folder}", err=True)
+        warn(f"interrupted; go on with: haq sweep --resume {folder}")
         raise typer.Exit(130)
     typer.echo(f"{folder / 'sweep.html'}\n{folder / 'sweep.csv'}")
+
+
+def asked_sweep(
+    context: typer.Context,
+    budgets: Sequence[str],
+    agents: str,
+    seeds: str,
+    options: Mapping[str, Any],
+) -> "Sweep":
+    """Return the sweep that options and perhaps a file ask for.
+
+    The agent and the seed of a file are those of the sweep where no others are given.
+
+    Raises:
+        HaqError: Something cannot be read.
+    """
+    from haq.reports.sweep import parse_sweep
+
+    fields, named = asked_fields(context, options, without=("max_drop", "minimise")), given(context)
+    agent, seed = fields.pop("agent", agents), fields.pop("seed", seeds)
+    return parse_sweep(
+        budgets,
+        agents if "agents" in named else str(agent),
+        seeds if "seeds" in named else str(seed),
+        fields,
+    )

@@ -5,12 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from haq.cli.options import RunFolder
+from haq.cli.terminal.output import warn
+
 if TYPE_CHECKING:
     from haq.runs.tracking import Tracker
 
 
 def track_command(
-    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    run: RunFolder,
     trackers: Annotated[
         list[str],
         typer.Argument(
@@ -45,8 +48,3 @@ def trackers_of(texts: Sequence[str] | None) -> "list[Tracker]":
     from haq.runs.tracking import tracker
 
     return [tracker(text) for text in texts]
-
-
-def warn(text: str) -> None:
-    """Print why a tracker is left alone."""
-    typer.echo(f"haq: {text}", err=True)

@@ -20,6 +20,7 @@ from haq.cli.options import (
     option,
     threads_for,
 )
+from haq.cli.terminal.output import warn
 
 
 def train_command(  # noqa: PLR0913 - one argument an option
@@ -71,7 +72,7 @@ def train_command(  # noqa: PLR0913 - one argument an option
     except KeyboardInterrupt:
         if not out.with_suffix(".part").exists():
             raise
-        typer.echo("haq: interrupted; the same command goes on from the last epoch", err=True)
+        warn("interrupted; the same command goes on from the last epoch")
         raise typer.Exit(130) from None
     said = metric_of(summary)
     typer.echo(

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import typer
+from haq.cli.terminal.output import LOG, is_quiet, say
 
 if TYPE_CHECKING:
     from haq.runs.progress import OnProgress, Progress
@@ -28,12 +28,18 @@ SHARE, PAUSE_S = 0.1, 5.0
 
 @contextmanager
 def progress() -> "Iterator[OnProgress]":
-    """Give a function that shows how far a command is, on standard error."""
-    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-        with _bars() as on_progress:
-            yield on_progress
-    else:
-        yield lines(lambda text: typer.echo(text, err=True), time.monotonic)
+    """Give a function that shows how far a command is, on standard error and in its log."""
+    if is_quiet() or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield lines(say, time.monotonic)
+        return
+    logged = lines(LOG.info, time.monotonic)
+    with _bars() as shown:
+
+        def on_progress(now: "Progress") -> None:
+            logged(now)
+            shown(now)
+
+        yield on_progress
 
 
 @contextmanager
