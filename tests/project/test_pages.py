@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import typer
 
+import haq
 from haq.cli.main import app
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")]
+PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")})
 COMMANDS = typer.main.get_command(app).commands
 LINK = re.compile(r"\]\(([^)#\s]+)")
-FENCE = re.compile(r"```(?:bash|sh)?\n(.*?)```", re.DOTALL)
+FENCE = re.compile(r"```(?:bash|sh|\{code-cell\}.*?)?\n(.*?)```", re.DOTALL)
 
 
 def lines_of(page):
@@ -47,6 +48,21 @@ def test_the_first_page_is_short_and_has_both_commands():
     assert len(text.splitlines()) < 150
     commands = [line for line in text.splitlines() if line.startswith("python3 -m venv")]
     assert len(commands) == 2
+
+
+def test_every_public_name_is_on_the_page_of_the_python_reference():
+    text = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
+    on_page = set(re.findall(r"^\.\. auto\w+:: haq\.(\w+)$", text, re.MULTILINE))
+    assert set(haq.__all__) - on_page == {"__version__"}
+    assert "`haq.__version__`" in text
+
+
+def test_every_page_of_docs_is_reached_from_the_first_one():
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    trees = "\n".join(re.findall(r"```{toctree}\n(.*?)```", index, re.DOTALL))
+    pages = {page.relative_to(ROOT / "docs").with_suffix("").as_posix()
+             for page in ROOT.glob("docs/**/*.md")}  # fmt: skip
+    assert pages - {"index"} <= set(trees.split())
 
 
 def test_headings_do_not_skip_a_level():
