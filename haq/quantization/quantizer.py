@@ -149,9 +149,12 @@ class _Round(torch.autograd.Function):
 
 
 def _round(x: Tensor, size: Tensor, ends: tuple[int, int]) -> Tensor:
+    return _place(x, size).round_().clamp_(*ends)
+
+
+def _place(x: Tensor, size: Tensor) -> Tensor:
     wide = _wide(x)
-    place = torch.div(wide, size) if wide is x else wide.div_(size)
-    return place.round_().clamp_(*ends)
+    return torch.div(wide, size) if wide is x else wide.div_(size)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -160,10 +163,10 @@ def _wide(x: Tensor) -> Tensor:
 
 def _of_clip(grad: Tensor, x: Tensor, size: Tensor, lo: int, hi: int) -> Tensor:
     """Return the gradient of the step; of the clip it moves the step as far, times ``hi``."""
-    place = torch.div(_wide(x.detach()), size)
+    place = _place(x.detach(), size)
     code = place.round().clamp_(lo, hi)
     # Outside, where the code is an end, the step stretches the end itself.
-    rise = torch.where((place < lo) | (place > hi), code, code - place).mul_(grad)
+    rise = code.sub_(_between(place, place, float(lo), float(hi))).mul_(grad)
     count = x.numel() // size.numel() if size.dim() else x[0].numel()
     return rise.sum_to_size(size.shape) * (hi / math.sqrt(count * hi))
 
@@ -175,11 +178,15 @@ def _inside(grad: Tensor, x: Tensor, low: Tensor, bound: Tensor) -> Tensor:
         if not bool(low.any()):
             within.mul_(x >= 0)
         return within.to(grad.dtype).mul_(grad)
+    return _between(grad, x, low.item(), bound.item())
+
+
+def _between(values: Tensor, x: Tensor, low: float, high: float) -> Tensor:
+    """Return the values where ``x`` lies between two float32 numbers, ends included, else 0."""
     # One pass; it leaves out both ends, hence the neighbouring numbers.
-    far = torch.tensor(float("inf"))
-    top = torch.nextafter(bound.cpu(), far).item()
-    bottom = torch.nextafter(low.cpu(), -far).item()
-    result: Tensor = torch.ops.aten.hardtanh_backward(grad, x, bottom, top)
+    ends, far = torch.tensor([low, high]), torch.tensor([-torch.inf, torch.inf])
+    bottom, top = torch.nextafter(ends, far).tolist()
+    result: Tensor = torch.ops.aten.hardtanh_backward(values, x, bottom, top)
     return result
 
 
