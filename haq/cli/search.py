@@ -178,7 +178,7 @@ def search_command(  # noqa: PLR0913 - one argument an option
     ] = None,
     rounding_steps: Annotated[
         int | None,
-        option(TRAINING, "Steps in which the chosen and finalists of few bits learn rounding.",
+        option(TRAINING, "Steps in which the chosen and finalists learn their rounding.",
                metavar="N", show_default="300 for cheap episodes, else 0"),
     ] = None,
     config: Annotated[

@@ -186,8 +186,8 @@ def search(  # noqa: PLR0913 - one keyword a field of the job
         final_epochs: Epochs of fine-tuning for the policy chosen. None: 1 where its network was
             fine-tuned already (30 for "digits"), else 0. Inputs alone are learned from without
             labels.
-        rounding_steps: Steps of 64 images in which the policy chosen, and finalists of at most 3
-            bits, learn their rounding (AdaRound). None: 300 for the cheap evaluation, else 0.
+        rounding_steps: Steps of 64 images in which the policy chosen and finalists learn their
+            rounding (AdaRound). None: 300 for the cheap evaluation, else 0.
         threads: CPU threads of a process. None: torch's own, shared by workers.
         device: Where networks are trained, calibrated and scored: "cpu", "cuda" or "cuda:N". What
             is handed over is converted to integers, and tested, on the CPU.

@@ -39,7 +39,7 @@ from haq.quantization.learned_steps import learned_steps
 from haq.quantization.statistics import correct, statistics
 from haq.runs.calibration import calibration_batches
 from haq.runs.places import Places, sizes
-from haq.runs.rounding import at_few_bits, held_zeros, learn_rounding, suffices
+from haq.runs.rounding import held_zeros, learn_rounding, suffices
 from haq.runs.samples import FREEZABLE, Frozen, Part, freeze
 from haq.training.constraints import together
 from haq.training.distilling import distilling
@@ -81,10 +81,9 @@ class Recipe:
         batch: Images a step.
         agreement: Whether the loss of a score is the divergence from the float network, instead of
             the cross-entropy with the labels.
-        rounding_steps: In which the rounding of a policy of at most ``ROUNDED_TO`` mean bits is
-            learned, without labels and with the scales and biases of BatchNorm and the clips of
-            activations; each of ``ROUNDING_BATCH`` images. The epoch comes after it where there are
-            ``EPOCH_FROM`` images, instead of it otherwise.
+        rounding_steps: In which the rounding is learned, without labels and with the scales and
+            biases of BatchNorm and the clips of activations; each of ``ROUNDING_BATCH`` images. The
+            epoch comes after it where there are ``EPOCH_FROM`` images, instead of it otherwise.
         learned_steps: Whether the steps of quantizers are learned too; nothing gained in an epoch
             of 5 000 images.
         norms_images: Training images on which statistics of BatchNorm are measured afresh after
@@ -210,12 +209,12 @@ class Evaluator:
     def tuned(self, policy: Policy) -> fx.GraphModule:
         """Return the quantized network after its one epoch.
 
-        At few bits it begins with learned rounding; with few images that is all, where it is of all
-        layers.
+        Where the recipe asks for it, it begins with learned rounding; with few images that is all,
+        where it is of all layers.
         """
         place = self.places(policy)
         steps = self.recipe.rounding_steps
-        if steps and at_few_bits(policy, place.graph):
+        if steps:
             model = self._corrected(policy)
             learn_rounding(model, place.graph, self.views, steps, self.seed)
             if suffices(model, policy, len(self.images)):

@@ -1,7 +1,6 @@
 """How many episodes a search plays where its user does not say."""
 
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from haq.agents import find
@@ -12,7 +11,7 @@ from haq.runs.evaluation import Evaluation, recipe_of
 from haq.runs.folder import read_job, write_job
 from haq.runs.job import Job
 from haq.runs.plan import Plan
-from haq.runs.rounding import EPOCH_FROM, ROUNDED_TO, ROUNDING_BATCH, steps_on
+from haq.runs.rounding import EPOCH_FROM, ROUNDING_BATCH, steps_on
 
 TYPICAL_EPISODES = 60
 
@@ -54,32 +53,13 @@ def stage_weights(job: Job, trained: bool) -> dict[str, float]:
 
 
 def _finalist(job: Job) -> float:
-    """Return what one finalist takes: learned rounding, an epoch, or both.
-
-    Which of them follows from the bits of its policy. Where no budget is of mean bits, these are
-    not known before the search, and the longer way counts.
-    """
+    """Return what one finalist takes: learned rounding, an epoch, or both."""
     steps = recipe_of(job, METRICS["top1"]).rounding_steps
     epoch = IMAGE_S * job.train_images
     if not steps:
         return epoch
     rounding = ROUNDED_IMAGE_S * ROUNDING_BATCH * steps_on(job.train_images, steps)
-    if job.train_images >= EPOCH_FROM:
-        rounding += epoch
-    bits = _mean_bits(job)
-    if bits is None:
-        return max(epoch, rounding)
-    return rounding if bits <= ROUNDED_TO else epoch
-
-
-def _mean_bits(job: Job) -> float | None:
-    """Return the mean bits of the weights that a budget allows; None where none gives a number."""
-    for text in job.budgets:
-        quantity, _, limit = text.partition("=")
-        if quantity.strip() == "avg_weight_bits":
-            with suppress(ValueError):  # a share; what cannot be read is refused with the plan
-                return float(limit)
-    return None
+    return rounding + (epoch if job.train_images >= EPOCH_FROM else 0.0)
 
 
 def with_episodes(job: Job, folder: Path, planned: Plan, evaluation: Evaluation) -> Job:

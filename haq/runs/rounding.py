@@ -1,4 +1,4 @@
-"""Learned rounding as fine-tuning, for networks of few bits."""
+"""Learned rounding as fine-tuning."""
 
 from torch import nn
 
@@ -8,9 +8,6 @@ from haq.datasets import Split
 from haq.network.graph import Graph
 from haq.quantization.adaround import adaround, roundable
 from haq.quantization.codebook import Booked
-
-ROUNDED_TO = 3.0
-"""Mean bits of the weights up to which networks gain by learned rounding."""
 
 SEEN = 4
 """How often each image is seen at most while the rounding is learned."""
@@ -26,12 +23,6 @@ ROUNDING_BATCH = 32
 
 BESIDE = 0.2
 """Rate of what is learned beside the rounding; see ``haq.quantization.adaround``."""
-
-
-def at_few_bits(policy: Policy, graph: Graph) -> bool:
-    """Return whether the weights have at most ``ROUNDED_TO`` bits on average."""
-    bits = sum(policy[layer.name].weight * layer.weights for layer in graph.layers)
-    return bits <= (ROUNDED_TO + 1e-9) * sum(layer.weights for layer in graph.layers)
 
 
 def learn_rounding(model: nn.Module, graph: Graph, views: Split, steps: int, seed: int) -> None:
@@ -63,10 +54,11 @@ def steps_on(images: int, steps: int) -> int:
 def suffices(model: nn.Module, policy: Policy, images: int) -> bool:
     """Return whether an epoch of so many images would do a network no good after this.
 
-    Codebooks, weights in groups and embeddings learn no rounding, so they need it.
+    Codebooks, weights in groups, embeddings and what has float weights alone learn no rounding, so
+    they need it.
     """
     rounded = sum(bits.weight != FLOAT for bits in policy.values())
-    return images < EPOCH_FROM and len(roundable(model)) == rounded
+    return images < EPOCH_FROM and 0 < rounded == len(roundable(model))
 
 
 def held_zeros(model: nn.Module, graph: Graph) -> Pruner | None:

@@ -36,7 +36,6 @@ from haq.runs.job import parse_job
 from haq.runs.judge import Judge, better
 from haq.runs.places import Places
 from haq.runs.plan import images_of, plan
-from haq.runs.rounding import ROUNDED_TO
 from haq.training.scoring import score_answers
 
 parser = argparse.ArgumentParser()
@@ -116,7 +115,7 @@ class Goals:
         test = self.test(tuned if kept else untrained)
         return {
             "agent": agent, "bits": bits, "act_bits": 4, "images": images, "defaults": "now",
-            "rounding_steps": evaluator.recipe.rounding_steps if bits <= ROUNDED_TO else 0,
+            "rounding_steps": evaluator.recipe.rounding_steps,
             "handed_over_tuned": kept, "test_accuracy": test,
             "judged_accuracy": [before.accuracy, after.accuracy],
             "judged_divergence": [before.divergence, after.divergence],

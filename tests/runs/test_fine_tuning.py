@@ -235,10 +235,21 @@ def test_a_job_counts_the_steps_of_rounding_in_batches_of_64_images():
     assert recipe_of(parse_job(agent="ilp"), METRICS["top1"]).rounding_steps == 600
 
 
-def test_above_three_bits_an_epoch_begins_with_the_nearest_levels():
-    _, _, policy = captured()  # 3 bits, but for 8 in the first and the last layer
-    rounded = evaluator(replace(RECIPE, rounding_steps=3)).tuned(policy)
-    assert difference(rounded, evaluator().tuned(policy)) == 0
+def test_finalists_of_many_bits_learn_their_rounding_too():
+    graph, clips, policy = captured()
+    many = {name: Bits(8, 8) for name in policy}
+    one = evaluator(replace(RECIPE, rounding_steps=3))
+    by_hand = corrected(Places(graph, clips), one.plain)(many)
+    adaround(by_hand, graph, chosen_views(), steps=3, batch=32, lr=0.005, beside=0.2, seed=0)
+    assert difference(one.tuned(many), by_hand) == 0
+
+
+def test_a_policy_of_float_weights_alone_gets_its_epoch():
+    graph, clips, policy = captured()
+    floats = {name: Bits(32, 4) for name in policy}
+    one = evaluator(replace(RECIPE, rounding_steps=3))
+    untrained = corrected(Places(graph, clips), one.plain)(floats)
+    assert difference(one.tuned(floats), untrained) > 1e-4
 
 
 def test_the_paper_leaves_the_statistics_of_training():
