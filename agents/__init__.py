@@ -15,6 +15,7 @@ from haq.agents.driver import Episode, play
 from haq.agents.guided import Guided
 from haq.agents.ilp import Ilp
 from haq.agents.random_search import RandomSearch
+from haq.agents.saved import stock
 from haq.agents.trust_region import TrustRegion
 from haq.agents.uniform import Uniform
 from haq.errors import HaqError, look_up, meant
@@ -28,7 +29,7 @@ AGENTS: Mapping[str, type[Agent]] = {
     "uniform": Uniform,
 }
 
-__all__ = ["AGENTS", "Agent", "Episode", "Proposal", "find", "play"]
+__all__ = ["AGENTS", "Agent", "Episode", "Proposal", "find", "play", "stock"]
 
 
 def find(name: str) -> type[Agent]:

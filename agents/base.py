@@ -83,6 +83,10 @@ class Agent(ABC):
     def learn(self, number: int, proposal: Proposal, reward: float) -> None:  # noqa: B027
         """Take note of the reward of an episode; most agents learn nothing."""
 
+    def networks(self) -> Mapping[str, Array]:
+        """Return what the agent learned, by name, as a run keeps it; most agents keep nothing."""
+        return {}
+
     @classmethod
     def episodes_for(cls, seconds: float, layers: int) -> int:
         """Return how many episodes suit an evaluation that takes so long; 60 by default.

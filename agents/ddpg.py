@@ -4,6 +4,7 @@ Every transition carries the reward of its whole episode, and learning happens b
 The room's README lists where this differs from the paper and from the original code, and why.
 """
 
+from collections.abc import Mapping
 from functools import partial
 
 import gymnasium as gym
@@ -27,7 +28,8 @@ class Ddpg(Agent):
 
     The actions of the first 20 episodes are uniform. From then on an action is drawn from a normal
     distribution around what the actor says, truncated to [0, 1]; its width stands in the notes as
-    "sigma".
+    "sigma", and beside it what both networks lost in the training before: "critic_loss" and
+    "actor_loss", see ``haq.agents.learner.Losses``.
 
     Args:
         env: A ``QuantizationEnv``, or a wrapper of one.
@@ -63,7 +65,7 @@ class Ddpg(Agent):
             return direct(walk(self.env, lambda _: self.actions.random(1)))
         sigma = exploration(number, self.episodes, self.paper)
         explore = partial(self.learner.explore, sigma=sigma, generator=self.actions)
-        return direct(walk(self.env, explore), sigma=sigma)
+        return direct(walk(self.env, explore), sigma=sigma, **self.learner.noted())
 
     def learn(self, number: int, proposal: Proposal, reward: float) -> None:
         """Remember the steps with the reward and, after the warm-up, update both networks."""
@@ -72,6 +74,10 @@ class Ddpg(Agent):
             steps = self.env.n_steps
             with secluded(self.learning):
                 self.learner.train(steps if self.paper else updates_of(steps))
+
+    def networks(self) -> Mapping[str, Array]:
+        """Return the parameters of the actor, the critic and their targets."""
+        return {name: tensor.numpy() for name, tensor in self.learner.policy.state_dict().items()}
 
 
 def updates_of(steps: int) -> int:

@@ -111,7 +111,7 @@ class Guided(Agent):
         self, policy: Mapping[str, Bits], sigma: float, steps: Sequence[Step] = ()
     ) -> Proposal:
         self.met.add(key(policy))
-        notes = {"predicted": predicted(self.env, policy), "sigma": sigma}
+        notes = {"predicted": predicted(self.env, policy), "sigma": sigma, **self.learner.noted()}
         return Proposal(self.env.actions(policy), steps, notes)
 
     def learn(self, number: int, proposal: Proposal, reward: float) -> None:

@@ -7,6 +7,7 @@ the products. It gives what ``stable_baselines3.DDPG.train`` gives, up to roundi
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -25,6 +26,7 @@ ACTOR_RATE, CRITIC_RATE = 1e-4, 1e-3
 BETAS, EPSILON, TINY = (0.9, 0.999), 1e-8, 1e-30
 HIDDEN = [300, 300]
 BATCH = 64
+TAU = 0.01
 REMEMBERED_EPISODES = 128
 BASELINE_RATE = 0.5
 
@@ -119,6 +121,18 @@ def _paired(vector: Tensor, parameters: Sequence[Tensor]) -> list[tuple[Tensor, 
     return list(zip(views[::2], views[1::2], strict=True))
 
 
+class Losses(NamedTuple):
+    """What both networks minimize, the mean over some gradient steps.
+
+    Attributes:
+        critic: Squared distance of its values to the rewards, in the units of the replay.
+        actor: Minus the value that the critic gives to what it does.
+    """
+
+    critic: float
+    actor: float
+
+
 class Learner(DDPG):
     """The networks, what they learn from and the gradient step, without the episodes.
 
@@ -128,9 +142,13 @@ class Learner(DDPG):
         still: The actor's loss has that many times the squared input of its tanh, which pulls its
             actions to the middle of their range.
         scaled: Whether rewards count in units of their standard deviation.
+
+    Attributes:
+        losses: Of the last training; None before the first one.
     """
 
     replay_buffer: Replay
+    losses: Losses | None = None
 
     def __init__(
         self,
@@ -144,7 +162,7 @@ class Learner(DDPG):
             "MlpPolicy",
             env,
             buffer_size=capacity,
-            tau=0.01,
+            tau=TAU,
             gamma=1.0,
             replay_buffer_class=Replay,
             policy_kwargs={"net_arch": HIDDEN},
@@ -159,28 +177,42 @@ class Learner(DDPG):
 
     @torch.no_grad()
     def train(self, gradient_steps: int, batch_size: int = BATCH) -> None:
-        """Update both networks so often, each time from other transitions."""
+        """Update both networks so often, each time from other transitions; see ``losses``."""
+        critic, actor = torch.zeros(()), torch.zeros(())
         for _ in range(gradient_steps):
             batch = self.replay_buffer.sample(batch_size)
-            self._update_critic(batch)
-            self._update_actor(batch.observations)
+            critic += self._update_critic(batch)
+            actor += self._update_actor(batch.observations)
             for network, target in (
                 (self._critic, self._critic_target), (self._actor, self._actor_target),
             ):  # fmt: skip
                 target.values.lerp_(network.values, self.tau)
+        if gradient_steps:
+            self.losses = Losses(float(critic) / gradient_steps, float(actor) / gradient_steps)
 
-    def _update_critic(self, batch: ReplayBufferSamples) -> None:
-        """Take a step down the squared distance to the reward and the value of what follows."""
+    def noted(self) -> dict[str, float]:
+        """Return the losses as notes of a proposal; none before the first training."""
+        losses = {} if self.losses is None else self.losses._asdict()
+        return {f"{name}_loss": value for name, value in losses.items()}
+
+    def _update_critic(self, batch: ReplayBufferSamples) -> Tensor:
+        """Take a step down the squared distance to the reward and the value of what follows.
+
+        Returns:
+            The distance before the step.
+        """
         action = self._actor_target.forward(batch.next_observations)[-1].tanh_()
         following = torch.cat([batch.next_observations, action], 1)
         value = self._critic_target.forward(following)[-1]
         wanted = batch.rewards + (1 - batch.dones) * value  # (batch, 1), a discount of 1
         read = self._critic.forward(torch.cat([batch.observations, batch.actions], 1))
-        self._critic.backward(read, (read[-1] - wanted) * (2 / len(wanted)))
+        away = read[-1] - wanted
+        self._critic.backward(read, away * (2 / len(wanted)))
         self._critic.step()
+        return away.square().mean()
 
-    def _update_actor(self, observations: Tensor) -> None:
-        """Take a step up the value of what the actor does."""
+    def _update_actor(self, observations: Tensor) -> Tensor:
+        """Take a step up the value of what the actor does, and return minus that value."""
         read = self._actor.forward(observations)
         action, count = read[-1].tanh(), len(observations)
         of_critic = self._critic.forward(torch.cat([observations, action], 1))
@@ -189,6 +221,7 @@ class Learner(DDPG):
         of_input = of_action * (1 - action * action) + 2 * self.still / count * read[-1]
         self._actor.backward(read, of_input)
         self._actor.step()
+        return -of_critic[-1].mean()
 
     def explore(self, observation: Array, sigma: float, generator: np.random.Generator) -> Array:
         """Return an action around what the actor says."""

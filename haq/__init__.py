@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from haq.runs.frames import load_run
     from haq.runs.make_env import make_env
     from haq.runs.quick import quick_policy
+    from haq.runs.saved_agent import load_agent
 
     __version__: str
 
@@ -30,6 +31,7 @@ __all__ = [
     "export_checkpoint",
     "export_onnx",
     "load",
+    "load_agent",
     "load_onnx",
     "load_run",
     "make_env",
@@ -45,6 +47,7 @@ _MODULES = {
     "export_checkpoint": "haq.runs.export",
     "export_onnx": "haq.runs.export",
     "load": "haq.formats.checkpoint",
+    "load_agent": "haq.runs.saved_agent",
     "load_onnx": "haq.models.onnx.load",
     "load_run": "haq.runs.frames",
     "make_env": "haq.runs.make_env",

@@ -6,7 +6,7 @@ A trial is one line of JSON, written when its episode ends.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import NamedTuple
 
 from haq.allocation.policy import Bits
@@ -43,6 +43,7 @@ class Trial:
         seconds: What the evaluation took.
         cached: Whether the policy had been met before and was not evaluated again.
         stopped: Whether the evaluation ended early, as hopeless; such a trial never wins.
+        notes: What the agent says about itself, by name, such as ``{"sigma": 0.5}``; finite.
     """
 
     episode: int
@@ -54,6 +55,7 @@ class Trial:
     seconds: float
     cached: bool = False
     stopped: bool = False
+    notes: Mapping[str, float] = field(default_factory=dict)
 
     def line(self, word: str = "accuracy", value: float | None = None) -> str:
         """Return the trial as one line of JSON, without the newline; bits are lists.
@@ -67,6 +69,8 @@ class Trial:
         parts = {
             word if name == "accuracy" else name: part for name, part in asdict(self).items()
         } | {"policy": policy, "loss": loss}
+        if not self.notes:
+            del parts["notes"]
         if value is not None:
             parts |= {word: value, "metric_score": self.accuracy}
         return json.dumps(parts)

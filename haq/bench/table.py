@@ -9,12 +9,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-import pyarrow
 from numpy.typing import NDArray
-from pyarrow import parquet
 
 from haq.allocation.choices import permitted
 from haq.allocation.costs import CostTable, tabulate
@@ -22,6 +21,7 @@ from haq.allocation.policy import Bits, Policy
 from haq.allocation.sensitivities import Sensitivity
 from haq.bench.policies import Drawn
 from haq.errors import HaqError
+from haq.extras import library
 from haq.hw_profiles import load as load_target
 from haq.network.layers import CallShape, Layer
 
@@ -87,6 +87,7 @@ class Bench:
 
 def write_bench(bench: Bench, path: Path) -> None:
     """Write a table; figures are float32 in the file."""
+    pyarrow, parquet = _arrow(), _arrow("pyarrow.parquet")
     columns: dict[str, Any] = {
         "family": pyarrow.array([one.family for one in bench.drawn]).dictionary_encode(),
         "setting": pyarrow.array([one.setting for one in bench.drawn]).dictionary_encode(),
@@ -111,6 +112,7 @@ def read_bench(path: str | Path) -> Bench:
     Raises:
         HaqError: The file is missing, or is no table of a benchmark.
     """
+    pyarrow, parquet = _arrow(), _arrow("pyarrow.parquet")
     try:
         table = parquet.read_table(path)
         subject = subject_of(json.loads((table.schema.metadata or {})[KEY]))
@@ -175,3 +177,7 @@ def _layer(fields: Mapping[str, Any]) -> Layer:
         name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
     }
     return Layer(**{**plain, "shapes": shapes})
+
+
+def _arrow(module: str = "pyarrow") -> ModuleType:
+    return library(module, "data", "a table of HAQ-Bench")

@@ -7,6 +7,7 @@ with labels or without.
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ from haq.datasets.tensors import (
 )
 from haq.datasets.tokenizer import blocks, read_tokenizer
 from haq.errors import DataError
+from haq.extras import library
 from haq.network.inputs import Batch
 
 SPLITS = {
@@ -128,8 +130,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _joined(paths: Sequence[Path]) -> Any:
-    import pyarrow as pa
-
+    pa = _arrow()
     try:
         return pa.concat_tables([_read(path) for path in paths])
     except (pa.ArrowException, OSError, IndexError) as error:
@@ -139,9 +140,7 @@ def _joined(paths: Sequence[Path]) -> Any:
 
 
 def _read(path: Path) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    pa, pq = _arrow(), _arrow("pyarrow.parquet")
     if path.suffix == ".parquet":
         with pq.ParquetFile(path) as file:
             return file.read()
@@ -172,8 +171,7 @@ def _divided(tables: dict[str, _Part], where: str, seed: int) -> tuple[_Part, _P
 
 
 def _stratified(table: Any, seed: int) -> Sequence[Any]:
-    import pyarrow as pa
-
+    pa = _arrow()
     name = next((one for one in LABELS if one in table.column_names), None)
     whole = name is not None and pa.types.is_integer(table[name].type)
     if whole and not table[name].null_count:
@@ -304,3 +302,7 @@ def _classes(part: _Part, label: str, splits: Sequence[Split]) -> tuple[str, ...
     except (KeyError, ValueError, TypeError):
         names = ()
     return names if len(names) >= count else tuple(map(str, range(count)))
+
+
+def _arrow(module: str = "pyarrow") -> ModuleType:
+    return library(module, "data", "dataset:DIR", DataError)

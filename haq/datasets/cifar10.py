@@ -6,6 +6,7 @@ files: it is the same in every run. The test split is read at its first use.
 
 import re
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from haq.datasets.tensors import (
     shift,
 )
 from haq.errors import DataError
+from haq.extras import library
 
 CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -187,9 +189,7 @@ def _read_parquet(path: Path) -> Arrays:
 
 
 def _columns(path: Path) -> tuple[list[Any], NDArray[np.int64]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    pa, pq = _arrow(), _arrow("pyarrow.parquet")
     try:
         with pq.ParquetFile(path) as file:
             table = file.read()
@@ -209,8 +209,7 @@ def _columns(path: Path) -> tuple[list[Any], NDArray[np.int64]]:
 
 
 def _holds_bytes(schema: Any, name: str) -> bool:
-    import pyarrow as pa
-
+    pa = _arrow()
     if name not in schema.names or not pa.types.is_struct(schema.field(name).type):
         return False
     kind = schema.field(name).type
@@ -222,3 +221,7 @@ def _checked(labels: NDArray[np.int64], path: Path) -> NDArray[np.int64]:
     if wrong.size:
         raise DataError(f"label {labels[wrong[0]]} in row {wrong[0]} of {path} is not in 0..9")
     return labels
+
+
+def _arrow(module: str = "pyarrow") -> ModuleType:
+    return library(module, "data", "cifar10 as parquet", DataError)

@@ -1,6 +1,5 @@
 """Text to tokens, by a tokenizer in a local folder; no code from it is run."""
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from haq.errors import DataError
+from haq.extras import library
 from haq.network.inputs import Batch
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model",
@@ -77,13 +77,8 @@ def read_tokenizer(folder: str | None, what: str, known: int | None = None) -> T
             f"{what} needs a tokenizer, and {place} has none (no {FILES[0]}): give --tokenizer DIR"
         )
     fast = (place / "tokenizer.json").is_file()
-    library = "tokenizers" if fast else "transformers"
-    try:
-        module = importlib.import_module(library)
-    except ImportError as error:
-        raise DataError(
-            f"{what} needs {library}, which is not installed: pip install 'haq[transformers]'"
-        ) from error
+    name = "tokenizers" if fast else "transformers"
+    module = library(name, "transformers", what, DataError)
     try:
         if fast:
             codec = module.Tokenizer.from_file(str(place / "tokenizer.json"))

@@ -22,6 +22,7 @@ from haq.runs.job import cores
 EXTRAS: Mapping[str, Sequence[tuple[str, str]]] = {
     "vision": [("torchvision", "models by torchvision:NAME")],
     "timm": [("timm", "models by timm:NAME")],
+    "data": [("pyarrow", "cifar10 as parquet, dataset:DIR, tables of HAQ-Bench")],
     "transformers": [("transformers", "models by hf:DIR, and texts")],
     "service": [("fastapi", "haq serve and haq worker")],
     "ray": [("ray", "workers on a cluster, --ray")],

@@ -1,5 +1,6 @@
 """The episodes of a search: each policy is scored once, every trial is written as it ends."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from haq.runs.executors import Request, Result, window
 from haq.runs.executors.base import Pending
 from haq.runs.folder import append_trial
 from haq.runs.progress import Progress
+from haq.runs.saved_agent import save_agent
 from haq.runs.scores import usable
 from haq.runs.state import Key, Search, policy_key, save_network
 
@@ -43,6 +45,7 @@ def episodes(search: Search) -> Iterator[Trial]:
         top = best(trials[: number + 1])
         note = f"best {shown(top.accuracy)} (float {shown(floats.accuracy)})"
         search.on_progress(Progress("search", number + 1, count, note))
+    save_agent(search.folder, agent)
 
 
 class _Requests:
@@ -113,6 +116,7 @@ def _trial(number: int, episode: Episode, result: Result | None) -> Trial:
     return Trial(
         number, info["policy"], info["cost"], info["accuracy"], info["loss"], episode.reward,
         round(result.seconds, 3) if result else 0.0, result is None, info["stopped"],
+        {name: value for name, value in episode.notes.items() if math.isfinite(value)},
     )  # fmt: skip
 
 

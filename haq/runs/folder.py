@@ -7,6 +7,7 @@ clips.safetensors      where every tensor is clipped, per bit-width
 trials.jsonl           one line an episode, written as it ends
 policy.json            the best policy so far
 weights.safetensors    its quantized network: float weights below the rounding, and the clips
+agent.safetensors      networks that the agent learned, of ddpg alone
 float_test.json        accuracy of the float network on the test images
 summary.json           budgets, accuracies, the per-layer table; written at the end
 """

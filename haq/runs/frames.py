@@ -24,7 +24,7 @@ class Tables:
         summary: As in ``summary.json``; empty before the first episode.
         policy: Of the best trial.
         trials: A row an episode: accuracy, loss, reward, seconds, cached, a column for each cost
-            under its quantity's name, and the policy.
+            under its quantity's name, the policy, and what the agent noted, as agent_NAME.
         layers: A row a layer: kind, params, macs, weight_bits, act_bits, and for each quantity its
             cost and, as quantity_w8a8, the one at 8 bits. The units of both frames are in their
             ``attrs["units"]``.
@@ -56,9 +56,10 @@ def load_run(path: str | Path) -> Tables:
     file = folder / "summary.json"
     summary = read_json(file) if file.exists() else {}
     played = read_trials(folder)
-    trials = DataFrame([_flat(vars(trial), "cost", "") for trial in played])
-    rows = [_flat(row, "cost", "") for row in summary.get("layers", [])]
-    layers = DataFrame([_flat(row, "cost_w8a8", "_w8a8") for row in rows])
+    flat = [_flat(vars(trial), "cost") for trial in played]
+    trials = DataFrame([_flat(row, "notes", "agent_") for row in flat])
+    rows = [_flat(row, "cost") for row in summary.get("layers", [])]
+    layers = DataFrame([_flat(row, "cost_w8a8", suffix="_w8a8") for row in rows])
     trials = trials.set_index("episode") if played else trials
     layers = layers.set_index("name") if rows else layers
     trials.attrs["units"] = layers.attrs["units"] = summary.get("units", {})
@@ -66,7 +67,7 @@ def load_run(path: str | Path) -> Tables:
     return Tables(folder, read_job(folder), summary, policy, trials, layers)
 
 
-def _flat(row: Mapping[str, Any], field: str, suffix: str) -> dict[str, Any]:
+def _flat(row: Mapping[str, Any], field: str, prefix: str = "", suffix: str = "") -> dict[str, Any]:
     """Return a row with the entries of one of its fields as columns of their own."""
-    columns = {f"{name}{suffix}": value for name, value in row[field].items()}
+    columns = {f"{prefix}{name}{suffix}": value for name, value in row[field].items()}
     return {name: value for name, value in row.items() if name != field} | columns

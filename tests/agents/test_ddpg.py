@@ -1,5 +1,6 @@
 """DDPG: its noise, its replay, its rates, and that it learns what is to be learned."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import gymnasium as gym
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import truncnorm
+from stable_baselines3 import DDPG
 from toys import played, toy, weight_closeness
 
-from haq.agents import find, play
+from haq.agents import find, play, stock
 from haq.agents.base import Array, walk
 from haq.agents.ddpg import MOST_UPDATES, WARM_UP, Ddpg, exploration
 from haq.agents.driver import roll
@@ -45,10 +47,57 @@ def test_sigma_of_the_paper_falls_by_one_percent_an_episode() -> None:
     assert sigmas == pytest.approx([0.5, 0.495, 0.49005])
 
 
-def test_an_episode_notes_the_sigma_it_was_played_with() -> None:
+def test_an_episode_notes_the_sigma_it_was_played_with_and_what_was_lost_before() -> None:
     env = toy(layers=1)
-    notes = [episode.notes for episode in play(Ddpg(env, 22, 0, paper=True), env, 22)]
-    assert notes == [{}] * 20 + [{"sigma": 0.5}, {"sigma": 0.495}]
+    agent = Ddpg(env, 22, 0, paper=True)
+    notes = [episode.notes for episode in play(agent, env, 22)]
+    assert notes[:20] == [{}] * 20
+    assert notes[20] == {"sigma": 0.5}  # nothing was trained in the warm-up
+    losses = agent.learner.losses
+    assert losses is not None
+    assert notes[21] == {
+        "sigma": 0.495, "critic_loss": losses.critic, "actor_loss": losses.actor,
+    }  # fmt: skip
+    assert losses.critic > 0
+
+
+def test_the_networks_of_an_agent_play_in_the_library_that_people_know() -> None:
+    env = toy(layers=1)
+    agent = Ddpg(env, 24, 0)
+    deque(play(agent, env, 24), maxlen=0)
+    other = toy(layers=6)  # another network: what is observed of a layer is as long
+    model = stock(other, agent.networks())
+    assert type(model) is DDPG
+    observation, _ = other.reset()
+    ended = False
+    while not ended:
+        action, _ = model.predict(observation, deterministic=True)
+        assert action == pytest.approx(agent.learner.act(observation), abs=1e-6)
+        observation, _, ended, _, _ = other.step(action)
+
+
+def test_a_loaded_agent_goes_on_learning() -> None:
+    env = toy(layers=1)
+    agent = Ddpg(env, 1, 0)
+    model = stock(env, agent.networks())
+    before = model.actor.mu[0].weight.detach().clone()
+    model.learning_starts = 2
+    model.learn(8)
+    assert not torch.equal(before, model.actor.mu[0].weight)
+    assert np.array_equal(before.numpy(), agent.networks()["actor.mu.0.weight"])
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda networks: networks.pop("actor.mu.0.weight"),
+    lambda networks: networks.update({"actor.mu.0.bias": np.zeros(7, np.float32)}),
+    lambda networks: networks.clear(),
+])  # fmt: skip
+def test_other_networks_are_refused(spoil: Callable[[dict[str, Array]], object]) -> None:
+    env = toy(layers=1)
+    networks = dict(Ddpg(env, 1, 0).networks())
+    spoil(networks)
+    with pytest.raises(ValueError, match="no networks of ddpg"):
+        stock(env, networks)
 
 
 @pytest.mark.parametrize("mean", [0.0, 0.3, 1.0])

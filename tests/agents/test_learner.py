@@ -48,3 +48,34 @@ def test_the_networks_learn_what_those_of_stable_baselines3_learn(updates: int) 
         assert moved[0] == pytest.approx(moved[1], rel=1e-3)
         assert (values[1] - values[2]).norm().item() < 1e-2 * moved[0]
     assert ours.replay_buffer.baseline == theirs.replay_buffer.baseline
+
+
+def test_the_losses_are_those_of_one_known_transition() -> None:
+    env = toy(
+        layers=1, act_bits=8
+    )  # one step an episode: no value follows, and the baseline is the reward
+    with secluded(np.random.default_rng(0)):
+        learner = Learner(env, 8)
+    (step,) = walk(env, lambda _: np.full(1, 0.25))
+    learner.remember([step], 0.7)
+    observation = torch.from_numpy(step.observation[None])
+    action = torch.tensor([[2 * 0.25 - 1]])
+    with torch.no_grad():
+        (before,) = learner.critic(observation, action)
+    learner.train(1)
+    with torch.no_grad():
+        learner.train(0)  # says nothing new
+    assert learner.losses is not None
+    assert learner.losses.critic == pytest.approx(float(before) ** 2, rel=1e-4)
+    assert learner.noted() == {"critic_loss": learner.losses[0], "actor_loss": learner.losses[1]}
+
+
+def test_the_loss_of_the_actor_is_minus_the_value_of_what_it_does() -> None:
+    env = toy(layers=1)
+    with secluded(np.random.default_rng(0)):
+        learner = Learner(env, 8)
+    learner.remember(walk(env, lambda _: np.full(1, 0.25)), 0.7)
+    observations = learner.replay_buffer.sample(1).observations
+    with torch.no_grad():
+        (value,) = learner.critic(observations, learner.actor(observations))
+        assert float(learner._update_actor(observations)) == pytest.approx(-float(value), rel=1e-5)

@@ -1,5 +1,6 @@
 import io
 import math
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -688,3 +689,25 @@ def test_only_a_folder_changes_the_size_of_its_images():
     with pytest.raises(DataError, match=r"digits gives 1x8x8 images, not 224x224; only folder:DIR"):
         load("digits", size=224)
     assert load("digits", size=8).shape == (1, 8, 8)
+
+
+def test_digits_need_no_other_library():
+    code = (
+        "import sys\n"
+        "sys.modules |= dict.fromkeys(('sklearn', 'pyarrow', 'pandas'))\n"
+        "from haq.datasets import load\n"
+        "print(len(load('digits').train))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1079\n"
+
+
+@pytest.mark.parametrize("kind", ["cifar10", "dataset"])
+def test_what_reads_tables_says_what_to_install(tmp_path, monkeypatch, kind):
+    for name in ("train", "test"):
+        (tmp_path / f"{name}-00000-of-00001.parquet").write_bytes(b"")
+    for module in [name for name in sys.modules if name.partition(".")[0] == "pyarrow"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match=r"needs pyarrow, .*: pip install 'haq\[data\]'"):
+        load(f"{kind}:{tmp_path}")

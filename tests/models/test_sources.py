@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from haq.errors import HaqError, ModelError
+from haq.extras import library
 from haq.models import build, input_shape
 from haq.models.sources import SOURCES, about, named
-from haq.models.sources.source import alike, library
+from haq.models.sources.source import alike
 
 SMALL = {
     "torchvision": ("torchvision:squeezenet1_1", 64),
@@ -106,7 +107,7 @@ def test_a_library_that_breaks_when_imported_is_not_called_missing(tmp_path, mon
     (tmp_path / "broken_by_torch.py").write_text("raise RuntimeError('operator nms')\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModelError, match=r"cannot be imported \(operator nms\)"):
-        library("broken_by_torch", "vision", "broken_by_torch:a")
+        library("broken_by_torch", "vision", "model broken_by_torch:a", ModelError)
 
 
 def test_a_module_of_the_users_own_is_no_prefix():

@@ -21,8 +21,9 @@ TRIAL = {
 }  # fmt: skip
 
 
-def line(episode, accuracy):
-    return json.dumps(TRIAL | {"episode": episode, "accuracy": accuracy, "reward": accuracy - 1})
+def line(episode, accuracy, **more):
+    fields = {"episode": episode, "accuracy": accuracy, "reward": accuracy - 1}
+    return json.dumps(TRIAL | fields | more)
 
 
 @pytest.fixture
@@ -31,7 +32,8 @@ def run(tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "job.json").write_text(json.dumps(JOB))
-    (folder / "trials.jsonl").write_text(f"{line(0, 0.5)}\n{line(1, 0.25)}\n")
+    second = line(1, 0.25, notes={"sigma": 0.5})
+    (folder / "trials.jsonl").write_text(f"{line(0, 0.5)}\n{second}\n")
     summary(folder, "running")
     return folder
 
@@ -77,7 +79,7 @@ def test_an_episode_as_a_tracker_sees_it(run):
         (0, {"accuracy": 0.5, "best_accuracy": 0.5, "reward": -0.5, "seconds": 1.0,
              "bits/weights": 3.0, "bits/activations": 7.0, "cost/size": 9.0}),
         (1, {"accuracy": 0.25, "best_accuracy": 0.5, "reward": -0.75, "seconds": 1.0,
-             "bits/weights": 3.0, "bits/activations": 7.0, "cost/size": 9.0}),
+             "bits/weights": 3.0, "bits/activations": 7.0, "cost/size": 9.0, "agent/sigma": 0.5}),
     ]  # fmt: skip
 
 
@@ -230,7 +232,7 @@ def test_every_tracker_that_lacks_its_library_says_what_to_install(monkeypatch):
 
 
 def missing(name):
-    raise ImportError(f"No module named {name!r}")
+    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def searched(out, **more):

@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from haq.errors import ModelError, meant
-from haq.models.sources.source import Card, Wanted, library
+from haq.extras import library
+from haq.models.sources.source import Card, Wanted
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -178,7 +179,7 @@ def _config(rest: str) -> Any:
 
 
 def _transformers(rest: str) -> ModuleType:
-    return library("transformers", "transformers", f"hf:{rest}")
+    return library("transformers", "transformers", f"model hf:{rest}", ModelError)
 
 
 def _folder(rest: str) -> Path:

@@ -1,10 +1,8 @@
 """What a source of models is, and what a model of one says of itself."""
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -87,36 +85,6 @@ class Named(NamedTuple):
     prefix: str
     rest: str
     source: Source
-
-
-def library(module: str, extra: str, name: str) -> ModuleType:
-    """Return a library that only some models need.
-
-    Args:
-        module: To import.
-        extra: Of HAQ, which installs it.
-        name: Of the model that needs it, for the message.
-
-    Raises:
-        ModelError: It is not installed, or cannot be imported.
-    """
-    package = module.partition(".")[0]
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != package:
-            raise ModelError(
-                f"model {name} needs {package}, which cannot be imported: {error}"
-            ) from error
-        raise ModelError(
-            f"model {name} needs {package}, which is not installed: pip install 'haq[{extra}]'"
-        ) from error
-    except Exception as error:  # such as operators that were built for another release of torch
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(
-            f"model {name} needs {package}, which cannot be imported ({reason}): install a release "
-            f"for this torch, pip install --upgrade 'haq[{extra}]'"
-        ) from error
 
 
 def check_known(prefix: str, rest: str, names: Sequence[str]) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from haq.errors import ModelError
-from haq.models.sources.source import Card, Wanted, check_known, library
+from haq.extras import library
+from haq.models.sources.source import Card, Wanted, check_known
 
 
 def names() -> Sequence[str]:
@@ -45,7 +46,7 @@ def build(rest: str, wanted: Wanted) -> nn.Module:
 
 
 def _timm(rest: str) -> ModuleType:
-    return library("timm", "timm", f"timm:{rest}")
+    return library("timm", "timm", f"model timm:{rest}", ModelError)
 
 
 def _published(rest: str) -> dict[str, Any]:

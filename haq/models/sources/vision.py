@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from haq.errors import ModelError
-from haq.models.sources.source import Card, Wanted, check_known, library
+from haq.extras import library
+from haq.models.sources.source import Card, Wanted, check_known
 
 _SIZED = {"vit_": "image_size", "maxvit_": "input_size"}
 """Beginning of a name to what its builder calls the size of images, which is built in."""
@@ -57,7 +58,7 @@ def build(rest: str, wanted: Wanted) -> nn.Module:
 
 
 def _models(rest: str) -> ModuleType:
-    return library("torchvision.models", "vision", f"torchvision:{rest}")
+    return library("torchvision.models", "vision", f"model torchvision:{rest}", ModelError)
 
 
 def _checked(rest: str) -> ModuleType:

@@ -137,6 +137,7 @@ def values_of(trial: Trial, top: Trial, metric: Metric) -> dict[str, float]:
         "bits/weights": sum(pair.weight for pair in bits) / len(bits),
         "bits/activations": sum(pair.act for pair in bits) / len(bits),
         **{f"cost/{quantity}": cost for quantity, cost in trial.cost.items()},
+        **{f"agent/{name}": value for name, value in trial.notes.items()},
     }
     return {name: float(value) for name, value in values.items() if math.isfinite(value)}
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 
 from haq.errors import HaqError
-from haq.runs.tracking.tracker import library
+from haq.extras import library
 
 EXPERIMENT, TAG = "haq", "haq.identity"
 
@@ -36,7 +36,7 @@ class MlflowTracker:
             )
         for name, value in PATIENCE.items():
             os.environ.setdefault(name, value)
-        self._client = library("mlflow", "mlflow", self.name).MlflowClient(place)
+        self._client = library("mlflow", "mlflow", f"tracker {self.name}").MlflowClient(place)
         self._run = ""
         if place.startswith("http"):  # a database would be made by asking for it
             try:

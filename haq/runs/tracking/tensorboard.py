@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from haq.errors import HaqError
-from haq.runs.tracking.tracker import library
+from haq.extras import library
 
 
 class TensorboardTracker:
@@ -26,7 +26,7 @@ class TensorboardTracker:
         self._place = Path(place)
         if self._place.exists() and not self._place.is_dir():
             raise HaqError(f"tracker tensorboard:{place} is a file; give a folder")
-        self._library = library("torch.utils.tensorboard", "tensorboard", self.name)
+        self._library = library("torch.utils.tensorboard", "tensorboard", f"tracker {self.name}")
         self._writer: Any = None
 
     def begin(self, name: str, identity: str, settings: Mapping[str, str]) -> int:

@@ -1,11 +1,7 @@
 """What a tracker does: it is told of a run, of each of its episodes, and of its end."""
 
-import importlib
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Protocol
-
-from haq.errors import HaqError
 
 
 class Tracker(Protocol):
@@ -27,18 +23,3 @@ class Tracker(Protocol):
 
     def end(self, values: Mapping[str, float], finished: bool) -> None:
         """Take note of the run's own values, and let go of the tool."""
-
-
-def library(module: str, package: str, tracker: str) -> ModuleType:
-    """Return the library of a tracker.
-
-    Raises:
-        HaqError: It is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise HaqError(
-            f"tracker {tracker} needs {package}, which cannot be imported ({error}): pip install "
-            f"'haq[{tracker}]'"
-        ) from error

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from haq.errors import HaqError
-from haq.runs.tracking.tracker import library
+from haq.extras import library
 
 
 class WandbTracker:
@@ -22,7 +22,7 @@ class WandbTracker:
 
     def __init__(self, place: str) -> None:
         self._entity, _, self._project = place.rpartition("/")
-        self._library = library("wandb", "wandb", self.name)
+        self._library = library("wandb", "wandb", f"tracker {self.name}")
         is_online = os.environ.get("WANDB_MODE", "online") in ("online", "run", "shared")
         if is_online and not self._library.login(prompt=False):
             raise HaqError(
