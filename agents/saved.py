@@ -10,6 +10,8 @@ from stable_baselines3 import DDPG
 from haq.agents.base import Array
 from haq.agents.learner import ACTOR_RATE, BATCH, HIDDEN, TAU
 
+__all__ = ["DDPG", "stock"]
+
 FIRST = "actor.mu.0.weight"
 
 

@@ -2,7 +2,7 @@
 
     python examples/own_network.py FOLDER
 
-The images are scikit-learn's digits, so nothing is downloaded; it takes about a minute.
+The images are handwritten digits that lie in the package, so nothing is downloaded; it takes about a minute.
 """
 
 import sys

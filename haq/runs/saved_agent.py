@@ -14,7 +14,7 @@ from haq.files import write_bytes
 from haq.runs.folder import find_folder, read_job
 
 if TYPE_CHECKING:
-    from stable_baselines3 import DDPG
+    from haq.agents.saved import DDPG
 
 FILE = "agent.safetensors"
 
