@@ -2,7 +2,7 @@
 
     python examples/own_network.py FOLDER
 
-The images are handwritten digits that lie in the package, so nothing is downloaded; it takes about a minute.
+The images are the digits that lie in the package: nothing is downloaded; it takes about a minute.
 """
 
 import sys
