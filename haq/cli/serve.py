@@ -77,17 +77,28 @@ def serve_command(  # noqa: PLR0913 - one argument an option
     threads: SearchThreads = 1,
     lease: Lease = 30.0,
     tries: Tries = 3,
+    hook: Annotated[
+        list[str] | None,
+        option(
+            SERVICE,
+            "Host that users may have told when a run ends, such as "
+            "hooks.example.com. May be repeated.",
+            metavar="HOST[:PORT]",
+        ),
+    ] = None,
     everyone: Annotated[
         bool, option(SERVICE, "Let everyone who reaches it in, without tokens.", "--open")
     ] = False,
 ) -> None:
     """Serve searches over HTTP, with a page and workers."""
     _check_service()
+    from haq.service.hooks import with_hooks
     from haq.service.serve import serve, settings_of
 
     asked = settings_of(
         files, database, data or [], weights or [], threads, lease, tries, model or []
     )
+    asked = with_hooks(asked, hook or [])
     serve(asked, host, port, workers, everyone)
 
 

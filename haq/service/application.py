@@ -8,8 +8,9 @@ from fastapi import FastAPI
 from sqlalchemy import Engine
 
 from haq.service import pages, routes
-from haq.service.answers import HANDLERS
+from haq.service.answers import HANDLERS, refusal
 from haq.service.guard import Guard
+from haq.service.hooks import keep_delivering
 from haq.service.limits import Limits
 from haq.service.pages.visitors import SignInFirst, sign_in_first
 from haq.service.settings import Settings
@@ -51,6 +52,7 @@ def create_app(
         body_bytes=limits.body_bytes,
         upload_bytes=limits.upload_bytes,
         only_loopback=only_loopback,
+        refuse=refusal,
     )
     return app
 
@@ -59,7 +61,12 @@ def _app(service: Service) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         threading.Thread(target=service.load, daemon=True).start()  # /readyz says when it is done
+        over = threading.Event()
+        if service.settings.hooks:
+            told = (service.engine, service.settings, over)
+            threading.Thread(target=keep_delivering, args=told, daemon=True).start()
         yield
+        over.set()
         service.feed.end()
 
     return FastAPI(

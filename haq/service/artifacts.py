@@ -11,6 +11,19 @@ _FILES = (
     "summary.json", "transforms.json", "trials.jsonl",
 )  # fmt: skip
 
+ABOUT: Mapping[str, str] = {
+    "model.onnx": "the quantized network, for ONNX Runtime",
+    "checkpoint.safetensors": "the quantized network, packed to its bits",
+    "policy.json": "the bits of every layer",
+    "weights.safetensors": "the float values of the fine-tuned weights",
+    "float.safetensors": "the float network that the search began with",
+    "clips.safetensors": "where tensors are clipped, at every bit-width",
+    "summary.json": "all figures of the run",
+    "transforms.json": "what was changed before the bits were chosen",
+    "trials.jsonl": "every policy that was tried",
+}
+"""What each file is, in a few words."""
+
 _ONE_AT_A_TIME = threading.Lock()  # an export takes a model's memory
 
 

@@ -166,7 +166,8 @@ def _names(engine: Engine, settings: Settings, owner: str | None, job: Job) -> "
     tables: dict[str, Mapping[str, Any]] = {
         "model": {**MODELS, **settings.models}, "agent": AGENTS, "clipping": CLIPPING,
     }  # fmt: skip
-    tables |= {"target": TARGETS} if job.target is not None else {}
+    if job.target is not None and _upload(engine, owner, "target", job.target) is None:
+        tables["target"] = TARGETS
     tables |= {"metric": METRICS} if job.metric is not None else {}
     for field, table in tables.items():
         _known(field, table, getattr(job, field))
@@ -226,7 +227,10 @@ def _data(engine: Engine, settings: Settings, owner: str | None, job: Job) -> "D
 
 
 def _with_model(job: Job, settings: Settings) -> Job:
-    return job.model_copy(update={"model": place.model_of(job.model, settings)})
+    """Return the job with the model and the target that its names stand for."""
+    target = None if job.target is None else place.target_of(job.target, settings)
+    model = place.model_of(job.model, settings)
+    return job.model_copy(update={"model": model, "target": target})
 
 
 @lru_cache(maxsize=32)
@@ -253,10 +257,35 @@ def _plan(settings: Settings, job: Job, data: "Data | Outline") -> Any:
     except FieldError:
         raise
     except HaqError as error:
-        sentence = place.without_paths(str(error), settings)
-        raise FieldError(_field_of(error), sentence) from error
+        sentence, field = place.without_paths(str(error), settings), _field_of(error)
+        if field == "target":
+            sentence += _way_out(settings, job, data)
+        raise FieldError(field, sentence) from error
     finally:
         _ONE_AT_A_TIME.release()
+
+
+def _way_out(settings: Settings, job: Job, data: "Data | Outline") -> str:
+    """Return which targets know the costs of the model, as the end of a sentence."""
+    from haq.allocation.choices import permitted
+    from haq.allocation.costs import tabulate
+    from haq.hw_profiles import TARGETS
+    from haq.hw_profiles import load as load_target
+
+    try:
+        bare = job.model_copy(update={"target": None, "batch": None, "budgets": (), "pins": None})
+        graph = _planned(settings, bare, data).graph
+    except HaqError:
+        return ""  # the target is not all that is wrong
+    able = []
+    for name in TARGETS:
+        try:
+            target = load_target(name)
+            tabulate(graph.layers, permitted(graph.layers, target), target)
+            able.append(name)
+        except HaqError:
+            continue
+    return f"; {', '.join(able)} can" if able else "; leave the target out: none of here can"
 
 
 def _planned(settings: Settings, job: Job, data: "Data | Outline") -> Any:

@@ -5,11 +5,12 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 
 from fastapi import HTTPException
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from haq.service.security import LOOPBACK
@@ -57,8 +58,9 @@ class Guard:
         body_bytes: int,
         upload_bytes: int,
         only_loopback: bool,
+        refuse: Callable[[Headers, int, str], Response],
     ) -> None:
-        self._app = app
+        self._app, self._refuse = app, refuse
         self._body, self._upload, self._only_loopback = body_bytes, upload_bytes, only_loopback
         self._requests = Counter(
             "haq_http_requests", "Requests answered.", ["method", "route", "status"],
@@ -82,8 +84,7 @@ class Guard:
                 await self._app(scope, self._limited(scope, receive), answer)
             else:
                 code, sentence = refusal
-                refused = JSONResponse({"message": sentence, "errors": []}, code)
-                await refused(scope, receive, answer)
+                await self._refuse(Headers(scope=scope), code, sentence)(scope, receive, answer)
         finally:
             self._record(scope, answer, time.perf_counter() - started)
 

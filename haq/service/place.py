@@ -60,6 +60,8 @@ def with_paths(job: Job, settings: Settings) -> Job:
     }  # fmt: skip
     if job.weights is not None:
         changes["weights"] = weights_file(str(job.weights), settings)
+    if job.target is not None:
+        changes["target"] = target_of(job.target, settings)
     return job.model_copy(update=changes)
 
 
@@ -88,6 +90,28 @@ def _data(name: str, settings: Settings) -> str:
     return settings.data[name]
 
 
+TARGET_FILES = {"profile.json": "", "table.json": "table:", "table.csv": "table:"}
+"""The files that an upload of a target may have, and what stands before their paths."""
+
+
+def target_of(name: str, settings: Settings) -> str:
+    """Return the target that a name of a job stands for: its own, or that of an upload's file.
+
+    Raises:
+        HaqError: There is no such upload, or the name is a path.
+    """
+    upload = UPLOAD.fullmatch(name)
+    if not upload:
+        if re.search(r"[/\\:]|\.(json|csv)$", name):
+            raise HaqError(f"target {name!r} is not offered here")
+        return name
+    folder = settings.upload_folder(upload[1])
+    for file, before in TARGET_FILES.items():
+        if (folder / file).is_file():
+            return f"{before}{(folder / file).absolute()}"
+    raise HaqError(f"target {name}: there is no such upload any more")
+
+
 def weights_file(name: str, settings: Settings) -> Path:
     """Return the file of weights that an upload or an offered name stands for.
 
@@ -109,7 +133,8 @@ def without_paths(text: str, settings: Settings) -> str:
     """Return a sentence for the user, without the paths of this machine."""
     for path in (settings.files.absolute(), settings.files):
         text = re.sub(
-            rf"{re.escape(str(path))}[/\\]uploads[/\\]([0-9a-f]{{32}})[/\\](weights\.safetensors|data)",
+            rf"(?:table:)?{re.escape(str(path))}[/\\]uploads[/\\]([0-9a-f]{{32}})[/\\]"
+            r"(weights\.safetensors|data|profile\.json|table\.json|table\.csv)",
             r"upload:\1",
             text,
         )

@@ -6,6 +6,7 @@ the network or the database do.
 """
 
 import errno
+import logging
 import multiprocessing
 import os
 import signal
@@ -23,6 +24,9 @@ from typing import Any, NamedTuple
 from haq.errors import HaqError
 from haq.runs.folder import read_json
 from haq.runs.job import Job
+from haq.service import log
+
+LOG = logging.getLogger("haq.search")
 
 Execute = Callable[[Job, Path, Callable[[Any], None]], dict[str, Any]]
 """As ``haq.runs.run.run``: it is imported in the process by its name."""
@@ -158,12 +162,34 @@ def _ended(job: Job, folder: Path, execute: Execute, on_progress: Callable[[Any]
         with alone(folder):
             if _is_finished(folder):  # by a worker that could not write so in time
                 return Message("finished")
-            summary = execute(job, folder, on_progress)
+            with log.written(folder, on_progress) as told:
+                summary = _logged(job, folder, execute, told)
     except BlockingIOError:
         return Message("locked")
     except Exception as error:
         return _wrong(error)
     return Message("finished" if summary.get("state") == "finished" else "stopped")
+
+
+def _logged(
+    job: Job, folder: Path, execute: Execute, on_progress: Callable[[Any], None]
+) -> dict[str, Any]:
+    LOG.info("the search begins: %s on %s, %s", job.model, job.data, ", ".join(job.budgets))
+    try:
+        summary = execute(job, folder, on_progress)
+    except KeyboardInterrupt:
+        LOG.info("the search is handed back or cancelled")
+        raise
+    except HaqError as error:
+        LOG.error("%s", error)
+        raise
+    except Exception as error:
+        LOG.error("an internal error (%s)", type(error).__name__)
+        raise
+    for note in summary.get("notes", []):
+        LOG.info("%s", note)
+    LOG.info("the search is %s", summary.get("state", "over"))
+    return summary
 
 
 def _is_finished(folder: Path) -> bool:

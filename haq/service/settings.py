@@ -22,6 +22,8 @@ class Settings:
         poll_s: How often a worker looks for runs, and the server for events.
         stop_s: What a search gets to end by itself before it is killed.
         threads: CPU threads of one search, at most.
+        hooks: Hosts, each with its port where it is not the usual one, that may be told when a run
+            ends.
     """
 
     files: Path = Path("haq-files")
@@ -35,6 +37,7 @@ class Settings:
     poll_s: float = 0.5
     stop_s: float = 5.0
     threads: int = 1
+    hooks: tuple[str, ...] = ()
 
     @property
     def url(self) -> str:

@@ -1,5 +1,7 @@
 """What goes in and comes out over HTTP, as the OpenAPI document shows it."""
 
+import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,6 +19,14 @@ Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Evaluation = Literal["finetune", "cheap"]
 Reward = Literal["metric", "accuracy", "loss", "agreement"]
 RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+
+
+Tag = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[^\s,\x00-\x1f\x7f]*$")]
+Tags = Annotated[tuple[Tag, ...], Field(max_length=20, description="Words to find the run by.")]
+Remark = Annotated[
+    str,
+    Field(max_length=5000, pattern=r"^[^\x00]*$", description="Notes of your own on the run."),
+]
 
 
 class JobRequest(Job):
@@ -38,6 +48,15 @@ class JobRequest(Job):
     )  # fmt: skip
 
     title: Name | None = None
+    tags: Tags = ()
+    remark: Remark = ""
+    hook: Annotated[
+        str | None,
+        Field(
+            max_length=500,
+            description="A URL that is told when the run ends, of a host that the operator allows.",
+        ),
+    ] = None
     model: Name = "digits_cnn"
     size: Annotated[int, Field(ge=1, le=1024)] | None = None
     data: Name = "digits"
@@ -78,7 +97,7 @@ class JobRequest(Job):
 
     def job_fields(self) -> dict[str, Any]:
         """Return the fields of the job alone."""
-        return self.model_dump(exclude={"title"}, exclude_unset=True)
+        return self.model_dump(exclude={"title", "tags", "remark", "hook"}, exclude_unset=True)
 
 
 def field_of(place: tuple[int | str, ...]) -> str:
@@ -89,6 +108,85 @@ def field_of(place: tuple[int | str, ...]) -> str:
     """
     numbers = [part for part in place[1:2] if isinstance(part, int)]
     return ".".join(map(str, [*place[:1], *numbers]))
+
+
+def sentence(fault: Mapping[str, Any]) -> str:
+    """Return what is wrong with a field: the rule, and what was given.
+
+    >>> sentence({"type": "greater_than_equal", "ctx": {"ge": 1}, "input": 0, "msg": "", "loc": ()})
+    'give 1 or more, not 0'
+    """
+    name = str(fault["loc"][0]) if fault["loc"] else ""
+    rule = _OWN.get(name, _RULES.get(str(fault["type"])))
+    if rule is None:
+        return str(fault["msg"]).removeprefix("Value error, ")
+    given = fault.get("input")
+    shown = repr(given[:60]) if isinstance(given, str) else json.dumps(given, default=str)[:60]
+    names = [part for part in fault["loc"][1:] if isinstance(part, str)]
+    inner = f"{names[0]}: " if names and name == "pins" else ""
+    return f"{inner}{rule.format(**fault.get('ctx', {}))}, not {shown}"
+
+
+_OWN: Mapping[str, str] = {"act_bits": "give 2 to 8, or search"}
+"""Of fields that are one of several kinds."""
+
+_RULES: Mapping[str, str] = {
+    "greater_than_equal": "give {ge} or more",
+    "greater_than": "give more than {gt}",
+    "less_than_equal": "give at most {le}",
+    "less_than": "give less than {lt}",
+    "int_parsing": "give a whole number",
+    "int_from_float": "give a whole number",
+    "int_type": "give a whole number",
+    "float_parsing": "give a number",
+    "float_type": "give a number",
+    "finite_number": "give a finite number",
+    "bool_parsing": "give true or false",
+    "bool_type": "give true or false",
+    "string_type": "give text",
+    "string_pattern_mismatch": "give one line of text without control characters",
+    "literal_error": "give {expected}",
+}
+"""Of pydantic's kinds of errors, those that say a rule, in words for people."""
+
+
+def tags_of(text: str) -> list[str]:
+    """Return the tags in a text with blanks or commas between them.
+
+    >>> tags_of("paper, digits  w4")
+    ['paper', 'digits', 'w4']
+    """
+    return text.replace(",", " ").split()
+
+
+class SweepRequest(BaseModel):
+    """Several searches that differ in their budgets alone."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {
+                "job": {"model": "digits_cnn", "data": "digits", "episodes": 60},
+                "budgets": [["avg_weight_bits=2.5"], ["avg_weight_bits=3"], ["avg_weight_bits=4"]],
+            }
+        },
+    )
+
+    job: JobRequest
+    budgets: Annotated[
+        tuple[Annotated[tuple[Name, ...], Field(min_length=1, max_length=8)], ...],
+        Field(min_length=2, max_length=20, description="Of each run, in place of the job's."),
+    ]
+
+
+class Notes(BaseModel):
+    """What is said of a run; what is left out stays as it is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    title: Annotated[Name, Field(min_length=1)] | None = None
+    tags: Tags | None = None
+    remark: Remark | None = None
 
 
 class FieldProblem(BaseModel):
@@ -140,6 +238,10 @@ class RunOut(BaseModel):
     best_value: float | None = Field(description="The same as the metric itself counts.")
     seconds_left: float | None = Field(description="For the episodes, at their pace so far.")
     events: int = Field(description="Number of the last event.")
+    tags: list[str] = Field(description="Words to find the run by.")
+    remark: str = Field(description="Notes of the user.")
+    sweep: str | None = Field(description="Of the submission, where it began several runs.")
+    hook: str | None = Field(description="The URL that is told when the run ends.")
 
     @staticmethod
     def of(run: store.Run) -> "RunOut":
@@ -154,8 +256,15 @@ class RunOut(BaseModel):
             episodes=run.episodes, episodes_asked=run.episodes_asked,
             metric=metric.name, best_accuracy=run.best_accuracy,
             best_value=value_of(metric, run.best_accuracy), seconds_left=seconds_left(run),
-            events=run.events,
+            events=run.events, tags=run.words, remark=run.remark, sweep=run.sweep, hook=run.hook,
         )  # fmt: skip
+
+
+class SweepOut(BaseModel):
+    """The runs of one submission."""
+
+    id: RunId
+    runs: list[RunOut]
 
 
 class RunPage(BaseModel):
@@ -253,6 +362,9 @@ class Choices(BaseModel):
     weights: list[str]
     clipping: list[str]
     metrics: list[str]
+    explained: dict[str, dict[str, str]] = Field(
+        description="Agents, rewards, evaluations, schemes and metrics, each in a line."
+    )
 
 
 class Range(BaseModel):
@@ -270,7 +382,7 @@ class UploadOut(BaseModel):
 
     id: RunId
     owner: str
-    kind: Literal["weights", "data"]
+    kind: Literal["weights", "data", "target"]
     name: str
     size_bytes: int
     sha256: str

@@ -1,4 +1,4 @@
-"""What users bring along: float weights as safetensors, and archives of images.
+"""What users bring along: float weights as safetensors, archives of images, and targets.
 
 A file is looked at before anything of it is used, and is known by a number from then on; its own
 name is only shown.
@@ -6,6 +6,7 @@ name is only shown.
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,14 +19,17 @@ from typing import NamedTuple
 from safetensors import SafetensorError, safe_open
 from sqlalchemy import Engine, delete, func, insert, select, true
 
-from haq.errors import DataError, HaqError, ModelError
-from haq.service import store
+from haq.errors import DataError, HaqError, ModelError, TargetError
+from haq.service import place, store
 from haq.service.database import reading
 from haq.service.limits import Limits
 from haq.service.settings import Settings
 from haq.service.tables import UPLOADS, now
 
-KINDS = ("weights", "data")
+KINDS = ("weights", "data", "target")
+
+TARGET_BYTES = 4 << 20
+"""Of a profile or a table, at most."""
 
 _WEIGHTS = "weights.safetensors"
 
@@ -75,8 +79,14 @@ def check_room(engine: Engine, owner: str, limits: Limits) -> None:
         raise Full(f"your uploads take {stored} bytes already; delete some first")
 
 
-async def receive(settings: Settings, pieces: AsyncIterator[bytes]) -> tuple[str, str, int]:
-    """Write what comes to the folder of a new upload, and return its id, SHA-256 and size."""
+async def receive(
+    settings: Settings, pieces: AsyncIterator[bytes], most: int | None = None
+) -> tuple[str, str, int]:
+    """Write what comes to the folder of a new upload, and return its id, SHA-256 and size.
+
+    Raises:
+        Full: It has more than ``most`` bytes.
+    """
     upload_id = uuid.uuid4().hex
     folder = settings.upload_folder(upload_id)
     folder.mkdir(mode=0o700)
@@ -86,6 +96,8 @@ async def receive(settings: Settings, pieces: AsyncIterator[bytes]) -> tuple[str
             async for piece in pieces:
                 digest.update(piece)
                 size += len(piece)
+                if most is not None and size > most:
+                    raise Full(f"a profile or a table has at most {most} bytes")
                 file.write(piece)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -115,6 +127,8 @@ def keep(
         if kind == "weights":
             _check_weights(file)
             file.rename(folder / _WEIGHTS)
+        elif kind == "target":
+            _check_target(file, folder)
         else:
             classes, images = _unpacked(file, folder / "data", limits)
             file.unlink()
@@ -145,6 +159,34 @@ def _check_weights(file: Path) -> None:
         ) from error
     if not names:
         raise ModelError("the file holds no weights")
+
+
+def _check_target(file: Path, folder: Path) -> None:
+    """Give the file the name of its kind, once it is known to be a target that works.
+
+    Raises:
+        TargetError: It is none; the sentence names the field or the row that is wrong.
+    """
+    from haq.hw_profiles import build, find
+    from haq.hw_profiles.measured import Measured
+
+    start = file.read_bytes()[:1000].decode(errors="replace").lstrip("\ufeff \t\r\n")
+    kind = {"{": "profile.json", "[": "table.json"}.get(start[:1], "table.csv")
+    path = file.rename(folder / kind)
+    try:
+        profile = find(f"{place.TARGET_FILES[kind]}{path}")
+        if isinstance(profile.model, Measured):
+            raise TargetError(
+                f"{profile.name} was measured on another machine, where its runtime is compared "
+                "with it again; bring a table of its costs, or a profile of your own device"
+            )
+        build(profile)
+    except TargetError as error:
+        what = "the profile" if kind == "profile.json" else "the table"
+        sentence = re.sub(r"^(profile|table) [^:]*: ", "", str(error).replace(str(path), "it"))
+        raise TargetError(f"{what} cannot be used: {sentence}") from error
+    except RecursionError:
+        raise TargetError("the file is nested too deeply") from None
 
 
 def _unpacked(archive: Path, folder: Path, limits: Limits) -> tuple[int, int]:

@@ -49,8 +49,8 @@ def test_the_same_key_creates_one_run(client):
 
 
 WRONG = [
-    ({"episodes": 0}, "episodes", "greater than or equal to 1"),
-    ({"episodes": "many"}, "episodes", "valid integer"),
+    ({"episodes": 0}, "episodes", "give 1 or more, not 0"),
+    ({"episodes": "many"}, "episodes", "give a whole number, not 'many'"),
     ({"budgets": []}, "budgets", "at least 1 item"),
     ({"budgets": ["speed=3"]}, "budgets", "unknown budget 'speed'"),
     ({"budgets": ["avg_weight_bits=1"]}, "budgets", "no policy fits avg_weight_bits <= 1 bits"),
@@ -66,7 +66,7 @@ WRONG = [
     ({"metric": "perplexity"}, "metric", "metric perplexity needs logits for the next token"),
     ({"metric": "cosine", "reward": "accuracy"}, "reward", "the metric is cosine"),
     ({"metric": "top5", "max_drop": 1, "agent": "ilp"}, "max_drop", "the metric is top5"),
-    ({"length": 1}, "length", "greater than or equal to 2"),
+    ({"length": 1}, "length", "give 2 or more, not 1"),
     ({"tokenizer": "/etc"}, "tokenizer", "should be None"),
     ({"model": "resnet20"}, "data", "resnet20 takes images of 3 channels, digits has 1"),
     ({"data": "os:getcwd"}, "data", "unknown data 'os:getcwd'"),
@@ -84,18 +84,18 @@ WRONG = [
     ({"clipping": "none"}, "clipping", "unknown clipping"),
     ({"pins": {"fc9": 8}}, "pins", "unknown layer 'fc9'"),
     ({"weight_bits": [5, 3]}, "weight_bits", "weight-bits 5..3 is empty"),
-    ({"weight_bits": [0, 3]}, "weight_bits.0", "greater than or equal to 2"),
+    ({"weight_bits": [0, 3]}, "weight_bits.0", "give 2 or more, not 0"),
     ({"size": 9}, "size", "digits"),
     ({"width": 2}, "width", "digits_cnn has no width 2"),
     ({"folder": "x"}, "folder", "Extra inputs are not permitted"),
     ({"workers": 2}, "workers", "workers 2: a search has 1 CPU threads here"),
-    ({"workers": 0}, "workers", "greater than or equal to 1"),
+    ({"workers": 0}, "workers", "give 1 or more, not 0"),
     ({"ray": "elsewhere:6379"}, "ray", "should be None"),
-    ({"device": "cuda"}, "device", "should be 'cpu'"),
+    ({"device": "cuda"}, "device", "give 'cpu', not 'cuda'"),
     ({"distill": {"kd": 1, "route": ["/etc/passwd"]}}, "distill", "it names files"),
     ({"distill": "kt:1"}, "distill", "unknown distillation"),
     ({"transforms": [{"transform": "filters", "keep": {}}]}, "transforms", "at most 0 items"),
-    ({"seed": -1}, "seed", "greater than or equal to 0"),
+    ({"seed": -1}, "seed", "give 0 or more, not -1"),
 ]
 
 

@@ -1,6 +1,7 @@
 """Uploads: what is good becomes data and weights, and every hostile file is refused."""
 
 import io
+import json
 import zipfile
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from service_parts import ASKED, Visitor
 
 from haq.datasets import load
 from haq.errors import DataError
+from haq.hw_profiles import TARGETS
 from haq.models import build
-from haq.service import place, store
+from haq.service import place, store, uploads
 from haq.service.limits import Limits
 from haq.service.unpack import unpack
 
@@ -232,3 +234,100 @@ def test_a_user_may_not_fill_the_disk(tmp_path):
     answer = send(visitor.client, "weights", weights)
     assert answer.status_code == 413
     assert "delete some first" in answer.json()["message"]
+
+
+TABLE = "layer,weight_bits,act_bits,latency_ms\n" + "".join(
+    f"{layer},{bits},8,{bits / 8}\n"
+    for layer in ("conv1", "conv2", "conv3", "conv4", "linear")
+    for bits in range(2, 9)
+)
+
+
+def brought(client, content, kind="target", name="board"):
+    return client.post(
+        f"/v1/uploads/{kind}?name={name}", content=content,
+        headers={"Content-Type": "application/octet-stream"},
+    )  # fmt: skip
+
+
+def rows_of(table):
+    head, *lines = [line.split(",") for line in table.splitlines()]
+    return [dict(zip(head, line, strict=True)) for line in lines]
+
+
+@pytest.mark.parametrize(
+    "content, unit",
+    [
+        (TARGETS["bismo-edge"].read_text(encoding="utf-8"), "cycles"), (TABLE, "ms"),
+        (json.dumps(rows_of(TABLE)), "ms"), ("\ufeff" + TABLE.replace(",", ";"), "ms"),
+    ],
+    ids=["profile", "csv", "json", "semicolons"],
+)  # fmt: skip
+def test_hardware_of_ones_own_costs_what_it_says(tmp_path, content, unit):
+    visitor = Visitor(tmp_path)
+    upload = brought(visitor.client, content).json()
+    asked = {"model": "digits_cnn", "target": f"upload:{upload['id']}", "episodes": 2}
+    told = visitor.client.post("/v1/ranges", json=asked).json()
+    assert [row["unit"] for row in told if row["quantity"] == "latency"] == [unit]
+    made = visitor.client.post("/v1/runs", json={**asked, "budgets": ["latency=90%w8a8"]})
+    assert made.status_code == 201
+    run = store.claim(visitor.engine, "w", 60, 3)
+    target = place.with_paths(run.job, visitor.settings).target
+    assert place.without_paths(f"at {target}: x", visitor.settings) == f"at {asked['target']}: x"
+    assert visitor.client.delete(f"/v1/uploads/{upload['id']}").status_code == 409
+    assert f'value="{asked["target"]}">board (uploaded)' in visitor.client.get("/new").text
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        ("{}", 'the profile cannot be used: not a profile; it must say "format"'),
+        ("{", "the profile cannot be used: not JSON"),
+        ("[]", "the table cannot be used: it needs a list of objects"),
+        ("[" * 5000, "nested too deeply"),
+        ('{"a":' * 5000, "the profile cannot be used: "),
+        ("layer,weight_bits,act_bits\nconv1,8,8\n", "it has no cost"),
+        (TABLE + "conv1,8,8,1\n", "row 37"),
+        (TABLE.replace("conv2,3,8,0.375", "conv2,3,8,-1"), "row 10"),
+        (b"\xff\xfe\x00", "not UTF-8 text"), ("", "it needs a header"), (b"\x00", "the table"),
+    ],
+)  # fmt: skip
+def test_hardware_that_is_none_is_refused_with_what_is_wrong(tmp_path, content, sentence):
+    visitor = Visitor(tmp_path)
+    answer = brought(visitor.client, content)
+    assert answer.status_code == 422 and sentence in answer.json()["message"]
+    assert str(tmp_path) not in answer.text
+    assert visitor.client.get("/v1/uploads").json() == []
+    assert list((visitor.settings.files / "uploads").iterdir()) == []
+
+
+def test_hardware_of_too_many_bytes_is_refused_as_it_comes(tmp_path):
+    visitor = Visitor(tmp_path)
+    answer = brought(visitor.client, b" " * (uploads.TARGET_BYTES + 1))
+    assert answer.status_code == 413
+    assert list((visitor.settings.files / "uploads").iterdir()) == []
+
+
+def test_hardware_of_others_is_not_there(tmp_path):
+    visitor = Visitor(tmp_path, is_open=False)
+    ada, bob = visitor.as_user("ada"), visitor.as_user("bob")
+    upload = brought(ada, TABLE).json()
+    asked = {"model": "digits_cnn", "target": f"upload:{upload['id']}", "episodes": 2}
+    answer = bob.post("/v1/ranges", json=asked)
+    assert answer.status_code == 422 and "there is no upload" in answer.json()["message"]
+    weights = ada.post("/v1/ranges", json={**asked, "target": None, "weights": asked["target"]})
+    assert weights.status_code == 422  # hardware is no weights
+
+
+def test_hardware_can_be_pasted_without_a_script(tmp_path):
+    client = Visitor(tmp_path).client
+    answer = client.post("/uploads", data={"text": TABLE + "x", "name": "my <board>"})
+    assert answer.status_code == 422 and 'id="text-error"' in answer.text
+    assert "conv2,3,8,0.375" in answer.text  # nothing typed is lost
+    assert client.post("/uploads", data={"text": " "}).status_code == 422
+    sent = client.post("/uploads", data={"text": TABLE, "name": "my <board>"})
+    assert sent.status_code == 200 and "my &lt;board&gt;" in sent.text
+    [upload] = client.get("/v1/uploads").json()
+    assert upload["kind"] == "target"
+    client.post(f"/uploads/{upload['id']}/delete")
+    assert client.get("/v1/uploads").json() == []

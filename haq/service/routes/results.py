@@ -3,13 +3,13 @@
 import csv
 import io
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 
 from haq.runs import folder as results
-from haq.service import place, store
+from haq.service import log, place, store
 from haq.service.guard import REPORT_POLICY
 from haq.service.shapes import (
     LayerOut,
@@ -115,6 +115,24 @@ def charts(run_id: RunId, service: Shared, who: Reader) -> dict[str, Any]:
     if not (folder / "summary.json").exists():
         return {"title": run.title, "state": run.state, "charts": {}, "reasons": {}, "missing": {}}
     return report_fragments(folder)
+
+
+@router.get(
+    "/runs/{run_id}/log", tags=["results"], response_class=PlainTextResponse,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)  # fmt: skip
+def search_log(
+    run_id: RunId,
+    service: Shared,
+    who: Reader,
+    lines: Annotated[
+        int | None, Query(ge=1, le=10_000, description="Of its end; all without it.")
+    ] = None,
+) -> PlainTextResponse:
+    """Give the log of a search: stages, warnings, and what it ended with."""
+    folder = service.settings.run_folder(service.run(run_id, who).id)
+    text = log.whole(folder) if lines is None else log.tail(folder, lines)
+    return PlainTextResponse(place.without_paths(text, service.settings))
 
 
 @router.get("/runs/{run_id}/traceback", tags=["results"])

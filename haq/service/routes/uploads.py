@@ -25,13 +25,15 @@ Label = Annotated[str, Query(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 @router.post("/uploads/{kind}", status_code=201, tags=["uploads"], openapi_extra=_BINARY)
 async def bring(
-    kind: Literal["weights", "data"],
+    kind: Literal["weights", "data", "target"],
     request: Request,
     service: Shared,
     who: Submitter,
     name: Label = "",
 ) -> UploadOut:
-    """Bring float weights (.safetensors) or images (.zip, .tar, .tar.gz), as the body itself.
+    """Bring weights (.safetensors), images (.zip, .tar, .tar.gz) or a target, as the body itself.
+
+    A target is a JSON profile, or a table of costs as CSV or JSON, of at most 4 MiB.
 
     A job names it `upload:ID`. Images lie as CLASS/IMAGE, or PART/CLASS/IMAGE with train, val and
     test.
@@ -40,7 +42,9 @@ async def bring(
         raise Refusal(415, "send the file itself as application/octet-stream")
     engine, settings, limits = service.engine, service.settings, service.limits
     await run_in_threadpool(uploads.check_room, engine, who.name, limits)
-    received = await uploads.receive(settings, request.stream())
+    received = await uploads.receive(
+        settings, request.stream(), uploads.TARGET_BYTES if kind == "target" else None
+    )
     upload = await run_in_threadpool(
         uploads.keep, engine, settings, limits, who.name, kind, name, received
     )

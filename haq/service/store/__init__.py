@@ -35,7 +35,16 @@ from haq.service.store.leases import (
 )
 from haq.service.store.line import Standing, leave, paces, sign_of_life, standing
 from haq.service.store.lists import ORDERS, listed, of_sweep, tags
-from haq.service.store.queue import Beside, annotate, cancel, forget, hide, retry, submit
+from haq.service.store.queue import (
+    HOOK_TRIES,
+    Beside,
+    annotate,
+    cancel,
+    forget,
+    hide,
+    retry,
+    submit,
+)
 from haq.service.store.rows import (
     OVER,
     STATES,
@@ -51,6 +60,7 @@ from haq.service.store.rows import (
 )
 
 __all__ = [
+    "HOOK_TRIES",
     "ORDERS",
     "OVER",
     "STATES",
