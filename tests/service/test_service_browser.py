@@ -1,5 +1,8 @@
 """The page in a real Chromium: submit, watch live, look at the bits, take the ONNX file, run it."""
 
+import contextlib
+import io
+
 import numpy as np
 import pytest
 from browser_parts import CHROMIUM, DRIVER, FLAGS
@@ -7,6 +10,7 @@ from service_parts import wait_for
 from service_server import Server
 
 from haq.allocation.policy import read_policy
+from haq.hw_profiles import TARGETS
 from haq.runs import folder as results
 
 pytestmark = [
@@ -75,7 +79,9 @@ def fill(browser, name, value):
     from selenium.webdriver.support.ui import Select
 
     field = one(browser, f"[name='{name}']")
-    if field.tag_name == "select":
+    if field.get_attribute("type") == "radio":
+        one(browser, f"[name='{name}'][value='{value}']").click()
+    elif field.tag_name == "select":
         Select(field).select_by_value(value)
     else:
         field.clear()
@@ -88,7 +94,9 @@ def quiet(browser):
 
 def begin(browser, server, **fields):
     visit(browser, server, "/new")
-    every(browser, "form#new details summary")[-1].click()
+    browser.execute_script(
+        "document.querySelectorAll('#new details').forEach(fold => { fold.open = true; })"
+    )
     small = {"float_epochs": "1", "final_epochs": "0", "train_images": "64", "val_images": "64",
              "calibration_images": "32"}  # fmt: skip
     for name, value in {**small, **fields}.items():
@@ -124,6 +132,54 @@ def test_submit_watch_look_download_run(browser, server, downloads):
     file = wait_for(lambda: next(downloads.glob("*.onnx"), None))
     assert runs_in_onnxruntime(file, folder)
     assert quiet(browser) == []
+
+
+def test_the_client_of_the_api_page_works_as_it_stands(browser, server, tmp_path, monkeypatch):
+    visit(browser, server, "/api")
+    code = one(browser, "#client").text
+    monkeypatch.chdir(tmp_path)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        exec(code, {})
+    assert said.getvalue().startswith("finished 0.")
+    [session] = [onnxruntime_session(file) for file in tmp_path.glob("model.onnx")]
+    assert session.get_inputs()[0].shape[1:] == [1, 8, 8]
+
+
+def onnxruntime_session(file):
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(file.read_bytes(), providers=["CPUExecutionProvider"])
+
+
+def test_what_cannot_be_is_said_at_once_and_what_does_not_fit_cannot_be_chosen(browser, server):
+    visit(browser, server, "/new")
+    fill(browser, "model", "resnet20")
+    wait_for(lambda: text(browser, ".error[data-live-error]"))
+    assert one(browser, "#data option[value=digits]").get_attribute("disabled")
+    fill(browser, "model", "digits_cnn")
+    wait_for(lambda: text(browser, ".range[data-row='0']").startswith("From"))
+    assert not every(browser, ".error[data-live-error]")
+    browser.execute_script("document.getElementById('fold-bits').open = true")
+    fill(browser, "pins", "conv1=9")
+    one(browser, "#groups").click()
+    sentence = "conv1: give at most 8, not '9'"
+    wait_for(lambda: text(browser, ".error[data-live-error=pins]") == sentence)
+
+
+def test_hardware_of_ones_own_is_brought_and_chosen(browser, server, tmp_path):
+    visit(browser, server, "/new")
+    browser.execute_script(
+        "document.querySelectorAll('#new details').forEach(fold => { fold.open = true; })"
+    )
+    file = tmp_path / "board.json"
+    file.write_bytes(TARGETS["bismo-edge"].read_bytes())
+    one(browser, "#upload-target").send_keys(str(file))
+    wait_for(lambda: text(browser, "#upload-said") == "board.json is here and chosen.")
+    fill(browser, "quantity.0", "latency")
+    wait_for(lambda: "cycles" in text(browser, ".range[data-row='0']"))
+    file.write_text("{}")
+    one(browser, "#upload-target").send_keys(str(file))
+    wait_for(lambda: "the profile cannot be used" in text(browser, "#upload-said"))
 
 
 def runs_in_onnxruntime(file, folder):
@@ -165,19 +221,19 @@ def test_cancel_with_the_keyboard_then_compare(browser, server):
     wait_for(lambda: "/runs/" in browser.current_url)
     wait_for(lambda: text(browser, "#state") == "finished")
 
-    visit(browser, server, "/")
+    visit(browser, server, "/runs")
     assert every(browser, "svg.spark polyline")
     for box in every(browser, "[name=run]")[:2]:
         box.send_keys(Keys.SPACE)
     one(browser, "#compare > button").send_keys(Keys.ENTER)
-    wait_for(lambda: every(browser, "iframe.report"))
-    browser.switch_to.frame(one(browser, "iframe.report"))
+    wait_for(lambda: every(browser, "#side"))
+    assert "to be cancelled" in one(browser, "main").text and not every(browser, "iframe")
+    one(browser, "a[href^='/compare/report']").click()
     wait_for(lambda: every(browser, ".plot .main-svg"))
     assert "to be cancelled" in one(browser, "main").text
-    browser.switch_to.default_content()
 
 
-@pytest.mark.parametrize("path", ["/", "/new", "/channels"])
+@pytest.mark.parametrize("path", ["/", "/runs", "/new", "/uploads", "/channels", "/api"])
 def test_a_phone_needs_no_scrolling_to_the_side(browser, server, path):
     phone = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
@@ -188,7 +244,7 @@ def test_a_phone_needs_no_scrolling_to_the_side(browser, server, path):
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-@pytest.mark.parametrize("path", ["/", "/new", "/channels"])
+@pytest.mark.parametrize("path", ["/", "/runs", "/new", "/uploads", "/channels", "/api"])
 def test_every_control_has_a_name_and_headings_are_in_order(browser, server, path):
     visit(browser, server, path)
     nameless = browser.execute_script(

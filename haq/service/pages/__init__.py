@@ -2,8 +2,8 @@
 
 from fastapi import APIRouter
 
-from haq.service.pages import channels, compare, new, runs, sign_in, static
+from haq.service.pages import api, channels, compare, home, new, runs, sign_in, static, uploads
 
 router = APIRouter(include_in_schema=False)
-for part in (sign_in, runs, new, compare, channels, static):
+for part in (sign_in, home, runs, new, compare, uploads, channels, api, static):
     router.include_router(part.router)

@@ -1,5 +1,6 @@
 """Pages made of templates."""
 
+import math
 import time
 from functools import cache
 from importlib.metadata import version
@@ -10,6 +11,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from haq.metrics import named
+from haq.service.estimates import Wait
 from haq.service.scores import text_of
 from haq.service.security import Principal
 
@@ -25,8 +27,35 @@ def _templates() -> Environment:
         "best": lambda run: text_of(named(run.metric), run.best_accuracy),
         "shown": lambda run, score: text_of(named(run.metric), score),
     }
+    environment.filters["duration"] = duration
+    environment.filters["capital"] = lambda text: text[:1].upper() + text[1:]
+    environment.filters["begins"] = begins
     environment.filters["moment"] = lambda s: time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(s))
     return environment
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it.
+
+    >>> [duration(s) for s in (0.4, 59, 61, 7000, 200_000)]
+    ['about 1 s', 'about 59 s', 'about 2 min', 'about 1.9 h', 'about 2.3 days']
+    """
+    if seconds < 60:
+        return f"about {math.ceil(seconds)} s"
+    if seconds < 3600:
+        return f"about {math.ceil(seconds / 60)} min"
+    return (
+        f"about {seconds / 3600:.1f} h" if seconds < 86400 else f"about {seconds / 86400:.1f} days"
+    )
+
+
+def begins(wait: Wait, workers: int) -> str:
+    """Return when a run that waits begins, as far as that is known."""
+    if not workers:
+        return "when a worker is there"
+    if wait.seconds is None:
+        return "when a worker is free; no run like those before it has ended yet"
+    return "soon" if wait.seconds < 5 else f"in {duration(wait.seconds)}"
 
 
 def html(

@@ -2,18 +2,23 @@
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
+from pydantic import ValidationError
 
 from haq.errors import HaqError
-from haq.service import artifacts, store
+from haq.service import artifacts, estimates, findings, log, place, store
 from haq.service.pages.html import html
-from haq.service.pages.visitors import Sender, Visitor
-from haq.service.shapes import RunOut
+from haq.service.pages.visitors import Form, Sender, Visitor
+from haq.service.routes.runs import place_of
+from haq.service.security import Principal
+from haq.service.shapes import Notes, RunOut, field_of, sentence, tags_of
 from haq.service.shared import Refusal, RunId, Service, Shared
+from haq.service.snippet import snippet
 
 router = APIRouter()
 
@@ -22,32 +27,66 @@ PAGE = 50
 POINTS = 60
 """Episodes of a sparkline."""
 
+_ORDERS = {
+    "newest": "the newest first", "oldest": "the oldest first", "ended": "the last ended first",
+    "score": "the best score first", "title": "by title",
+}  # fmt: skip
 
-@router.get("/")
+
+class Asked(NamedTuple):
+    """What a list is to show: as the form of the page sends it."""
+
+    state: str
+    text: str
+    tag: str
+    order: str
+
+
+def _asked(
+    state: Annotated[str, Query(max_length=20)] = "",
+    text: Annotated[str, Query(max_length=200)] = "",
+    tag: Annotated[str, Query(max_length=100)] = "",
+    order: Literal["newest", "oldest", "ended", "score", "title"] = "newest",
+) -> Asked:
+    return Asked(state, text.replace("\x00", ""), tag.replace("\x00", ""), order)
+
+
+@router.get("/runs")
 def runs_page(
     service: Shared,
     who: Visitor,
-    state: str = "",
-    text: Annotated[str, Query(max_length=200)] = "",
-    before: Annotated[str, Query(pattern=r"^([0-9]{1,20}(\.[0-9]{1,20})?_[0-9a-f]{32})?$")] = "",
+    asked: Annotated[Asked, Depends(_asked)],
+    before: Annotated[str, Query(max_length=1000)] = "",
 ) -> HTMLResponse:
     """List the runs."""
-    states = [state] if state in store.STATES else []
-    created, _, run_id = before.partition("_")
-    after = (float(created), run_id) if before else None
-    text = text.replace("\x00", "")
-    runs = store.listed(service.engine, who.sees, states, text, PAGE + 1, after)
+    states = [asked.state] if asked.state in store.STATES else []
+    runs = store.listed(
+        service.engine, who.sees, states, asked.text, PAGE + 1, _behind(before, asked.order),
+        asked.order, asked.tag,
+    )  # fmt: skip
     more = ""
     if len(runs) > PAGE:
         runs = runs[:PAGE]
-        last = f"{runs[-1].created!r}_{runs[-1].id}"
-        more = urlencode({"state": state, "text": text, "before": last})
+        last = json.dumps([store.ORDERS[asked.order].value(runs[-1]), runs[-1].id])
+        more = urlencode(asked._asdict() | {"before": last})
+    standing = store.standing(service.engine)
+    caption = _ORDERS[asked.order]
     return html(
         "runs.html", who, here="runs",
         runs=[(RunOut.of(run), _points(service, run)) for run in runs], more=more,
-        states=store.STATES, chosen=state, text=text, everyone=who.sees is None,
+        states=store.STATES, asked=asked, everyone=who.sees is None,
+        tags=store.tags(service.engine, who.sees), orders=list(_ORDERS.items()),
+        caption=caption[0].upper() + caption[1:], workers=standing.workers,
+        waits=estimates.waits(standing, {}),
         live=any(run.state not in store.OVER for run in runs),
     )  # fmt: skip
+
+
+def _behind(before: str, order: str) -> tuple[float | str, str] | None:
+    try:
+        return place_of(before, order) if before else None
+    except ValueError:
+        raise Refusal(422, "before: this is no place in the list; begin with the first") from None
 
 
 def _points(service: Service, run: store.Run) -> list[float]:
@@ -62,22 +101,57 @@ def _points(service: Service, run: store.Run) -> list[float]:
 @router.get("/runs/{run_id}")
 def run_page(run_id: RunId, service: Shared, who: Visitor) -> HTMLResponse:
     """Show a run, live while it goes on."""
+    return _run_page(service, who, run_id)
+
+
+def _run_page(
+    service: Service, who: Principal, run_id: str, errors: Mapping[str, str] | None = None,
+    values: Mapping[str, str] | None = None,
+) -> HTMLResponse:  # fmt: skip
     run = service.run(run_id, who)
     folder = service.settings.run_folder(run.id)
     layers, reasons = _layers(service, run)
-    listed = artifacts.listed(folder, run.state == "finished")
+    over = run.state in store.OVER
+    standing = store.standing(service.engine)
+    waits = {} if over else estimates.waits(standing, store.paces(service.engine))
+    said = {"title": run.title, "tags": " ".join(run.words), "remark": run.remark}
     return html(
-        "run.html", who,
-        run=RunOut.of(run), over=run.state in store.OVER, may=who.may("submit"),
+        "run.html", who, 422 if errors else 200,
+        run=RunOut.of(run), over=over, may=who.may("submit"), live=not over,
         layers=layers, reasons=reasons, trace=run.traceback if who.may("admin") else None,
-        files=[
-            {
-                "name": name, "href": f"/v1/runs/{run.id}/files/{name}",
-                "size_bytes": there.stat().st_size if there else None,
-            }
-            for name, there in listed
-        ],
+        files=[_file(run.id, name, there) for name, there in _files(folder, run)],
+        wait=waits.get(run.id), workers=standing.workers, finding=findings.finding(folder),
+        code=snippet(folder) if run.state == "finished" else None,
+        log=place.without_paths(log.tail(folder), service.settings),
+        errors=errors or {}, values=said | dict(values or {}),
     )  # fmt: skip
+
+
+def _files(folder: Path, run: store.Run) -> list[tuple[str, Path | None]]:
+    """Return the files to take away, the network's own first: that is what people come for."""
+    listed = artifacts.listed(folder, run.state == "finished")
+    return sorted(listed, key=lambda file: file[0] not in artifacts.EXPORTS)
+
+
+def _file(run_id: str, name: str, there: Path | None) -> dict[str, Any]:
+    return {
+        "name": name, "href": f"/v1/runs/{run_id}/files/{name}", "about": artifacts.ABOUT[name],
+        "size_bytes": there.stat().st_size if there else None,
+    }  # fmt: skip
+
+
+@router.post("/runs/{run_id}/notes")
+def notes(run_id: RunId, service: Shared, who: Sender, form: Form) -> Response:
+    """Change the title, the tags and the remark of a run."""
+    service.run(run_id, who)
+    given = {name: form[name] for name in ("title", "remark") if name in form}
+    try:
+        said = Notes.model_validate({**given, "tags": tags_of(form.get("tags", ""))})
+    except ValidationError as error:
+        errors = {field_of(one["loc"]).partition(".")[0]: sentence(one) for one in error.errors()}
+        return _run_page(service, who, run_id, errors, form)
+    store.annotate(service.engine, run_id, said.title, said.tags, said.remark)
+    return RedirectResponse(f"/runs/{run_id}", 303)
 
 
 def _layers(service: Service, run: store.Run) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -106,4 +180,4 @@ def act(run_id: RunId, act: str, service: Shared, who: Sender) -> Response:
         acts[act](service.engine, run_id)
     except store.Conflict as error:
         raise Refusal(409, str(error)) from None
-    return RedirectResponse("/" if act == "delete" else f"/runs/{run_id}", 303)
+    return RedirectResponse("/runs" if act == "delete" else f"/runs/{run_id}", 303)

@@ -21,62 +21,66 @@
     form.addEventListener("submit", (event) => { if (!confirm(form.dataset.ask)) event.preventDefault(); });
   });
 
-  // The list: drawn anew by the server now and then, while something goes on.
-  const list = document.getElementById("runs");
-  if (list) {
+  // Lists: drawn anew by the server now and then, while something goes on.
+  const live = document.getElementById("live");
+  if (live) {
     const refresh = async () => {
-      if (document.hidden) return;
+      if (document.hidden || live.dataset.live !== "true" || live.contains(document.activeElement)) return;
       const page = new DOMParser().parseFromString(await (await fetch(location.href)).text(), "text/html");
-      const rows = page.querySelector("#runs tbody");
-      if (!rows || list.tBodies[0].contains(document.activeElement)) return;
-      const chosen = new Set([...list.querySelectorAll(":checked")].map((box) => box.value));
-      list.tBodies[0].replaceWith(document.adoptNode(rows));
-      list.querySelectorAll("[name=run]").forEach((box) => { box.checked = chosen.has(box.value); });
-      list.dataset.live = page.getElementById("runs").dataset.live;
+      const fresh = page.getElementById("live");
+      if (!fresh) return;
+      const chosen = new Set([...live.querySelectorAll("[name=run]:checked")].map((box) => box.value));
+      live.replaceChildren(...document.adoptNode(fresh).childNodes);
+      live.querySelectorAll("[name=run]").forEach((box) => { box.checked = chosen.has(box.value); });
+      live.dataset.live = fresh.dataset.live;
     };
-    setInterval(() => { if (list.dataset.live === "true") refresh().catch(() => {}); }, 3000);
+    setInterval(() => refresh().catch(() => {}), 3000);
   }
 
-  // A new search: what the budgets can be, and files to bring.
+  // A new search: what goes together, what the budgets can be, and files to bring.
   const form = document.getElementById("new");
   if (form) {
-    const number = (value) => value.toLocaleString("en", { maximumSignificantDigits: 4 });
-    const numbers = new Set(["size", "float_epochs", "batch", "episodes", "seed", "width", "final_epochs", "channel_multiple", "lr", "train_images", "val_images", "calibration_images"]);
-    const asked = () => {
-      const found = {};
-      for (const [name, value] of new FormData(form)) {
-        if (value === "" || /^(csrf|key|title|action|quantity\.|budgets\.)/.test(name)) continue;
-        found[name] = name === "widths" ? value.split(",").map(Number) : numbers.has(name) ? Number(value) : name === "act_bits" && value !== "search" ? Number(value) : value;
+    const fits = JSON.parse(form.dataset.fits);
+    const offer = () => {
+      const able = fits[form.model.value];
+      if (!able) return;
+      for (const option of form.data.options) option.disabled = !able.includes(option.value) && option.value in known_data;
+      if (form.data.selectedOptions[0]?.disabled) {
+        const other = [...form.data.options].find((option) => !option.disabled);
+        if (other) form.data.value = other.value;
       }
-      if (!found.weights && !("float_epochs" in found)) found.float_epochs = 1; // costs do not depend on it
-      found.budgets = [0, 1].filter((row) => row === 0 || form[`budgets.${row}`].value).map((row) => `${form[`quantity.${row}`].value}=1`);
-      return found;
+    };
+    const known_data = Object.fromEntries([...form.data.options].map((option) => [option.value, true]));
+    const complain = (errors) => {
+      form.querySelectorAll("[data-live-error]").forEach((old) => old.remove());
+      for (const [name, sentence] of Object.entries(errors)) {
+        if (document.getElementById(`${name}-error`)) continue;
+        const field = document.getElementById(name)?.closest(".field, fieldset") ?? form.querySelector(".budget");
+        field.append(element("p", sentence, { class: "error", "data-live-error": name, role: "status" }));
+        const fold = field.closest("details");
+        if (fold) fold.open = true;
+      }
     };
     let latest = 0;
     const show = async () => {
       const mine = ++latest;
-      const hints = [...form.querySelectorAll(".range")];
       try {
-        const ranges = await ask("/v1/ranges", json(asked()));
+        const body = new URLSearchParams([...new FormData(form)].filter(([, value]) => typeof value === "string"));
+        const { errors, ranges } = await ask("/new/check", { method: "POST", body });
         if (mine !== latest) return;
-        hints.forEach((hint) => {
-          const quantity = form[`quantity.${hint.dataset.row}`].value;
-          const range = ranges.find((row) => row.quantity === quantity);
-          hint.textContent = range
-            ? `From ${number(range.cheapest)} (cheapest policy) to ${number(range.dearest)} ${range.unit} (dearest)` + (range.w8a8 === null ? "." : `; 8 bits everywhere: ${number(range.w8a8)}.`)
-            : `${quantity} needs a target.`;
-        });
-      } catch (error) {
-        if (mine === latest) hints.forEach((hint) => { hint.textContent = error.message; });
-      }
+        form.querySelectorAll(".range").forEach((hint) => { hint.textContent = ranges[hint.dataset.row] ?? ""; });
+        complain(errors);
+      } catch { /* the server says it when the form is sent */ }
     };
     let waiting;
     form.addEventListener("change", (event) => {
       if (event.target.dataset.upload) return;
+      if (event.target === form.model) offer();
       clearTimeout(waiting);
       waiting = setTimeout(show, 200);
     });
     form.querySelector("[value=ranges]").addEventListener("click", (event) => { event.preventDefault(); show(); });
+    offer();
     show();
 
     const said = document.getElementById("upload-said");
@@ -90,6 +94,7 @@
         try {
           const kept = await ask(`/v1/uploads/${kind}?name=${encodeURIComponent(file.name)}`, { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
           const select = form[kind];
+          fits[form.model.value]?.push(`upload:${kept.id}`);
           select.append(element("option", `${kept.name} (uploaded)`, { value: `upload:${kept.id}` }));
           select.value = `upload:${kept.id}`;
           said.textContent = `${kept.name} is here and chosen.`;
@@ -141,7 +146,7 @@
       if (!layers.length) return; // no episode is finished yet
       at("layers").tBodies[0].replaceChildren(...layers.map((layer) => {
         const row = element("tr", "");
-        row.append(element("th", layer.name, { scope: "row" }), element("td", layer.kind), element("td", layer.weight_bits, { class: "number" }), element("td", layer.act_bits, { class: "number" }), element("td", reasons[layer.name] ?? "", { class: "prose" }));
+        row.append(element("th", layer.name, { scope: "row" }), element("td", layer.kind, { "data-label": "Kind" }), element("td", layer.weight_bits, { class: "number", "data-label": "Weight bits" }), element("td", layer.act_bits, { class: "number", "data-label": "Act. bits" }), element("td", reasons[layer.name] ?? "", { class: "prose" }));
         return row;
       }));
     };
@@ -168,6 +173,25 @@
     if (run.dataset.over === "false") {
       const known = Number(run.dataset.events);
       const source = new EventSource(`${place}/events?after=${known}`);
+      // Where events do not come through, such as behind a proxy that holds them back: ask now and then.
+      let heard = Date.now();
+      const ask_state = async () => {
+        if (document.hidden || Date.now() - heard < 20000) return;
+        const now = await ask(place);
+        at("episodes").textContent = at("bar").value = now.episodes;
+        if (now.state !== "running" && now.state !== "queued" && now.state !== "paused") location.reload();
+        else at("state").replaceChildren(element("span", now.state, { class: `state ${now.state}` }));
+      };
+      setInterval(() => ask_state().catch(() => {}), 5000);
+      for (const kind of ["progress", "trial", "state"]) source.addEventListener(kind, () => { heard = Date.now(); });
+      const lines = async () => {
+        if (document.hidden) return;
+        const log = at("log"), end = log.scrollTop + log.clientHeight >= log.scrollHeight - 5;
+        const text = await (await fetch(`${place}/log?lines=200`)).text();
+        if (text) log.textContent = text;
+        if (end) log.scrollTop = log.scrollHeight;
+      };
+      setInterval(() => lines().catch(() => {}), 4000);
       const time = (seconds) => (seconds === null ? "" : seconds < 90 ? `about ${Math.ceil(seconds)} s left` : `about ${Math.ceil(seconds / 60)} min left`);
       source.addEventListener("progress", (event) => {
         const stand = JSON.parse(event.data);
