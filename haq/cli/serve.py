@@ -92,8 +92,7 @@ def serve_command(  # noqa: PLR0913 - one argument an option
 ) -> None:
     """Serve searches over HTTP, with a page and workers."""
     _check_service()
-    from haq.service.hooks import with_hooks
-    from haq.service.serve import serve, settings_of
+    from haq.service.serve import serve, settings_of, with_hooks
 
     asked = settings_of(
         files, database, data or [], weights or [], threads, lease, tries, model or []

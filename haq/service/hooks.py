@@ -10,8 +10,7 @@ import logging
 import re
 import ssl
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -49,15 +48,6 @@ def allowed_host(text: str) -> str:
     if not _HOST.fullmatch(text.lower()):
         raise HaqError(f"hook {text!r}: give a host such as hooks.example.com or ci.local:8443")
     return text.lower()
-
-
-def with_hooks(settings: Settings, hosts: Sequence[str]) -> Settings:
-    """Return the settings with the hosts that an operator allows.
-
-    Raises:
-        HaqError: One is no host.
-    """
-    return replace(settings, hooks=tuple(allowed_host(host) for host in hosts))
 
 
 def check(url: str, settings: Settings) -> str:

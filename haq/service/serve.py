@@ -5,6 +5,7 @@ import os
 import re
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -15,6 +16,7 @@ from haq.errors import HaqError
 from haq.service import place, security
 from haq.service.application import create_app
 from haq.service.database import check_current, connect, migrate
+from haq.service.hooks import allowed_host
 from haq.service.logs import to_standard_error
 from haq.service.processes import Workers, run_worker
 from haq.service.settings import Settings
@@ -70,6 +72,15 @@ def settings_of(
         data={"digits": "digits"} | offered(data, "data"), weights=files_of,
         models={name: _model(name, spec) for name, spec in offered(models, "model").items()},
     )  # fmt: skip
+
+
+def with_hooks(settings: Settings, hosts: Sequence[str]) -> Settings:
+    """Return the settings with the hosts that an operator allows.
+
+    Raises:
+        HaqError: One is no host.
+    """
+    return replace(settings, hooks=tuple(allowed_host(host) for host in hosts))
 
 
 def _model(name: str, spec: str) -> str:
