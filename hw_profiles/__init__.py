@@ -56,7 +56,7 @@ def find(name: str) -> Profile:
 
     Args:
         name: One of ``TARGETS``, the path of a profile that ends in ".json", or "table:" and the
-            path of a CSV or JSON file.
+            path of a CSV, JSON or parquet file, as ``hw_profiles.table`` reads them.
 
     Raises:
         HaqError: There is no such target.
@@ -66,7 +66,7 @@ def find(name: str) -> Profile:
         return table.read(name.removeprefix("table:"))
     if name.endswith(".json"):
         return document.read(name)
-    if name.endswith(".csv"):
+    if name.endswith((".csv", table.PARQUET)):
         raise TargetError(f"target {name!r}: write table:{name} for a table of costs")
     return document.read(look_up(TARGETS, "target", name))
 

@@ -6,6 +6,8 @@ The latency of a network is predicted as::
       + to_quantized * values that pass from a float layer to a quantized one
       + to_float * values that pass from a quantized layer to a float one
 
+where the prices of a value may be those of its tensor.
+
 A layer has three kernels: float, integer, and integer with a Clip where activations have fewer than
 8 bits. Weights of fewer bits run in the kernel of 8: the runtime gains nothing from them, so
 neither does the prediction. Linear layers may have more: products with weights in groups, whose
@@ -125,6 +127,11 @@ class Changes(Strict):
 
     to_quantized: NotNegative  # cost of one element on an edge from float to quantized
     to_float: NotNegative  # and from quantized to float
+    of_tensors: tuple[tuple[NotNegative, NotNegative], ...] = ()  # the same two of each edge
+
+    def prices(self, place: int) -> tuple[float, float]:
+        """Return what one element of an edge costs when it becomes quantized, and float."""
+        return self.of_tensors[place] if self.of_tensors else (self.to_quantized, self.to_float)
 
 
 class Between(Changes):

@@ -97,19 +97,19 @@ def _passing(
     known = {layer.name for layer in layers}
     floats = {name: np.array([bits.floats for bits in choices[name]]) for name in known}
     edges = []
-    for tensor in tensors:
+    for place, tensor in enumerate(tensors):
         if {tensor.producer, tensor.consumer} <= known:
             ends = floats[tensor.producer], floats[tensor.consumer]
-            costs = {name: batch * tensor.values * _change(price, *ends)
+            costs = {name: batch * tensor.values * _change(price.prices(place), *ends)
                      for name, price in prices.items()}  # fmt: skip
             edges.append(Edge(tensor.producer, tensor.consumer, costs))
     return tuple(edges)
 
 
 def _change(
-    price: Changes, before: NDArray[np.bool_], after: NDArray[np.bool_]
+    prices: tuple[float, float], before: NDArray[np.bool_], after: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
     """Return the cost of one value for each choice of the producer and of the consumer."""
     into = before[:, None] & ~after[None, :]
     back = ~before[:, None] & after[None, :]
-    return price.to_quantized * into + price.to_float * back
+    return prices[0] * into + prices[1] * back

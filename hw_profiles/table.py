@@ -1,4 +1,4 @@
-"""Costs from a spreadsheet or a script: CSV or JSON with a row for each layer and pair of bits.
+"""Costs from a spreadsheet or a script: CSV, JSON or parquet, a row a layer and pair of bits.
 
 The README of this room has the columns. A table knows what stands in it and nothing more: no other
 bits, shapes or batches. For rules, make a profile of it.
@@ -32,6 +32,18 @@ _SIZES = ("c_in", "c_out", "groups")
 _EXTENTS = ("kernel", "stride", "padding", "in_size", "out_size")
 COLUMNS = ("layer", "kind", *_SIZES, *_EXTENTS, *_BITS, "batch", "clock_hz", *_COSTS)
 
+NETWORK = "network"
+"""Column of parquet: the network that a row is of. FILE#NETWORK asks for one of several."""
+
+NOTES = (
+    "calls", "macs", "weights", "lowest_us", "highest_us", "kernel_used", "measured_as", "exact_on",
+    "network_us", "repeats", "threads", "cpu", "instructions", "runtime", "measured_on",
+)  # fmt: skip
+"""Columns of parquet that say where a row comes from, and decide no cost."""
+
+
+PARQUET = ".parquet"
+
 
 class _Line(NamedTuple):
     """One row: its number, in CSV as a spreadsheet shows it, and its cells by column."""
@@ -41,12 +53,20 @@ class _Line(NamedTuple):
 
 
 def read(path: str | Path) -> Profile:
-    """Return the profile of a CSV or JSON file; its costs are as good as its author says.
+    """Return the profile of a CSV, JSON or parquet file; its costs are as good as its author says.
+
+    Args:
+        path: Of the file; one of parquet with several networks ends in ``#NETWORK``.
 
     Raises:
         TargetError: The file cannot be read, or a row of it cannot be used; the sentence names it.
     """
+    file, mark, network = str(path).rpartition("#")
+    if mark and Path(file).suffix == PARQUET:
+        return _of_parquet(Path(file), network)
     path = Path(path)
+    if path.suffix == PARQUET:
+        return _of_parquet(path)
     try:
         text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark in front
     except OSError as error:
@@ -59,6 +79,54 @@ def read(path: str | Path) -> Profile:
         raise TargetError(f"table {path}: {explain(error)}") from error
     except ValueError as error:
         raise TargetError(f"table {path}: {error}") from error
+
+
+def _of_parquet(path: Path, network: str = "") -> Profile:
+    # pyarrow is needed for these files alone.
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(path)
+        lines = _of_network(table.column_names, table.to_pylist(), network, path)
+        devices = (
+            {str(cpu) for cpu in table["cpu"].to_pylist()} if "cpu" in table.schema.names else ()
+        )
+        profile = _profile(path.name, lines)
+    except OSError as error:
+        why = error.strerror or str(error).splitlines()[0]
+        raise TargetError(f"table {path}: cannot be read ({why})") from error
+    except ValidationError as error:
+        raise TargetError(f"table {path}: {explain(error)}") from error
+    except (ValueError, pyarrow.ArrowException, HaqError) as error:
+        raise TargetError(f"table {path}: {str(error).splitlines()[0]}") from error
+    return (
+        profile.model_copy(update={"device": next(iter(devices))}) if len(devices) == 1 else profile
+    )
+
+
+def _of_network(
+    columns: Sequence[str], rows: Sequence[Mapping[str, Any]], network: str, path: Path
+) -> list[_Line]:
+    """Return the rows of one network; of all, where they do not say which they are of."""
+    named = sorted({str(row[NETWORK]) for row in rows}) if NETWORK in columns else []
+    if network:
+        look_up(dict.fromkeys(named), "network", network)
+    elif len(named) > 1:
+        raise ValueError(
+            f"it has several networks ({', '.join(named)}); "
+            f"write table:{path}#{named[0]} for one of them"
+        )
+    kept = [name for name in columns if name not in (NETWORK, *NOTES)]
+    _check_columns(kept)
+    lines = [
+        _Line(number, {name: _cell(row[name]) for name in kept})
+        for number, row in enumerate(rows, 1)
+        if not network or row[NETWORK] == network
+    ]
+    if not lines:
+        raise ValueError("it needs at least one row")
+    return lines
 
 
 def _lines(text: str) -> list[_Line]:

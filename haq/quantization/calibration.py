@@ -27,6 +27,10 @@ from haq.quantization.skewed import is_skewed, skewed_grids
 SAMPLED = 200_000
 """How many values of each activation tensor the calibration looks at."""
 
+WHOLE_BYTE = 128
+"""Negative codes of a grid of 8 bits that reaches about as far down as up. It has all codes of a
+byte, -128 too: there bytes saturate by themselves, and a file needs no Clip."""
+
 
 @dataclass(frozen=True)
 class Clips:
@@ -81,7 +85,8 @@ class Clips:
 
     def skew(self, tensor: str, bits: int) -> int | None:
         """Return how many codes of a tensor are negative; None where its grid is symmetric."""
-        return int(self.skews[tensor][bits]) if tensor in self.skews else None
+        skew = self.skews.get(tensor, {}).get(bits)
+        return None if skew is None else int(skew)
 
 
 def calibrate(
@@ -126,6 +131,8 @@ def calibrate(
             clips = {bits: grid.clip for bits, grid in grids.items()}
         else:
             clips = activation_clips(values, BITS, signs[tensor], method)
+            if signs[tensor]:
+                skews[tensor] = {8: torch.tensor(WHOLE_BYTE)}
         acts[tensor] = {bits: torch.tensor(clip) for bits, clip in clips.items()}
         finished()
     return Clips(weights, acts, skews)

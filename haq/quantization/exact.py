@@ -141,7 +141,7 @@ def step_of_norm(network: nn.Module, grid: Grid, width: int) -> float | None:
         return None
     module = network.get_submodule(grid.rounding)
     assert isinstance(module, Rounding)
-    return size if width * max(map(abs, module.levels)) ** 2 < 2**24 else None
+    return size if width * max(map(abs, module.levels)) ** 2 <= 2**24 else None
 
 
 def softmax(

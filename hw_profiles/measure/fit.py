@@ -15,6 +15,10 @@ from haq.hw_profiles.measured import Passing, Validation, crossings, kernel
 ROW_ERROR = 0.1
 """How far the time of a layer's kernel from the profiler is off, as a share: about."""
 
+PRICE_ERROR = 0.3
+"""How far the price of a value that changes its precision is from that of all tensors, as a share:
+about."""
+
 CLOCK_ERROR = 0.012
 """How far the latency of a whole network is off when it is measured: about."""
 
@@ -46,16 +50,18 @@ class Fitted(NamedTuple):
         rows: Layer to kernel to latency of a batch.
         to_quantized: Latency of one value that passes from a float to a quantized layer.
         to_float: And the other way.
+        of_tensors: The same two of a value of each tensor.
     """
 
     rows: Rows
     to_quantized: float
     to_float: float
+    of_tensors: tuple[tuple[float, float], ...]
 
     def latency(self, tensors: Sequence[Passing], policy: Policy, batch: int) -> float:
         """Return the prediction for a batch, in the unit of the rows."""
-        passing = crossings(tensors, policy)
-        changes = passing.to_quantized * self.to_quantized + passing.to_float * self.to_float
+        prices = np.array(self.of_tensors).reshape(-1, 2)
+        changes = float((changing(tensors, policy) * prices).sum())
         return kernels_alone(self.rows, policy) + batch * changes
 
 
@@ -68,10 +74,11 @@ def fit(
     """Return what explains the latencies of mixed networks best.
 
     What a change of precision costs is chosen, and not negative, so that the sum of the squared
-    relative errors is least. Then the rows are moved towards what is left, as far as can be
-    expected of times from a profiler (``ROW_ERROR``) and of the clock (``CLOCK_ERROR``): the mean
-    of normal distributions given the measurements. Then the first is done once more. The latencies
-    of the references, networks of one precision, stay what they are.
+    relative errors is least. Then the rows and the prices of single tensors are moved towards what
+    is left, as far as can be expected of times from a profiler (``ROW_ERROR``), of tensors that
+    differ (``PRICE_ERROR``) and of the clock (``CLOCK_ERROR``): the mean of normal distributions
+    given the measurements. Then all of it is done once more. The latencies of the references,
+    networks of one precision, stay what they are.
 
     Args:
         rows: From the profiler, layer to kernel to latency of a batch.
@@ -80,11 +87,52 @@ def fit(
         mixed: Policies and their latencies, in the unit of the rows.
         batch: Images.
     """
+    cells = [(name, bits) for name, row in rows.items() for bits in row]
+    before = np.array([rows[name][bits] for name, bits in cells])
     passing = np.array([crossings(tensors, policy) for policy, _ in mixed], np.float64) * batch
-    prices = _prices(rows, passing, mixed)
-    fitted = _moved(rows, references, mixed, passing @ prices)
-    into, back = _prices(fitted, passing, mixed)
-    return Fitted(fitted, float(into), float(back))
+    sizes = batch * np.repeat([tensor.values for tensor in tensors], 2)
+    known = (*mixed, *references)
+    uses = np.array([_uses(cells, tensors, policy) for policy, _ in known])
+    latencies = np.array([latency for _, latency in known])
+    trusted = np.repeat([CLOCK_ERROR, _EXACT], [len(mixed), len(references)])
+    errors = np.repeat([ROW_ERROR, PRICE_ERROR], [len(before), len(sizes)])
+    fitted, prices = rows, np.zeros(2)
+    after = before
+    for _ in range(2):
+        prices = _prices(fitted, passing, mixed)
+        own = np.concatenate([before, sizes * np.tile(prices, len(tensors))])
+        after = moved(own, uses, latencies, trusted, errors=errors)
+        fitted = {name: {} for name in rows}
+        for (name, bits), latency in zip(cells, after, strict=False):
+            fitted[name][bits] = float(latency)
+    of_tensors = (after[len(before) :] / sizes).reshape(-1, 2)
+    into, back = prices
+    return Fitted(
+        fitted, float(into), float(back), tuple((float(a), float(b)) for a, b in of_tensors)
+    )
+
+
+def cross_validated(
+    rows: Rows, tensors: Sequence[Passing], references: Latencies, mixed: Latencies, batch: int
+) -> tuple[Fitted, Validation]:
+    """Return what is fitted to all mixed networks, and how well fits predict unseen ones.
+
+    Each half of the mixed networks is predicted by what was fitted to the other one. Arguments as
+    in ``fit``.
+    """
+    halves = mixed[::2], mixed[1::2]
+    predicted, measured = [], []
+    for seen, unseen in (halves, halves[::-1]):
+        of_half = fit(rows, tensors, references, seen, batch)
+        predicted += [of_half.latency(tensors, policy, batch) for policy, _ in unseen]
+        measured += [latency for _, latency in unseen]
+    return fit(rows, tensors, references, mixed, batch), validate(predicted, measured)
+
+
+def changing(tensors: Sequence[Passing], policy: Policy) -> NDArray[np.float64]:
+    """Return how many values of each tensor become quantized, and float: (tensors, 2)."""
+    changes = [[*crossings([tensor], policy)] for tensor in tensors]
+    return np.array(changes, np.float64).reshape(-1, 2)
 
 
 def _prices(rows: Rows, passing: NDArray[np.float64], mixed: Latencies) -> NDArray[np.float64]:
@@ -94,21 +142,13 @@ def _prices(rows: Rows, passing: NDArray[np.float64], mixed: Latencies) -> NDArr
     return prices
 
 
-def _moved(
-    rows: Rows, references: Latencies, mixed: Latencies, changes: NDArray[np.float64]
-) -> dict[str, dict[Bits, float]]:
-    cells = [(name, bits) for name, row in rows.items() for bits in row]
-    before = np.array([rows[name][bits] for name, bits in cells])
-    policies = [policy for policy, _ in (*mixed, *references)]
-    uses = np.array([[kernel(policy[name]) == bits for name, bits in cells] for policy in policies])
-    latencies = np.array([latency for _, latency in (*mixed, *references)])
-    changing = np.concatenate([changes, np.zeros(len(references))])
-    trusted = np.repeat([CLOCK_ERROR, _EXACT], [len(mixed), len(references)])
-    after = moved(before, uses, latencies, trusted, changing)
-    fitted: dict[str, dict[Bits, float]] = {name: {} for name in rows}
-    for (name, bits), latency in zip(cells, after, strict=True):
-        fitted[name][bits] = float(latency)
-    return fitted
+def _uses(
+    cells: Sequence[tuple[str, Bits]], tensors: Sequence[Passing], policy: Policy
+) -> NDArray[np.float64]:
+    """Return which kernels a network uses, and which tensors change their precision in it."""
+    kernels = [kernel(policy[name]) == bits for name, bits in cells]
+    changes = (changing(tensors, policy) > 0).flatten()
+    return np.concatenate([kernels, changes]).astype(np.float64)
 
 
 def moved(
@@ -116,23 +156,25 @@ def moved(
     uses: NDArray[np.float64],
     latencies: NDArray[np.float64],
     trusted: NDArray[np.float64],
-    changing: NDArray[np.float64] | float = 0.0,
+    beside: NDArray[np.float64] | float = 0.0,
+    errors: NDArray[np.float64] | float = ROW_ERROR,
 ) -> NDArray[np.float64]:
     """Return costs moved towards what they leave unexplained of networks' latencies.
 
-    The mean of normal distributions given the measurements, and not negative: costs are off by
-    ``ROW_ERROR`` of themselves, latencies by a share of theirs.
+    The mean of normal distributions given the measurements, and not negative: costs and latencies
+    are off by a share of themselves.
 
     Args:
         before: Costs of single layers (C,).
         uses: How often a network has each of them (N, C).
         latencies: Of the networks (N,).
         trusted: How far each latency is off, as a share (N,).
-        changing: What networks take beside (N,).
+        beside: What networks take beside (N,).
+        errors: How far each cost is off, as a share (C,).
     """
-    covariance = uses * (ROW_ERROR * before) ** 2  # of the latencies with the costs
+    covariance = uses * (errors * before) ** 2  # of the latencies with the costs
     noise = np.diag((trusted * latencies) ** 2)
-    left = latencies - changing - uses @ before
+    left = latencies - beside - uses @ before
     after = before + covariance.T @ np.linalg.solve(covariance @ uses.T + noise, left)
     return np.maximum(after, 0.0)
 

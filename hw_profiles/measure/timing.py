@@ -76,6 +76,19 @@ def percentile(samples: Sequence[float], seed: int = 0) -> Timing:
     return Timing(us, float(low), float(high), p50, p90, len(values), contended=0.0)
 
 
+def mean_of(timings: Sequence[Timing]) -> Timing:
+    """Return the mean of timings of one thing, which counts the samples of all.
+
+    >>> one, two = percentile([1.0, 1.0]), percentile([3.0])
+    >>> mean_of([one, two]).us, mean_of([one, two]).samples
+    (2.0, 3)
+    """
+    means = (math.fsum(each) / len(timings) for each in zip(*timings, strict=True))
+    us, low, high, p50, p90, _, contended = means
+    samples = sum(timing.samples for timing in timings)
+    return Timing(us, low, high, p50, p90, samples, contended)
+
+
 class Sample(NamedTuple):
     """What one call took, and whether another process had the core meanwhile."""
 

@@ -1,6 +1,7 @@
 """How well a measured profile predicts the latency of policies it has not seen.
 
 python results/benchmarks/profile_accuracy.py [--model resnet20] [--threads N] [--seed N]
+python results/benchmarks/profile_accuracy.py --model timm:deit_tiny_patch16_224
 
 Writes results/reference/profile-MODEL-THREADS.json: errors, rank correlation and seconds, of the
 profile that ``haq profile`` makes with random weights.
@@ -61,7 +62,8 @@ def main():
         "unseen_policies": model.validation.model_dump(),
         **provenance,
     }
-    results.write_json(REFERENCE / f"profile-{asked.model}-{asked.threads}.json", record)
+    name = asked.model.rpartition(":")[2]
+    results.write_json(REFERENCE / f"profile-{name}-{asked.threads}.json", record)
     print(record)
 
 

@@ -13,10 +13,12 @@ from haq.formats.onnx.reference import simulate
 from haq.formats.onnx.runtime import exact_kernels
 from haq.formats.onnx.template import template
 from haq.formats.stand_in import stand_in
+from haq.hw_profiles.measure import onnx_runtime
+from haq.hw_profiles.measure.onnx_runtime import Setup
 from haq.network.graph import trace
 from haq.quantization.calibration import calibrate
 from haq.quantization.convert import convert_to_integers
-from haq.quantization.fake_quant import quantize
+from haq.quantization.fake_quant import Rounding, quantize
 
 
 class Bottlenecks(nn.Module):
@@ -82,3 +84,22 @@ def test_nothing_is_rounded_to_the_grid_that_it_lies_on(network, act):
         )
         ran = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})[0]
         assert torch.equal(torch.as_tensor(ran), own)
+
+
+def test_bytes_saturate_where_activations_of_eight_bits_end(network):
+    model, file, inputs = written(network, 8)
+    assert "Clip" not in {node.op_type for node in file.graph.node}
+    codes = []
+    for module in model.modules():
+        if isinstance(module, Rounding) and module.signed:
+            module.register_forward_hook(lambda part, _, x: codes.append((x / part.step).round()))
+    with torch.no_grad():
+        own = model(99 * inputs)
+    lowest, highest = torch.cat([x.flatten() for x in codes]).aminmax()
+    assert (lowest, highest) == (-128, 127)
+    simulated = simulate(file, 99 * inputs.numpy()).logits
+    assert torch.allclose(torch.as_tensor(simulated), own, rtol=1e-6)
+    run = onnx_runtime.answers(
+        onnx_runtime.session(file.SerializeToString(), Setup()), 99 * inputs.numpy()
+    )
+    assert torch.equal(torch.as_tensor(run), own)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from haq.allocation.policy import Bits
-from haq.hw_profiles.measure.fit import Fitted, fit, shared_out, validate
+from haq.hw_profiles.measure.fit import Fitted, cross_validated, fit, shared_out, validate
 from haq.hw_profiles.measured import (
     CLIPPED,
     FLOATS,
@@ -66,6 +66,7 @@ TRUE = Fitted(
     },
     to_quantized=0.05,
     to_float=0.02,
+    of_tensors=((0.05, 0.02),) * 3,
 )
 UNIFORM = [{name: bits for name in "abc"} for bits in (FLOATS, INTEGERS, CLIPPED)]
 EVERY = [
@@ -102,6 +103,25 @@ def test_rows_move_towards_the_mixed_networks_and_uniform_ones_stay():
     assert max(off) < 0.01
     assert 10 < fitted.rows["a"][FLOATS] < 10.7
     assert 29.3 < fitted.rows["c"][FLOATS] < 30
+
+
+def test_a_tensor_may_have_prices_of_its_own():
+    true = TRUE._replace(of_tensors=((0.06, 0.02), (0.05, 0.02), (0.05, 0.02)))
+    mixed = [(policy, true.latency(TENSORS, policy, 1)) for policy in EVERY]
+    fitted = fit(TRUE.rows, TENSORS, latencies(UNIFORM), mixed, 1)
+    assert fitted.of_tensors[0][0] == pytest.approx(0.06, rel=0.03)
+    off = [abs(fitted.latency(TENSORS, policy, 1) / us - 1) for policy, us in mixed]
+    assert max(off) < 0.005
+
+
+def test_each_half_is_predicted_by_what_was_fitted_to_the_other():
+    mixed = latencies(EVERY)
+    mixed[0] = EVERY[0], 2 * mixed[0][1]  # whoever has not seen it is off by half
+    fitted, check = cross_validated(TRUE.rows, TENSORS, latencies(UNIFORM), mixed, 1)
+    assert check.policies == len(mixed) == 24
+    assert check.worst_error == pytest.approx(0.5, abs=0.05)
+    known = fit(TRUE.rows, TENSORS, latencies(UNIFORM), mixed, 1)
+    assert fitted == known
 
 
 def test_a_change_of_precision_never_pays_by_itself():

@@ -10,7 +10,7 @@ from haq.allocation.policy import Bits
 from haq.errors import HaqError, ModelError, PolicyError
 from haq.models import build, input_shape
 from haq.network.graph import trace
-from haq.quantization.calibration import calibrate, load_clips, save_clips
+from haq.quantization.calibration import Clips, calibrate, load_clips, save_clips
 from haq.quantization.clipping import CLIPPING
 from haq.quantization.fake_quant import Rounding, quantize, uniform
 from haq.quantization.quantizer import levels
@@ -425,3 +425,25 @@ def test_networks_lose_little_at_8_bits(name):
     with torch.no_grad():
         exact = model(images)
         assert (network(images) - exact).norm() < 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize(("bits", "ends"), [(8, (-128, 127)), (7, (-63, 63)), (2, (-1, 1))])
+def test_signed_activations_of_eight_bits_have_all_codes_of_a_byte(bits, ends):
+    images = torch.tensor([[-4.0, 4.0], [1.0, -1.0]])
+    graph = trace(nn.Sequential(nn.Linear(2, 2)), images)
+    clips = calibrate(graph, [images], "max")
+    module = quantize(graph, {"0": Bits(8, bits)}, clips).get_submodule("quantizers.input_1_read")
+    assert module.levels == ends
+    assert module.step == torch.tensor(4.0) / ends[1]
+    values = module(torch.tensor([-99.0, 0.0, 99.0])) / module.step
+    assert values.round().tolist() == [ends[0], 0, ends[1]]
+    assert module.zero_point + ends[0] >= 0 and module.top <= 255
+
+
+def test_clips_without_that_code_keep_their_grid(tmp_path):
+    images = torch.tensor([[-4.0, 4.0], [1.0, -1.0]])
+    graph = trace(nn.Sequential(nn.Linear(2, 2)), images)
+    clips = calibrate(graph, [images], "max")
+    save_clips(Clips(clips.weights, clips.acts), tmp_path / "old.safetensors")
+    network = quantize(graph, {"0": Bits(8, 8)}, load_clips(tmp_path / "old.safetensors"))
+    assert network.get_submodule("quantizers.input_1_read").levels == (-127, 127)

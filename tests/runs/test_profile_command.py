@@ -90,10 +90,10 @@ def test_a_profile_says_how_it_came_about_and_how_good_it_is(profiled):
     assert profile.runtime.version == onnxruntime.__version__
     assert profile.runtime.options["disabled_optimizers"] == "WeightBiasQuantization"
     assert profile.runtime.options["threads"] == 1
-    assert (profile.model.fitted_on, profile.model.validation.policies) == (24, 24)
+    assert (profile.model.fitted_on, profile.model.validation.policies) == (48, 48)
     assert profile.quantities["latency"].error == profile.model.validation.worst_error
     text = describe(profile)
-    assert "24 mixed policies that the fit had not seen: mean error " in text
+    assert "48 mixed policies that the fit had not seen: mean error " in text
     assert "fp32 " in text and "w7a8 " in text
 
 
@@ -161,7 +161,7 @@ def test_large_networks_are_measured_group_by_group(monkeypatch, tmp_path):
     assert {where.note for where in told if where.stage == "measure"} == {
         "group 1 of 2", "group 2 of 2"
     }  # fmt: skip
-    assert (profile.model.fitted_on, profile.model.validation.policies) == (4, 4)
+    assert (profile.model.fitted_on, profile.model.validation.policies) == (8, 8)
 
 
 def test_a_network_of_one_layer_leaves_nothing_to_mix(tmp_path):

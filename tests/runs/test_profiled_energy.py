@@ -112,7 +112,7 @@ def test_a_profile_with_energy_is_a_target_of_measured_joules(network, known, tm
     assert total(table, policy, "latency") == pytest.approx(networks.timings["7"].us, rel=0.05)
     floats = parse_budget("energy=50%fp32", layers, target)
     assert floats.limit == pytest.approx(own.networks["fp32"] / 2, rel=1e-3)
-    assert json.loads(path.read_text())["model"]["energy"]["fitted_on"] == 20
+    assert json.loads(path.read_text())["model"]["energy"]["fitted_on"] == 40
 
 
 def test_every_network_is_run_in_windows_with_idle_taken_off(network):

@@ -57,3 +57,30 @@ def ethos_u_table(records: list[dict[str, Any]]) -> str:
         "ours", "gain",
     ]  # fmt: skip
     return markdown(lead, head, rows)
+
+
+def file_latency_table(records: list[dict[str, Any]]) -> str:
+    """Return what exported files take beside those of ONNX Runtime's own quantizer."""
+    (record,) = records
+    lead = (
+        "Latency of exported files as a multiple of that of ONNX Runtime's own `quantize_static` "
+        "(QDQ, int8, a scale a channel), all files of a row interleaved in one run on "
+        f"{record['options']['cpu']} ({record['options']['instructions']}): median of "
+        f"{record['rows'][0]['repeats']} runs with sessions opened anew, and their extremes. w8a8 "
+        "is written for CPUs with VNNI, all others are exact on every x86 CPU:"
+    )
+    files = list(dict.fromkeys(row["file"] for row in record["rows"]))
+    files.remove("quantize_static")
+    of = {(row["network"], row["threads"], row["file"]): row for row in record["rows"]}
+    rows = [
+        [
+            network, str(threads), f"{of[network, threads, 'quantize_static']['latency_us']:,.0f}",
+            *(_ratio(of[network, threads, file]) for file in files),
+        ]
+        for network, threads in dict.fromkeys(key[:2] for key in of)
+    ]  # fmt: skip
+    return markdown(lead, ["network", "threads", "quantize_static us", *files], rows)
+
+
+def _ratio(row: dict[str, Any]) -> str:
+    return f"{row['of_quantize_static']:.2f} ({row['low']:.2f} to {row['high']:.2f})"

@@ -15,7 +15,7 @@ from haq.reports.reference.bench import bench_tables
 from haq.reports.reference.compression import STUDIES, compression_tables
 from haq.reports.reference.coverage import coverage_tables
 from haq.reports.reference.finetuning import digits_table, finetuning_table, goals_table
-from haq.reports.reference.hardware import ethos_u_table, ne16_table
+from haq.reports.reference.hardware import ethos_u_table, file_latency_table, ne16_table
 from haq.reports.reference.publish import REFERENCE, publish
 from haq.reports.reference.quantizers import (
     calibration_tables,
@@ -98,6 +98,7 @@ TABLES: Sequence[tuple[Callable[[str, dict[str, Any]], bool], Callable[[Records]
     (_named("accuracy-target"), accuracy_target_table),
     (_named("profile-"), profiles_table),
     (_named("export-"), exports_table),
+    (_named("file-latency"), file_latency_table),
     (_named("transfer-"), transfers_table),
     (_named("ne16"), ne16_table),
     (_named("ethos-u"), ethos_u_table),

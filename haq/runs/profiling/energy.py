@@ -86,7 +86,7 @@ def fitted_energy(
     """Return what rows cannot say of energy, and the rows, in microjoules of a batch.
 
     Layers share the energy of the references by their latencies; then rows and changes of precision
-    are fitted to one half of the mixed networks and checked on the other, as latencies are.
+    are fitted to the mixed networks and checked, as latencies are.
     """
     microjoules = {name: 1e6 * energy.joules for name, energy in energies.items()}
     us = {name: networks.timings[name].us for name in networks.references}
@@ -97,16 +97,15 @@ def fitted_energy(
     }
     known = {name: (policy, microjoules[name]) for name, policy in networks.policies.items()}
     uniform = [known.pop(name) for name in networks.references]
-    of_fit, unseen = list(known.values())[::2], list(known.values())[1::2]
-    fitted = fit.fit(rows, tensors, uniform, of_fit, batch)
-    predicted = [fitted.latency(tensors, policy, batch) for policy, _ in unseen]
+    fitted, validation = fit.cross_validated(rows, tensors, uniform, list(known.values()), batch)
     every = energies.values()
     return MeasuredEnergy(
         to_quantized=fitted.to_quantized,
         to_float=fitted.to_float,
+        of_tensors=fitted.of_tensors,
         networks={name: microjoules[name] for name in us},
         idle_watts=max(sum(one.idle_watts for one in every) / len(every), 0.0),
         spread=max(one.spread for one in every),
-        fitted_on=len(of_fit),
-        validation=fit.validate(predicted, [energy for _, energy in unseen]),
+        fitted_on=len(known),
+        validation=validation,
     ), fitted.rows

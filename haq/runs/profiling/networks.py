@@ -10,7 +10,7 @@ from haq.allocation.policy import Policy, readers
 from haq.errors import HaqError, TargetError
 from haq.hw_profiles.measure import kernels, onnx_runtime
 from haq.hw_profiles.measure.onnx_runtime import Setup
-from haq.hw_profiles.measure.timing import Timing, drift
+from haq.hw_profiles.measure.timing import Timing, drift, mean_of
 from haq.hw_profiles.measured import FLOATS, STANDARD
 from haq.network.layers import Layer
 from haq.runs.profiling.policies import mixed, references
@@ -18,13 +18,17 @@ from haq.runs.profiling.subject import Lowered, Subject, lowering
 from haq.runs.progress import OnProgress, Progress
 
 MIXED = 48
-"""Mixed policies that are measured; every second one is for the fit, the others check it."""
+"""Mixed policies that are measured; each half is predicted by a fit to the other one."""
 
 SECONDS = 90.0
 """How long the measuring of all networks may take, if there were a few rounds."""
 
 MEMORY_BYTES = 3 * 2**30
 """What the networks that are open at once may take, about; more are measured group by group."""
+
+OPENINGS = 2
+"""How often networks are opened: where a session's tensors come to lie in memory decides a percent
+or two of how fast it is."""
 
 _BYTES_OF_A_SESSION = 4  # for each byte of the float network's file, about
 
@@ -78,7 +82,7 @@ def measure_networks(
         HaqError: There is nothing to mix, or a layer runs in another kernel than its bits claim.
     """
     lowered, layers, formats = lowering(asked), asked.graph.layers, asked.formats
-    able = _quantizable(lowered, layers, setup) if "static" in formats.schemes else set()
+    able = quantizable(lowered, layers, setup) if "static" in formats.schemes else set()
     drawn = mixed(layers, able, MIXED, seed, formats)
     mixtures = {str(number): one for number, one in enumerate(drawn)}
     if len(mixtures) < 2:
@@ -121,19 +125,31 @@ def _open(
 
 
 def _measure(
-    variants: Mapping[str, Variant], group: _Group, on_progress: OnProgress
+    variants: dict[str, Variant], group: _Group, on_progress: OnProgress
 ) -> dict[str, Timing]:
-    def on_round(done: int, most: int) -> None:
-        on_progress(Progress("measure", done, most, group.note))
+    """Return the mean timings of several openings; each takes the place of the one before."""
+    rounds = -(-group.rounds // OPENINGS)
+    timings: dict[str, list[Timing]] = {name: [] for name in variants}
+    for opening in range(OPENINGS):
+        if opening:
+            for name, one in variants.items():
+                again = onnx_runtime.session(one.model, group.setup)
+                variants[name] = one._replace(session=again)
 
-    return onnx_runtime.measure(
-        {name: variant.session for name, variant in variants.items()},
-        group.setup,
-        group.rounds,
-        seed=group.seed,
-        on_round=on_round,
-        seconds=group.seconds,
-    )
+        def on_round(done: int, most: int, before: int = opening * rounds) -> None:
+            on_progress(Progress("measure", before + done, OPENINGS * most, group.note))
+
+        times = onnx_runtime.measure(
+            {name: variant.session for name, variant in variants.items()},
+            group.setup,
+            rounds,
+            seed=group.seed + opening,
+            on_round=on_round,
+            seconds=group.seconds / OPENINGS,
+        )
+        for name, timing in times.items():
+            timings[name].append(timing)
+    return {name: mean_of(some) for name, some in timings.items()}
 
 
 def _beside(
@@ -159,7 +175,7 @@ def _note(place: int, groups: Sequence[object]) -> str:
     return f"group {place + 1} of {len(groups)}" if len(groups) > 1 else ""
 
 
-def _quantizable(lowered: Lowered, layers: Sequence[Layer], setup: Setup) -> set[str]:
+def quantizable(lowered: Lowered, layers: Sequence[Layer], setup: Setup) -> set[str]:
     """Return the layers that run in integer kernels, each with all that read its tensor.
 
     Raises:

@@ -1,8 +1,8 @@
 """The profile of a network on this machine, from the measurements to its file.
 
 The networks that are measured are those the exporter writes: one float, one of 7-bit weights and
-8-bit activations, one of 7-bit weights and 4-bit activations, and mixed ones, half of them to find
-out what a change of precision costs and the other half to find out how far the predictions are off.
+8-bit activations, one of 7-bit weights and 4-bit activations, and mixed ones. These say what a change
+of precision costs and, each half predicted by what the other one says, how far predictions are off.
 """
 
 from collections.abc import Iterator, Sequence
@@ -120,17 +120,18 @@ def _model(
         name: (policy, networks.timings[name].us) for name, policy in networks.policies.items()
     }
     uniform = [known.pop(name) for name in networks.references]
-    of_fit, unseen = list(known.values())[::2], list(known.values())[1::2]
-    fitted = fit.fit(latencies, tensors, uniform, of_fit, setup.batch)
-    predicted = [fitted.latency(tensors, policy, setup.batch) for policy, _ in unseen]
+    fitted, validation = fit.cross_validated(
+        latencies, tensors, uniform, list(known.values()), setup.batch
+    )
     model = Measured(
         type="measured",
         to_quantized=fitted.to_quantized,
         to_float=fitted.to_float,
+        of_tensors=fitted.of_tensors,
         tensors=tensors,
         networks={name: _interval(networks.timings[name]) for name in networks.references},
-        fitted_on=len(of_fit),
-        validation=fit.validate(predicted, [us for _, us in unseen]),
+        fitted_on=len(known),
+        validation=validation,
     )
     return model, fitted.rows
 

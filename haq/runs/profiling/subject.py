@@ -20,7 +20,7 @@ from haq.models.sources import about
 from haq.models.weights import load_weights
 from haq.network.capture import Sample
 from haq.network.graph import Graph, trace
-from haq.quantization.calibration import Clips, calibrate
+from haq.quantization.calibration import WHOLE_BYTE, Clips, calibrate
 from haq.quantization.fake_quant import quantize
 from haq.quantization.quantizer import BITS
 from haq.runs.calibration import calibration_batches
@@ -124,7 +124,9 @@ def placeholder_clips(graph: Graph) -> Clips:
         clip = rows.abs().flatten(1).amax(1).clamp_min(1e-6)  # (channels,)
         weights[layer.name] = dict.fromkeys(BITS, clip)
     acts = dict.fromkeys(BITS, torch.tensor(PLACEHOLDER_CLIP))
-    return Clips(weights, {point.tensor: acts for point in graph.points})
+    whole = {8: torch.tensor(WHOLE_BYTE)}
+    skews = {point.tensor: whole for point in graph.points if point.signed}
+    return Clips(weights, {point.tensor: acts for point in graph.points}, skews)
 
 
 Lowered = Callable[[Policy], bytes]
