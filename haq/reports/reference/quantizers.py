@@ -36,16 +36,17 @@ def profiles_table(records: list[dict[str, Any]]) -> str:
         "machine that did nothing else; at one thread its CPU time, else the time on the wall):"
     )
     head = [
-        "network", "threads", "float us", "w7a8 us", "policies", "mean error", "worst",
+        "network", "threads", "float us", "int8 us", "policies", "mean error", "worst",
         "rank correlation", "seconds",
     ]  # fmt: skip
     rows = []
     for record in records:
         unseen, times = record["unseen_policies"], record["latency_us"]
+        int8 = next(time for name, time in times.items() if name.endswith("a8"))
         rows.append(
             [
                 record["model"], str(record["options"]["threads"]),
-                f"{times['fp32']['value']:,.0f}", f"{times['w7a8']['value']:,.0f}",
+                f"{times['fp32']['value']:,.0f}", f"{int8['value']:,.0f}",
                 str(unseen["policies"]), f"{unseen['mean_error']:.1%}",
                 f"{unseen['worst_error']:.1%}", f"{unseen['rank_correlation']:.3f}",
                 f"{record['wall_seconds']:.0f}",

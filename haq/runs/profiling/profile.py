@@ -1,8 +1,9 @@
 """The profile of a network on this machine, from the measurements to its file.
 
 The networks that are measured are those the exporter writes: one float, one of 7-bit weights and
-8-bit activations, one of 7-bit weights and 4-bit activations, and mixed ones. These say what a change
-of precision costs and, each half predicted by what the other one says, how far predictions are off.
+8-bit activations, one of 7-bit weights and 4-bit activations, and mixed ones. These say what a
+change of precision costs and, each half predicted by what the other one says, how far predictions
+are off.
 """
 
 from collections.abc import Iterator, Sequence
