@@ -6,6 +6,7 @@ the CPU time of that thread, which does not count the time in which other proces
 """
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -76,15 +77,15 @@ def percentile(samples: Sequence[float], seed: int = 0) -> Timing:
     return Timing(us, float(low), float(high), p50, p90, len(values), contended=0.0)
 
 
-def mean_of(timings: Sequence[Timing]) -> Timing:
-    """Return the mean of timings of one thing, which counts the samples of all.
+def median_of(timings: Sequence[Timing]) -> Timing:
+    """Return the median of timings of one thing, which counts the samples of all.
 
-    >>> one, two = percentile([1.0, 1.0]), percentile([3.0])
-    >>> mean_of([one, two]).us, mean_of([one, two]).samples
+    >>> some = [percentile([us]) for us in (1.0, 9.0, 2.0)]
+    >>> median_of(some).us, median_of(some).samples
     (2.0, 3)
     """
-    means = (math.fsum(each) / len(timings) for each in zip(*timings, strict=True))
-    us, low, high, p50, p90, _, contended = means
+    medians = (float(statistics.median(each)) for each in zip(*timings, strict=True))
+    us, low, high, p50, p90, _, contended = medians
     samples = sum(timing.samples for timing in timings)
     return Timing(us, low, high, p50, p90, samples, contended)
 

@@ -10,7 +10,7 @@ from haq.allocation.policy import Policy, readers
 from haq.errors import HaqError, TargetError
 from haq.hw_profiles.measure import kernels, onnx_runtime
 from haq.hw_profiles.measure.onnx_runtime import Setup
-from haq.hw_profiles.measure.timing import Timing, drift, mean_of
+from haq.hw_profiles.measure.timing import Timing, drift, median_of
 from haq.hw_profiles.measured import FLOATS, STANDARD
 from haq.network.layers import Layer
 from haq.runs.profiling.policies import mixed, references
@@ -26,9 +26,9 @@ SECONDS = 90.0
 MEMORY_BYTES = 3 * 2**30
 """What the networks that are open at once may take, about; more are measured group by group."""
 
-OPENINGS = 2
-"""How often networks are opened: where a session's tensors come to lie in memory decides a percent
-or two of how fast it is."""
+OPENINGS = 3
+"""How often networks are opened: where a session's tensors and threads come to lie decides a percent
+or two of how fast it is, and now and then a lot."""
 
 _BYTES_OF_A_SESSION = 4  # for each byte of the float network's file, about
 
@@ -127,7 +127,7 @@ def _open(
 def _measure(
     variants: dict[str, Variant], group: _Group, on_progress: OnProgress
 ) -> dict[str, Timing]:
-    """Return the mean timings of several openings; each takes the place of the one before."""
+    """Return the median timings of several openings; each takes the place of the one before."""
     rounds = -(-group.rounds // OPENINGS)
     timings: dict[str, list[Timing]] = {name: [] for name in variants}
     for opening in range(OPENINGS):
@@ -149,7 +149,7 @@ def _measure(
         )
         for name, timing in times.items():
             timings[name].append(timing)
-    return {name: mean_of(some) for name, some in timings.items()}
+    return {name: median_of(some) for name, some in timings.items()}
 
 
 def _beside(
