@@ -27,8 +27,8 @@ MEMORY_BYTES = 3 * 2**30
 """What the networks that are open at once may take, about; more are measured group by group."""
 
 OPENINGS = 3
-"""How often networks are opened: where a session's tensors and threads come to lie decides a percent
-or two of how fast it is, and now and then a lot."""
+"""How often networks are opened: where a session's tensors and threads come to lie decides a
+percent or two of how fast it is, and now and then a lot."""
 
 _BYTES_OF_A_SESSION = 4  # for each byte of the float network's file, about
 
