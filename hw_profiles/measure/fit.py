@@ -96,20 +96,23 @@ def fit(
     latencies = np.array([latency for _, latency in known])
     trusted = np.repeat([CLOCK_ERROR, _EXACT], [len(mixed), len(references)])
     errors = np.repeat([ROW_ERROR, PRICE_ERROR], [len(before), len(sizes)])
-    fitted, prices = rows, np.zeros(2)
-    after = before
+    fitted = rows
     for _ in range(2):
         prices = _prices(fitted, passing, mixed)
         own = np.concatenate([before, sizes * np.tile(prices, len(tensors))])
         after = moved(own, uses, latencies, trusted, errors=errors)
-        fitted = {name: {} for name in rows}
-        for (name, bits), latency in zip(cells, after, strict=False):
-            fitted[name][bits] = float(latency)
-    of_tensors = (after[len(before) :] / sizes).reshape(-1, 2)
-    into, back = prices
-    return Fitted(
-        fitted, float(into), float(back), tuple((float(a), float(b)) for a, b in of_tensors)
-    )
+        fitted = _as_rows(cells, after)
+    of_tensors = (after[len(before) :] / sizes).reshape(-1, 2).tolist()
+    into, back = prices.tolist()
+    return Fitted(fitted, into, back, tuple((into, back) for into, back in of_tensors))
+
+
+def _as_rows(cells: Sequence[tuple[str, Bits]], costs: NDArray[np.float64]) -> Rows:
+    """Return the costs of cells by layer and kernel; those behind them are of other things."""
+    rows: dict[str, dict[Bits, float]] = {name: {} for name, _ in cells}
+    for (name, bits), cost in zip(cells, costs.tolist(), strict=False):
+        rows[name][bits] = cost
+    return rows
 
 
 def cross_validated(
