@@ -29,10 +29,11 @@ def with_commands(_: Any, page: str, source: list[str]) -> None:
 
 
 def command_reference() -> str:
-    """Return the help of every command as Markdown, as typer writes it."""
+    """Return the help of every command as Markdown, as typer writes it, without its own list."""
     group = typer.main.get_command(commands)
     context = typer.Context(group, info_name="haq")
-    return get_docs_for_click(obj=group, ctx=context, name="haq")
+    written = get_docs_for_click(obj=group, ctx=context, name="haq")
+    return written[written.index("## ") :]
 
 
 def show_folders_as_text(_: Any, page: nodes.document) -> None:
