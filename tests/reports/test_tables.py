@@ -114,6 +114,13 @@ def test_the_page_of_the_bench_shows_what_is_published(monkeypatch):
     assert shown.strip() == tables.of_bench()
 
 
+def test_the_first_page_shows_what_is_published_of_other_tools(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    page = Path("README.md").read_text(encoding="utf-8")
+    shown = page.partition(tables.BEGIN)[2].partition(tables.END)[0]
+    assert shown.strip() == tables.of_rivals()
+
+
 def test_the_table_of_networks_names_what_stands_out():
     stages = {name: {"cpu_s": 1.0} for name in ("calibration", "sensitivities", "export")}
     same = {"equal_answers": 1.0, "outputs_bit_equal": True}

@@ -24,6 +24,7 @@ from haq.reports.reference.quantizers import (
     ptq_table,
     training_sentence,
 )
+from haq.reports.reference.rivals import minilm_table, rounding_table
 from haq.reports.reference.searches import (
     agents_table,
     measured_table,
@@ -167,6 +168,20 @@ def write_coverage(page: Path = Path("docs/coverage.md")) -> None:
         _put(page, coverage_tables(read_json(record), more))
 
 
+def write_rivals(page: Path = Path("README.md")) -> None:
+    """Put the tables of other tools between the two marks of the first page."""
+    _put(page, of_rivals())
+
+
+def of_rivals() -> str:
+    """Return the tables of HAQ beside other tools, as far as there are records."""
+    rivals = REFERENCE / "rivals.json"
+    tables = [minilm_table(read_json(REFERENCE / "minilm.json"))]
+    if rivals.exists():
+        tables.append(rounding_table(read_json(REFERENCE / "ptq.json"), read_json(rivals)))
+    return "\n\n".join(tables)
+
+
 def _put(page: Path, tables: str) -> None:
     text = page.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
@@ -188,6 +203,7 @@ def main(arguments: Sequence[str]) -> None:
         write_transformers()
         write_bench_page()
         write_coverage()
+        write_rivals()
 
 
 if __name__ == "__main__":
