@@ -169,16 +169,18 @@ def write_coverage(page: Path = Path("docs/coverage.md")) -> None:
 
 
 def write_rivals(page: Path = Path("README.md")) -> None:
-    """Put the tables of other tools between the two marks of the first page."""
-    _put(page, of_rivals())
+    """Put the tables of other tools between the two marks of the first page, if there are any."""
+    tables = of_rivals()
+    if tables:
+        _put(page, tables)
 
 
 def of_rivals() -> str:
     """Return the tables of HAQ beside other tools, as far as there are records."""
-    rivals = REFERENCE / "rivals.json"
-    tables = [minilm_table(read_json(REFERENCE / "minilm.json"))]
-    if rivals.exists():
-        tables.append(rounding_table(read_json(REFERENCE / "ptq.json"), read_json(rivals)))
+    minilm, ptq, rivals = (REFERENCE / f"{name}.json" for name in ("minilm", "ptq", "rivals"))
+    tables = [minilm_table(read_json(minilm))] if minilm.exists() else []
+    if ptq.exists() and rivals.exists():
+        tables.append(rounding_table(read_json(ptq), read_json(rivals)))
     return "\n\n".join(tables)
 
 
