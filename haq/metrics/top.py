@@ -21,11 +21,14 @@ class Top(Share):
         self, answer: "Tensor", labels: "Tensor", reference: "Tensor | None", mask: "Tensor | None"
     ) -> "Tensor":
         """Return how many labels are among the first classes, and how many there are."""
-        if self.first == 1:
-            right = answer.argmax(1) == labels
-        else:
-            right = (answer.topk(self.first, 1).indices == labels[:, None]).any(1)
+        right = self.right(answer, labels)
         return answer.new_tensor([float(right.sum()), len(labels)]).double()
+
+    def right(self, answer: "Tensor", labels: "Tensor") -> "Tensor":
+        """Return of each label whether it is among the first classes, (M,)."""
+        if self.first == 1:
+            return answer.argmax(1) == labels
+        return (answer.topk(self.first, 1).indices == labels[:, None]).any(1)
 
     def check(self, answer: "Tensor", labels: "Tensor | None") -> None:
         """Refuse answers that are no logits of more classes than count."""

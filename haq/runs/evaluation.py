@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from numpy.typing import NDArray
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from haq.agents import find
 from haq.allocation.policy import Policy
@@ -61,6 +61,18 @@ Own = Callable[[nn.Module], float]
 """The caller's own score of a network; higher is better."""
 
 
+class Tested(NamedTuple):
+    """What a network is worth on the test images.
+
+    Attributes:
+        score: Of all of them.
+        right: Which labels it has right, (M,) truth values; None where the metric counts none.
+    """
+
+    score: Score
+    right: Tensor | None
+
+
 class Evaluation(NamedTuple):
     """The functions that say what a policy is worth, and what happens to the one chosen.
 
@@ -93,7 +105,7 @@ class Evaluation(NamedTuple):
     scoring: ScoringData
     places: Places
     images: Inputs
-    test: Callable[[nn.Module, str], Score] | None = None
+    test: Callable[[nn.Module, str], Tested] | None = None
     test_set: Callable[[], Mapping[str, Any]] | None = None
     tuned: Callable[[Policy], fx.GraphModule] | None = None
     sensitivity: Mapping[str, NDArray[Any]] | None = None
@@ -277,15 +289,18 @@ def _notes_of_parts(learned: Inputs, scored: Inputs, own: Own | None) -> Iterato
 
 def _test(
     evaluator: Evaluator, data: Data, on_progress: OnProgress, model: nn.Module, stage: str
-) -> Score:
-    """Return the score on all test images: of a quantized network, that of its file."""
+) -> Tested:
+    """Return what a network is worth on all test images; of a quantized one, its file."""
     shown = Shown(data.test, lambda done: on_progress(Progress(stage, done, len(data.test))))
     answer = evaluator.integer_answer(model)
     metric = evaluator.recipe.metric
     reference = teacher_from(evaluator.graph.traced) if metric.needs == "reference" else None
+    rights: list[Tensor] = []
     if answer is None:
-        return score(model, shown, reference=reference, metric=metric)
-    return score_answers(answer, shown, reference=reference, metric=metric)
+        worth = score(model, shown, reference=reference, metric=metric, rights=rights)
+    else:
+        worth = score_answers(answer, shown, reference=reference, metric=metric, rights=rights)
+    return Tested(worth, torch.cat(rights) if rights else None)
 
 
 def _finish_labeled(  # noqa: PLR0913 - the last three are of the network

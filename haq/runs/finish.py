@@ -5,7 +5,7 @@ import time
 from typing import Any, NamedTuple
 
 from safetensors.torch import load
-from torch import fx
+from torch import Tensor, fx
 
 from haq.agents import find
 from haq.allocation.policy import Policy
@@ -18,9 +18,11 @@ from haq.runs.coded_size import kept, summary_fields
 from haq.runs.evaluation import Evaluation
 from haq.runs.executors import Request
 from haq.runs.folder import read_json, write_json
-from haq.runs.judge import best_tuned
+from haq.runs.judge import Judged, best_tuned
 from haq.runs.scoring import score_key
-from haq.runs.state import Search, policy_key, save_network
+from haq.runs.state import Key, Search, policy_key, save_network
+from haq.runs.tested import drop_record, packed_bits, unpacked_bits, write_tested
+from haq.runs.uniform_reference import uniform_reference
 from haq.runs.winner import measured_winner
 from haq.training.numerics import in_channels_last
 
@@ -37,34 +39,48 @@ def finish(search: Search) -> tuple[Trial, dict[str, Any]]:
     started = time.perf_counter()
     evaluation, metric = search.evaluation, search.evaluation.metric
     summary: dict[str, Any] = {}
+    rights: dict[str, Tensor] = {}
     if evaluation.test:
         assert evaluation.test_set is not None
         summary["test_set"] = evaluation.test_set()
-        summary[metric.key("float_test")] = metric.of_score(_float_test(search))
+        summary[metric.key("float_test")] = metric.of_score(_float_test(search, rights))
+    tuned: dict[Key, Judged] = {}
     if search.job.max_drop is None:
-        top, model, more = _finished(search)
+        top, model, more = _finished(search, tuned)
     else:
         top, model, more = reach(search)
     summary |= more
+    summary["uniform_reference"] = uniform_reference(search, top, tuned)
     summary |= summary_fields(search, top, model)
     if evaluation.test:
-        value = metric.of_score(evaluation.test(model, "test").accuracy)
+        tested = evaluation.test(model, "test")
+        value = metric.of_score(tested.score.accuracy)
         summary[metric.key("final_test")] = value
+        if tested.right is not None:
+            rights["final"] = tested.right
         interval = metric.interval(value, summary["test_set"]["images"])
         if interval is not None:
             summary["final_test_interval"] = list(interval)
+        if {"float", "final"} <= set(rights):
+            summary["test_drop"] = drop_record(rights["float"], rights["final"])
+            write_tested(search.folder, rights)
     chain = evaluation.places.chain(top.policy)
     save_network(search.folder, top.policy, packed(model), chain)
     return top, summary | {"finish_seconds": round(time.perf_counter() - started, 1)}
 
 
-def _finished(search: Search) -> tuple[Trial, fx.GraphModule, dict[str, Any]]:
-    """Return the trial that was chosen, its finished network and its summary."""
+def _finished(
+    search: Search, tuned_networks: dict[Key, Judged]
+) -> tuple[Trial, fx.GraphModule, dict[str, Any]]:
+    """Return the trial that was chosen, its finished network and its summary.
+
+    ``tuned_networks`` gets what the fine-tuned ones of finalists do with the judge's images.
+    """
     evaluation, metric = search.evaluation, search.evaluation.metric
-    top, model, tuned, summary = _chosen(search)
+    top, model, tuned, summary = _chosen(search, tuned_networks)
     if evaluation.test and evaluation.tuned is None:
-        score = evaluation.test(model, "test episode")
-        summary[metric.key("episode_test")] = metric.of_score(score.accuracy)
+        tested = evaluation.test(model, "test episode")
+        summary[metric.key("episode_test")] = metric.of_score(tested.score.accuracy)
     summary |= evaluation.finish(top.policy, model, tuned)
     model.cpu()  # where its file computes: exact sums of integers
     convert_and_check(model, search.planned.graph.traced, evaluation.images)
@@ -72,26 +88,35 @@ def _finished(search: Search) -> tuple[Trial, fx.GraphModule, dict[str, Any]]:
     return top, model, summary
 
 
-def _float_test(search: Search) -> float:
-    """Return the float network's accuracy on the test images, worked out once for a run."""
+def _float_test(search: Search, rights: dict[str, Tensor]) -> float:
+    """Return the float network's accuracy on the test images, worked out once for a run.
+
+    ``rights`` gets which labels it has right, where the metric counts any.
+    """
     floats, file = search.planned.graph.traced, search.folder / "float_test.json"
     weights = hashlib.sha256(packed(floats)).hexdigest()
     known = read_json(file) if file.exists() else {}
     if known.get("weights") != weights:
         assert search.evaluation.test is not None
-        accuracy = search.evaluation.test(floats, "test float").accuracy
-        known = {"weights": weights, "accuracy": accuracy}
+        tested = search.evaluation.test(floats, "test float")
+        known = {"weights": weights, "accuracy": tested.score.accuracy}
+        if tested.right is not None:
+            known["right"] = packed_bits(tested.right)
         write_json(file, known)
+    if "right" in known:
+        rights["float"] = unpacked_bits(known["right"])
     return float(known["accuracy"])
 
 
-def _chosen(search: Search) -> tuple[Trial, fx.GraphModule, bool, dict[str, Any]]:
+def _chosen(
+    search: Search, tuned_networks: dict[Key, Judged]
+) -> tuple[Trial, fx.GraphModule, bool, dict[str, Any]]:
     """Return the trial to hand over, its network, whether that is fine-tuned, and its summary."""
     planned, evaluation, trials = search.planned, search.evaluation, search.trials
     summary: dict[str, Any] = {}
     top, weights, tuned = best(trials), None, evaluation.tuned is None
     if evaluation.tuned is not None and search.job.finalists:
-        top, weights, summary["finalists"] = _play_off(search)
+        top, weights, summary["finalists"] = _play_off(search, tuned_networks)
         tuned = weights is not None
     network = evaluation.tuned if evaluation.tuned and tuned else evaluation.network
 
@@ -125,7 +150,9 @@ class _Entrant(NamedTuple):
     score: Score
 
 
-def _play_off(search: Search) -> tuple[Trial, bytes | None, list[dict[str, Any]]]:
+def _play_off(
+    search: Search, tuned_networks: dict[Key, Judged]
+) -> tuple[Trial, bytes | None, list[dict[str, Any]]]:
     """Fine-tune the networks of the best trials; return the best, its weights, and all scores.
 
     Beside them stands the best network of the episodes: without weights where that made none
@@ -156,6 +183,8 @@ def _play_off(search: Search) -> tuple[Trial, bytes | None, list[dict[str, Any]]
     else:
         judged = [judge.judged(_network(search, entrant)) for entrant in entrants]
         best_one = entrants[best_tuned(judged)]
+        for entrant, one in zip(entrants[1:], judged[1:], strict=True):
+            tuned_networks[policy_key(entrant.trial.policy)] = one
         for row, one in zip(rows, judged[1:], strict=True):
             row |= {"judged_accuracy": one.accuracy, "judged_divergence": one.divergence,
                     "judged_apart": judge.apart}  # fmt: skip

@@ -9,6 +9,7 @@ policy.json            the best policy so far
 weights.safetensors    its quantized network: float weights below the rounding, and the clips
 agent.safetensors      networks that the agent learned, of ddpg alone
 float_test.json        accuracy of the float network on the test images
+tested.json            which test labels the float network and the one handed over have right
 summary.json           budgets, accuracies, the per-layer table; written at the end
 """
 

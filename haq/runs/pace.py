@@ -47,6 +47,7 @@ def stage_weights(job: Job, trained: bool) -> dict[str, float]:
         # Finalists were fine-tuned before.
         "round": 0.0 if job.finalists else 0.17 * job.last_steps,
         "fine-tune": 100.0 * job.last_epochs,
+        "uniform": 2 * episode,
         "test": 3.0,
     }
     return {stage: weight for stage, weight in weights.items() if weight}

@@ -46,9 +46,13 @@ class Pairs:
         """Return how a network does beside the float network where policies are chosen."""
         return paired(self._before[0], self._right(model, self._evaluator.validation))
 
+    def right_of(self, model: nn.Module) -> Tensor:
+        """Return which images of the verification a network gets right, (N,)."""
+        return self._right(model, self._verification)
+
     def verification(self, model: nn.Module) -> Paired:
         """Return the same on the other images; of a quantized network, that of its file."""
-        return paired(self._before[1], self._right(model, self._verification))
+        return paired(self._before[1], self.right_of(model))
 
     @cached_property
     def _before(self) -> tuple[Tensor, Tensor]:

@@ -82,6 +82,18 @@ def largest_drop(pairs: Paired, risk: float) -> float:
     return high
 
 
+def drop_interval(pairs: Paired, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the confidence interval of the drop: Tango's, see ``largest_drop``.
+
+    >>> low, high = drop_interval(Paired(100, 0.9, 10, 10))
+    >>> low == -high, round(high, 3)
+    (True, 0.09)
+    """
+    risk = (1 - confidence) / 2
+    turned = Paired(pairs.images, pairs.right - pairs.drop, pairs.gained, pairs.lost)
+    return -largest_drop(turned, risk), largest_drop(pairs, risk)
+
+
 def _score(pairs: Paired, drop: float) -> float:
     """Return by how many standard errors the pairs lie below a drop."""
     n, lost, gained = pairs.images, pairs.lost, pairs.gained

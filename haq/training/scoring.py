@@ -54,6 +54,7 @@ def score(
     beat: float | None = None,
     reference: Tensor | Reference | None = None,
     metric: Metric = METRICS["top1"],
+    rights: list[Tensor] | None = None,
 ) -> Score:
     """Return the score and the loss of ``model`` on the inputs of a split.
 
@@ -66,9 +67,10 @@ def score(
         beat: Where to stop early.
         reference: Answers to agree with.
         metric: What counts.
+        rights: Gets what is right.
     """
     answer = partial(logits, model, quick=quick)
-    return score_answers(answer, split, batch, beat, reference, metric)
+    return score_answers(answer, split, batch, beat, reference, metric, rights)
 
 
 def score_answers(
@@ -78,6 +80,7 @@ def score_answers(
     beat: float | None = None,
     reference: Tensor | Reference | None = None,
     metric: Metric = METRICS["top1"],
+    rights: list[Tensor] | None = None,
 ) -> Score:
     """Return how good some answers to the inputs of a split are.
 
@@ -91,6 +94,8 @@ def score_answers(
         reference: Answers of another network (N, ...), or what gives them, whose class
             distributions the loss then takes for the truth, not the labels.
         metric: What counts.
+        rights: Gets for each batch which of its labels the answers have right, (M,) truth values,
+            of metrics that are an accuracy.
 
     Returns:
         The score, for accuracies a share in [0, 1]; mean cross-entropy, or divergence from the
@@ -110,6 +115,8 @@ def score_answers(
         if callable(reference) and truth is None:
             truth = reference(index, inputs).cpu()
         part = _sums(metric, output, labels, truth, inputs)
+        if rights is not None and isinstance(metric, Top):
+            rights.append(metric.right(*aligned(output, labels)))
         sums = part if sums is None else sums + part
         loss, count = _loss(metric, output, labels, truth)
         losses = [losses[0] + loss, losses[1] + count]

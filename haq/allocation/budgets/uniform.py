@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from haq.allocation.budgets.enforce import fit
 from haq.allocation.budgets.limit import Budget, all_within, spent
 from haq.allocation.choices import share_activations
 from haq.allocation.costs import CostTable
@@ -62,6 +63,26 @@ def uniform_widths(table: CostTable) -> dict[int, dict[str, Bits]]:
         if policy not in policies.values():
             policies[width] = policy
     return policies
+
+
+def uniform_references(table: CostTable, budgets: Sequence[Budget]) -> list[dict[str, Bits]]:
+    """Return what anybody would try first within the budgets, at most two policies.
+
+    The uniform policy of most bits that keeps them, and that of the next more bits, lowered in some
+    layers until it does; the latter alone where no uniform bits keep them.
+
+    Raises:
+        BudgetError: No policy keeps them.
+    """
+    policies = list(uniform_widths(table).values())
+    fitting = [at for at, policy in enumerate(policies)
+               if all_within(spent(table, policy, budgets), budgets)]  # fmt: skip
+    best = max(fitting, default=-1)
+    known = [policies[best]] if fitting else []
+    if best + 1 < len(policies):
+        lowered = fit(policies[best + 1], table, budgets)
+        known += [lowered] if lowered not in known else []
+    return known
 
 
 def uniform_within(table: CostTable, budgets: Sequence[Budget]) -> dict[str, Bits] | None:

@@ -1,0 +1,141 @@
+"""What a run must beat: uniform bits within its budgets, treated as the policy it hands over.
+
+Uniform bits are what anybody would try first. Two of them are compared with: the most bits that
+keep the budgets, and the next more, lowered in some layers until they do; the better one counts.
+Whatever the agent played, both stand in every finished run: networks that were not fine-tuned by
+the search are compared as they are in episodes, on validation images that no policy was chosen by
+where there are enough of them.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from haq.allocation.budgets import Budget, uniform_references, uniform_within
+from haq.allocation.costs import CostTable, total
+from haq.allocation.policy import Bits, Policy
+from haq.allocation.trials import Trial
+from haq.errors import BudgetError, DivergedError
+from haq.runs.judge import Judged
+from haq.runs.progress import Progress
+from haq.runs.state import Key, Search, policy_key
+from haq.training.paired import drop_interval, paired
+
+
+class _Worth(NamedTuple):
+    """What a network is worth on the images of the comparison."""
+
+    value: float
+    right: Tensor | None = None
+
+
+def uniform_reference(
+    search: Search, top: Trial, tuned: Mapping[Key, Judged]
+) -> dict[str, Any] | None:
+    """Return how the policy chosen stands against the better of two uniform ones.
+
+    Args:
+        search: Its budgets count; under an accuracy target what the policy chosen costs.
+        top: The trial chosen.
+        tuned: What fine-tuned networks do with the judge's images, by policy.
+
+    Returns:
+        None where no uniform bits can keep the budgets or be evaluated. Else ``{"weight_bits",
+        "act_bits", "lowered", "cost", "same", "images", "apart", "tuned", "own", "uniform",
+        "interval"}``: means over the free layers, how many of them were lowered, the costs, whether
+        both are one policy, on how many images they are compared and whether no policy was chosen
+        by these, whether both are fine-tuned, the metric's values, and the 95 % confidence interval
+        of own less uniform, None where the metric has none.
+    """
+    table, evaluation = search.planned.table, search.evaluation
+    budgets = _budgets(search, top)
+    try:
+        references = uniform_references(table, budgets)
+    except BudgetError:
+        return None
+    policies = [top.policy, *(policy for policy in references if policy != top.policy)]
+    fine_tuned = all(policy_key(policy) in tuned for policy in policies)
+    try:
+        worth = [_worth(search, policy, tuned if fine_tuned else {}) for policy in policies]
+    except DivergedError:
+        return None
+    score = evaluation.metric.score
+    others = range(1, len(policies)) if len(policies) > 1 else (0,)
+    best = max(others, key=lambda at: score(worth[at].value))
+    if any(policy == top.policy for policy in references) and score(worth[best].value) <= score(
+        worth[0].value
+    ):
+        best = 0
+    own, other = worth[0], worth[best]
+    interval = None
+    if own.right is not None and other.right is not None:
+        low, high = drop_interval(paired(other.right, own.right))
+        interval = [-high, -low]
+    return {
+        **_described(table, budgets, policies[best]),
+        "same": best == 0, **_images(search, own), "tuned": fine_tuned,
+        "own": own.value, "uniform": other.value, "interval": interval,
+    }  # fmt: skip
+
+
+def _budgets(search: Search, top: Trial) -> list[Budget]:
+    """Return what uniform bits must keep: of an accuracy target, the cost of what came of it."""
+    budgets = list(search.planned.budgets)
+    if search.job.max_drop is None or search.job.minimise is None:
+        return budgets
+    spent = total(search.planned.table, top.policy, search.job.minimise)
+    return [*budgets, Budget(search.job.minimise, spent)]
+
+
+def _worth(search: Search, policy: Policy, tuned: Mapping[Key, Judged]) -> _Worth:
+    evaluation, metric = search.evaluation, search.evaluation.metric
+    known = tuned.get(policy_key(policy))
+    if known is not None:
+        return _Worth(known.accuracy, known.right)
+    search.on_progress(Progress("uniform", 0, 1))
+    network = evaluation.network(policy)
+    if evaluation.pairs is not None:
+        right = evaluation.pairs.right_of(network)
+        return _Worth(float(right.float().mean()), right)
+    if evaluation.judge is not None:
+        judged = evaluation.judge.judged(network)
+        return _Worth(judged.accuracy, judged.right)
+    return _Worth(metric.of_score(evaluation.score(network).accuracy))
+
+
+def _images(search: Search, own: _Worth) -> dict[str, Any]:
+    judge, pairs = search.evaluation.judge, search.evaluation.pairs
+    apart = pairs is not None or (judge is not None and judge.apart)
+    return {"images": None if own.right is None else len(own.right), "apart": apart}
+
+
+def _described(table: CostTable, budgets: Sequence[Budget], policy: Policy) -> dict[str, Any]:
+    """Return the bits of a uniform policy, in how many layers they were lowered, and its costs."""
+    free = [name for name in policy if len(table.choices[name]) > 1] or [*policy]
+    bits = [policy[name] for name in free]
+    widths = [_widths(pair) for pair in bits]
+    usual = max(set(widths), key=lambda pair: (widths.count(pair), pair))
+    uniform = policy == uniform_within(table, budgets)
+    return {
+        "weight_bits": usual[0], "act_bits": usual[1],
+        "lowered": 0 if uniform else sum(pair != usual for pair in widths),
+        "cost": {quantity: total(table, policy, quantity) for quantity in table.units},
+    }  # fmt: skip
+
+
+def _widths(bits: Bits) -> tuple[int, int]:
+    return bits.weight, bits.act
+
+
+def said(reference: Mapping[str, Any]) -> str:
+    """Return what the uniform bits of a comparison are called.
+
+    >>> said({"weight_bits": 3, "act_bits": 8, "lowered": 0})
+    '3-bit weights, 8-bit activations'
+    >>> said({"weight_bits": 3, "act_bits": 8, "lowered": 2})
+    '3-bit weights, 8-bit activations, lowered in 2 layers'
+    """
+    text = f"{reference['weight_bits']:g}-bit weights, {reference['act_bits']:g}-bit activations"
+    lowered = reference["lowered"]
+    return text + (f", lowered in {lowered} layer{'s' * (lowered != 1)}" if lowered else "")
