@@ -63,8 +63,8 @@ def _part(
     name = group[0]
     now = policy[name].weight if of_weights else policy[name].act
     what = "weights" if of_weights else "activations"
-    moves = {bits: moved for bits in range(1, 33)
-             if (moved := _moved(table, policy, group, bits, of_weights))}  # fmt: skip
+    moves = {bits: to for bits in range(1, 33)
+             if (to := moved(table, policy, group, bits, of_weights))}  # fmt: skip
     lower = max((bits for bits in moves if bits < now), default=None)
     upper = min((bits for bits in moves if bits > now), default=None)
     if lower is None and upper is None:
@@ -79,7 +79,7 @@ def _part(
         return head + text + _harm(sensitivity, what, group, now, upper)
     text = f"{lower} would " + _change(table, policy, moves[lower], budgets)
     text += _harm(sensitivity, what, group, now, lower)
-    if upper is not None and not _fits(table, moves[upper], budgets):
+    if upper is not None and not fits(table, moves[upper], budgets):
         text += f", and {upper} would not fit the budget"
     return head + text
 
@@ -111,8 +111,8 @@ def _channels_part(
         if share is not None:
             text = f"{share:.4g} would " + _change(table, policy, moves[share], budgets)
             text += _harm_of_channels(sensitivity, first, now, share)
-            fits = share < now or _fits(table, moves[share], budgets)
-            parts.append(text if fits else f"{text}, which does not fit the budget")
+            fitting = share < now or fits(table, moves[share], budgets)
+            parts.append(text if fitting else f"{text}, which does not fit the budget")
     return head + " and ".join(parts)
 
 
@@ -136,18 +136,26 @@ def _float_part(
     bits = max(together - {policy[name]}, default=None)
     if bits is None:
         return "float"
-    moved = {**policy, **dict.fromkeys(group, bits)}
-    return f"float: {bits} would " + _change(table, policy, moved, budgets)
+    to = {**policy, **dict.fromkeys(group, bits)}
+    return f"float: {bits} would " + _change(table, policy, to, budgets)
 
 
 def _with_weight(bits: Bits, weight: int) -> Bits:
     return Bits(weight, bits.act, bits.block, bits.dynamic, bits.keep)
 
 
-def _moved(
+def moved(
     table: CostTable, policy: Policy, group: tuple[str, ...], bits: int, of_weights: bool
 ) -> dict[str, Bits] | None:
-    """Return the policy with other bits for the group, or None where some layer cannot follow."""
+    """Return the policy with other bits for the group, or None where some layer cannot follow.
+
+    Args:
+        table: Its choices count.
+        policy: Of all layers.
+        group: A layer, or all that read one tensor.
+        bits: Of the weights or of the activations.
+        of_weights: Which of them.
+    """
     now = policy[group[0]].weight if of_weights else policy[group[0]].act
     if bits == now:
         return None
@@ -159,13 +167,14 @@ def _moved(
     return {**policy, **moves} if able else None
 
 
-def _fits(table: CostTable, policy: Policy, budgets: Sequence[Budget]) -> bool:
+def fits(table: CostTable, policy: Policy, budgets: Sequence[Budget]) -> bool:
+    """Return whether a policy keeps the budgets."""
     return all(total(table, policy, b.quantity) <= b.limit * (1 + 1e-9) for b in budgets)
 
 
-def _change(table: CostTable, policy: Policy, moved: Policy, budgets: Sequence[Budget]) -> str:
+def _change(table: CostTable, policy: Policy, to: Policy, budgets: Sequence[Budget]) -> str:
     quantity = budgets[0].quantity
-    before, after = total(table, policy, quantity), total(table, moved, quantity)
+    before, after = total(table, policy, quantity), total(table, to, quantity)
     if math.isclose(before, after, rel_tol=1e-9):
         return f"change nothing in {spoken(quantity)}"
     verb = "save" if after < before else "cost"
@@ -202,7 +211,7 @@ def why_channels(record: RunRecord) -> dict[str, str]:
         return {}
     parts = {
         name: _channels_part(
-            planned.table, record.policy, planned.budgets, record.sensitivity, name
+            planned.table, record.policy, limits_of(record), record.sensitivity, name
         )
         for name in record.policy
     }
@@ -211,6 +220,13 @@ def why_channels(record: RunRecord) -> dict[str, str]:
         for group in planned.widths.groups for name in group.depthwise
     }  # fmt: skip
     return along | {n: f"{text[:1].upper()}{text[1:]}." for n, text in parts.items() if text}
+
+
+def limits_of(record: RunRecord) -> Sequence[Budget]:
+    """Return what costs of layers count for: the budgets, else what an accuracy target saves."""
+    if record.planned is None or record.planned.budgets:
+        return record.planned.budgets if record.planned else ()
+    return (Budget(record.job.minimise or "size", math.inf),)
 
 
 def why(record: RunRecord) -> dict[str, str]:
@@ -222,4 +238,4 @@ def why(record: RunRecord) -> dict[str, str]:
     if CODED in planned.table.rows:
         clips = clips_of_weights(planned.graph, record.job, every)
         every = with_coded_size(every, planned.graph, clips)
-    return reasons(planned.table, every, record.policy, planned.budgets, record.sensitivity)
+    return reasons(planned.table, every, record.policy, limits_of(record), record.sensitivity)

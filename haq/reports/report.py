@@ -1,5 +1,6 @@
 """The report of one run: everything it found, on one page that works without a network."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from haq.metrics import metric_of
 from haq.reports.channels import channels_section
 from haq.reports.charts.theme import Chart
 from haq.reports.layer_table import layers_section
+from haq.reports.names import data_name, model_name, names_of_paths, scrubbed, target_name
 from haq.reports.page import Cell, Section, Table, number, plain, render
 from haq.reports.reasons import why
 from haq.reports.record import RunRecord, read_run
@@ -33,7 +35,10 @@ def report_html(folder: Path, live: bool = False, model: nn.Module | None = None
     """
     record = read_run(folder, model)
     going_on = live and record.summary.get("state") not in ("finished", "interrupted")
-    return render(_title(record), _subtitle(record), _sections(record), LIVE_RELOAD_S * going_on)
+    names = names_of_paths([record.job.model_dump(mode="json")], [folder])
+    return render(
+        _title(record), _subtitle(record), _sections(record), LIVE_RELOAD_S * going_on, names
+    )
 
 
 def report_fragments(folder: Path) -> dict[str, Any]:
@@ -49,7 +54,8 @@ def report_fragments(folder: Path) -> dict[str, Any]:
     """
     record = read_run(folder)
     charts = {chart.key: chart for chart in all_charts(record)}
-    return {
+    names = names_of_paths([record.job.model_dump(mode="json")], [folder])
+    fragments = {
         "title": _title(record),
         "state": record.summary.get("state", "started"),
         "charts": {
@@ -62,19 +68,21 @@ def report_fragments(folder: Path) -> dict[str, Any]:
             **({} if roofline(record) else {"roofline": no_roof(record)}),
         },
     }
+    return dict(scrubbed(fragments, names))
 
 
 def _title(record: RunRecord) -> str:
     job = record.job
-    on = f" on {job.target}" if job.target else ""
-    return f"{job.model}{on}: {', '.join(job.budgets)}"
+    on = f" on {target_name(job)}" if job.target else ""
+    drop = [] if job.max_drop is None else [f"at most {job.max_drop:g} points lost"]
+    return f"{model_name(job)}{on}: {', '.join([*drop, *job.budgets])}"
 
 
 def _subtitle(record: RunRecord) -> str:
     job, state = record.job, record.summary.get("state", "started")
     episodes = f"{len(record.trials)} of {job.episodes}" if job.episodes else len(record.trials)
     return (
-        f"Run {record.folder.resolve().name} · {job.data.partition(':')[0]} · agent {job.agent} · "
+        f"Run {record.folder.resolve().name} · {data_name(job)} · agent {job.agent} · "
         f"seed {job.seed} · {episodes} episodes · {state}"
     )
 
@@ -85,27 +93,26 @@ def _sections(record: RunRecord) -> list[Section]:
     charts: dict[str, list[Chart]] = {}
     for chart in all_charts(record):
         charts.setdefault(chart.key.partition("-")[0], []).append(chart)
-    shown = {
-        "bits": (), "shares": (), "progress": (), "trials": (),
-        "sensitivity": () if "sensitivity" in charts else (record.missing["sensitivity"],),
-        "roofline": () if "roofline" in charts else (no_roof(record),),
-    }  # fmt: skip
-    titles = {"sensitivity": "Sensitivity", "roofline": "Roofline"}
-    order = ("bits", "shares", "sensitivity", "roofline", "trials", "progress")
     sections = [summary_section(record)]
-    for key in order:
-        title = titles.get(key) or charts[key][0].title.partition(",")[0]
-        choice = [charts[key]] if key in charts else []
-        lead = _lead_of_progress(record) if key == "progress" else LEADS[key]
+    for key in ("bits", "trials", "shares", "sensitivity", "roofline", "progress"):
         tables = _finalists(record) if key == "progress" else []
-        sections.append(Section(key, title, lead, (), tables, choice, shown[key]))
-    last = [*channels_section(record), layers_section(record), _provenance(record)]
+        if key not in charts and not tables:
+            continue  # what is not there, and why, stands in the last section
+        lead = _lead_of_progress(record) if key == "progress" else LEADS[key]
+        choice = [charts[key]] if key in charts else []
+        sections.append(Section(key, TITLES[key], lead, (), tables, choice))
+    last = [*channels_section(record), layers_section(record), _provenance(record, charts)]
     return [*sections, *last]
 
 
+TITLES = {
+    "bits": "Bits of each layer", "trials": "All trials", "shares": "Where the costs are",
+    "sensitivity": "Sensitivity", "roofline": "Roofline", "progress": "The search",
+}  # fmt: skip
+
 LEADS = {
     "bits": "Kinds of layers differ in colour and pattern.",
-    "shares": "What each layer takes of the whole network, with 8 bits everywhere and in this run.",
+    "shares": "What each layer costs, with 8 bits everywhere and in this run.",
     "sensitivity": "How far the outputs move when one layer alone is rounded.",
     "roofline": "What each layer attains, and what the target's arithmetic and memory allow at its "
     "bits; the bytes are those of the weights and the inputs, each read once.",
@@ -144,7 +151,7 @@ def _finalists(record: RunRecord) -> list[Table]:
     return [Table(caption, columns, rows, "finalists")] if rows else []
 
 
-def _provenance(record: RunRecord) -> Section:
+def _provenance(record: RunRecord, charts: Mapping[str, object]) -> Section:
     provenance = record.summary["provenance"]
     rows = [[Cell("command"), Cell(without_folders(provenance["command"]))]]
     rows += [[Cell(name), Cell(text)] for name, text in provenance["versions"].items()]
@@ -152,5 +159,17 @@ def _provenance(record: RunRecord) -> Section:
     return Section(
         "provenance",
         "How it was made",
+        notes=_left_out(record, charts),
         tables=[Table("Versions and machine", ("", ""), rows, sortable=False)],
     )
+
+
+def _left_out(record: RunRecord, charts: Mapping[str, object]) -> list[str]:
+    """Return what a page can have and this one has not, and why."""
+    reasons = [record.missing.get("plan", "")]
+    if "sensitivity" not in charts:
+        reasons.append(record.missing.get("sensitivity", ""))
+    if "roofline" not in charts:
+        reasons.append(no_roof(record))
+    text = " ".join(reason for reason in dict.fromkeys(reasons) if reason)
+    return [f"Left out: {text[:1].lower()}{text[1:]}"] if text else []

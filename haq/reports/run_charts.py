@@ -17,7 +17,7 @@ from haq.reports.charts.progress import progress_chart
 from haq.reports.charts.roofline import roofline_chart
 from haq.reports.charts.sensitivity import sensitivity_chart
 from haq.reports.charts.shares import shares_chart
-from haq.reports.charts.theme import Chart
+from haq.reports.charts.theme import Chart, spoken
 from haq.reports.charts.trials import trials_chart
 from haq.reports.record import RunRecord, kind_of
 from haq.runs.job import Job
@@ -40,7 +40,8 @@ def all_charts(record: RunRecord) -> list[Chart]:
         ]
     if record.trials:
         metric = metric_of(record.summary)
-        charts.append(progress_chart(record.trials, noise(record), kind_of(record), metric))
+        if len(record.trials) > 1:
+            charts.append(progress_chart(record.trials, noise(record), kind_of(record), metric))
         charts += _trials_charts(record)
     return [chart for chart in charts if chart is not None]
 
@@ -81,9 +82,10 @@ def _trials_charts(record: RunRecord) -> list[Chart]:
             # Policies of an accuracy target are tried on training images; it is of others.
             None if record.job.max_drop else record.summary.get(metric.key("float_val")),
             handed_over(record), metric,
+            None if record.job.max_drop else record.summary.get(metric.key("final_val")),
         )  # fmt: skip
         key = "trials" if at == 0 else f"trials-{quantity}"
-        charts.append(chart._replace(key=key, title=f"All trials, by {quantity}"))
+        charts.append(chart._replace(key=key, title=f"All trials, by {spoken(quantity)}"))
     return charts
 
 

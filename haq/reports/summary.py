@@ -1,162 +1,64 @@
 """The first section of a report: the figures that count."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from haq.metrics import Metric, metric_of
+from haq.metrics import metric_of
 from haq.reports.accuracy_target import accuracy_target_sentence
 from haq.reports.charts.theme import amount, counted, spoken
-from haq.reports.page import Card, Cell, Section, Table, number
-from haq.reports.record import RunRecord, kind_of
+from haq.reports.headline import cards, headline, history_of_float, value
+from haq.reports.page import Cell, Section, Table, number
+from haq.reports.record import RunRecord
 from haq.reports.side_by_side import Three, side_by_side
 from haq.reports.uniform import uniform_sentence, versus_uniform
 
 
 def summary_section(record: RunRecord) -> Section:
-    """Return the first section: the figures that count, and the run beside 8 bits and float."""
-    summary, costs = record.summary, side_by_side(record)
-    cards = [
-        _accuracy_card(record),
-        *_uniform_card(summary),
-        *(_budget_card(budget) for budget in summary["budgets"]),
-        *_cost_cards(summary["units"], costs),
-        *_measured(summary.get("measured_latency", {})),
-        *_in_onnx_runtime(record.onnx),
-    ]
-    return Section("summary", "Summary", _headline(record), cards, [_comparison(record, costs)],
-                   notes=_notes(record))  # fmt: skip
-
-
-def _accuracy_card(record: RunRecord) -> Card:
-    summary, metric = record.summary, metric_of(record.summary)
-    final = summary.get(metric.key("final_test"))
-    if final is None:
-        top, floats = summary[metric.key("episode_val")], summary[metric.key("float_val")]
-        return Card(f"Best {kind_of(record)} so far", _value(top, metric),
-                    f"float {_value(floats, metric)}")  # fmt: skip
-    floats = summary[metric.key("float_test")]
-    note = f"{metric.difference(final, floats)} from float ({metric.text(floats)})"
-    return Card(f"Test {metric.said}", metric.text(final), note)
-
-
-def _uniform_card(summary: Mapping[str, Any]) -> list[Card]:
-    versus, metric = versus_uniform(summary), metric_of(summary)
-    if versus is None:
-        return []
-    shown = "the same policy" if versus.same else metric.difference(versus.own, versus.uniform)
-    when = ", fine-tuned each" if versus.tuned else ""
-    own, uniform = metric.text(versus.own), metric.text(versus.uniform)
-    note = f"validation: {own}, best uniform bits {uniform}{when}"
-    return [Card("Against uniform bits", shown, note)]
-
-
-def _budget_card(budget: Mapping[str, Any]) -> Card:
-    share = budget["achieved"] / budget["limit"]
-    note = f"{share:.1%} of the limit, {amount(budget['limit'], budget['unit'])}"
-    achieved = amount(budget["achieved"], budget["unit"])
-    return Card(f"Budget {budget['asked']}", achieved, note, share)
-
-
-def _cost_cards(units: Mapping[str, str], costs: Mapping[str, Three]) -> list[Card]:
-    cards = []
-    full, _, size = costs["size"]
-    if size and full:
-        note = f"{full / size:.1f} times smaller than float"
-        cards.append(Card("Size", amount(size, "bytes"), note))
-    for quantity in ("latency", "energy"):
-        _, eight, now = costs.get(quantity, (None, None, None))
-        if eight and now:
-            note = f"{now / eight:.1%} of 8 bits everywhere"
-            cards.append(Card(quantity.capitalize(), amount(now, units[quantity]), note))
-    return cards
+    """Return the first section: what came of the run, beside uniform bits, 8 bits and float."""
+    costs = side_by_side(record)
+    return Section(
+        "summary", "Summary", headline(record, costs), cards(record, costs),
+        [_comparison(record, costs)], notes=_notes(record),
+    )  # fmt: skip
 
 
 def _notes(record: RunRecord) -> list[str]:
-    notes = list(record.summary.get("notes", []))
-    if record.summary["state"] != "finished":
+    summary = record.summary
+    notes = [history_of_float(record), *summary.get("notes", [])]
+    if summary["state"] != "finished":
         notes.append(
-            f"The run is {record.summary['state']}: these are the figures of the best policy so "
-            "far; the test images are looked at when it is finished."
+            f"The run is {summary['state']}: these are the figures of the best policy so far; the "
+            "test images are looked at when it is finished."
         )
-    notes.append(uniform_sentence(record.summary))
-    if target := record.summary.get("accuracy_target"):
-        notes.append(accuracy_target_sentence(target))
+    if versus_uniform(summary) is None:
+        notes.append(uniform_sentence(summary))
+    if target := summary.get("accuracy_target"):
+        text = accuracy_target_sentence(target)
+        notes.append(f"{text[:1].upper()}{text[1:]}.")
     if record.uniform:
         notes.append("8 bits everywhere: calibrated as this run, not fine-tuned.")
-    notes.append(record.missing.get("plan", ""))
+    notes.append(_search_sentence(record))
     return [note for note in notes if note]
 
 
-def _measured(latency: Mapping[str, Any]) -> list[Card]:
-    if "value" not in latency:
-        return []
-    unit = latency["unit"]
-    note = (
-        f"{amount(latency['low'], unit)} to {amount(latency['high'], unit)}; predicted "
-        f"{amount(latency['predicted'], unit)}, budget {amount(latency['budget'], unit)}"
-    )
-    share = latency["value"] / latency["budget"]
-    return [Card("Latency measured end to end", amount(latency["value"], unit), note, share)]
-
-
-def _in_onnx_runtime(onnx: Mapping[str, Any]) -> list[Card]:
-    cards = []
-    if "test_images" in onnx:
-        metric = metric_of(onnx)
-        torch_value = metric.text(onnx[metric.key("torch_test")])
-        if "top1_agreement" in onnx:
-            note = (
-                f"{onnx['top1_agreement']:.2%} of {onnx['compared_images']} answers are those of "
-                f"PyTorch ({torch_value})"
-            )
-        else:
-            note = f"cosine to PyTorch's answers {onnx['cosine_to_torch']:.4f} ({torch_value})"
-        value = metric.text(onnx[metric.key("onnxruntime_test")])
-        cards.append(Card(f"Test {metric.said} in ONNX Runtime", value, note))
-    if onnx:
-        times = {
-            name: onnx["latency"][name]["value"] for name in _COMPARED if name in onnx["latency"]
-        }
-        own = times.pop("this")
-        note = ", ".join(f"{own / us:.2f} of {_COMPARED[name]}" for name, us in times.items())
-        unit = onnx["latency"]["unit"]
-        cards.append(Card("Latency in ONNX Runtime", amount(own, unit), f"{note}; one thread"))
-    return cards
-
-
-_COMPARED = {"this": "", "fp32": "the float network", "quantize_static": "quantize_static, 8 bits"}
-
-
-def _headline(record: RunRecord) -> str:
+def _search_sentence(record: RunRecord) -> str:
     summary = record.summary
-    widths = [layer["weight_bits"] for layer in summary["layers"]]
-    acts = [layer["act_bits"] for layer in summary["layers"]]
     episode, episodes = summary["best_episode"], summary["episodes"]
     source = (
-        f"found in episode {episode} of {episodes}" if episode < episodes else "raised to verify"
+        f"The policy was found in episode {episode} of {episodes}"
+        if episode < episodes
+        else "The policy was raised after the episodes to be verified"
     )
     return (
-        f"{len(widths)} layers; weights with {_span(widths)} bits, activations with {_span(acts)}; "
-        f"{source}, after "
-        f"{counted(summary['evaluations'], 'evaluation')} of "
+        f"{source}, after {counted(summary['evaluations'], 'evaluation')} of "
         f"{summary['seconds_per_evaluation']:.2g} s."
     )
 
 
-def _span(widths: Sequence[int]) -> str:
-    low, high = min(widths), max(widths)
-    return str(low) if low == high else f"{low} to {high}"
-
-
-def _value(value: float | None, metric: Metric) -> str:
-    if value is None or not math.isfinite(value):
-        return "–"  # noqa: RUF001 - a dash
-    return metric.text(value)
-
-
 def _comparison(record: RunRecord, costs: Mapping[str, Three]) -> Table:
+    """Return what the run is worth and costs, before and after, with what it must beat."""
     summary, metric = record.summary, metric_of(record.summary)
+    uniform = (summary.get("uniform_reference") or {}).get("cost", {})
     rows: list[list[Cell]] = []
     for label, part in (("validation", "val"), ("test", "test")):
         now = summary.get(metric.key(f"final_{part}"))
@@ -165,12 +67,38 @@ def _comparison(record: RunRecord, costs: Mapping[str, Three]) -> Table:
         values = [
             summary.get(metric.key(f"float_{part}")), record.uniform.get(metric.key(part)), now
         ]  # fmt: skip
-        if any(value is not None for value in values):
-            kind = f"{label} {metric.said}"
-            rows.append([Cell(kind), *(number(v, _value(v, metric)) for v in values)])
-    for quantity, three in costs.items():
+        if any(one is not None for one in values):
+            cells = [number(one, value(one, metric)) for one in values]
+            between = [number(None)] if uniform else []
+            rows.append([Cell(f"{label} {metric.said}"), *cells[:2], *between, cells[2]])
+    rows += _compared(summary)
+    for quantity, (full, eight, now) in costs.items():
         # Where the name says the unit, it is not said again.
         unit = "" if spoken(quantity) != quantity else summary["units"][quantity]
-        rows.append([Cell(spoken(quantity)), *(number(v, amount(v, unit)) for v in three)])
-    columns = ("", "float", "8 bits everywhere", "this run")
-    return Table("Side by side", columns, rows, "comparison", sortable=False)
+        costs_of = [full, eight, *([uniform.get(quantity)] if uniform else []), now]
+        cells = [number(one, amount(one, unit)) for one in costs_of]
+        rows.append([Cell(spoken(quantity)), *cells])
+    if "macs" in (summary["layers"] or [{}])[0]:
+        rows.append(_macs(record, bool(uniform)))
+    columns = ["", "float", "8 bits", *["uniform bits"] * bool(uniform), "this run"]
+    return Table("Before and after", columns, rows, "comparison", sortable=False)
+
+
+def _compared(summary: Mapping[str, Any]) -> list[list[Cell]]:
+    """Return the row of both values that the run and uniform bits are compared by."""
+    reference, metric = summary.get("uniform_reference"), metric_of(summary)
+    if not reference:
+        return []
+    stage = "fine-tuned" if reference["tuned"] else "in its episode"
+    cells = [number(reference[of], value(reference[of], metric)) for of in ("uniform", "own")]
+    return [[Cell(f"{stage}, as compared"), number(None), number(None), *cells]]
+
+
+def _macs(record: RunRecord, with_uniform: bool) -> list[Cell]:
+    """Return the row of multiply-accumulates, which fewer channels alone make fewer."""
+    layers = record.summary["layers"]
+    now = sum(layer["macs"] for layer in layers)
+    whole = now if record.planned is None else sum(
+        layer.macs for layer in record.planned.table.layers)  # fmt: skip
+    cells = [number(one, amount(one, "MACs")) for one in [whole] * (2 + with_uniform)]
+    return [Cell("multiply-accumulates"), *cells, number(now, amount(now, "MACs"))]

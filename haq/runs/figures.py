@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from haq.allocation.budgets import uniform_policy
+from haq.allocation.policy import read_policy
 from haq.allocation.schemes import SEARCHED
 from haq.allocation.sensitivities import Widths, save_sensitivity, widths
 from haq.datasets import load
@@ -13,6 +14,7 @@ from haq.quantization.calibration import load_clips
 from haq.quantization.fake_quant import quantize, uniform
 from haq.quantization.second_order import second_order
 from haq.runs.calibration import sensitivity_images
+from haq.runs.evaluation import labeled
 from haq.runs.evaluator import Evaluator, Recipe
 from haq.runs.folder import read_job, read_json, write_json
 from haq.runs.metric import metric_of_job
@@ -21,12 +23,16 @@ from haq.runs.plan import images_of, plan
 from haq.runs.progress import OnProgress, Progress
 from haq.runs.sample import load_sample
 from haq.runs.transforms import network_of
+from haq.runs.uniform_reference import uniform_reference
 from haq.training.scoring import score
 from haq.training.teacher import teacher_from
 
 
 def write_figures(folder: Path, on_progress: OnProgress) -> None:
     """Write ``sensitivity.json`` and ``uniform.json`` into a run's folder where they are missing.
+
+    Where the run is not compared with uniform bits, as older ones are not, it is now, and its
+    summary says so.
 
     The sensitivities are those of all bit-widths, also of those that the job excludes. Nothing is
     chosen by them or by the accuracy at 8 bits.
@@ -35,10 +41,11 @@ def write_figures(folder: Path, on_progress: OnProgress) -> None:
         HaqError: The run is not finished, or its model or data cannot be had again.
     """
     missing = {n for n in ("sensitivity.json", "uniform.json") if not (folder / n).exists()}
-    if not missing:
+    path = folder / "summary.json"
+    summary = read_json(path) if path.exists() else {}
+    if not missing and "uniform_reference" in summary:
         return
-    summary = folder / "summary.json"
-    if not summary.exists() or read_json(summary)["state"] != "finished":
+    if summary.get("state") != "finished":
         # One that goes on later might take the sensitivities for its own.
         raise RunError("the run is not finished")
     job = read_job(folder)
@@ -74,6 +81,11 @@ def write_figures(folder: Path, on_progress: OnProgress) -> None:
         }
         values = {name: metric.of_score(score) for name, score in accuracy.items()}
         write_json(folder / "uniform.json", values)
+    if "uniform_reference" not in summary:
+        evaluation = labeled(job, folder, planned, data, on_progress)
+        policy = read_policy(folder / "policy.json")
+        compared = uniform_reference(job, planned, evaluation, policy, {}, on_progress)
+        write_json(path, summary | {"uniform_reference": compared})
 
 
 def _every_width(graph: Graph) -> Widths:

@@ -50,7 +50,9 @@ def finish(search: Search) -> tuple[Trial, dict[str, Any]]:
     else:
         top, model, more = reach(search)
     summary |= more
-    summary["uniform_reference"] = uniform_reference(search, top, tuned)
+    summary["uniform_reference"] = uniform_reference(
+        search.job, search.planned, evaluation, top.policy, tuned, search.on_progress
+    )
     summary |= summary_fields(search, top, model)
     if evaluation.test:
         tested = evaluation.test(model, "test")

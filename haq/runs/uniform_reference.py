@@ -15,11 +15,13 @@ from torch import Tensor
 from haq.allocation.budgets import Budget, uniform_references, uniform_within
 from haq.allocation.costs import CostTable, total
 from haq.allocation.policy import Bits, Policy
-from haq.allocation.trials import Trial
 from haq.errors import BudgetError, DivergedError
+from haq.runs.evaluation import Evaluation
+from haq.runs.job import Job
 from haq.runs.judge import Judged
-from haq.runs.progress import Progress
-from haq.runs.state import Key, Search, policy_key
+from haq.runs.plan import Plan
+from haq.runs.progress import OnProgress, Progress
+from haq.runs.state import Key, policy_key
 from haq.training.paired import drop_interval, paired
 
 
@@ -31,14 +33,18 @@ class _Worth(NamedTuple):
 
 
 def uniform_reference(
-    search: Search, top: Trial, tuned: Mapping[Key, Judged]
-) -> dict[str, Any] | None:
+    job: Job, planned: Plan, evaluation: Evaluation, policy: Policy,
+    tuned: Mapping[Key, Judged], on_progress: OnProgress,
+) -> dict[str, Any] | None:  # fmt: skip
     """Return how the policy chosen stands against the better of two uniform ones.
 
     Args:
-        search: Its budgets count; under an accuracy target what the policy chosen costs.
-        top: The trial chosen.
+        job: Of the run.
+        planned: Its budgets count; under an accuracy target what the policy chosen costs.
+        evaluation: Makes and scores networks.
+        policy: The one chosen.
         tuned: What fine-tuned networks do with the judge's images, by policy.
+        on_progress: Called before each network.
 
     Returns:
         None where no uniform bits can keep the budgets or be evaluated. Else ``{"weight_bits",
@@ -48,24 +54,25 @@ def uniform_reference(
         by these, whether both are fine-tuned, the metric's values, and the 95 % confidence interval
         of own less uniform, None where the metric has none.
     """
-    table, evaluation = search.planned.table, search.evaluation
-    budgets = _budgets(search, top)
+    table, budgets = planned.table, _budgets(job, planned, policy)
     try:
         references = uniform_references(table, budgets)
     except BudgetError:
         return None
-    policies = [top.policy, *(policy for policy in references if policy != top.policy)]
-    fine_tuned = all(policy_key(policy) in tuned for policy in policies)
+    policies = [policy, *(other for other in references if other != policy)]
+    fine_tuned = all(policy_key(each) in tuned for each in policies)
+    known = tuned if fine_tuned else {}
+    worth = []
     try:
-        worth = [_worth(search, policy, tuned if fine_tuned else {}) for policy in policies]
+        for number, each in enumerate(policies):
+            on_progress(Progress("uniform", number, len(policies)))
+            worth.append(_worth(evaluation, each, known.get(policy_key(each))))
     except DivergedError:
         return None
     score = evaluation.metric.score
     others = range(1, len(policies)) if len(policies) > 1 else (0,)
     best = max(others, key=lambda at: score(worth[at].value))
-    if any(policy == top.policy for policy in references) and score(worth[best].value) <= score(
-        worth[0].value
-    ):
+    if policy in references and score(worth[best].value) <= score(worth[0].value):
         best = 0
     own, other = worth[0], worth[best]
     interval = None
@@ -74,26 +81,21 @@ def uniform_reference(
         interval = [-high, -low]
     return {
         **_described(table, budgets, policies[best]),
-        "same": best == 0, **_images(search, own), "tuned": fine_tuned,
+        "same": best == 0, **_images(evaluation, own), "tuned": fine_tuned,
         "own": own.value, "uniform": other.value, "interval": interval,
     }  # fmt: skip
 
 
-def _budgets(search: Search, top: Trial) -> list[Budget]:
+def _budgets(job: Job, planned: Plan, policy: Policy) -> list[Budget]:
     """Return what uniform bits must keep: of an accuracy target, the cost of what came of it."""
-    budgets = list(search.planned.budgets)
-    if search.job.max_drop is None or search.job.minimise is None:
-        return budgets
-    spent = total(search.planned.table, top.policy, search.job.minimise)
-    return [*budgets, Budget(search.job.minimise, spent)]
+    if job.max_drop is None or job.minimise is None:
+        return list(planned.budgets)
+    return [*planned.budgets, Budget(job.minimise, total(planned.table, policy, job.minimise))]
 
 
-def _worth(search: Search, policy: Policy, tuned: Mapping[Key, Judged]) -> _Worth:
-    evaluation, metric = search.evaluation, search.evaluation.metric
-    known = tuned.get(policy_key(policy))
+def _worth(evaluation: Evaluation, policy: Policy, known: Judged | None) -> _Worth:
     if known is not None:
         return _Worth(known.accuracy, known.right)
-    search.on_progress(Progress("uniform", 0, 1))
     network = evaluation.network(policy)
     if evaluation.pairs is not None:
         right = evaluation.pairs.right_of(network)
@@ -101,12 +103,12 @@ def _worth(search: Search, policy: Policy, tuned: Mapping[Key, Judged]) -> _Wort
     if evaluation.judge is not None:
         judged = evaluation.judge.judged(network)
         return _Worth(judged.accuracy, judged.right)
-    return _Worth(metric.of_score(evaluation.score(network).accuracy))
+    return _Worth(evaluation.metric.of_score(evaluation.score(network).accuracy))
 
 
-def _images(search: Search, own: _Worth) -> dict[str, Any]:
-    judge, pairs = search.evaluation.judge, search.evaluation.pairs
-    apart = pairs is not None or (judge is not None and judge.apart)
+def _images(evaluation: Evaluation, own: _Worth) -> dict[str, Any]:
+    judge = evaluation.judge
+    apart = evaluation.pairs is not None or (judge is not None and judge.apart)
     return {"images": None if own.right is None else len(own.right), "apart": apart}
 
 

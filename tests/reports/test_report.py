@@ -29,7 +29,7 @@ from haq.reports.charts.theme import KINDS, THEMES, Chart, colored
 from haq.reports.charts.trials import trials_chart
 from haq.reports.page import Section, plain, render
 from haq.reports.pictures import draw
-from haq.reports.reasons import reasons
+from haq.reports.reasons import reasons, why
 from haq.reports.record import read_run
 from haq.reports.report import report_fragments, report_html
 from haq.reports.run_charts import all_charts, moved_bytes, noise
@@ -381,9 +381,11 @@ def test_a_model_of_ones_own_has_a_page_too(tmp_path):
     assert "unknown model &#39;Sequential&#39;" in page
     assert ">validation score<" in page
     assert 'categoryarray":["0","2","4"]' in page
-    assert "Fixed by the job at w8a8; weights at 8 bits: 7 would save 8 bytes" in report_html(
-        tmp_path / "own", model=model
+    found = why(read_run(tmp_path / "own", model))
+    assert found["0"].startswith(
+        "Fixed by the job at w8a8; weights at 8 bits: 7 would save 8 bytes"
     )
+    assert ">pinned<" in report_html(tmp_path / "own", model=model)
 
 
 def test_a_damaged_file_is_named(plain_run, tmp_path):
@@ -460,9 +462,13 @@ def test_what_was_measured_in_onnx_runtime_is_told(plain_run, tmp_path):
     clock = {"unit": "us", "value": 8.0, "low": 7.5, "high": 8.5, "predicted": 9.0, "budget": 10.0}
     results.write_json(folder / "summary.json", summary | {"measured_latency": clock})
     text = report_html(folder)
-    assert "99.00% of 100 answers are those of PyTorch (76.00%)" in text
-    assert "0.50 of the float network, 1.20 of quantize_static, 8 bits" in text
-    assert "predicted 9 us, budget 10 us" in text
+    assert "99.00% of 100 answers are PyTorch&#39;s" in text
+    assert "test accuracy 75.00% there, 76.00% here" in text
+    assert "predicted 9 µs, budget 10 µs" in text
+    assert "Latency, measured" in text
+    results.write_json(folder / "summary.json", summary)
+    text = report_html(folder)
+    assert "0.50 of float, 1.20 of quantize_static at 8 bits; ONNX Runtime, one thread" in text
 
 
 def test_pictures_without_a_browser_are_one_sentence(tmp_path, monkeypatch):

@@ -51,7 +51,8 @@ def test_a_run_leaves_these_files(finished):
     folder, _ = finished
     assert {path.name for path in folder.iterdir()} == {
         "job.json", "float.safetensors", "clips.safetensors", "trials.jsonl", "policy.json",
-        "weights.safetensors", "summary.json", "float_test.json", "sample.safetensors",
+        "weights.safetensors", "summary.json", "float_test.json", "tested.json",
+        "sample.safetensors",
     }  # fmt: skip
 
 

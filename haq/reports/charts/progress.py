@@ -6,7 +6,7 @@ from typing import Any
 
 from haq.allocation.trials import Trial, best
 from haq.metrics import METRICS, Metric
-from haq.reports.charts.theme import Chart, axis, layout
+from haq.reports.charts.theme import Chart, axis, counted, layout
 
 
 def progress_chart(
@@ -34,8 +34,8 @@ def progress_chart(
         about |= _layout_with_noise()
     top = tops[-1]
     sentence = (
-        f"{len(trials)} episodes, {sum(not t.cached for t in trials)} of them with a policy not "
-        f"met before (filled); the best one, episode {top.episode}, has a reward of "
+        f"{counted(len(trials), 'episode')}, {sum(not t.cached for t in trials)} of them with a "
+        f"policy not met before (filled); the best one, episode {top.episode}, has a reward of "
         f"{top.reward:.4g} ({kind} {metric.text(top.accuracy)})."
     )
     rows = [
@@ -72,7 +72,8 @@ def _rewards(trials: Sequence[Trial], tops: Sequence[Trial], accuracy: str) -> l
 
 def _noise(episodes: Sequence[int], noise: Sequence[float | None]) -> dict[str, Any]:
     return {
-        "type": "scatter", "mode": "lines", "name": "exploration noise (sigma)",
+        "type": "scatter", "name": "exploration noise (sigma)",
+        "mode": "lines" if sum(sigma is not None for sigma in noise) > 1 else "lines+markers",
         "x": list(episodes), "y": list(noise), "yaxis": "y2",
         "line": {"color": "--linear", "width": 2, "dash": "dot"},
         "hovertemplate": "episode %{x}: sigma %{y:.3f}<extra></extra>",

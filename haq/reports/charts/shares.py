@@ -1,14 +1,14 @@
-"""What each layer takes of the network's costs, at 8 bits and now."""
+"""What each layer costs, at 8 bits and now, and its share of the whole network."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from haq.reports.charts.theme import Chart, Row, axis, layer_axis, layout
+from haq.reports.charts.theme import Chart, Row, amount, axis, layer_axis, layout, spoken
 
 
 def shares_chart(layers: Sequence[Row], units: Mapping[str, str]) -> Chart:
-    """Return each layer's share of latency, energy, operations and size, at 8 bits and now."""
+    """Return latency, energy, operations and size of each layer, at 8 bits and now."""
     shown = ("latency", "energy", "size") if "latency" in units else ("bops", "energy", "size")
     quantities = [quantity for quantity in shown if quantity in units]
     columns: dict[str, list[float | None]] = {}
@@ -16,18 +16,26 @@ def shares_chart(layers: Sequence[Row], units: Mapping[str, str]) -> Chart:
     axes = {}
     names = [layer["name"] for layer in layers]
     for number, quantity in enumerate(quantities):
-        before = _shares([layer["cost_w8a8"].get(quantity) for layer in layers])
-        after = _shares([layer["cost"].get(quantity) for layer in layers])
+        costs = {field: [layer[field].get(quantity) for layer in layers]
+                 for field in ("cost_w8a8", "cost")}  # fmt: skip
+        before, after = _shares(costs["cost_w8a8"]), _shares(costs["cost"])
         columns |= {f"{quantity}, w8a8": before, f"{quantity}, now": after}
+        unit = units[quantity]
         place = "" if number == 0 else str(number + 1)
         axes["yaxis" + place] = axis(
-            quantity, domain=_domain(number, len(quantities)), tickformat=".0%",
+            f"{spoken(quantity)} ({unit})" if spoken(quantity) == quantity else spoken(quantity),
+            domain=_domain(number, len(quantities)), tickformat="~s", nticks=5,
             rangemode="tozero", fixedrange=True,
         )  # fmt: skip
         data += [
-            _bars(names, quantity, place, name, values)
-            for name, values in (("8 bits everywhere", before), ("this run", after))
-        ]
+            _bars(names, place, label, costs[field], [
+                f"{name}, {label}: {amount(cost, unit)}" + ("" if share is None else
+                f", {share:.1%} of the {spoken(quantity)}")
+                for name, cost, share in zip(names, costs[field], shares, strict=True)
+            ])
+            for label, field, shares in (("8 bits everywhere", "cost_w8a8", before),
+                                         ("this run", "cost", after))
+        ]  # fmt: skip
     last = "y" if len(quantities) == 1 else f"y{len(quantities)}"
     figure = {
         "data": data,
@@ -47,7 +55,11 @@ _STYLES = {"8 bits everywhere": ("--before", "/"), "this run": ("--accent", "")}
 
 
 def _bars(
-    names: Sequence[str], quantity: str, place: str, label: str, values: Sequence[float | None]
+    names: Sequence[str],
+    place: str,
+    label: str,
+    values: Sequence[float | None],
+    texts: Sequence[str],
 ) -> dict[str, Any]:
     color, pattern = _STYLES[label]
     return {
@@ -55,7 +67,7 @@ def _bars(
         "x": list(names), "y": list(values), "xaxis": "x", "yaxis": "y" + place,
         "marker": {"color": color, "pattern": {"shape": pattern, "size": 6, "solidity": 0.3,
                                                "fgcolor": "--page", "bgcolor": color}},
-        "hovertemplate": f"%{{x}}: %{{y:.1%}} of {quantity}, {label}<extra></extra>",
+        "hovertext": list(texts), "hovertemplate": "%{hovertext}<extra></extra>",
     }  # fmt: skip
 
 
@@ -83,5 +95,5 @@ def _sentence(
         top = max(range(len(names)), key=lambda at: after[at] or 0.0)
         if after[top] is not None:
             was = "" if before[top] is None else f" ({before[top]:.0%} at 8 bits)"
-            parts.append(f"{names[top]} has {after[top]:.0%} of the {quantity}{was}")
+            parts.append(f"{names[top]} has {after[top]:.0%} of the {spoken(quantity)}{was}")
     return "The largest shares now: " + "; ".join(parts) + "."

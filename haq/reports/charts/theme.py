@@ -72,21 +72,46 @@ def colored(value: Any, theme: Mapping[str, str]) -> Any:
     return theme.get(value, value) if isinstance(value, str) else value
 
 
+_SCALES: Mapping[str, tuple[str, float]] = {
+    "bytes": ("B", 1.0), "MACs": ("MAC", 1.0),
+    "s": ("s", 1.0), "ms": ("s", 1e-3), "us": ("s", 1e-6), "ns": ("s", 1e-9),
+    "J": ("J", 1.0), "mJ": ("J", 1e-3), "uJ": ("J", 1e-6), "nJ": ("J", 1e-9), "pJ": ("J", 1e-12),
+}  # fmt: skip
+"""Units that are written with prefixes: each as so many of its base."""
+
+_PREFIXES = {1e12: "T", 1e9: "G", 1e6: "M", 1e3: "k", 1.0: "", 1e-3: "m", 1e-6: "µ", 1e-9: "n"}
+
+
 def amount(value: float | None, unit: str = "") -> str:
-    """Return a number for people, with its unit.
+    """Return a number for people, with its unit: four digits, and a prefix where units have one.
 
     >>> amount(4767.6, "cycles"), amount(2.91097), amount(None), amount(123863040, "bytes")
     ('4,768 cycles', '2.911', '-', '123.9 MB')
+    >>> amount(219.6, "us"), amount(4116, "bytes"), amount(560, "bytes"), amount(2.5e6, "nJ")
+    ('219.6 µs', '4.116 kB', '560 bytes', '2.5 mJ')
     """
     if value is None or not math.isfinite(value):
         return "-"
+    base, factor = _SCALES.get(unit, (unit, 1.0))
+    if unit in _SCALES and value:
+        if unit == "bytes" and abs(value) < 1000:
+            return f"{value:.4g} bytes"
+        size = next((s for s in _PREFIXES if abs(value) * factor >= s * 0.99995), 1e-9)
+        return f"{_plain(value * factor / size)} {_PREFIXES[size]}{base}"
     for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
         if abs(value) >= size:
-            return f"{value / size:.4g} {prefix}" + (
-                "B" if unit == "bytes" else f" {unit}".rstrip()
-            )
+            return f"{value / size:.4g} {prefix} {base}".rstrip()
     text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return f"{text} {unit}".strip()
+    return f"{text} {base}".strip()
+
+
+def _plain(value: float) -> str:
+    """Return four digits without an exponent.
+
+    >>> _plain(999.96), _plain(0.5)
+    ('1000', '0.5')
+    """
+    return f"{value:.0f}" if abs(value) >= 999.95 else f"{value:.4g}"
 
 
 def spoken(quantity: str) -> str:

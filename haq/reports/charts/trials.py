@@ -7,10 +7,20 @@ from typing import Any
 
 from haq.allocation.trials import Trial, best, pareto
 from haq.metrics import METRICS, Metric
-from haq.reports.charts.theme import Chart, amount, axis, layout, line, note
+from haq.reports.charts.theme import (
+    Chart,
+    Figure,
+    amount,
+    axis,
+    counted,
+    layout,
+    line,
+    note,
+    spoken,
+)
 
 
-def trials_chart(
+def trials_chart(  # noqa: PLR0913 - all of one chart
     trials: Sequence[Trial],
     quantity: str,
     unit: str,
@@ -19,6 +29,7 @@ def trials_chart(
     float_accuracy: float | None = None,
     chosen: Trial | None = None,
     metric: Metric = METRICS["top1"],
+    finished: float | None = None,
 ) -> Chart:
     """Return all trials by one cost and their accuracy, with the front that none of them beats.
 
@@ -32,6 +43,8 @@ def trials_chart(
         chosen: What was handed over, which is none of the trials where the policy was raised or
             lowered after them; without it the best one.
         metric: Of the values.
+        finished: The value of the network handed over, after its last training; without it the
+            star stands where the policy was scored.
     """
     ends = {trial.episode for trial in pareto(trials, quantity)}
     top = chosen or best(trials)
@@ -41,11 +54,12 @@ def trials_chart(
     shown = metric.format
     hover = f"episode %{{text}}<br>%{{x:,.6~g}} {unit}, %{{y:{shown}}}<extra></extra>"
     tick = {"tickformat": ".1%"} if shown == ".2%" else {}
-    figure = {
+    figure: Figure = {
         "data": _points(trials, front, top, quantity, hover),
         "layout": layout(
             420, **_limits(limit, float_accuracy),
-            xaxis=axis(f"{quantity} ({unit})"), yaxis=axis(kind, **tick),
+            xaxis=axis(_named(quantity, unit), **_span([*trials, top], quantity, limit)),
+            yaxis=axis(kind, **tick),
         ),
     }  # fmt: skip
     on_front = {trial.episode for trial in front}
@@ -56,7 +70,28 @@ def trials_chart(
     columns = ("episode", f"{quantity} ({unit})", kind, "on the front")
     sentence = _sentence(trials, front, quantity, unit, metric)
     sentence += f" The chosen one ({which}) needs {amount(top.cost[quantity], unit)}."
+    if finished is not None and math.isfinite(finished):
+        figure["data"][-1] |= {"y": [finished], "name": "network handed over"}
+        sentence += f" The network handed over has {metric.text(finished)} there (star)."
     return Chart("trials", "All trials", sentence, figure, columns, rows)
+
+
+def _named(quantity: str, unit: str) -> str:
+    return spoken(quantity) if spoken(quantity) != quantity or not unit else f"{quantity} ({unit})"
+
+
+FEW = 4
+"""Different costs below which an axis begins at zero: else it would magnify nothing."""
+
+
+def _span(trials: Sequence[Trial], quantity: str, limit: float | None) -> dict[str, Any]:
+    """Return the range of an axis of costs, where those alone would make a poor one."""
+    costs = {trial.cost[quantity] for trial in trials}
+    costs |= set() if limit is None else {limit}
+    whole = {"tickformat": "~s"} if max(costs) >= 1e4 else {}
+    return whole | (
+        {"range": [0, 1.08 * max(costs)]} if len(costs) < FEW and max(costs) > 0 else {}
+    )
 
 
 def _points(
@@ -109,7 +144,7 @@ def _sentence(
 ) -> str:
     ends = [f"{amount(t.cost[quantity], unit)} at {metric.text(t.accuracy)}" for t in front]
     where = ends[0] if len(ends) == 1 else f"from {ends[0]} to {ends[-1]}"
-    sentence = f"{len(trials)} trials; the front has {len(front)} of them, {where}."
+    sentence = f"{counted(len(trials), 'trial')}; the front has {len(front)} of them, {where}."
     if any(trial.stopped for trial in trials):
         sentence += " Crosses are estimates: their evaluation was stopped as hopeless."
     return sentence

@@ -8,8 +8,8 @@ The page asks nobody for anything, and its content security policy keeps it so.
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from haq.reports.charts.theme import THEMES, Chart
+from haq.reports.names import scrubbed
 
 PLOTLY = Path(__file__).with_name("plotly-basic.min.js")
 """What draws the charts, on a page as in pictures."""
@@ -81,7 +82,13 @@ class Section:
     notes: Sequence[str] = ()
 
 
-def render(title: str, subtitle: str, sections: Sequence[Section], reload_s: int = 0) -> str:
+def render(
+    title: str,
+    subtitle: str,
+    sections: Sequence[Section],
+    reload_s: int = 0,
+    names: Mapping[str, str] | None = None,
+) -> str:
     """Return the page.
 
     Args:
@@ -89,7 +96,11 @@ def render(title: str, subtitle: str, sections: Sequence[Section], reload_s: int
         subtitle: A line below it.
         sections: Its parts.
         reload_s: After so many seconds the page loads itself again; 0 for never.
+        names: What stands in place of paths of this machine, see ``haq.reports.names``.
     """
+    names = names or {}
+    title, subtitle = scrubbed(title, names), scrubbed(subtitle, names)
+    sections = [_named(section, names) for section in sections]
     charts = {chart.key: chart for s in sections for choice in s.charts for chart in choice}
     figures = {key: plain(chart.figure) for key, chart in charts.items()}
     numbers = {key: _numbers(chart) for key, chart in charts.items()}
@@ -97,6 +108,25 @@ def render(title: str, subtitle: str, sections: Sequence[Section], reload_s: int
         title=title, subtitle=subtitle, sections=sections, reload_s=reload_s, themes=THEMES,
         content={"figures": figures, "numbers": numbers, "themes": THEMES, "reload_s": reload_s},
         plotly=plotly_js() if figures else "", least_width=_least_width,
+    )  # fmt: skip
+
+
+def _named(section: Section, names: Mapping[str, str]) -> Section:
+    """Return a section without paths of this machine."""
+    tables = [
+        table._replace(
+            caption=scrubbed(table.caption, names),
+            rows=[[cell._replace(text=scrubbed(cell.text, names)) for cell in row]
+                  for row in table.rows],
+        )
+        for table in section.tables
+    ]  # fmt: skip
+    return replace(
+        section,
+        title=scrubbed(section.title, names), lead=scrubbed(section.lead, names), tables=tables,
+        notes=scrubbed(section.notes, names),
+        cards=[Card(*scrubbed(card, names)) for card in section.cards],
+        charts=[[Chart(*scrubbed(chart, names)) for chart in choice] for choice in section.charts],
     )  # fmt: skip
 
 
