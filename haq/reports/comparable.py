@@ -54,7 +54,7 @@ def shared_quantities(rows: Sequence[Row], units: Mapping[str, str]) -> list[str
     shared = []
     for quantity in units:
         knowing = [row for row in rows if row.get(quantity) is not None]
-        targets = {row["target"] for row in knowing}
+        targets = {row.get("target_id", row["target"]) for row in knowing}
         if len(knowing) > 1 and (quantity in WITHOUT_TARGET or len(targets) == 1):
             shared.append(quantity)
     return shared

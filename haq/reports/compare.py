@@ -3,7 +3,6 @@
 import csv
 import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any
 
 from haq.allocation.costs import WITHOUT_TARGET
 from haq.errors import HaqError, RunError
-from haq.metrics import METRICS, metric_of
+from haq.metrics import METRICS, Metric, metric_of
 from haq.metrics.metric import Share
 from haq.reports.charts.best import best_so_far_chart
 from haq.reports.charts.front import MEASURES, front_chart, quantities
 from haq.reports.charts.policies import policies_chart
-from haq.reports.charts.theme import Row, amount, points
+from haq.reports.charts.theme import Row, amount, points, spoken
 from haq.reports.comparable import (
     UNIFORM,
     against_uniform,
@@ -24,6 +23,8 @@ from haq.reports.comparable import (
     shared_quantities,
     treatment,
 )
+from haq.reports.leaders import interval_cell, leaders_section
+from haq.reports.names import data_name, model_name, names_of_paths, target_name
 from haq.reports.page import Cell, Section, Table, number, render
 from haq.runs.folder import read_job, read_json, read_trials
 from haq.runs.job import Job
@@ -56,17 +57,32 @@ def compared(folders: Sequence[Path]) -> list[Row]:
 def _row(name: str, job: Job, summary: Mapping[str, Any]) -> dict[str, Any]:
     metric = metric_of(summary)
     return {
-        "run": name, "state": summary["state"], "model": job.model,
-        "data": job.data.partition(":")[0], "test_set": 1, "target": job.target or "",
+        "run": name, "state": summary["state"], "model": model_name(job),
+        "data": data_name(job), "test_set": 1, "target": target_name(job),
         "agent": job.agent + (" (paper)" if job.paper else ""), "seed": job.seed,
         "budget": " ".join(job.budgets),
         "episodes": summary["episodes"], "evaluations": summary["evaluations"],
         "evaluation_seconds": summary["evaluation_seconds"],
         **{f"{stage}_accuracy": summary.get(metric.key(stage)) for stage in _STAGES},
-        "metric": metric.name,
+        **_ends(summary, metric), "metric": metric.name,
+        "target_id": _identity(job, summary),
         **summary["cost"], "units": summary["units"],
         "treatment": treatment(job.model_dump(mode="json")),
     }  # fmt: skip
+
+
+def _ends(summary: Mapping[str, Any], metric: Metric) -> dict[str, float | None]:
+    """Return the ends of the test value's confidence interval, and of its drop from float."""
+    interval = summary.get("final_test_interval", (None, None))
+    drop = summary.get("test_drop", {}).get("interval", (None, None))
+    names = (f"{word}_accuracy" for word in ("final_test_low", "final_test_high"))
+    return {**dict(zip(names, interval, strict=True)), "test_drop_low": drop[0],
+            "test_drop_high": drop[1]}  # fmt: skip
+
+
+def _identity(job: Job, summary: Mapping[str, Any]) -> str:
+    """Return what two targets must have in common for their costs to be compared."""
+    return f"{job.target}, {(summary.get('cost_origin') or {}).get('version', '')}"
 
 
 _STAGES = (
@@ -76,20 +92,27 @@ _STAGES = (
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Return the folders' own names, or their paths where two have the same."""
+    """Return the folders' own names, with as many above them as it takes to tell them apart."""
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) == len(names):
         return names
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise HaqError("the same run was given twice; compare runs with others")
-    return [os.path.relpath(folder) for folder in folders]
+    parts = [folder.resolve().parts for folder in folders]
+    count = next(n for n in range(2, 99) if len({own[-n:] for own in parts}) == len(parts))
+    return ["/".join(own[-count:]) for own in parts]
 
 
 def comparison_csv(rows: Sequence[Row]) -> str:
     """Return the rows as CSV; the names of quantities carry their units."""
     units = quantities(rows)
     metrics = {metric_of(row) for row in rows}
-    hidden = ("units", "treatment", *(() if metrics != {METRICS["top1"]} else ("metric",)))
+    hidden = (
+        "units",
+        "treatment",
+        "target_id",
+        *(() if metrics != {METRICS["top1"]} else ("metric",)),
+    )
     columns = [name for name in rows[0] if name not in (*units, *hidden)]
     columns += list(units)
     word = "_value" if len(metrics) > 1 else f"_{next(iter(metrics)).word}"
@@ -117,7 +140,12 @@ def comparison_html(folders: Sequence[Path]) -> str:
     rows = compared(folders)
     names = [row["run"] for row in rows]
     title = f"{len(rows)} runs side by side" if len(rows) > 1 else f"Run {names[0]}"
-    return render(title, _common(rows), comparison_sections(folders, rows))
+    return render(title, _common(rows), comparison_sections(folders, rows), 0, names_in(folders))
+
+
+def names_in(folders: Sequence[Path]) -> Mapping[str, str]:
+    """Return what stands on the pages of runs in place of paths of this machine."""
+    return names_of_paths([read_job(folder).model_dump(mode="json") for folder in folders], folders)
 
 
 def _common(rows: Sequence[Row]) -> str:
@@ -163,7 +191,7 @@ def _of_set(section: Section, images: int) -> Section:
 
 
 def _sections(folders: Sequence[Path], rows: Sequence[Row]) -> list[Section]:
-    sections = [*_against(rows), *_front(rows)]
+    sections = [*leaders_section(folders, rows), *_against(rows), *_front(rows)]
     sections.append(Section("runs", "Runs", tables=[_table(rows)]))
     trials = {row["run"]: read_trials(folder) for folder, row in zip(folders, rows, strict=True)}
     chart = best_so_far_chart(trials, metric_of(rows[0]))
@@ -238,23 +266,25 @@ def _policies(runs: Sequence[str], layers: Sequence[Sequence[Row]]) -> Section:
 def _table(rows: Sequence[Row]) -> Table:
     units = {**WITHOUT_TARGET, **quantities(rows)}
     costs = list(quantities(rows))
-    # What all have in common stands below the title.
-    named = ["run", *(f for f in ("model", "data") if len({row[f] for row in rows}) > 1)]
-    named += ["budget", "agent"]
-    columns = [*named, "seed", "final test", "final validation", "validation in its episode",
-               "float test"]  # fmt: skip
-    columns += [f"{quantity} ({units[quantity]})" for quantity in costs]
+    named = ["run", "model", "data", "budget", "agent"]
+    columns = [*named, "seed", "final test", "95 % interval", "final validation",
+               "validation in its episode", "float test"]  # fmt: skip
+    columns += [spoken(quantity) for quantity in costs]
     columns += ["evaluations", "seconds", "state"]
     cells = []
     for row in rows:
         line = [Cell(row[field]) for field in named]
         line.append(number(row["seed"]))
-        line += [
-            number(row[field], None if row[field] is None else metric_of(row).text(row[field]))
-            for field in ("final_test_accuracy", "final_val_accuracy", "episode_val_accuracy",
-                          "float_test_accuracy")
-        ]  # fmt: skip
-        line += [number(row.get(q), amount(row.get(q))) for q in costs]
+        line.append(_value(row, "final_test_accuracy"))
+        line.append(interval_cell(row))
+        line += [_value(row, field) for field in
+                 ("final_val_accuracy", "episode_val_accuracy", "float_test_accuracy")]  # fmt: skip
+        line += [number(row.get(q), amount(row.get(q), units[q])) for q in costs]
         line += [number(row["evaluations"]), number(row["evaluation_seconds"]), Cell(row["state"])]
         cells.append(line)
     return Table("All runs", columns, cells, "run-table")
+
+
+def _value(row: Row, field: str) -> Cell:
+    value = row[field]
+    return number(value, None if value is None else metric_of(row).text(value))

@@ -154,13 +154,14 @@ def _finalists(record: RunRecord) -> list[Table]:
 def _provenance(record: RunRecord, charts: Mapping[str, object]) -> Section:
     provenance = record.summary["provenance"]
     rows = [[Cell("command"), Cell(without_folders(provenance["command"]))]]
-    rows += [[Cell(name), Cell(text)] for name, text in provenance["versions"].items()]
-    rows += [[Cell(name), Cell(str(text))] for name, text in provenance["machine"].items()]
+    for part in ("versions", "machine"):
+        known = (f"{name} {text}" for name, text in provenance[part].items() if text is not None)
+        rows.append([Cell(part), Cell(", ".join(known))])
     return Section(
         "provenance",
         "How it was made",
         notes=_left_out(record, charts),
-        tables=[Table("Versions and machine", ("", ""), rows, sortable=False)],
+        tables=[Table("Command, versions and machine", ("", ""), rows, sortable=False)],
     )
 
 

@@ -19,7 +19,8 @@ from haq.datasets import Data, Outline, load, outline
 from haq.errors import DivergedError, HaqError, RunError
 from haq.files import write_bytes, write_text
 from haq.reports.comparable import UNIFORM
-from haq.reports.compare import compared, comparison_csv, comparison_sections
+from haq.reports.compare import compared, comparison_csv, comparison_sections, names_in
+from haq.reports.names import data_name, model_name
 from haq.reports.page import render
 from haq.runs.float_network import check_float, example
 from haq.runs.folder import HOME, new_folder, read_json, write_job
@@ -272,14 +273,14 @@ def write_results(folder: Path) -> None:
         return
     rows = compared(done)
     write_text(folder / "sweep.csv", comparison_csv(rows))
-    title = f"{sweep.job.model}: {' '.join(_listed(sweep.budgets))}"
+    title = f"{model_name(sweep.job)}: {' '.join(_listed(sweep.budgets))}"
     agents = ", ".join(sweep.jobs)
     subtitle = (
-        f"Sweep {folder.resolve().name} · {sweep.job.data.partition(':')[0]} · {agents} · "
+        f"Sweep {folder.resolve().name} · {data_name(sweep.job)} · {agents} · "
         f"{len(done)} of {len(planned)} runs finished"
     )
     sections = comparison_sections(done, rows)
-    write_text(folder / "sweep.html", render(title, subtitle, sections))
+    write_text(folder / "sweep.html", render(title, subtitle, sections, 0, names_in(done)))
 
 
 def _listed(budgets: Iterable[str]) -> list[str]:

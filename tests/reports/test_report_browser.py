@@ -143,10 +143,13 @@ def test_a_click_sorts_the_table_and_another_one_turns_it_round(page):
     head.click()
     assert column(page, 1) == sorted(before, key=int, reverse=True)
     assert page.execute_script("return arguments[0].parentElement.ariaSort", head) == "descending"
-    numbers = page.find_elements("css selector", "#layer-table th button")[5]
-    numbers.click()
-    cycles = [int(text.replace(",", "")) for text in column(page, 5)]
-    assert cycles == sorted(cycles)
+    heads = page.find_elements("css selector", "#layer-table th button")
+    (place,) = (at for at, head in enumerate(heads) if head.text.startswith("latency"))
+    heads[place].click()
+    script = ("return [...document.querySelectorAll('#layer-table tbody tr')]"
+              ".map((row) => Number(row.cells[arguments[0]].dataset.value))")  # fmt: skip
+    cycles = page.execute_script(script, place)
+    assert cycles == sorted(cycles) and len(cycles) > 1
 
 
 def test_the_keyboard_reaches_and_sorts_the_table(page):
@@ -211,13 +214,60 @@ def test_print_is_light_and_fits_the_paper_even_where_it_is_dark(page):
     assert printed.startswith(b"%PDF")
 
 
-def test_a_phone_has_no_sideways_scrolling(page):
-    metrics = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+BROKEN_WORDS = """
+const broken = [];
+const places = "h2, thead th, dt, .value, .note, .lead, .missing, figcaption, nav a";
+for (const place of document.querySelectorAll(places)) {
+  const walker = document.createTreeWalker(place, NodeFilter.SHOW_TEXT);
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    for (const word of node.data.matchAll(/[A-Za-z]{2,14}/g)) {
+      const range = document.createRange();
+      range.setStart(node, word.index);
+      range.setEnd(node, word.index + word[0].length);
+      const lines = new Set([...range.getClientRects()].map((box) => Math.round(box.top)));
+      if (lines.size > 1) broken.push(word[0]);
+    }
+  }
+}
+return broken;
+"""
+
+CUT = """
+return [...document.querySelectorAll("main *, header *")]
+  .filter((place) => !place.closest(".scroll, svg") && place.scrollWidth > place.clientWidth + 1
+                     && place.clientWidth > 0 && getComputedStyle(place).display !== "inline")
+  .map((place) => `${place.tagName} ${place.textContent.slice(0, 40)}`);
+"""
+
+
+@pytest.mark.parametrize("width", [360, 390])
+def test_a_phone_has_no_sideways_scrolling_nothing_cut_and_no_word_broken(page, width):
+    metrics = {"width": width, "height": 740, "deviceScaleFactor": 2, "mobile": True}
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     page.refresh()
-    assert page.execute_script("return document.documentElement.scrollWidth") <= 360
+    assert page.execute_script("return document.documentElement.scrollWidth") <= width
+    assert page.execute_script(CUT) == []
+    assert page.execute_script(BROKEN_WORDS) == []
+    # A layer's line: what it needs of columns is all in sight.
+    assert page.execute_script(
+        "const box = document.querySelector('#layer-table').closest('.scroll');"
+        "return box.scrollWidth - box.clientWidth"
+    ) <= 1  # fmt: skip
     assert page.execute_script("return document.querySelector('#chart-bits .main-svg')"
-                               ".getBoundingClientRect().width") <= 360  # fmt: skip
+                               ".getBoundingClientRect().width") <= width  # fmt: skip
+
+
+def test_the_numbers_of_a_chart_are_a_table_once_they_are_opened(page, folder):
+    details = page.find_element("css selector", "#chart-trials details")
+    assert not details.find_elements("css selector", "table")
+    details.find_element("css selector", "summary").click()
+    page.execute_async_script("requestAnimationFrame(() => setTimeout(arguments[0], 50))")
+    script = ("return [...document.querySelectorAll('#chart-trials details tbody tr')]"
+              ".map((row) => Number(row.cells[1].dataset.value))")  # fmt: skip
+    costs = [trial.cost["latency"] for trial in results.read_trials(folder)]
+    assert page.execute_script(script) == pytest.approx(costs, rel=1e-6)
+    details.find_elements("css selector", "th button")[1].click()
+    assert page.execute_script(script) == pytest.approx(sorted(costs), rel=1e-6)
 
 
 def test_charts_are_named_for_who_cannot_see_them(page):

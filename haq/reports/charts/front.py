@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from haq.metrics import metric_of
-from haq.reports.charts.theme import SERIES, Chart, Figure, Row, amount, axis, layout
+from haq.reports.charts.theme import SERIES, Chart, Figure, Row, amount, axis, layout, line, note
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 
@@ -45,13 +45,19 @@ def front_chart(
         style = _style(at, agent, is_reference=agent == reference)
         data += [_line(own, quantity, field, style), _ends(own, quantity, field, style, hover)]
     tick = {"tickformat": ".1%"} if shown == ".2%" else {}
-    about = layout(460, xaxis=axis(f"{quantity} ({unit})"), yaxis=axis(what, **tick))
+    whole = {"tickformat": "~s"} if max(row[quantity] for row in known) >= 1e4 else {}
+    about = layout(
+        460, xaxis=axis(f"{quantity} ({unit})", **whole), yaxis=axis(what, **tick),
+        **_floats(known, field),
+    )  # fmt: skip
     top = max(known, key=lambda row: metric.score(row[field]))
     sentence = (
         f"{len(known)} runs; the {'highest' if metric.higher else 'lowest'} {what} is "
         f"{metric.text(top[field])}, of {top['run']} at "
         f"{amount(top[quantity], unit)}."
     )
+    if any(_reach(row, field) for row in known):
+        sentence += " Bars are 95 % confidence intervals."
     if reference in agents and len(agents) > 1:
         sentence += (
             " The dashed line is the best of the same bits everywhere, lowered in some layers "
@@ -102,6 +108,46 @@ def _ends(own: Sequence[Row], quantity: str, field: str, style: _Style, hover: s
         "x": [row[quantity] for row in own], "y": [row[field] for row in own],
         "text": [row["run"] for row in own], "hovertemplate": hover,
         "marker": {"color": style.color, "size": style.size, "symbol": style.symbol},
+        **_bars(own, field, style.color),
+    }  # fmt: skip
+
+
+FLOATS = {
+    "final_test_accuracy": "float_test_accuracy",
+    "episode_val_accuracy": "float_val_accuracy",
+}
+"""Column of a row to that of the float network."""
+
+
+def _floats(rows: Sequence[Row], field: str) -> dict[str, list[Figure]]:
+    """Return a line at the value of each float network that the runs began with."""
+    values = {row.get(FLOATS[field]) for row in rows}
+    shapes, notes = [], []
+    for value in sorted(v for v in values if v is not None and math.isfinite(v)):
+        shapes.append(line(y0=value, y1=value, xref="paper", x0=0, x1=1))
+        notes.append(note("float network", y=value, xref="paper", x=0, xanchor="left",
+                          yanchor="bottom"))  # fmt: skip
+    return {"shapes": shapes, "annotations": notes[:1]}
+
+
+def _reach(row: Row, field: str) -> tuple[float, float] | None:
+    """Return how far the confidence interval of a test value goes up and down from it."""
+    low, high = (row.get(f"final_test_{end}_accuracy") for end in ("low", "high"))
+    if field != "final_test_accuracy" or low is None or high is None:
+        return None
+    return high - row[field], row[field] - low
+
+
+def _bars(own: Sequence[Row], field: str, color: str) -> Figure:
+    reach = [_reach(row, field) for row in own]
+    if not any(reach):
+        return {}
+    ends = [(0.0, 0.0) if one is None else one for one in reach]
+    return {
+        "error_y": {
+            "type": "data", "symmetric": False, "array": [up for up, _ in ends],
+            "arrayminus": [down for _, down in ends], "color": color, "thickness": 1, "width": 3,
+        }
     }  # fmt: skip
 
 

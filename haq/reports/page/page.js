@@ -4,6 +4,8 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const paper = matchMedia("print");
   const PRINT_WIDTH = 660; // pixels: what fits on A4 and on Letter
+  const PRINT_HEIGHT = 780;
+  const PRINT_SHARE = 0.68; // of the height on a screen: two charts fit a page
   const CONFIG = {
     responsive: true, displaylogo: false,
     modeBarButtons: [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"], ["toImage"]],
@@ -21,7 +23,10 @@
     if (plot.closest("figure").hidden) return; // it has no width yet
     const theme = themes[dark.matches && !printing ? "dark" : "light"];
     const { data, layout } = colored(figures[plot.dataset.figure], theme);
-    if (printing) layout.width = PRINT_WIDTH;
+    if (printing) {
+      layout.width = PRINT_WIDTH;
+      layout.height = Math.min(PRINT_SHARE * layout.height, PRINT_HEIGHT);
+    }
     Plotly.react(plot, data, layout, CONFIG);
     // The label of the chart says what it shows; its buttons stay.
     document.querySelectorAll(".plot svg, #js-plotly-tester").forEach((svg) => svg.setAttribute("aria-hidden", "true"));
