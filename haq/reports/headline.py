@@ -118,7 +118,7 @@ def _uniform_card(summary: Mapping[str, Any]) -> Card:
     label = "Against best uniform bits"
     if versus is None:
         reference = summary.get("uniform_reference", summary.get("best_uniform"))
-        return Card(label, "–", "none keep the budgets" if reference is None  # noqa: RUF001
+        return Card(label, "–", "none keep the budgets or can be evaluated" if reference is None  # noqa: RUF001
                     and ("best_uniform" in summary or "uniform_reference" in summary)
                     else "not evaluated in this run")  # fmt: skip
     if versus.same:

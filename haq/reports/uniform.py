@@ -110,7 +110,9 @@ def uniform_sentence(summary: Mapping[str, Any]) -> str:
 def _why_none(summary: Mapping[str, Any]) -> str:
     """Return why a run is not compared with uniform bits; empty where it says nothing."""
     if "uniform_reference" in summary:
-        return "No uniform bits keep the budgets, so there are none to compare with."
+        return (
+            "There are no uniform bits to compare with: none keep the budgets or can be evaluated."
+        )
     if "best_uniform" not in summary:
         return ""
     if summary["best_uniform"] is None:

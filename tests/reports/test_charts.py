@@ -41,8 +41,8 @@ def trials(count):
 def rows(count):
     return [
         {"run": f"r{at}", "agent": "ilp" if at % 2 else "uniform", "seed": 0,
-         "budget": f"size={at}", "size": float(at), "final_test_accuracy": 0.5 + 0.001 * at, "units": {"size": "bytes"},
-         "float_test_accuracy": 0.9}
+         "budget": f"size={at}", "size": float(at), "final_test_accuracy": 0.5 + 0.001 * at,
+         "units": {"size": "bytes"}, "float_test_accuracy": 0.9}
         for at in range(count)
     ]  # fmt: skip
 
