@@ -115,7 +115,7 @@ def two_sets(tmp_path_factory):
 def test_runs_of_other_images_have_tables_of_their_own_and_no_winner_over_all(two_sets):
     assert [one["test_set"] for one in compared(two_sets)] == [1, 2, 1]
     page = comparison_html(two_sets)
-    assert "tested on 2 different sets of images (1: digits, 2: noise_images)" in page
+    assert "tested on 2 different sets of images (1: digits, 2: noise_images:splits)" in page
     for part in ('id="run-table-1"', 'id="run-table-2"', 'id="chart-front-size-1"',
                  'id="chart-best-2"'):  # fmt: skip
         assert part in page

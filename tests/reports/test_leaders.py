@@ -66,7 +66,10 @@ def test_without_answers_it_is_not_known_what_is_chance(tmp_path):
 
 def test_one_run_alone_is_not_crowned(tmp_path):
     assert leaders_section([tmp_path], [row("a", 0.9)]) == []
-    assert leaders_section([tmp_path] * 2, [row("a", 0.9), row("b", None)]) == []
+    assert (
+        leaders_section([tmp_path] * 2, [row("a", 0.9), row("b", 0.8, final_test_accuracy=None)])
+        == []
+    )
 
 
 def test_of_lower_is_better_the_lowest_comes_first(tmp_path):
