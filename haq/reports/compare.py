@@ -194,8 +194,9 @@ def _sections(folders: Sequence[Path], rows: Sequence[Row]) -> list[Section]:
     sections = [*leaders_section(folders, rows), *_against(rows), *_front(rows)]
     sections.append(Section("runs", "Runs", tables=[_table(rows)]))
     trials = {row["run"]: read_trials(folder) for folder, row in zip(folders, rows, strict=True)}
-    chart = best_so_far_chart(trials, metric_of(rows[0]))
-    sections.append(Section("progress", "The searches", charts=[[chart]]))
+    if any(len(own) > 1 for own in trials.values()):
+        chart = best_so_far_chart(trials, metric_of(rows[0]))
+        sections.append(Section("progress", "The searches", charts=[[chart]]))
     layers = [read_json(folder / "summary.json")["layers"] for folder in folders]
     return [*sections, _policies([row["run"] for row in rows], layers)]
 

@@ -18,7 +18,7 @@ from haq.reports.charts.roofline import roofline_chart
 from haq.reports.charts.sensitivity import sensitivity_chart
 from haq.reports.charts.shares import shares_chart
 from haq.reports.charts.trials import trials_chart
-from haq.reports.page import Section, plain, render
+from haq.reports.page import PLOTLY, Section, plain, plotly_js, render
 
 
 def layers(count):
@@ -112,3 +112,14 @@ def test_the_star_is_the_network_handed_over():
     chart = trials_chart(trials(2), "size", "bytes", "accuracy", finished=0.75)
     assert chart.figure["data"][-1]["y"] == [0.75]
     assert "75.00% there (star)" in chart.sentence
+
+
+def test_the_bundle_lies_in_the_package_with_its_licence():
+    assert "Licensed under the MIT license" in plotly_js()[:300]
+    assert PLOTLY.with_name("plotly-basic.LICENSE").read_text().startswith("MIT License")
+    assert PLOTLY.stat().st_size < 1_250_000
+
+
+def test_an_accuracy_that_never_changes_fills_the_chart_around_it():
+    figure = best_so_far_chart({"one": trials(3)}).figure
+    assert figure["layout"]["yaxis"]["range"] == pytest.approx([0.48, 0.52])

@@ -117,7 +117,7 @@ def test_runs_of_other_images_have_tables_of_their_own_and_no_winner_over_all(tw
     page = comparison_html(two_sets)
     assert "tested on 2 different sets of images (1: digits, 2: noise_images:splits)" in page
     for part in ('id="run-table-1"', 'id="run-table-2"', 'id="chart-front-size-1"',
-                 'id="chart-best-2"'):  # fmt: skip
+                 'id="chart-bits-weights-2"'):  # fmt: skip
         assert part in page
     assert 'id="run-table"' not in page and 'id="chart-front-size"' not in page
     assert "3 runs; the highest" not in page and "2 runs; the highest" in page

@@ -1,11 +1,15 @@
 """The best accuracy of each run up to each evaluation."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from haq.allocation.trials import Trial, best
 from haq.metrics import METRICS, Metric
 from haq.reports.charts.theme import SERIES, Chart, axis, layout
+
+SPREAD = 0.02
+"""Of an accuracy that never changes, what is shown above and below it."""
 
 DASHES = ("solid", "dot", "dashdot", "longdash")
 
@@ -37,7 +41,11 @@ def best_so_far_chart(
             }
         )  # fmt: skip
         rows.append([run, len(own), tops[-1], best(own).episode])
-    tick = {"tickformat": ".1%"} if shown == ".2%" else {}
+    tick: dict[str, Any] = {"tickformat": ".1%"} if shown == ".2%" else {}
+    values = {value for trace in data for value in trace["y"] if math.isfinite(value)}
+    if len(values) == 1:  # else plotly shows from nothing to twice as much
+        (only,) = values
+        tick["range"] = [only - SPREAD, only + SPREAD] if shown == ".2%" else [0, 1.5 * only]
     about = layout(420, xaxis=axis("episode"), yaxis=axis("best so far, validation", **tick))
     sentence = f"The best {metric.said} on validation images up to each episode."
     columns = ("run", "episodes", "best", "in episode")
