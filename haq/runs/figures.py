@@ -14,6 +14,7 @@ from haq.quantization.calibration import load_clips
 from haq.quantization.fake_quant import quantize, uniform
 from haq.quantization.second_order import second_order
 from haq.runs.calibration import sensitivity_images
+from haq.runs.coded_size import replanned
 from haq.runs.evaluation import labeled
 from haq.runs.evaluator import Evaluator, Recipe
 from haq.runs.folder import read_job, read_json, write_json
@@ -83,6 +84,7 @@ def write_figures(folder: Path, on_progress: OnProgress) -> None:
         write_json(folder / "uniform.json", values)
     if "uniform_reference" not in summary:
         evaluation = labeled(job, folder, planned, data, on_progress)
+        planned = replanned(job, planned, evaluation.scoring.clips)
         policy = read_policy(folder / "policy.json")
         compared = uniform_reference(job, planned, evaluation, policy, {}, on_progress)
         write_json(path, summary | {"uniform_reference": compared})
