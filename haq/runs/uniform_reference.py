@@ -44,7 +44,7 @@ def uniform_reference(
         evaluation: Makes and scores networks.
         policy: The one chosen.
         tuned: What fine-tuned networks do with the judge's images, by policy.
-        on_progress: Called before each network.
+        on_progress: Called after each network.
 
     Returns:
         None where no uniform bits can keep the budgets or be evaluated. Else ``{"weight_bits",
@@ -64,9 +64,9 @@ def uniform_reference(
     known = tuned if fine_tuned else {}
     worth = []
     try:
-        for number, each in enumerate(policies):
-            on_progress(Progress("uniform", number, len(policies)))
+        for number, each in enumerate(policies, 1):
             worth.append(_worth(evaluation, each, known.get(policy_key(each))))
+            on_progress(Progress("uniform", number, len(policies)))
     except DivergedError:
         return None
     score = evaluation.metric.score
