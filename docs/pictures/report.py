@@ -7,6 +7,7 @@ docs/pictures/report.webp.
 import argparse
 import base64
 import io
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -26,12 +27,16 @@ LARGEST = 150_000
 def screenshot(page: str) -> bytes:
     """Return the upper part of a page as PNG."""
     from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
     from selenium.webdriver.support.ui import WebDriverWait
 
     options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
+    service = Service(shutil.which("chromedriver"))
     for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
         options.add_argument(flag)
-    with tempfile.TemporaryDirectory() as folder, webdriver.Chrome(options=options) as browser:
+    chrome = webdriver.Chrome(options=options, service=service)
+    with tempfile.TemporaryDirectory() as folder, chrome as browser:
         file = Path(folder) / "report.html"
         file.write_text(page, encoding="utf-8")
         size = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1.5, "mobile": False}
