@@ -230,7 +230,7 @@ def _against(rows: Sequence[Row]) -> list[Section]:
         "fine-tuning."
     )
     note = "±: standard error over the seeds. Without it, look at more seeds before you conclude."
-    table = Table("Against uniform bits", columns, cells, "uniform-table")
+    table = Table("Against uniform bits", columns, cells, "uniform-table", stacked=True)
     return [Section("uniform", "Better than uniform bits?", lead, tables=[table], notes=[note])]
 
 
@@ -280,10 +280,11 @@ def _table(rows: Sequence[Row]) -> Table:
         line.append(interval_cell(row))
         line += [_value(row, field) for field in
                  ("final_val_accuracy", "episode_val_accuracy", "float_test_accuracy")]  # fmt: skip
-        line += [number(row.get(q), amount(row.get(q), units[q])) for q in costs]
+        line += [number(row.get(q), amount(row.get(q), "" if spoken(q) != q else units[q]))
+                 for q in costs]  # fmt: skip
         line += [number(row["evaluations"]), number(row["evaluation_seconds"]), Cell(row["state"])]
         cells.append(line)
-    return Table("All runs", columns, cells, "run-table")
+    return Table("All runs", columns, cells, "run-table", stacked=True)
 
 
 def _value(row: Row, field: str) -> Cell:

@@ -48,7 +48,7 @@ def leaders_section(folders: Sequence[Path], rows: Sequence[Row]) -> list[Sectio
             Cell(gap), Cell("" if ends is None or at == best else
                             f"{-100 * ends[1]:+.2f} to {-100 * ends[0]:+.2f}"),
         ])  # fmt: skip
-    table = Table("The most accurate first", columns, cells, "leaders-table")
+    table = Table("The most accurate first", columns, cells, "leaders-table", stacked=True)
     lead = _lead(rows, best, len(order) - 1, apart, unknown)
     return [Section("leaders", "The most accurate", lead, tables=[table])]
 

@@ -50,13 +50,17 @@ class Card(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows under named columns, which can be sorted by any of them."""
+    """Rows under named columns, which can be sorted by any of them.
+
+    On a phone a row of one that is ``stacked`` is a list of its columns, one below the other.
+    """
 
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     key: str = ""
     sortable: bool = True
+    stacked: bool = False
 
 
 @dataclass(frozen=True)
