@@ -32,8 +32,8 @@ def profiles_table(records: list[dict[str, Any]]) -> str:
     """Return how well measured profiles predict."""
     lead = (
         "Profiles measured in ONNX Runtime, and how well they predict the latency of policies "
-        "that the fit had not seen: each half by a fit to the other one (one image at a time, on a "
-        "machine that did nothing else; at one thread its CPU time, else the time on the wall):"
+        "that the fit had not seen: each half by a fit to the other one (one image at a time, with "
+        "studies on the machine stopped; at one thread its CPU time, else the time on the wall):"
     )
     head = [
         "network", "threads", "float us", "int8 us", "policies", "mean error", "worst",
