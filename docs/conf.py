@@ -36,6 +36,7 @@ include_patterns = [
     "envs/README.md",
     "hw_profiles/README.md",
     "results/haq-bench/README.md",
+    "results/latency/README.md",
 ]
 exclude_patterns = [".*", "build", "dist", "haq", "results/benchmarks", "tests", "examples"]
 
