@@ -267,6 +267,22 @@ class SweepOut(BaseModel):
     runs: list[RunOut]
 
 
+class WaitOut(BaseModel):
+    """One of your runs that waits."""
+
+    run: RunId
+    position: int = Field(description="From 1, among the runs of all users.")
+    seconds: float | None = Field(description="Until it begins; null where that is not known.")
+
+
+class Line(BaseModel):
+    """What goes on."""
+
+    workers: int = Field(description="Who gave a sign of life of late, or do a run.")
+    running: int = Field(description="Runs of all users.")
+    waiting: list[WaitOut] = Field(description="Yours, or everyone's as an admin.")
+
+
 class RunPage(BaseModel):
     """Some runs, the newest first."""
 

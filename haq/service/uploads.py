@@ -31,6 +31,9 @@ KINDS = ("weights", "data", "target")
 TARGET_BYTES = 4 << 20
 """Of a profile or a table, at most."""
 
+MOST_ROWS = 10_000
+"""Of a table: checking each takes time, whenever it is read."""
+
 _WEIGHTS = "weights.safetensors"
 
 
@@ -170,8 +173,11 @@ def _check_target(file: Path, folder: Path) -> None:
     from haq.hw_profiles import build, find
     from haq.hw_profiles.measured import Measured
 
-    start = file.read_bytes()[:1000].decode(errors="replace").lstrip("\ufeff \t\r\n")
+    content = file.read_bytes()
+    start = content[:1000].decode(errors="replace").lstrip("\ufeff \t\r\n")
     kind = {"{": "profile.json", "[": "table.json"}.get(start[:1], "table.csv")
+    if content.count(b"\n" if kind == "table.csv" else b"{") > MOST_ROWS:
+        raise TargetError(f"the table cannot be used: it has more than {MOST_ROWS} rows")
     path = file.rename(folder / kind)
     try:
         profile = find(f"{place.TARGET_FILES[kind]}{path}")

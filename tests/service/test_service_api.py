@@ -3,8 +3,10 @@
 import base64
 import hashlib
 import json
+import re
 
 import pytest
+import schemathesis
 from fastapi import HTTPException
 from fastapi.testclient import TestClient
 from service_parts import ASKED, Visitor, wait_for
@@ -366,3 +368,39 @@ def test_what_a_request_leaves_out_is_as_on_the_command_line():
         name: value for name, value in job.model_dump().items() if name not in suited
     }
     assert all(getattr(asked, name) is None for name in suited)
+
+
+def test_every_part_of_the_document_is_there_for_a_generator(client):
+    """What generators of clients stumble over: names, kinds and references."""
+    document = client.get("/v1/openapi.json").json()
+    operations = [one for methods in document["paths"].values() for one in methods.values()]
+    names = [one["operationId"] for one in operations]
+    assert len(names) == len(set(names)) > 30
+    shapes = document["components"]["schemas"]
+    references = re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document))
+    assert set(references) <= set(shapes)
+    for operation in operations:
+        good = [code for code in operation["responses"] if code[0] == "2"]
+        assert good, operation["operationId"]
+        for parameter in operation.get("parameters", []):
+            assert parameter["schema"], parameter
+    for name, shape in shapes.items():
+        assert shape.get("type") or shape.get("$ref") or "anyOf" in shape, name
+
+
+@pytest.mark.parametrize(
+    "path", ["me", "choices", "runs", "line", "uploads", "channels", "runs/RUN", "runs/RUN/trials",
+             "runs/RUN/layers", "runs/RUN/files", "sweeps/SWEEP"],
+)  # fmt: skip
+def test_answers_are_as_the_document_says(visitor, path):
+    client = visitor.client
+    run_id = visitor.finished()
+    body = {"job": ASKED, "budgets": [["size=9kB"], ["size=8kB"]]}
+    sweep = client.post("/v1/sweeps", json=body).json()["id"]
+    schema = schemathesis.openapi.from_asgi("/v1/openapi.json", visitor.app)
+    template = path.replace("RUN", "{run_id}").replace("SWEEP", "{sweep}")
+    given = {"run_id": run_id, "sweep": sweep}
+    named = {name: value for name, value in given.items() if name in template}
+    answer = schema[f"/v1/{template}"]["GET"].Case(path_parameters=named).call()
+    assert answer.status_code == 200
+    schema[f"/v1/{template}"]["GET"].validate_response(answer)

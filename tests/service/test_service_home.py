@@ -70,7 +70,9 @@ def test_others_runs_count_in_the_line_but_are_not_shown(tmp_path):
     mine = run_of(visitor.engine, Job(**ASKED), title="of ada", owner="ada")
     standing = store.standing(visitor.engine)
     assert estimates.waits(standing, {})[mine].position == 2
-    assert standing.workers == 0
+    line = visitor.as_user("ada").get("/v1/line").json()
+    wait = {"run": mine, "position": 2, "seconds": None}
+    assert line == {"workers": 0, "running": 0, "waiting": [wait]}
 
 
 def test_a_worker_is_seen_until_it_leaves(visitor):

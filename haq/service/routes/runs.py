@@ -10,15 +10,17 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Header, Query, Response
 from sqlalchemy import Engine
 
-from haq.service import store
+from haq.service import estimates, store
 from haq.service.routes.bodies import JsonRoute
 from haq.service.shapes import (
     JobRequest,
+    Line,
     Notes,
     RunOut,
     RunPage,
     SweepOut,
     SweepRequest,
+    WaitOut,
 )
 from haq.service.shared import Reader, Refusal, RunId, Shared, Submitter, problems
 from haq.service.submission import queue, queue_sweep
@@ -63,6 +65,20 @@ def read_sweep(sweep: RunId, service: Shared, who: Reader) -> SweepOut:
     if not runs:
         raise Refusal(404, f"there is no sweep {sweep}")
     return SweepOut(id=sweep, runs=[RunOut.of(run) for run in runs])
+
+
+@router.get("/line", tags=["runs"])
+def line(service: Shared, who: Reader) -> Line:
+    """Say who works, how many runs are under way, and when those begin that wait."""
+    standing = store.standing(service.engine)
+    waits = estimates.waits(standing, store.paces(service.engine))
+    return Line(
+        workers=standing.workers, running=len(standing.running),
+        waiting=[
+            WaitOut(run=run.id, position=waits[run.id].position, seconds=waits[run.id].seconds)
+            for run in standing.waiting if who.sees in (None, run.owner)
+        ],
+    )  # fmt: skip
 
 
 @router.get("/runs", tags=["runs"])
