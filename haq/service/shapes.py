@@ -14,14 +14,17 @@ from haq.service.scores import metric_of_run, value_of
 
 _MOST = Limits().episodes
 
-Name = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+_LINE = r"^[^\x00-\x1f\x7f]*$"
+_TAG = r"^[^\s,\x00-\x1f\x7f]*$"
+
+Name = Annotated[str, Field(max_length=200, pattern=_LINE)]
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Evaluation = Literal["finetune", "cheap"]
 Reward = Literal["metric", "accuracy", "loss", "agreement"]
 RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
-Tag = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[^\s,\x00-\x1f\x7f]*$")]
+Tag = Annotated[str, Field(min_length=1, max_length=40, pattern=_TAG)]
 Tags = Annotated[tuple[Tag, ...], Field(max_length=20, description="Words to find the run by.")]
 Remark = Annotated[
     str,
@@ -118,6 +121,12 @@ def sentence(fault: Mapping[str, Any]) -> str:
     """
     name = str(fault["loc"][0]) if fault["loc"] else ""
     rule = _OWN.get(name, _RULES.get(str(fault["type"])))
+    if fault["type"] == "string_pattern_mismatch":
+        rule = _PATTERNS.get(fault["ctx"]["pattern"])
+    if fault["type"] == "string_too_long":
+        return f"give at most {fault['ctx']['max_length']} characters"
+    if fault["type"] == "string_too_short":
+        return "do not leave it empty"
     if rule is None:
         return str(fault["msg"]).removeprefix("Value error, ")
     given = fault.get("input")
@@ -129,6 +138,14 @@ def sentence(fault: Mapping[str, Any]) -> str:
 
 _OWN: Mapping[str, str] = {"act_bits": "give 2 to 8, or search"}
 """Of fields that are one of several kinds."""
+
+_PATTERNS: Mapping[str, str] = {
+    _LINE: "give one line of text without control characters",
+    _TAG: "a tag is one word, without blanks and commas",
+    "^[0-9a-f]{32}$": "an id has 32 digits, 0 to 9 and a to f",
+    "^([0-9a-f]{32})?$": "an id has 32 digits, 0 to 9 and a to f",
+}
+"""Of text that must be of some form."""
 
 _RULES: Mapping[str, str] = {
     "greater_than_equal": "give {ge} or more",
@@ -144,7 +161,6 @@ _RULES: Mapping[str, str] = {
     "bool_parsing": "give true or false",
     "bool_type": "give true or false",
     "string_type": "give text",
-    "string_pattern_mismatch": "give one line of text without control characters",
     "literal_error": "give {expected}",
 }
 """Of pydantic's kinds of errors, those that say a rule, in words for people."""

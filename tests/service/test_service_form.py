@@ -140,7 +140,7 @@ def test_pins_ranges_formats_and_rewards_reach_the_job(client):
         ({"budgets.0": "3,4", "budgets.1": "8kB 9kB"}, "budgets.1", "with the first budget alone"),
         ({"budgets.0": " ".join(map(str, range(21)))}, "budgets.0", "at most 20 values"),
         ({"budgets.0": "4 1"}, "budgets.0", "avg_weight_bits=1: no policy fits"),
-        ({"tags": "x" * 41}, "tags", "at most 40"),
+        ({"tags": "x" * 41}, "tags", "give at most 40 characters"),
         ({"hook": "http://127.0.0.1:9/"}, "hook", "nothing can be told here"),
         ({"target": "gap9-ne16x"}, "target", "did you mean 'gap9-ne16'"),
         ({"reward": "joy"}, "reward", "'loss' or 'agreement', not 'joy'"),

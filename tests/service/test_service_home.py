@@ -205,6 +205,7 @@ def test_a_place_that_is_none_is_refused(client, before):
         ("GET", "/runs?order=luck", 422, "give"),
         ("GET", f"/v1/runs/{'0' * 32}/files/model.onnx", 404, "there is no run"),
         ("POST", "/new", 413, "the body is larger than"),
+        ("GET", "/runs/xyz", 422, "an id has 32 digits, 0 to 9 and a to f"),
     ],
 )
 def test_errors_are_pages_for_browsers_and_json_for_programs(
