@@ -103,6 +103,7 @@
           said.className = "error";
           said.textContent = error.message;
         }
+        input.value = ""; // so that the same file can be chosen again, once it is mended
       });
     });
   }
