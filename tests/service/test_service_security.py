@@ -58,8 +58,9 @@ def test_without_a_token_nothing_is_told(visitor):
             if path in ("/healthz", "/readyz"):
                 continue
             place = path.format(
-                run_id="0" * 32, upload_id="0" * 32, kind="data", name="x", channel="door"
-            )
+                run_id="0" * 32, upload_id="0" * 32, kind="data", name="x", channel="door",
+                sweep="0" * 32,
+            )  # fmt: skip
             answer = client.request(method, place, json=ASKED)
             assert answer.status_code in (401, 422), (method, path)
             assert "Bearer" in answer.headers.get("www-authenticate", "") or (
