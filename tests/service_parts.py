@@ -50,10 +50,10 @@ class Visitor:
     """A client with the service behind it."""
 
     def __init__(self, tmp_path, is_open=True, limits=None, **changes):
-        self.settings, self.engine = opened(tmp_path, **changes)
+        self.settings, self.engine = opened(tmp_path, limits=limits or Limits(), **changes)
         self.app = create_app(
             self.engine, self.settings,
-            store_name=migrate(self.engine), is_open=is_open, limits=limits or Limits(),
+            store_name=migrate(self.engine), is_open=is_open,
         )  # fmt: skip
         self.client = TestClient(self.app, raise_server_exceptions=False)
 

@@ -21,7 +21,7 @@ from haq.cli.models import models_command
 from haq.cli.profile import profile_command
 from haq.cli.prune import prune_command
 from haq.cli.search import search_command
-from haq.cli.serve import serve_command, token_app, worker_command
+from haq.cli.serve import serve_command, service_app, token_app, worker_command
 from haq.cli.show import show_command
 from haq.cli.sweep import sweep_command
 from haq.cli.targets import targets_command
@@ -118,6 +118,7 @@ def _assembled() -> typer.Typer:
             app.command(name, rich_help_panel=panel)(spoken)
     app.add_typer(kit_app, name="kit", rich_help_panel="Hardware")
     app.add_typer(token_app, name="token", rich_help_panel="Service")
+    app.add_typer(service_app, name="service", rich_help_panel="Service")
     return app
 
 

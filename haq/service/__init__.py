@@ -8,5 +8,7 @@ checks, submission  from what a user asks for to a run in the queue
 uploads, unpack     what users bring along, looked at before it is used
 worker, watch       takes runs, one at a time, and follows the process of each to its outcome
 searching           the process in which one search runs
-serve, sockets      the commands, and the connections of the server
+processes, cluster  workers as processes, beside the server or in a Ray cluster
+serve, sockets      the commands that serve, and the connections of the server
+upkeep              the commands that look after it: tokens; backup, restore; retention
 """

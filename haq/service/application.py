@@ -4,6 +4,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
 from sqlalchemy import Engine
 
@@ -11,12 +12,9 @@ from haq.service import pages, routes
 from haq.service.answers import HANDLERS, refusal
 from haq.service.guard import Guard
 from haq.service.hooks import keep_delivering
-from haq.service.limits import Limits
 from haq.service.pages.visitors import SignInFirst, sign_in_first
 from haq.service.settings import Settings
 from haq.service.shared import Service
-
-LIMITS = Limits()
 
 
 def create_app(
@@ -26,7 +24,6 @@ def create_app(
     store_name: str,
     is_open: bool,
     only_loopback: bool = False,
-    limits: Limits = LIMITS,
 ) -> FastAPI:
     """Return the service as an ASGI application.
 
@@ -36,9 +33,8 @@ def create_app(
         store_name: As ``migrate`` returned it.
         is_open: Whether everyone may do everything; see ``security.is_open``.
         only_loopback: Whether it is to answer only at names of this machine.
-        limits: For all users.
     """
-    service = Service(engine, settings, limits, store_name, is_open)
+    service = Service(engine, settings, store_name, is_open)
 
     app = _app(service)
     app.state.service = service
@@ -49,8 +45,7 @@ def create_app(
     app.add_middleware(
         Guard,
         registry=service.metrics.registry,
-        body_bytes=limits.body_bytes,
-        upload_bytes=limits.upload_bytes,
+        limits=settings.limits,
         only_loopback=only_loopback,
         refuse=refusal,
     )
@@ -60,7 +55,9 @@ def create_app(
 def _app(service: Service) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        threading.Thread(target=service.load, daemon=True).start()  # /readyz says when it is done
+        # Those that take long must leave threads for the others.
+        current_default_thread_limiter().total_tokens = 40 + service.longest
+        service.begin_loading()  # /readyz says when it is done
         over = threading.Event()
         if service.settings.hooks:
             told = (service.engine, service.settings, over)

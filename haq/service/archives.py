@@ -1,11 +1,13 @@
 """The files in a zip or tar archive, one after another, whatever the archive claims of itself."""
 
+import errno
 import io
 import stat
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -25,15 +27,36 @@ class Entry(NamedTuple):
         """Return the content.
 
         Raises:
-            DataError: It has more than ``most`` bytes.
+            DataError: It has more than ``most`` bytes, or is damaged.
         """
         pieces, size = [], 0
-        while piece := self.content.read(min(_CHUNK, most + 1)):
-            size += len(piece)
-            if size > most:
-                raise DataError(f"{self.name!r} is larger than {most} bytes")
-            pieces.append(piece)
+        with _damage_said(f"{self.name!r} is damaged in the archive"):
+            while piece := self.content.read(min(_CHUNK, most + 1)):
+                size += len(piece)
+                if size > most:
+                    raise DataError(f"{self.name!r} is larger than {most} bytes")
+                pieces.append(piece)
         return b"".join(pieces)
+
+
+@contextmanager
+def _damage_said(sentence: str) -> Iterator[None]:
+    """Say in one sentence what is wrong with an archive, whatever its reader makes of it.
+
+    The readers of the standard library raise errors of their decoders (zlib, bz2, lzma), of
+    ``struct``, of text and of numbers, a different one for every damaged byte.
+
+    Raises:
+        DataError: Something was wrong.
+    """
+    try:
+        yield
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # of the disk that it lies on
+        raise DataError(f"{sentence} ({type(error).__name__})") from error
 
 
 def entries(archive: Path, limits: Limits) -> Iterator[Entry]:
@@ -62,23 +85,23 @@ def check_count(count: int, limits: Limits) -> None:
 
 
 def _zipped(archive: Path, limits: Limits) -> Iterator[Entry]:
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            check_count(len(opened.infolist()), limits)
-            for info in opened.infolist():
-                kind = stat.S_IFMT(info.external_attr >> 16)
-                if info.is_dir():
-                    continue
-                if kind not in (0, stat.S_IFREG):
-                    raise DataError(f"{info.filename!r} is no plain file; links are not unpacked")
-                if info.flag_bits & 1:
-                    raise DataError(f"{info.filename!r} is encrypted")
-                if info.file_size > limits.ratio * max(info.compress_size, 1024):
-                    raise DataError(f"{info.filename!r} is packed too tightly to be an image")
-                with opened.open(info) as content:
-                    yield Entry(info.filename, content)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise DataError(f"the zip archive is damaged or of an unknown kind ({error})") from error
+    with (
+        _damage_said("the zip archive is damaged or of an unknown kind"),
+        zipfile.ZipFile(archive) as opened,
+    ):
+        check_count(len(opened.infolist()), limits)
+        for info in opened.infolist():
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if info.is_dir():
+                continue
+            if kind not in (0, stat.S_IFREG):
+                raise DataError(f"{info.filename!r} is no plain file; links are not unpacked")
+            if info.flag_bits & 1:
+                raise DataError(f"{info.filename!r} is encrypted")
+            if info.file_size > limits.ratio * max(info.compress_size, 1024):
+                raise DataError(f"{info.filename!r} is packed too tightly to be an image")
+            with opened.open(info) as content:
+                yield Entry(info.filename, content)
 
 
 def _inflated(archive: Path, limits: Limits) -> Path:
@@ -135,15 +158,15 @@ class _Chunks(io.RawIOBase):
 
 
 def _tarred(plain: Path) -> Iterator[Entry]:
-    try:
-        with tarfile.open(fileobj=_Chunks(plain), mode="r:") as opened:
-            for info in opened:
-                if info.isdir():
-                    continue
-                if not info.isreg() or info.issparse():
-                    raise DataError(f"{info.name!r} is no plain file; links are not unpacked")
-                content = opened.extractfile(info)
-                assert content is not None
-                yield Entry(info.name, content)
-    except (tarfile.TarError, ValueError, EOFError, OverflowError, IndexError) as error:
-        raise DataError("this is no zip, .tar or .tar.gz archive, or a damaged one") from error
+    with (
+        _damage_said("this is no zip, .tar or .tar.gz archive, or a damaged one"),
+        tarfile.open(fileobj=_Chunks(plain), mode="r:") as opened,
+    ):
+        for info in opened:
+            if info.isdir():
+                continue
+            if not info.isreg() or info.issparse():
+                raise DataError(f"{info.name!r} is no plain file; links are not unpacked")
+            content = opened.extractfile(info)
+            assert content is not None
+            yield Entry(info.name, content)

@@ -33,6 +33,9 @@ _FIRST = 2  # inputs of a split that checking a job takes
 EPISODES = 60
 """Of a run whose user names no number: it is on record before the run begins."""
 
+MOST_BYTES = 1 << 18
+"""Of a job as it is kept; one with a thousand pins of long names has about a quarter of it."""
+
 _FIELDS = {BudgetError: "budgets", TargetError: "target", ModelError: "model", DataError: "data"}
 
 
@@ -140,10 +143,16 @@ def _job(settings: Settings, fields: Mapping[str, Any]) -> Job:
         job = parse_job(**fields)
     except JobError as error:
         raise FieldError(error.field, str(error)) from error
+    size = len(job.model_dump_json())
+    if size > MOST_BYTES:
+        raise FieldError(None, f"the job takes {size} bytes; {MOST_BYTES} are allowed")
     if job.distill.get("route"):
         raise FieldError("distill", "distill route: it names files, and none of here; leave it out")
     if job.episodes is None:
         job = job.model_copy(update={"episodes": EPISODES})
+    if job.episodes is not None and job.episodes > settings.limits.episodes:
+        most = settings.limits.episodes
+        raise FieldError("episodes", f"episodes {job.episodes}: a run has at most {most} here")
     if job.workers > settings.threads:
         raise FieldError(
             "workers",

@@ -11,6 +11,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import (
     URL,
     Connection,
@@ -36,7 +37,7 @@ _LOCK = 4_711_001
 
 _URL = (
     "sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME, with %40 for an @ in the "
-    "password"
+    "password, %2F for a / and %3F for a ?"
 )
 
 
@@ -54,20 +55,26 @@ def connect(url: str) -> Engine:
         raise HaqError(f"the database's URL cannot be read: give {_URL}") from None
     if kind not in ("sqlite", "postgresql"):
         raise HaqError(f"database {kind}: give {_URL}")
-    if "@" in (parsed.host or ""):  # the rest of a password
-        raise HaqError(f"the database's URL has two @: give {_URL}")
+    if kind == "postgresql" and (url.count("@") > 1 or ("@" in url and not parsed.username)):
+        # The rest of a password stands where host, port or name belong.
+        raise HaqError(f"the database's URL has an @, a / or a ? in its password: give {_URL}")
+    if url.startswith("postgresql://"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
     try:
         return _sqlite(parsed) if kind == "sqlite" else _postgresql(parsed)
     except (NoSuchModuleError, ImportError) as error:
-        raise HaqError(f"database {parsed.drivername}: {error}") from None
+        raise HaqError(f"database {parsed.drivername}: {error}; give {_URL}") from None
     except OSError as error:
-        raise HaqError(f"the database cannot be opened: {error}") from error
+        reason = (error.strerror or str(error)).lower()
+        raise HaqError(
+            f"the folder of the database {parsed.database} cannot be made: {reason}"
+        ) from error
 
 
 def _sqlite(url: URL) -> Engine:
     if url.database in (None, "", ":memory:"):
         raise HaqError("database: SQLite needs a file, such as sqlite:///haq.sqlite")
-    Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+    Path(str(url.database)).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     engine = create_engine(url, connect_args={"timeout": BUSY_S})
     _like_postgresql(engine)
     return engine
@@ -124,14 +131,20 @@ def migrate(engine: Engine) -> str:
     """Bring the tables up to date and return the store's name, made with the first table.
 
     Raises:
-        HaqError: The database does not answer.
+        HaqError: The database does not answer, or is of a newer version.
     """
     with answering(engine), engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         config = _config()
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        try:
+            command.upgrade(config, "head")
+        except CommandError:
+            raise HaqError(
+                "the database is of a newer haq than this one: install that again, or restore a "
+                "backup of before"
+            ) from None
         name = connection.scalar(select(STORE.c.id))
         if name is None:
             name = uuid.uuid4().hex

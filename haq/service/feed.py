@@ -7,7 +7,7 @@ memory by then it gets from the database, by number.
 import asyncio
 import json
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
@@ -47,7 +47,12 @@ class Feed:
         self._channels: dict[str, _Channel] = {}
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._users: Counter[str] = Counter()
         self.closing = False
+
+    def readers_of(self, user: str) -> int:
+        """How many streams a user reads now."""
+        return self._users[user]
 
     @property
     def readers(self) -> int:
@@ -65,17 +70,19 @@ class Feed:
             channel.wake()
 
     async def follow(
-        self, run: store.Run, after: int, may: Callable[[], bool]
+        self, run: store.Run, after: int, may: Callable[[], bool], user: str
     ) -> AsyncIterator[bytes]:
         """Yield the events of a run as they come, until the run is over.
 
         Args:
             run: Which.
             after: The number of the last event that the reader knows.
-            may: JobRequest now and then whether the reader still may.
+            may: Asked now and then whether the reader still may.
+            user: Who reads.
         """
         channel = self._channels.setdefault(run.id, _Channel(run, run.events))
         channel.readers += 1
+        self._users[user] += 1
         self._loop = asyncio.get_running_loop()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._watch())
@@ -89,6 +96,8 @@ class Feed:
                         return
         finally:
             channel.readers -= 1
+            self._users[user] -= 1
+            self._users += Counter()  # without those who read nothing
             if not channel.readers:
                 self._channels.pop(run.id, None)
 

@@ -4,7 +4,9 @@ From a job as a user asked for it to one with the paths of this machine: only he
 numbers of uploads become paths, and only of what the operator allows or a user has uploaded.
 """
 
+import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from haq.errors import HaqError
@@ -15,7 +17,10 @@ from haq.service.settings import Settings
 UPLOAD = re.compile(r"upload:([0-9a-f]{32})")
 """How a job names an upload."""
 
-_NAME = ".store"
+NAME = ".store"
+
+PRIVATE = 0o077
+"""The umask of a service: its files are for its own user."""
 
 
 def prepare(settings: Settings, store: str) -> None:
@@ -25,12 +30,12 @@ def prepare(settings: Settings, store: str) -> None:
         HaqError: It belongs to another store, or cannot be made.
     """
     try:
-        settings.files.mkdir(parents=True, exist_ok=True)
-        name = settings.files / _NAME
+        settings.files.mkdir(mode=0o700, parents=True, exist_ok=True)
+        name = settings.files / NAME
         if not name.exists() and not (settings.files / "runs").exists():
             write_text(name, store + "\n")
         for part in ("runs", "uploads"):
-            (settings.files / part).mkdir(exist_ok=True)
+            (settings.files / part).mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise HaqError(f"the folder {settings.files} cannot be made: {error.strerror}") from error
     fault = missing(settings, store)
@@ -41,12 +46,22 @@ def prepare(settings: Settings, store: str) -> None:
 def missing(settings: Settings, store: str) -> str | None:
     """Return what is wrong with the folder of files, if anything is."""
     try:
-        name = (settings.files / _NAME).read_text(encoding="utf-8").strip()
+        name = (settings.files / NAME).read_text(encoding="utf-8").strip()
     except OSError:
         return "the folder of the service's files is not there"
     if name != store:
         return "the folder of files belongs to another database"
     return None
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes of the files in a folder, of those that can be looked at."""
+    total = 0
+    for around, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(around, name)).st_size
+    return total
 
 
 def with_paths(job: Job, settings: Settings) -> Job:

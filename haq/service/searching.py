@@ -37,6 +37,8 @@ _MACHINE = {
 }  # fmt: skip
 """Errors for which not the run is at fault but the machine."""
 
+_LEASE_OVER = 86  # the exit code of a search that ended itself with its lease
+
 _PROGRESS_S = 0.2  # between two messages about progress
 
 
@@ -83,7 +85,10 @@ class SearchProcess:
         return self._process.pid or 0
 
     def message(self, seconds: float) -> Message | None:
-        """Return what it says within so many seconds, if anything; "died" once it is dead."""
+        """Return what it says within so many seconds, if anything; "died" once it is dead.
+
+        Where it ended itself because its lease was over, it is "lost": nothing of it is at fault.
+        """
         try:
             if self._pipe.poll(seconds):
                 message: Message = self._pipe.recv()
@@ -91,7 +96,8 @@ class SearchProcess:
                 return message
         except (EOFError, OSError):
             self._process.join()
-            return Message("died", self._process.exitcode)
+            code = self._process.exitcode
+            return Message("lost") if code == _LEASE_OVER else Message("died", code)
         return None
 
     def extend(self, deadline: float) -> None:
@@ -138,7 +144,7 @@ def _guard(pipe: Connection, deadline: float) -> None:
             deadline = pipe.recv()
     except (EOFError, OSError):
         pass
-    os._exit(3)
+    os._exit(_LEASE_OVER)
 
 
 class _Sender:

@@ -8,9 +8,12 @@ import hashlib
 import hmac
 import re
 import secrets
+import threading
 import time
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import NamedTuple
 
 from sqlalchemy import Engine, delete, func, insert, select, update
@@ -203,6 +206,45 @@ def is_loopback(host: str) -> bool:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def network_of(address: str) -> str:
+    """Return what an address is counted under: of IPv6 the network that one line is given.
+
+    >>> network_of("192.0.2.7"), network_of("2001:db8:1:2:3:4:5:6"), network_of("::ffff:192.0.2.7")
+    ('192.0.2.7', '2001:db8:1:2::/64', '192.0.2.7')
+    """
+    try:
+        parsed = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, IPv6Address):
+        mapped = parsed.ipv4_mapped
+        return str(mapped or ip_network((parsed, 64), strict=False))
+    return str(parsed)
+
+
+class Gate:
+    """How many may do something at once, in all and of one user."""
+
+    def __init__(self, most: int, each: int) -> None:
+        self._most, self._each = most, each
+        self._inside: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def passed(self, who: str) -> Iterator[str]:
+        """Give "passed" and hold the place until the end; or "each" or "all", which is used up."""
+        with self._lock:
+            is_full = self._inside.total() >= self._most
+            answer = "each" if self._inside[who] >= self._each else "all" if is_full else "passed"
+            self._inside[who] += answer == "passed"
+        try:
+            yield answer
+        finally:
+            with self._lock:
+                self._inside[who] -= answer == "passed"
+                self._inside += Counter()  # without those who have nothing inside
 
 
 class Buckets:

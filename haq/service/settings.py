@@ -3,6 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, NamedTuple
+
+from haq.service.limits import Limits
+
+Order = Literal["fair", "oldest"]
+
+
+class Keep(NamedTuple):
+    """For how long runs that are over and uploads are kept, and how much; None for no limit."""
+
+    seconds: float | None = None
+    size_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -24,6 +36,10 @@ class Settings:
         threads: CPU threads of one search, at most.
         hooks: Hosts, each with its port where it is not the usual one, that may be told when a run
             ends.
+        order: Which run is next: "fair", of the user with the fewest runs under way, in turns; or
+            "oldest", whoever asked for it.
+        limits: For every user.
+        keep: What is deleted by itself once it is old, or too much.
     """
 
     files: Path = Path("haq-files")
@@ -38,6 +54,9 @@ class Settings:
     stop_s: float = 5.0
     threads: int = 1
     hooks: tuple[str, ...] = ()
+    order: Order = "fair"
+    limits: Limits = field(default_factory=Limits)
+    keep: Keep = field(default_factory=Keep)
 
     @property
     def url(self) -> str:

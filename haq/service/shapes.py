@@ -66,6 +66,7 @@ class JobRequest(Job):
     target: Name | None = None
     batch: Annotated[int, Field(ge=1, le=65536)] | None = None
     budgets: Annotated[tuple[Name, ...], Field(min_length=1, max_length=8)] = ("avg_weight_bits=3",)
+    minimise: Name | None = None
     agent: Name = "guided"
     evaluation: Evaluation | None = None  # type: ignore[assignment]
     reward: Reward | None = None  # type: ignore[assignment]

@@ -1,7 +1,9 @@
 """What all requests share: the service itself, who asks, and how a request is refused."""
 
+import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Annotated, Any
 
 from fastapi import Depends, Path, Request
@@ -10,11 +12,12 @@ from sqlalchemy import Engine
 
 from haq.service import checks, security, store
 from haq.service.feed import Feed
-from haq.service.limits import Limits
 from haq.service.metrics import Metrics
 from haq.service.security import Principal
 from haq.service.settings import Settings
 from haq.service.shapes import Problem
+
+LOG = logging.getLogger("haq.service")
 
 COOKIE = "haq_session"
 
@@ -39,29 +42,62 @@ class Refusal(Exception):
 class Service:
     """What the requests share, for as long as the server runs."""
 
-    def __init__(
-        self, engine: Engine, settings: Settings, limits: Limits, store_name: str, is_open: bool
-    ) -> None:
-        self.engine, self.settings, self.limits = engine, settings, limits
+    def __init__(self, engine: Engine, settings: Settings, store_name: str, is_open: bool) -> None:
+        self.engine, self.settings, self.limits = engine, settings, settings.limits
+        limits = settings.limits
         self.store_name, self.is_open = store_name, is_open
         self.feed = Feed(engine, settings.poll_s)
         self.metrics = Metrics(engine, self.feed)
         self.requests = security.Buckets(limits.requests, limits.requests / 10)
         self.failures = security.Buckets(limits.failures, limits.failures / 10)
-        self._loading, self._loaded = threading.Lock(), False
+        self._heavy = security.Gate(limits.heavy, limits.heavy_each)
+        self._uploads = security.Gate(limits.uploads, limits.uploads_each)
+        self.longest = limits.heavy + limits.uploads  # requests at once that hold a thread for long
+        self.loading: str | None = None
 
-    def load(self) -> bool:
-        """Load what the first request would wait for, and return whether that is done.
+    def begin_loading(self) -> threading.Thread:
+        """Load what the first request would wait for, in a thread, which is returned."""
+        self.loading = "the service is still loading what requests need"
+        thread = threading.Thread(target=self._load, daemon=True)
+        thread.start()
+        return thread
 
-        Whoever calls this while another thread loads gets False at once.
+    def _load(self) -> None:
+        try:
+            checks.load(self.settings)
+            self.loading = None
+        except Exception:
+            LOG.exception("what requests need cannot be loaded")
+            self.loading = "what requests need cannot be loaded; the operator finds why in the log"
+
+    @contextmanager
+    def heavy(self, who: Principal) -> Iterator[None]:
+        """Do what plans, exports or draws, which takes a thread and memory for a while.
+
+        Raises:
+            Refusal: Too many are at it, or what it needs is not loaded yet.
         """
-        if not self._loaded and self._loading.acquire(blocking=False):
-            try:
-                checks.load(self.settings)
-                self._loaded = True
-            finally:
-                self._loading.release()
-        return self._loaded
+        if self.loading is not None:
+            raise Refusal(503, self.loading, wait_s=5)
+        with self._passed(self._heavy, who):
+            yield
+
+    def upload(self, who: Principal) -> AbstractContextManager[None]:
+        """Receive and unpack an upload.
+
+        Raises:
+            Refusal: Too many are at it.
+        """
+        return self._passed(self._uploads, who)
+
+    @contextmanager
+    def _passed(self, gate: security.Gate, who: Principal) -> Iterator[None]:
+        with gate.passed(who.name) as answer:
+            if answer == "each":
+                raise Refusal(429, "too much of yours is under way; wait for some", wait_s=5)
+            if answer == "all":
+                raise Refusal(503, "too much is under way; try again soon", wait_s=5)
+            yield
 
     def principal(
         self,
@@ -119,7 +155,8 @@ class Service:
         """
         owner = security.by_token(self.engine, token)
         if owner is None:
-            wait = self.failures.take(request.client.host if request.client else "")
+            address = request.client.host if request.client else ""
+            wait = self.failures.take(security.network_of(address))
             if wait:
                 raise Refusal(429, "too many wrong tokens; wait a moment", wait_s=wait)
         return owner

@@ -14,6 +14,11 @@ from haq.errors import HaqError
 HEAD_S = 15.0
 """What a client gets to send the head of a request, from the connection or the answer before."""
 
+READ_S = 30.0
+"""How long a client that is sent something may read less than ``LEAST_READ`` bytes of it."""
+
+LEAST_READ = 16_384
+
 _OTHERS = 200  # descriptors for the database, files and workers
 _MOST_DESCRIPTORS = 16_384
 _PORTABLE = 512  # where nobody says how many there may be
@@ -78,20 +83,24 @@ def most_connections() -> int:
     return max(most - _OTHERS, most // 2)
 
 
-def protocol(most: int, head_s: float = HEAD_S) -> type[H11Protocol]:
+def protocol(most: int, head_s: float = HEAD_S, read_s: float = READ_S) -> type[H11Protocol]:
     """Return the protocol of a server that keeps at most so many connections.
 
     One that has sent no whole request head is closed after ``head_s`` seconds, and earlier where
-    another one comes and there is no room: the one that has waited longest goes.
+    another one comes and there is no room: the one that has waited longest goes. One that hardly
+    reads what it is sent is closed after ``read_s`` seconds.
     """
     waiting: OrderedDict[_Protocol, Callable[[], None]] = OrderedDict()
-    return type("Protocol", (_Protocol,), {"waiting": waiting, "most": most, "head_s": head_s})
+    held_to = {"waiting": waiting, "most": most, "head_s": head_s, "read_s": read_s}
+    return type("Protocol", (_Protocol,), held_to)
 
 
 class _Protocol(H11Protocol):
     waiting: "OrderedDict[_Protocol, Callable[[], None]]"
     most: int
     head_s: float
+    read_s: float
+    unread: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -108,13 +117,39 @@ class _Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._wait_no_more()
+        self._reads_again()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._reads_again()
 
     def drop(self) -> None:
         """Close a connection that has no request under way."""
         self._wait_no_more()
         self.connections.discard(self)
         self.transport.abort()
+
+    def _expect_reading(self) -> None:
+        """Close the connection where so few bytes leave the buffer that nobody reads them."""
+        held = self.transport.get_write_buffer_size()
+
+        def check() -> None:
+            if held - self.transport.get_write_buffer_size() < LEAST_READ:
+                self.transport.abort()
+            else:
+                self._expect_reading()
+
+        self.unread = self.loop.call_later(self.read_s, check).cancel
+
+    def _reads_again(self) -> None:
+        if self.unread is not None:
+            self.unread()
+            self.unread = None
 
     def _wait(self) -> None:
         if self not in self.waiting:

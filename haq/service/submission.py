@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from haq.errors import HaqError
 from haq.runs.job import Job
-from haq.service import checks, hooks, store
+from haq.service import checks, hooks, store, uploads
 from haq.service.security import Principal
 from haq.service.shapes import JobRequest
 from haq.service.shared import Refusal, Service
@@ -18,12 +18,14 @@ def queue(
     """Queue a job and return its run, and whether it is new.
 
     Raises:
-        Refusal: Too many wait already, or the key was used for another job.
+        Refusal: Too many wait already or are being checked, or the key was used for another job.
         FieldError: The job cannot be begun.
+        Full: The user's files take as much as they may.
     """
     _check_room(service, who, 1)
     beside = _beside(service, asked)
-    job = checks.checked(service.engine, service.settings, who.sees, asked.job_fields())
+    with service.heavy(who):
+        job = checks.checked(service.engine, service.settings, who.sees, asked.job_fields())
     return _submitted(service, who, job, asked.title or _title(job), key, beside)
 
 
@@ -62,7 +64,8 @@ def _of_sweep(
 ) -> Job:  # fmt: skip
     fields = asked.job_fields() | {"budgets": budgets}
     try:
-        return checks.checked(service.engine, service.settings, who.sees, fields)
+        with service.heavy(who):
+            return checks.checked(service.engine, service.settings, who.sees, fields)
     except checks.FieldError as error:
         text = str(error)
         named = text if error.field != "budgets" else f"{', '.join(budgets)}: {text}"
@@ -70,6 +73,7 @@ def _of_sweep(
 
 
 def _check_room(service: Service, who: Principal, more: int) -> None:
+    uploads.check_room(service.engine, who.name, service.limits)
     most = service.limits.waiting
     if store.waiting(service.engine, who.name) + more > most:
         raise Refusal(429, f"you have {most} runs that are not over; wait for some", wait_s=60)

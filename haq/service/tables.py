@@ -54,6 +54,9 @@ RUNS = Table(
     Column("episodes_asked", Integer, nullable=False),
     Column("best_accuracy", Double),
     Column("episode_s", Double),  # what an episode took of late
+    Column("taken", Double),  # when a worker took it last
+    Column("busy_s", Double, nullable=False),  # under way so far, all tries together
+    Column("size_bytes", BigInteger, nullable=False),  # of its files, once it is over
     Column("events", Integer, nullable=False),  # number of the last one
     Column("tags", Text, nullable=False, server_default=""),  # " one two ", words between blanks
     Column("remark", Text, nullable=False, server_default=""),  # the user's own
@@ -66,6 +69,7 @@ RUNS = Table(
     Index("runs_by_owner", "owner", "created"),
     Index("runs_by_sweep", "sweep"),
     Index("runs_with_hooks", "hook_left", "state"),
+    Index("runs_by_turn", "owner", "taken"),
 )
 
 EVENTS = Table(
@@ -109,6 +113,7 @@ UPLOADS = Table(
     Column("sha256", String(64), nullable=False),
     Column("classes", Integer, nullable=False),
     Column("images", Integer, nullable=False),
+    Column("stored_bytes", BigInteger, nullable=False),  # of its files, unpacked
     Column("created", Double, nullable=False),
     Index("uploads_by_owner", "owner", "created"),
 )

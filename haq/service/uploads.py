@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
-from sqlalchemy import Engine, delete, func, insert, select, true
+from sqlalchemy import Engine, delete, insert, select, true
 
 from haq.errors import DataError, HaqError, ModelError, TargetError
 from haq.service import place, store
 from haq.service.database import reading
 from haq.service.limits import Limits
+from haq.service.place import size_of
 from haq.service.settings import Settings
 from haq.service.tables import UPLOADS, now
 
@@ -48,6 +49,7 @@ class Upload(NamedTuple):
     sha256: str
     classes: int
     images: int
+    stored_bytes: int
     created: float
 
 
@@ -75,11 +77,9 @@ def check_room(engine: Engine, owner: str, limits: Limits) -> None:
     Raises:
         Full: No.
     """
-    query = select(func.sum(UPLOADS.c.size_bytes)).where(UPLOADS.c.owner == owner)
-    with reading(engine) as connection:
-        stored = int(connection.scalar(query) or 0)
+    stored = store.stored(engine, owner)
     if stored >= limits.stored_bytes:
-        raise Full(f"your uploads take {stored} bytes already; delete some first")
+        raise Full(f"your uploads and runs take {stored} bytes already; delete some first")
 
 
 async def receive(
@@ -141,6 +141,7 @@ def keep(
                 insert(UPLOADS).values(
                     id=upload_id, owner=owner, kind=kind, name=name, size_bytes=size,
                     sha256=sha256, classes=classes, images=images, created=now(),
+                    stored_bytes=size_of(folder),
                 )
             )  # fmt: skip
     except BaseException:

@@ -44,9 +44,11 @@ class Watch:
         self._tail = Tail(settings.run_folder(run.id))
         self._progress = store.Progress()
         self._pace = Pace(run.episodes)
+        self._busy_s = run.busy_s  # up to the last renewal that was written
+        self._written = self._renewed
 
     def follow(self, process: Process) -> Message:
-        """Return how the search ended, or why it must end: "stopped", "cancelled" or "lost"."""
+        """Return how the search ended, or why it must: "stopped", "cancelled", "lost", "late"."""
         try:
             while True:
                 message = process.message(self._settings.poll_s)
@@ -61,6 +63,8 @@ class Watch:
                     return Message("lost")
                 if self._due() and self._renew(process):
                     return Message("cancelled")
+                if self._busy_s > self._settings.limits.run_s:
+                    return Message("late")
         except store.LeaseLost:
             return Message("lost")
 
@@ -71,16 +75,20 @@ class Watch:
     def _renew(self, process: Process) -> bool:
         """Renew the lease and return whether the run is to be cancelled."""
         self._renewed = time.monotonic()
+        busy_s = self._renewed - self._written
         lease_s = self._settings.lease_s
         try:
             trials = self._tail.read()
             self._pace.finished(self._tail.count)
-            cancelled = store.report(self._engine, self.lease, lease_s, self._progress, trials)
+            cancelled = store.report(
+                self._engine, self.lease, lease_s, self._progress, trials, busy_s
+            )
         except (SQLAlchemyError, OSError, RunError) as error:
             # The search goes on until the lease is over: the database may be back by then.
             LOG.warning("no renewal: %s", type(error).__name__, extra={"run": self.lease.run_id})
             self._tail.rewind()
             return False
+        self._written, self._busy_s = self._renewed, self._busy_s + busy_s
         self.deadline = self._renewed + 0.8 * lease_s - 0.1
         process.extend(self.deadline)
         return cancelled

@@ -6,7 +6,6 @@ whoever takes the run next goes on after the last episode in its folder.
 
 import logging
 import os
-import shutil
 import socket
 import threading
 import time
@@ -22,6 +21,7 @@ from haq.runs.job import Job
 from haq.service import place, store
 from haq.service.database import check_current
 from haq.service.outcome import PATIENCE_S, conclude
+from haq.service.retention import Retention
 from haq.service.searching import Execute, Message, SearchProcess, machine_fault, search
 from haq.service.settings import Settings
 from haq.service.watch import Process, Watch
@@ -33,7 +33,7 @@ Start = Callable[[Job, Path, float], Process]
 
 _SEEN_S = 20.0  # between two signs of life of a worker that has nothing to do
 
-_UNDER_WAY = ("stopped", "cancelled", "lost")  # the search has not ended by itself
+_UNDER_WAY = ("stopped", "cancelled", "lost", "late")  # the search has not ended by itself
 
 
 def in_process(execute: Execute = search) -> Start:
@@ -60,6 +60,8 @@ def work(
     name = f"{socket.gethostname()}:{os.getpid()}"
     store_name = check_current(engine)
     seen = -_SEEN_S
+    retention = Retention(engine, settings)
+    turns = store.Turns(settings.order == "fair", settings.limits.running)
     while not stop.is_set():
         try:
             run = None
@@ -70,19 +72,20 @@ def work(
             if fault:
                 LOG.error("waiting: %s", fault)
             else:
-                run = store.claim(engine, name, settings.lease_s, settings.tries)
+                run = store.claim(engine, name, settings.lease_s, settings.tries, turns)
         except SQLAlchemyError as error:
             LOG.error("the database does not answer: %s", type(error).__name__)
             stop.wait(PATIENCE_S)
             continue
         if run is None:
             if not fault:  # where the files are not mounted, none of them are gone
-                sweep(engine, settings)
+                retention.look()
             idle()
             stop.wait(settings.poll_s)
             continue
         LOG.info("run taken", extra={"run": run.id, "attempt": run.attempts})
         _do(engine, settings, run, store_name, stop, start or in_process())
+        retention.look()
     with suppress(SQLAlchemyError):
         store.leave(engine, name)
 
@@ -109,20 +112,15 @@ def _do(
     try:
         if process is not None and message.kind in _UNDER_WAY:
             process.end(settings.stop_s)  # so that the next worker does not find it at work
-        conclude(engine, settings, watch.lease, store_name, message)
+        conclude(engine, settings, watch.lease, store_name, message, stop)
+        _weigh(engine, settings, run.id)
     finally:
         if process is not None:
             process.end(settings.stop_s)
 
 
-def sweep(engine: Engine, settings: Settings) -> None:
-    """Take away the files of deleted runs."""
+def _weigh(engine: Engine, settings: Settings, run_id: str) -> None:
     try:
-        for run_id in store.hidden(engine):
-            folder = settings.run_folder(run_id)
-            shutil.rmtree(folder, ignore_errors=True)
-            if not folder.exists():
-                folder.with_name(f".{run_id}.lock").unlink(missing_ok=True)
-                store.forget(engine, run_id)
-    except (SQLAlchemyError, OSError) as error:
-        LOG.warning("deleted runs are not taken away yet: %s", type(error).__name__)
+        store.weigh(engine, run_id, place.size_of(settings.run_folder(run_id)))
+    except SQLAlchemyError as error:
+        LOG.warning("what a run takes is not noted: %s", type(error).__name__)

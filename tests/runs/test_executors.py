@@ -20,9 +20,10 @@ from haq.models import build
 from haq.network.graph import trace
 from haq.quantization.calibration import calibrate
 from haq.runs import executors as executors_room
+from haq.runs.clusters import ANSWER_S, check_address
 from haq.runs.executors import PoolExecutor, RayExecutor, Request, executor_for
 from haq.runs.executors.base import payload
-from haq.runs.executors.ray import ANSWER_S, check_address, check_ray
+from haq.runs.executors.ray import check_ray
 from haq.runs.job import parse_job
 from haq.runs.run import run
 from haq.runs.scoring import ScoringData, scorer_for

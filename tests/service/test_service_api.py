@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import threading
 
 import pytest
 import schemathesis
@@ -336,12 +337,29 @@ def test_a_number_of_rounding_steps_without_end_is_refused(client):
     assert answer.json()["errors"][0]["field"] == "rounding_steps"
 
 
-def test_the_service_is_ready_once_nothing_is_left_to_load(visitor, client):
-    service = visitor.app.state.service
-    with service._loading:  # as while it starts
-        answer = client.get("/readyz")
+class Waiting:
+    """What is loaded first, which takes until it is released."""
+
+    def __init__(self, release):
+        self.choices = lambda settings: release.wait(60)
+
+
+def test_a_job_is_small(client):
+    answer = client.post("/v1/runs", json={**ASKED, "distill": {"kd": "a" * checks.MOST_BYTES}})
+    assert answer.status_code == 422
+    assert len(answer.text) < 1000
+
+
+def test_the_service_is_ready_once_nothing_is_left_to_load(visitor, client, monkeypatch):
+    release, service = threading.Event(), visitor.app.state.service
+    monkeypatch.setattr(checks, "choices", Waiting(release))
+    thread = service.begin_loading()  # as when the server starts
+    for answer in (client.get("/readyz"), client.post("/v1/runs", json=ASKED)):
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "6")
         assert answer.json()["message"] == "the service is still loading what requests need"
+    assert client.get("/healthz").status_code == 200
+    release.set()
+    thread.join()
     assert client.get("/readyz").status_code == 200
     before = checks._loaded.cache_info().misses
     assert client.get("/new").status_code == 200
@@ -352,11 +370,20 @@ def test_the_service_is_ready_once_nothing_is_left_to_load(visitor, client):
 def test_loading_begins_with_the_server(tmp_path):
     visitor = Visitor(tmp_path)
     with TestClient(visitor.app):
-        assert wait_for(lambda: visitor.app.state.service._loaded)
+        wait_for(lambda: visitor.app.state.service.loading is None)
+
+
+def test_what_cannot_be_loaded_is_said_to_whoever_waits_for_it(visitor, client, monkeypatch):
+    monkeypatch.setattr(checks, "choices", None)
+    visitor.app.state.service.begin_loading().join()
+    answer = client.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["message"].startswith("what requests need cannot be loaded; the operator")
 
 
 def test_a_data_set_that_cannot_be_loaded_keeps_nobody_from_the_others(tmp_path, caplog):
     visitor = Visitor(tmp_path, data={"gone": "folder:/nowhere", "digits": "digits"})
+    visitor.app.state.service.begin_loading().join()
     assert visitor.client.get("/readyz").status_code == 200
     assert "data gone cannot be offered" in caplog.text
 

@@ -13,7 +13,7 @@ from haq.errors import HaqError
 from haq.runs.run import run
 from haq.service import place, store
 from haq.service.scores import metric_of_run, text_of
-from haq.service.serve import settings_of
+from haq.service.serve import Offers, settings_of
 
 
 @pytest.fixture(scope="module")
@@ -131,13 +131,13 @@ def test_a_model_that_is_offered_no_more_is_refused_where_it_is_run(visitor, tmp
 )
 def test_what_cannot_be_offered_is_refused_at_the_start(tmp_path, offer, said):
     with pytest.raises(HaqError, match=said):
-        settings_of(tmp_path / "files", None, models=[offer])
+        settings_of(tmp_path / "files", None, Offers(models=[offer]))
     assert not (tmp_path / "files").exists()
 
 
 def test_a_relative_path_means_the_same_in_every_process(operator, tmp_path, monkeypatch):
     monkeypatch.chdir(operator)
-    models = settings_of(tmp_path, None, models=["net=onnx:net.onnx,x=1x1x8x8"]).models
+    models = settings_of(tmp_path, None, Offers(models=["net=onnx:net.onnx,x=1x1x8x8"])).models
     assert models == {"net": f"onnx:{operator / 'net.onnx'},x=1x1x8x8"}
 
 
@@ -151,4 +151,4 @@ def test_the_openapi_document_gives_no_default_that_is_not_meant(visitor):
 @pytest.mark.parametrize("what", ["models", "data", "weights"])
 def test_two_offers_of_one_name_are_refused(tmp_path, what):
     with pytest.raises(HaqError, match="net is offered already; give another name"):
-        settings_of(tmp_path / "files", None, **{what: ["net=timm:a", "net=timm:b"]})
+        settings_of(tmp_path / "files", None, Offers(**{what: ["net=timm:a", "net=timm:b"]}))

@@ -1,5 +1,6 @@
 """Who may do what, and what nobody may."""
 
+import asyncio
 import base64
 import json
 import logging
@@ -16,7 +17,7 @@ from service_parts import ASKED, Visitor
 from sqlalchemy import select
 
 from haq.errors import HaqError
-from haq.service import security
+from haq.service import security, store
 from haq.service.limits import Limits
 from haq.service.logs import JsonLines
 from haq.service.tables import SESSIONS, TOKENS
@@ -196,6 +197,75 @@ def test_a_large_body_is_refused(visitor):
     for length in ("9" * 5000, "-1", "\u0663"):
         wrong = {"Content-Length": length.encode("utf-8")}
         assert client.post("/v1/runs", headers=wrong).status_code == 413
+
+
+def test_every_page_that_is_read_has_a_head(tmp_path):
+    visitor = Visitor(tmp_path)
+    run_id = visitor.finished()
+    paths = [path for path, methods in visitor.app.openapi()["paths"].items() if "get" in methods]
+    values = {"run_id": run_id, "name": "policy.json", "channel": "door", "upload_id": "0" * 32}
+    for path in [*paths, "/", "/new", "/login", f"/runs/{run_id}"]:
+        path = path.format(**values)
+        head = visitor.client.head(path)
+        if path.endswith("/events"):
+            assert head.status_code == 200
+            continue
+        get = visitor.client.get(path)
+        assert (head.status_code, head.content) == (get.status_code, b""), path
+        if path not in ("/metrics", "/new", "/"):
+            assert head.headers.get("content-length") == get.headers.get("content-length"), path
+    assert visitor.client.head("/logout").status_code == 405
+
+
+def test_guesses_from_all_addresses_of_one_line_count_together(tmp_path):
+    visitor = Visitor(tmp_path, is_open=False, limits=Limits(failures=3))
+    wrong = {"Authorization": "Bearer haq_" + "0" * 12 + "_" + "A" * 43}
+    codes = [
+        TestClient(visitor.app, client=(f"2001:db8::{number}", 5)).get("/v1/me", headers=wrong)
+        for number in range(5)
+    ]
+    assert [answer.status_code for answer in codes] == [401, 401, 401, 429, 429]
+    other = TestClient(visitor.app, client=("2001:db8:0:1::1", 5))
+    assert other.get("/v1/me", headers=wrong).status_code == 401
+
+
+def test_a_gate_holds_so_many_of_all_and_of_each():
+    gate = security.Gate(most=3, each=2)
+    with gate.passed("ada") as first, gate.passed("ada") as second, gate.passed("ada") as third:
+        assert (first, second, third) == ("passed", "passed", "each")
+        with gate.passed("bob") as fourth, gate.passed("eve") as fifth:
+            assert (fourth, fifth) == ("passed", "all")
+    with gate.passed("ada") as again:
+        assert again == "passed"
+
+
+def test_a_user_reads_so_many_streams_at_once(tmp_path):
+    visitor = Visitor(tmp_path, is_open=False, limits=Limits(readers_each=1))
+    ada = visitor.as_user("ada")
+    place = ada.post("/v1/runs", json=ASKED).headers["location"]
+    feed = visitor.app.state.service.feed
+    run = store.find(visitor.engine, place.rpartition("/")[2])
+
+    async def read_twice():
+        stream = feed.follow(run, 0, lambda: True, "ada")
+        await anext(stream)
+        held = await asyncio.to_thread(ada.get, f"{place}/events")
+        await stream.aclose()
+        return held, feed.readers_of("ada")
+
+    held, left = asyncio.run(read_twice())
+    assert (held.status_code, held.headers["retry-after"]) == (429, "11")
+    assert left == 0
+
+
+def test_one_user_does_not_hold_all_that_others_need(tmp_path):
+    visitor = Visitor(tmp_path, is_open=False, limits=Limits(heavy=2, heavy_each=1))
+    service, ada = visitor.app.state.service, visitor.as_user("ada")
+    with service.heavy(security.Principal("ada", "submit")):
+        answer = ada.post("/v1/runs", json=ASKED)
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "6")
+        assert visitor.as_user("bob").post("/v1/runs", json=ASKED).status_code == 201
+    assert ada.post("/v1/runs", json=ASKED).status_code == 201
 
 
 def test_every_answer_has_the_headers(visitor):

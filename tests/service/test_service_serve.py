@@ -1,6 +1,8 @@
 """The commands themselves, over real connections: killed, stopped and started again."""
 
 import json
+import logging
+import os
 import signal
 import socket
 import subprocess
@@ -10,6 +12,7 @@ from service_parts import REAL, accuracies
 from service_server import HAQ, Server
 from sqlalchemy.exc import OperationalError
 
+from haq.cli.main import app
 from haq.errors import HaqError
 from haq.runs.run import run
 from haq.service import store
@@ -112,7 +115,9 @@ def test_a_taken_port_is_said_before_anything_is_begun(tmp_path):
 @pytest.mark.parametrize(
     "password, sentence",
     [("ses%40me", "haq: the database at 127.0.0.1 does not answer: "),
-     ("ses@me", "haq: the database's URL has two @: ")],
+     ("ses@me", "haq: the database's URL has an @, a / or a ? in its password: "),
+     ("1/ses@me", "haq: the database's URL has an @, a / or a ? in its password: "),
+     ("1?ses@me", "haq: the database's URL has an @, a / or a ? in its password: ")],
 )  # fmt: skip
 def test_a_database_that_is_away_is_one_sentence_without_its_password(
     tmp_path, command, password, sentence
@@ -137,3 +142,53 @@ def test_what_a_driver_says_is_repeated_without_the_password():
     with pytest.raises(HaqError, match=r"at host does not answer: no \*\*\* nor \*\*\*$"):
         with answering(engine):
             raise OperationalError("", {}, Exception("no ses@me\nnor ses%40me"))
+
+
+OPTIONS = [
+    (["serve", "--files", "FILE"], "the folder of the database FILE/haq.sqlite cannot be made: "),
+    (
+        ["token", "list", "--files", "BAD"],
+        "the database at BAD/haq.sqlite does not answer: file is",
+    ),
+    (["serve", "--data", "c=cifar11:/tmp"], "data c=cifar11:/tmp: unknown data 'cifar11'"),
+    (["serve", "--data", "c=folder:/no/where"], "data c=folder:/no/where: there is no /no/where"),
+    (["serve", "--executor", "cloud"], "unknown executor 'cloud' (known: local, ray)"),
+    (["serve", "--trusted-proxy", "*"], "trusted proxy '*': give an address or a network"),
+    (["serve", "--limit", "runs=3"], "unknown limit 'runs'"),
+    (["worker", "--keep-for", "soon"], "keep for 'soon': give a number from 1 on"),
+    (
+        ["token", "list", "--database", "postgresql+asyncpg://a:b@c/d"],
+        "database postgresql+asyncpg",
+    ),
+    (["token", "list", "--database", "mysql://a:b@c/d"], "database mysql: give sqlite:///FILE"),
+]
+
+
+@pytest.mark.parametrize("words, sentence", OPTIONS, ids=[" ".join(row[0]) for row in OPTIONS])
+def test_a_mistake_of_the_operator_is_one_sentence(tmp_path, words, sentence):
+    places = {"FILE": tmp_path / "file", "BAD": tmp_path / "bad"}
+    places["FILE"].write_text("")
+    places["BAD"].mkdir()
+    (places["BAD"] / "haq.sqlite").write_text("no database " * 100)
+    for name, place in places.items():
+        words = [word.replace(name, str(place)) for word in words]
+        sentence = sentence.replace(name, str(place))
+    if words[0] == "serve":
+        words += ["--port", "0"]
+    if "--files" not in words:
+        words += ["--files", str(tmp_path / "files")]
+    with pytest.raises(HaqError) as caught:
+        app(words, standalone_mode=False)
+    assert str(caught.value).startswith(sentence)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(autouse=True)
+def unchanged_process():
+    """Give back what commands change for the whole process: the umask and the log."""
+    old, root = os.umask(0o022), logging.getLogger()
+    os.umask(old)
+    handlers = root.handlers[:]
+    yield
+    os.umask(old)
+    root.handlers[:] = handlers

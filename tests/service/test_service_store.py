@@ -61,6 +61,14 @@ def test_the_migrations_make_the_tables(engine):
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
 
 
+def test_a_database_of_a_newer_version_is_said_in_a_sentence(engine):
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    for bring in (migrate, check_current):
+        with pytest.raises(HaqError, match=r"of a newer haq than this one|at revision 9999"):
+            bring(engine)
+
+
 def test_migrating_again_changes_nothing(engine):
     assert migrate(engine) == migrate(engine) == check_current(engine)
 
@@ -214,7 +222,7 @@ def test_a_try_is_taken_back_only_from_runs_that_others_have(engine):
 
 def test_a_paused_run_waits(engine):
     run_id = new_run(engine)
-    store.hand_back(engine, claimed(engine), 3600, "paused: no space left on device")
+    store.hand_back(engine, claimed(engine), 500, "paused: no space left on device")
     assert claimed(engine) is None
     assert store.find(engine, run_id).state == "paused"
     with engine.begin() as connection:
@@ -375,3 +383,110 @@ def perform(engine, act, run_id, leases):
             "back": lambda: store.hand_back(engine, leases[-1]),
             "again": lambda: store.try_again(engine, leases[-1], 3, 0.0, "no", None),
         }[act]()
+
+
+def test_users_take_turns_however_many_runs_each_has(engine):
+    first = [new_run(engine) for _ in range(3)]
+    bobs = [new_run(engine, owner="bob") for _ in range(2)]
+    order = []
+    for _ in range(5):  # one worker, that has done a run before it takes the next
+        lease = claimed(engine)
+        order.append(lease.run_id)
+        store.finish(engine, lease)
+    assert order == [first[0], bobs[0], first[1], bobs[1], first[2]]
+
+
+def test_whoever_has_fewer_runs_under_way_is_next(engine):
+    first = [new_run(engine) for _ in range(3)]
+    bobs = [new_run(engine, owner="bob") for _ in range(2)]
+    assert [claimed(engine).run_id for _ in range(2)] == [first[0], bobs[0]]
+    with engine.begin() as connection:  # bob's was taken long ago, and is still under way
+        connection.execute(update(RUNS).where(RUNS.c.owner == "bob").values(taken=1.0))
+    store.finish(engine, Lease(first[0], 1))
+    assert claimed(engine).run_id == first[1]
+
+
+def test_where_the_oldest_is_next_nobody_takes_turns(engine):
+    runs = [new_run(engine) for _ in range(2)] + [new_run(engine, owner="bob")]
+    oldest = store.Turns(fair=False)
+    assert [store.claim(engine, "w", 60, 3, oldest).id for _ in range(3)] == runs
+
+
+@pytest.mark.parametrize("fair", [True, False])
+def test_a_user_has_so_many_runs_at_once_and_dead_ones_do_not_count(engine, fair):
+    runs = [new_run(engine) for _ in range(2)]
+    one = store.Turns(fair, running=1)
+    assert store.claim(engine, "w", 60, 3, one).id == runs[0]
+    assert store.claim(engine, "w", 60, 3, one) is None
+    bobs = new_run(engine, owner="bob")
+    assert store.claim(engine, "w", 60, 3, one).id == bobs
+    expire(engine)
+    assert store.claim(engine, "w", 60, 3, one).id == runs[0]
+
+
+def test_a_clock_that_went_back_leaves_no_run_lying(engine):
+    waits, dead = new_run(engine), new_run(engine)
+    with engine.begin() as connection:
+        connection.execute(update(RUNS).where(RUNS.c.id == waits).values(not_before=1e12))
+    assert claimed(engine).run_id == waits
+    assert claimed(engine).run_id == dead
+    with engine.begin() as connection:  # whose worker died before the clock went back
+        connection.execute(update(RUNS).where(RUNS.c.id == dead).values(lease_until=1e12))
+    assert claimed(engine).run_id == dead
+    assert claimed(engine) is None
+
+
+def test_a_pause_of_today_and_a_lease_of_now_are_kept(engine):
+    paused, running = new_run(engine), new_run(engine)
+    store.hand_back(engine, claimed(engine), store.leases.PAUSE_S, "the disk is full")
+    assert claimed(engine).run_id == running
+    assert claimed(engine) is None
+    assert store.find(engine, paused).state == "paused"
+
+
+def test_a_run_given_up_for_dead_goes_on_where_its_worker_lives(engine):
+    run_id = new_run(engine)
+    lease = claimed(engine, tries=1)
+    expire(engine)
+    assert claimed(engine, tries=1) is None
+    assert store.find(engine, run_id).state == "failed"
+    assert not store.report(engine, lease, 60, Progress(), [trial(0)])
+    assert store.find(engine, run_id).state == "running"
+    expire(engine)
+    assert claimed(engine, tries=2) is not None  # an episode was new: that is the first try
+    assert history(engine, run_id) == ["queued", "running", "failed", "running", 0, "running"]
+
+
+def test_a_finished_search_of_a_run_given_up_for_dead_is_finished(engine):
+    run_id = new_run(engine)
+    lease = claimed(engine, tries=1)
+    expire(engine)
+    claimed(engine, tries=1)
+    store.finish(engine, lease)
+    run = store.find(engine, run_id)
+    assert (run.state, run.message) == ("finished", None)
+
+
+def test_what_a_run_and_its_user_took_adds_up(engine):
+    run_id = new_run(engine)
+    lease = claimed(engine)
+    for busy_s in (1.5, 2.0):
+        store.report(engine, lease, 60, Progress(), busy_s=busy_s)
+    store.weigh(engine, run_id, 10)
+    store.weigh(engine, new_run(engine), 5)
+    store.weigh(engine, new_run(engine, owner="bob"), 7)
+    assert store.find(engine, run_id).busy_s == 3.5
+    assert store.stored(engine, "ada") == 15
+
+
+def test_the_line_is_shown_in_the_order_in_which_runs_are_taken(engine):
+    for owner in ("ada", "ada", "ada", "bob", "bob", "eve"):
+        new_run(engine, owner=owner)
+    shown = [run.id for run in store.standing(engine).waiting]
+    taken = [claimed(engine).run_id for _ in range(6)]
+    assert shown == taken
+
+
+def test_where_the_oldest_is_next_the_line_is_shown_so(engine):
+    runs = [new_run(engine, owner=owner) for owner in ("ada", "ada", "bob")]
+    assert [run.id for run in store.standing(engine, fair=False).waiting] == runs

@@ -1,7 +1,11 @@
 """Uploads: what is good becomes data and weights, and every hostile file is refused."""
 
+import errno
+import gzip
 import io
 import json
+import shutil
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -333,3 +337,61 @@ def test_hardware_can_be_pasted_without_a_script(tmp_path):
     assert upload["kind"] == "target"
     client.post(f"/uploads/{upload['id']}/delete")
     assert client.get("/v1/uploads").json() == []
+
+
+def packed(method):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", method) as file:
+        for name, color in (("a/0.png", "red"), ("b/\u00e9.png", "blue")):
+            file.writestr(name, picture(color))
+    return out.getvalue()
+
+
+def tarred(kind):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=kind) as file:
+        for name, color in (("a/0.png", "red"), ("b/\u00e9.png", "blue")):
+            info = tarfile.TarInfo(name)
+            info.size = len(picture(color))
+            file.addfile(info, io.BytesIO(picture(color)))
+    return out.getvalue()
+
+
+SOUND = {
+    **{f"zip-{method}": packed(method) for method in (
+        zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)},
+    **{f"tar-{kind}": tarred(kind) for kind in (
+        tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)},
+    "tar-gz": gzip.compress(tarred(tarfile.PAX_FORMAT), mtime=0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", SOUND.values(), ids=SOUND)
+def test_every_kind_of_archive_is_unpacked(tmp_path, content):
+    (tmp_path / "received").write_bytes(content)
+    assert unpack(tmp_path / "received", tmp_path / "data", Limits()) == (2, 2)
+
+
+@pytest.mark.parametrize("content", SOUND.values(), ids=SOUND)
+def test_an_archive_with_any_byte_changed_is_unpacked_or_refused(tmp_path, content):
+    file, folder = tmp_path / "received", tmp_path / "data"
+    for at in range(0, len(content), 1 + len(content) // 150):
+        for byte in (content[at] ^ 1, 0xFF, 0):
+            file.write_bytes(content[:at] + bytes([byte]) + content[at + 1 :])
+            try:
+                unpack(file, folder, Limits())
+                shutil.rmtree(folder)
+            except DataError:
+                pass
+            assert not folder.exists()
+
+
+def test_a_disk_that_fails_is_no_fault_of_the_archive(tmp_path, monkeypatch):
+    (tmp_path / "received").write_bytes(SOUND["zip-8"])
+
+    def broken(self, size):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        unpack(tmp_path / "received", tmp_path / "data", Limits())

@@ -7,23 +7,27 @@ import signal
 import subprocess
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import service_searches as searches
 from service_parts import PATIENCE_S, REAL, accuracies, opened, run_of, wait_for
 from service_searches import trial_of
 from sqlalchemy import update
+from sqlalchemy.exc import DataError, OperationalError
 
 from haq.errors import HaqError
 from haq.runs import folder as results
 from haq.runs.job import Job
 from haq.runs.run import run
-from haq.service import place, store
+from haq.service import outcome, place, store
+from haq.service.limits import Limits
 from haq.service.processes import run_worker
+from haq.service.retention import sweep
 from haq.service.searching import Message, SearchProcess
 from haq.service.tables import RUNS
 from haq.service.tail import Tail
-from haq.service.worker import in_process, sweep, work
+from haq.service.worker import in_process, work
 
 FEW = Job(episodes=3)
 
@@ -181,8 +185,8 @@ def test_a_stopped_worker_hands_its_run_back(tmp_path, at_work):
 
 def test_a_search_ends_itself_at_its_deadline(tmp_path):
     process = SearchProcess(FEW, tmp_path / "run", searches.stubborn, time.monotonic() + 1)
-    ending = wait_for(lambda: (s := process.message(0.1)) and s.kind == "died" and s)
-    assert ending.value == 3
+    ending = wait_for(lambda: (s := process.message(0.1)) and s.kind != "progress" and s.kind)
+    assert ending == "lost"
 
 
 def test_a_search_goes_on_while_its_lease_is_renewed(tmp_path):
@@ -202,6 +206,93 @@ def test_two_processes_never_write_one_run(tmp_path):
     first.end(0)
     second.end(PATIENCE_S)
     assert ending.kind == "locked"
+
+
+@pytest.mark.parametrize("end", ["finished", "lost"])
+def test_a_database_that_is_away_for_long_costs_no_try_and_no_work(tmp_path, monkeypatch, end):
+    settings, engine = opened(tmp_path, tries=1, lease_s=0.0)
+    run_id = run_of(engine, FEW)
+    failures = [OperationalError("", {}, Exception("away")) for _ in range(3)]
+    write = outcome._write
+
+    def away(*arguments):
+        if failures:
+            raise failures.pop()
+        write(*arguments)
+
+    monkeypatch.setattr(outcome, "_write", away)
+    messages = [Message(end), Message("finished")]
+
+    class Search(Finished):
+        def message(self, seconds):
+            return messages.pop(0)
+
+    work_once(engine, settings, Search())
+    run = store.find(engine, run_id)
+    assert (run.state, run.attempts) == ("finished", 1)
+    assert run.fence == (1 if end == "finished" else 2)
+
+
+def test_what_no_database_takes_is_not_tried_for_ever(tmp_path, monkeypatch):
+    settings, engine = opened(tmp_path, lease_s=0.0)
+    run_id = run_of(engine, FEW)
+
+    def refused(*arguments):
+        raise DataError("", {}, Exception("no text"))
+
+    monkeypatch.setattr(outcome, "_write", refused)
+    lease = store.Lease(run_id, store.claim(engine, "w", 60, 3).fence)
+    name = (settings.files / ".store").read_text().strip()
+    outcome.conclude(engine, settings, lease, name, Message("finished"), threading.Event())
+
+
+def test_what_a_search_says_may_hold_anything(tmp_path, database):
+    settings, engine = opened(tmp_path, database)
+    run_id = run_of(engine, FEW)
+
+    class Odd(Finished):
+        def message(self, seconds):
+            return Message("refused", "no \0 here", "a trace\0")
+
+    work_once(engine, settings, Odd())
+    run = store.find(engine, run_id)
+    assert (run.state, run.message, run.traceback) == ("failed", "no  here", "a trace")
+
+
+def test_a_lease_that_ran_out_on_a_slow_machine_is_no_try(tmp_path):
+    settings, engine = opened(tmp_path, tries=1)
+    run_id = run_of(engine, FEW)
+    messages = [Message("lost"), Message("finished")]
+
+    class Slow(Finished):
+        def message(self, seconds):
+            return messages.pop(0)
+
+    work_once(engine, settings, Slow())
+    run = store.find(engine, run_id)
+    assert (run.state, run.fence, run.attempts) == ("finished", 2, 1)
+
+
+def test_a_run_takes_no_longer_than_it_may_and_goes_on_once_it_may(tmp_path):
+    settings, engine = opened(tmp_path, limits=Limits(run_s=60))
+    run_id = run_of(engine, FEW)
+    with engine.begin() as connection:
+        connection.execute(update(RUNS).values(busy_s=59.9999))
+    ended_by = []
+
+    class Endless(Finished):
+        def message(self, seconds):
+            return None
+
+    watched = replace(settings, poll_s=0.0)
+    work_once(engine, watched, Endless(after=lambda: ended_by.append(True)))
+    run = store.find(engine, run_id)
+    most = "the most that a run may take here; what it found stays"
+    assert (run.state, run.message) == ("failed", f"it took longer than 60 s, {most}")
+    assert ended_by
+    store.retry(engine, run_id)
+    work_once(engine, replace(settings, limits=Limits()), Finished())
+    assert store.find(engine, run_id).state == "finished"
 
 
 class Finished:

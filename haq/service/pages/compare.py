@@ -162,7 +162,8 @@ def compare_report(service: Shared, who: Visitor, run: Chosen) -> HTMLResponse:
     from haq.reports.compare import comparison_html
 
     runs = [service.run(run_id, who) for run_id in dict.fromkeys(run)]
-    page = comparison_html([service.settings.run_folder(one.id) for one in runs])
+    with service.heavy(who):
+        page = comparison_html([service.settings.run_folder(one.id) for one in runs])
     for one in runs:  # the folders' names, which are numbers
         plain = re.sub(r"[^\w .,=%-]", "", one.title)
         page = page.replace(one.id, f"{plain} ({one.id[:4]})")

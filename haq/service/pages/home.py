@@ -20,7 +20,7 @@ SHOWN = 8
 @router.get("/")
 def home_page(service: Shared, who: Visitor) -> HTMLResponse:
     """Show what goes on."""
-    standing = store.standing(service.engine)
+    standing = store.standing(service.engine, service.settings.order == "fair")
     waits = estimates.waits(standing, store.paces(service.engine))
     mine = {
         part: [run for run in runs if who.sees in (None, run.owner)]

@@ -124,7 +124,8 @@ def _ranges(
         given = asked.job_fields()
         if "weights" not in given and "float_epochs" not in given:
             given["float_epochs"] = 1  # costs do not depend on it
-        rows = checks.ranges(service.engine, service.settings, who.sees, given)
+        with service.heavy(who):
+            rows = checks.ranges(service.engine, service.settings, who.sees, given)
         known = {row["quantity"]: row for row in rows}
         for row in filled:
             sentences[row] = _range(form[f"quantity.{row}"], known)

@@ -69,7 +69,7 @@ def runs_page(
         runs = runs[:PAGE]
         last = json.dumps([store.ORDERS[asked.order].value(runs[-1]), runs[-1].id])
         more = urlencode(asked._asdict() | {"before": last})
-    standing = store.standing(service.engine)
+    standing = store.standing(service.engine, service.settings.order == "fair")
     caption = _ORDERS[asked.order]
     return html(
         "runs.html", who, here="runs",
@@ -112,7 +112,7 @@ def _run_page(
     folder = service.settings.run_folder(run.id)
     layers, reasons = _layers(service, run)
     over = run.state in store.OVER
-    standing = store.standing(service.engine)
+    standing = store.standing(service.engine, service.settings.order == "fair")
     waits = {} if over else estimates.waits(standing, store.paces(service.engine))
     said = {"title": run.title, "tags": " ".join(run.words), "remark": run.remark}
     return html(

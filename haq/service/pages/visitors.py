@@ -5,6 +5,7 @@ from urllib.parse import parse_qsl, quote
 
 from fastapi import Depends, Request, Response
 from fastapi.responses import RedirectResponse
+from starlette.concurrency import run_in_threadpool
 
 from haq.service.security import Principal
 from haq.service.shared import COOKIE, Refusal, Shared
@@ -35,9 +36,13 @@ def _visitor(request: Request, service: Shared) -> Principal:
 
 async def _form(request: Request) -> dict[str, str]:
     """Return the fields of a form, the last of each name."""
-    body = (await request.body()).decode(errors="replace")
+    return await run_in_threadpool(_fields, await request.body())
+
+
+def _fields(body: bytes) -> dict[str, str]:
     try:
-        return dict(parse_qsl(body, keep_blank_values=True, max_num_fields=200))
+        text = body.decode(errors="replace")
+        return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=200))
     except ValueError as error:
         raise Refusal(400, "a form has at most 200 fields") from error
 

@@ -36,5 +36,6 @@ def profile(name: Annotated[str, Path(max_length=100)], who: Reader) -> dict[str
 @router.post("/ranges", tags=["choices"])
 def ranges(asked: JobRequest, service: Shared, who: Reader) -> list[Range]:
     """Say what the cheapest and the dearest policy of a job cost, whatever its budgets."""
-    rows = checks.ranges(service.engine, service.settings, who.sees, asked.job_fields())
+    with service.heavy(who):
+        rows = checks.ranges(service.engine, service.settings, who.sees, asked.job_fields())
     return [Range(**row) for row in rows]

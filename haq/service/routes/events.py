@@ -37,8 +37,10 @@ async def events(
         return Response(status_code=204)  # tells an EventSource not to come back
     if service.feed.readers >= service.limits.readers:
         raise Refusal(503, "too many are reading events; come back later", wait_s=10)
+    if service.feed.readers_of(who.name) >= service.limits.readers_each:
+        raise Refusal(429, "you read too many streams of events; close some", wait_s=10)
     return StreamingResponse(
-        service.feed.follow(run, number, request.state.may),
+        service.feed.follow(run, number, request.state.may, who.name),
         media_type="text/event-stream",
         headers={"X-Accel-Buffering": "no"},
     )

@@ -52,7 +52,8 @@ def file(
     """Give a file, whole or in part (Range), with its SHA-256 as ETag and Repr-Digest."""
     run = service.run(run_id, who)
     folder = service.settings.run_folder(run.id)
-    path = artifacts.get(folder, name, run.state == "finished")
+    with service.heavy(who):
+        path = artifacts.get(folder, name, run.state == "finished")
     if path is None:
         raise Refusal(404, f"the run has no file {name!r}; /v1/runs/{run.id}/files lists them")
     digest = artifacts.sha256(path)

@@ -50,7 +50,8 @@ def publish(channel: Channel, asked: Publish, service: Shared, who: Submitter) -
     """Make the network of a finished run the newest one of a channel."""
     run = service.run(asked.run, who)
     _finished(run)
-    packets.network_id(service.engine, service.settings, run)
+    with service.heavy(who):
+        packets.network_id(service.engine, service.settings, run)
     new = not store.history(service.engine, who.name, channel)
     if new and store.channel_count(service.engine, who.name) >= MOST_CHANNELS:
         raise Refusal(409, f"you have {MOST_CHANNELS} channels; publish on one of these")
@@ -122,13 +123,15 @@ def _sent(
     service: Service, who: Principal, run: store.Run, held: str | None, known: str | None
 ) -> Response:
     _finished(run)
-    newest = packets.network_id(service.engine, service.settings, run)
+    with service.heavy(who):
+        newest = packets.network_id(service.engine, service.settings, run)
     headers = {"HAQ-Network": newest, "Cache-Control": "private, no-cache"}
     if held == newest:
         return Response(status_code=304, headers=headers)
     bases = store.runs_with(service.engine, held, who.sees) if held else []
     base = next((one for one in bases if one.state == "finished"), None)
-    path = packets.packet(service.settings, run, base, held)
+    with service.heavy(who):
+        path = packets.packet(service.settings, run, base, held)
     digest = artifacts.sha256(path)
     headers["ETag"] = f'"{digest.hex()}"'
     headers["Repr-Digest"] = f"sha-256=:{base64.b64encode(digest).decode()}:"

@@ -24,8 +24,8 @@ def readyz(service: Shared) -> Health:
     fault = place.missing(service.settings, service.store_name)
     if fault:
         raise Refusal(503, fault)
-    if not service.load():
-        raise Refusal(503, "the service is still loading what requests need", wait_s=5)
+    if service.loading is not None:
+        raise Refusal(503, service.loading, wait_s=5)
     return Health(status="ok")
 
 

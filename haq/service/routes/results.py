@@ -101,7 +101,8 @@ def report(run_id: RunId, service: Shared, who: Reader) -> HTMLResponse:
     folder = service.settings.run_folder(run.id)
     if not (folder / "job.json").exists():
         raise _nothing_yet(run)
-    page = place.without_paths(report_html(folder), service.settings)
+    with service.heavy(who):
+        page = place.without_paths(report_html(folder), service.settings)
     return HTMLResponse(page, headers={"Content-Security-Policy": REPORT_POLICY})
 
 
@@ -114,7 +115,8 @@ def charts(run_id: RunId, service: Shared, who: Reader) -> dict[str, Any]:
     folder = service.settings.run_folder(run.id)
     if not (folder / "summary.json").exists():
         return {"title": run.title, "state": run.state, "charts": {}, "reasons": {}, "missing": {}}
-    return report_fragments(folder)
+    with service.heavy(who):
+        return report_fragments(folder)
 
 
 @router.get(

@@ -42,12 +42,12 @@ async def bring(
         raise Refusal(415, "send the file itself as application/octet-stream")
     engine, settings, limits = service.engine, service.settings, service.limits
     await run_in_threadpool(uploads.check_room, engine, who.name, limits)
-    received = await uploads.receive(
-        settings, request.stream(), uploads.TARGET_BYTES if kind == "target" else None
-    )
-    upload = await run_in_threadpool(
-        uploads.keep, engine, settings, limits, who.name, kind, name, received
-    )
+    most = uploads.TARGET_BYTES if kind == "target" else None
+    with service.upload(who):
+        received = await uploads.receive(settings, request.stream(), most)
+        upload = await run_in_threadpool(
+            uploads.keep, engine, settings, limits, who.name, kind, name, received
+        )
     return UploadOut(**upload._asdict())
 
 

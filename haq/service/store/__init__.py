@@ -24,6 +24,7 @@ from haq.service.store.leases import (
     Lease,
     LeaseLost,
     Progress,
+    Turns,
     claim,
     fail,
     finish,
@@ -32,6 +33,7 @@ from haq.service.store.leases import (
     stop,
     take_back_try,
     try_again,
+    weigh,
 )
 from haq.service.store.line import Standing, leave, paces, sign_of_life, standing
 from haq.service.store.lists import ORDERS, listed, of_sweep, tags
@@ -55,6 +57,7 @@ from haq.service.store.rows import (
     hidden,
     longest_wait,
     seen,
+    stored,
     uses,
     waiting,
 )
@@ -73,6 +76,7 @@ __all__ = [
     "Published",
     "Run",
     "Standing",
+    "Turns",
     "annotate",
     "cancel",
     "channel_count",
@@ -103,10 +107,12 @@ __all__ = [
     "sign_of_life",
     "standing",
     "stop",
+    "stored",
     "submit",
     "tags",
     "take_back_try",
     "try_again",
     "uses",
     "waiting",
+    "weigh",
 ]

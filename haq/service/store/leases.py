@@ -36,37 +36,101 @@ class Progress(NamedTuple):
     episode_s: float | None = None
 
 
-def claim(engine: Engine, worker: str, lease_s: float, tries: int) -> Run | None:
-    """Take the oldest run that waits, or whose worker gave no sign of life; None if there is none.
+class Turns(NamedTuple):
+    """Whose run is next.
+
+    Attributes:
+        fair: Whether users take turns: first whoever has the fewest runs under way, and of those
+            whoever has waited longest for one to be taken; otherwise the oldest run is next.
+        running: How many runs of one user may be under way.
+    """
+
+    fair: bool = True
+    running: int = 1000
+
+
+TURNS = Turns()
+
+
+def claim(
+    engine: Engine, worker: str, lease_s: float, tries: int, turns: Turns = TURNS
+) -> Run | None:
+    """Take the next run that waits, or whose worker gave no sign of life; None if there is none.
 
     Runs whose workers died too often in a row are failed on the way, and those that were to be
     cancelled are.
+
+    Args:
+        engine: The database.
+        worker: Its name.
+        lease_s: How long the lease holds; that of a run is renewed before.
+        tries: After which a run counts as failed.
+        turns: Whose run is next.
     """
-    free = and_(RUNS.c.state.in_(["queued", "paused"]), RUNS.c.not_before <= now())
+    # No lease and no pause is set further ahead than that, unless the clock went back since.
+    beyond = now() + 2 * lease_s + PAUSE_S
+    waits = and_(
+        RUNS.c.state.in_(["queued", "paused"]),
+        or_(RUNS.c.not_before <= now(), RUNS.c.not_before > beyond),
+    )
+    expired = and_(
+        RUNS.c.state == "running", or_(RUNS.c.lease_until < now(), RUNS.c.lease_until > beyond)
+    )
     with engine.begin() as connection:
-        _bury(connection, tries)
-        # Two workers never get the same row: the one skips what the other has locked.
-        run_id = connection.scalar(
-            select(RUNS.c.id)
-            .where(or_(free, _expired()))
-            .order_by(RUNS.c.created, RUNS.c.id)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-        )
+        _bury(connection, expired, tries)
+        run_id = _next(connection, or_(waits, expired), expired, turns)
         if run_id is None:
             return None
         enter(
             connection, run_id, "running",
-            worker=worker, lease_until=now() + lease_s, fence=RUNS.c.fence + 1,
+            worker=worker, lease_until=now() + lease_s, fence=RUNS.c.fence + 1, taken=now(),
             attempts=RUNS.c.attempts + 1, started=func.coalesce(RUNS.c.started, now()),
         )  # fmt: skip
         return current(connection, run_id)
 
 
-def _bury(connection: Connection, tries: int) -> None:
+PAUSE_S = 600.0
+"""The longest pause of a run."""
+
+
+def _next(
+    connection: Connection, ready: ColumnElement[bool], expired: ColumnElement[bool], turns: Turns
+) -> str | None:
+    owners = [owner for count, _, owner in _owners(connection, ready, expired)
+              if count < turns.running]  # fmt: skip
+    groups = [[owner] for owner in owners] if turns.fair else [owners]
+    for group in groups:
+        # Two workers never get the same row: the one skips what the other has locked.
+        run_id = connection.scalar(
+            select(RUNS.c.id)
+            .where(ready, RUNS.c.owner.in_(group))
+            .order_by(RUNS.c.created, RUNS.c.id)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        if run_id is not None:
+            return str(run_id)
+    return None
+
+
+def _owners(
+    connection: Connection, ready: ColumnElement[bool], expired: ColumnElement[bool]
+) -> list[tuple[int, float, str]]:
+    """Return who waits, in turn: with the runs under way, and when one was last taken."""
+    names = connection.scalars(select(RUNS.c.owner).where(ready).distinct()).all()
+    busy = select(RUNS.c.owner, func.count()).where(RUNS.c.state == "running", ~expired)
+    counts = {owner: count for owner, count in connection.execute(busy.group_by(RUNS.c.owner))}
+    last = {
+        name: connection.scalar(select(func.max(RUNS.c.taken)).where(RUNS.c.owner == name)) or 0.0
+        for name in names
+    }
+    return sorted((counts.get(name, 0), last[name], name) for name in names)
+
+
+def _bury(connection: Connection, expired: ColumnElement[bool], tries: int) -> None:
     rows = connection.execute(
         select(RUNS.c.id, RUNS.c.cancel)
-        .where(_expired(), or_(RUNS.c.cancel, RUNS.c.attempts >= tries))
+        .where(expired, or_(RUNS.c.cancel, RUNS.c.attempts >= tries))
         .with_for_update(skip_locked=True)
     ).all()
     for run_id, cancelled in rows:
@@ -85,6 +149,7 @@ def report(
     lease_s: float,
     progress: Progress,
     trials: Sequence[Mapping[str, Any]] = (),
+    busy_s: float = 0.0,
 ) -> bool:
     """Renew the lease, note where the search stands and add its new trials to the events.
 
@@ -94,6 +159,7 @@ def report(
         lease_s: How long the lease holds from now on.
         progress: Where the search stands.
         trials: With "episode", "accuracy" and "best_accuracy" each; those known are passed over.
+        busy_s: How long the run has been under way since the last report.
 
     Returns:
         Whether the run is to be cancelled.
@@ -103,7 +169,8 @@ def report(
     """
     columns = {key: value for key, value in progress._asdict().items() if value is not None}
     with engine.begin() as connection:
-        _fenced(connection, lease, lease_until=now() + lease_s, **columns)
+        busy = {"busy_s": RUNS.c.busy_s + busy_s}
+        _fenced(connection, lease, lease_until=now() + lease_s, **busy, **columns)
         _add_trials(connection, lease.run_id, trials)
         return current(connection, lease.run_id).cancel
 
@@ -198,12 +265,18 @@ def take_back_try(engine: Engine, lease: Lease) -> None:
         )
 
 
-def _expired() -> ColumnElement[bool]:
-    return and_(RUNS.c.state == "running", RUNS.c.lease_until < now())
-
-
 def _fenced(connection: Connection, lease: Lease, **values: Any) -> None:
-    mine = and_(RUNS.c.id == lease.run_id, RUNS.c.fence == lease.fence, RUNS.c.state == "running")
-    written = connection.execute(update(RUNS).where(mine).values(updated=now(), **values))
-    if written.rowcount != 1:
+    mine = and_(RUNS.c.id == lease.run_id, RUNS.c.fence == lease.fence)
+    state = connection.scalar(select(RUNS.c.state).where(mine).with_for_update())
+    # A run that failed with this lease was given up for dead, and its worker lives.
+    if state not in ("running", "failed"):
         raise LeaseLost(f"run {lease.run_id} is no longer this worker's")
+    if state == "failed":
+        enter(connection, lease.run_id, "running", finished=None)
+    change(connection, lease.run_id, **values)
+
+
+def weigh(engine: Engine, run_id: str, size_bytes: int) -> None:
+    """Note what the files of a run take."""
+    with engine.begin() as connection:
+        connection.execute(update(RUNS).where(RUNS.c.id == run_id).values(size_bytes=size_bytes))

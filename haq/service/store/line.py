@@ -1,9 +1,11 @@
 """Who waits, who works, and what runs took: all that an estimate is made of."""
 
-from collections.abc import Mapping
+import heapq
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from sqlalchemy import Engine, delete, insert, select, update
+from sqlalchemy import Engine, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from haq.service.database import reading
@@ -32,8 +34,13 @@ class Standing(NamedTuple):
     moment: float
 
 
-def standing(engine: Engine) -> Standing:
-    """Return what runs, what waits and who is there to do it, of all users."""
+def standing(engine: Engine, fair: bool = True) -> Standing:
+    """Return what runs, what waits and who is there to do it, of all users.
+
+    Args:
+        engine: The database.
+        fair: Whether users take turns, as in ``Turns``; otherwise the oldest run is next.
+    """
     with reading(engine) as connection:
         moment = float(connection.scalar(select(now())) or 0.0)
         running = connection.execute(
@@ -45,9 +52,39 @@ def standing(engine: Engine) -> Standing:
             .order_by(RUNS.c.created, RUNS.c.id).limit(_MOST)
         )  # fmt: skip
         line = [run_of(row) for row in waiting]
+        if fair:
+            last = connection.execute(
+                select(RUNS.c.owner, func.max(RUNS.c.taken))
+                .where(RUNS.c.owner.in_({run.owner for run in line}))
+                .group_by(RUNS.c.owner)
+            )
+            line = in_turn(line, rows, {owner: taken or 0.0 for owner, taken in last})
         seen = connection.scalars(select(WORKERS.c.name).where(WORKERS.c.seen > moment - ALIVE_S))
         alive = {*seen, *(run.worker for run in rows if (run.lease_until or 0.0) > moment)}
     return Standing(rows, line, len(alive), moment)
+
+
+def in_turn(waiting: Sequence[Run], running: Sequence[Run], last: Mapping[str, float]) -> list[Run]:
+    """Return runs in the order in which they are taken where users take turns.
+
+    Args:
+        waiting: The oldest first.
+        running: Those under way.
+        last: When a run of an owner was last taken.
+    """
+    lines: dict[str, deque[Run]] = {}
+    for run in waiting:
+        lines.setdefault(run.owner, deque()).append(run)
+    busy = Counter(run.owner for run in running)
+    turns = [(busy[owner], last.get(owner, 0.0), owner) for owner in lines]
+    heapq.heapify(turns)
+    order = []
+    while turns:
+        count, moment, owner = heapq.heappop(turns)
+        order.append(lines[owner].popleft())
+        if lines[owner]:
+            heapq.heappush(turns, (count + 1, moment, owner))
+    return order
 
 
 def paces(engine: Engine, most: int = 100) -> Mapping[tuple[str, str, str], list[float]]:

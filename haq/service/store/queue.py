@@ -81,6 +81,7 @@ def submit(
         "note": "", "episodes": 0, "episodes_asked": job.episodes, "events": 0,
         "tags": joined(beside.tags), "remark": beside.remark, "sweep": beside.sweep,
         "hook": beside.hook, "hook_left": HOOK_TRIES if beside.hook else 0,
+        "busy_s": 0.0, "size_bytes": 0,
     }  # fmt: skip
     try:
         with engine.begin() as connection:

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, func, select, true
 from haq.errors import HaqError
 from haq.runs.job import Job
 from haq.service.database import reading
-from haq.service.tables import RUNS, now
+from haq.service.tables import RUNS, UPLOADS, now
 
 STATES = ("queued", "running", "paused", "finished", "failed", "cancelled")
 
@@ -53,6 +53,9 @@ class Run:
     episodes_asked: int
     best_accuracy: float | None
     episode_s: float | None
+    taken: float | None
+    busy_s: float
+    size_bytes: int
     events: int
     tags: str
     remark: str
@@ -107,6 +110,15 @@ def waiting(engine: Engine, owner: str) -> int:
     query = select(func.count()).where(RUNS.c.owner == owner, RUNS.c.state.not_in([*OVER, GONE]))
     with reading(engine) as connection:
         return connection.scalar(query) or 0
+
+
+def stored(engine: Engine, owner: str) -> int:
+    """Return the bytes of an owner's uploads and of the runs that are over."""
+    with reading(engine) as connection:
+        return sum(
+            int(connection.scalar(select(func.sum(column)).where(table.c.owner == owner)) or 0)
+            for table, column in ((UPLOADS, UPLOADS.c.stored_bytes), (RUNS, RUNS.c.size_bytes))
+        )
 
 
 def uses(engine: Engine, text: str) -> int:
