@@ -210,7 +210,9 @@ def main():
     load = [round(value, 2) for value in os.getloadavg()]
     live = beside_readers(asked.readers, asked.rounds)
     record = {"live": live, "queue": queues, "load_before": load}
-    results.write_json(REFERENCE / "service.json", record | script_provenance())
+    path = REFERENCE / "service.json"
+    others = results.read_json(path) if path.exists() else {}  # of service_faults.py
+    results.write_json(path, others | record | script_provenance())
     print(json.dumps(record, indent=2))
 
 

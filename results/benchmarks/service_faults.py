@@ -439,6 +439,8 @@ def hostile(place, count, seed):
     seconds = sorted(pulse.seconds)
     return {
         "requests": sum(statuses.values()), "kinds": len(kinds), "statuses": dict(statuses),
+        "held_connections": service_requests.HELD, "load": round(os.getloadavg()[0], 2),
+        "cores": os.cpu_count(),
         "answers_of_500_and_above": sum(n for code, n in statuses.items() if re.match("5", code)),
         "internal_errors_logged": errors, "ready_afterwards": still == "ok",
         "healthz_asked": len(seconds), "healthz_failed": pulse.failures,

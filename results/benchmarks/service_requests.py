@@ -18,6 +18,8 @@ FORM = "application/x-www-form-urlencoded"
 OCTETS = "application/octet-stream"
 NOBODY = "haq_" + "0" * 12 + "_" + "A" * 43
 RUN = "0" * 32
+HELD = 1000
+"""Connections that are held beside the requests."""
 
 
 def job(**changes):
@@ -184,7 +186,7 @@ def attack(port, token, count, seed):
         asked += list(requests(rng))
     asked = asked[:count]
     rng.shuffle(asked)
-    holders = Holders(port, token, 1000)
+    holders = Holders(port, token, HELD)
     worst = {}
 
     def one(pair):

@@ -203,7 +203,10 @@ def test_every_page_that_is_read_has_a_head(tmp_path):
     visitor = Visitor(tmp_path)
     run_id = visitor.finished()
     paths = [path for path, methods in visitor.app.openapi()["paths"].items() if "get" in methods]
-    values = {"run_id": run_id, "name": "policy.json", "channel": "door", "upload_id": "0" * 32}
+    values = {
+        "run_id": run_id, "name": "policy.json", "channel": "door", "upload_id": "0" * 32,
+        "sweep": "0" * 32,
+    }  # fmt: skip
     for path in [*paths, "/", "/new", "/login", f"/runs/{run_id}"]:
         path = path.format(**values)
         head = visitor.client.head(path)

@@ -38,6 +38,7 @@ from haq.reports.reference.sensitivities import (
     quick_policy_table,
     second_order_table,
 )
+from haq.reports.reference.service import service_tables
 from haq.reports.reference.speed import (
     depth_table,
     episode_sentence,
@@ -105,6 +106,7 @@ TABLES: Sequence[tuple[Callable[[str, dict[str, Any]], bool], Callable[[Records]
     (_named("ethos-u"), ethos_u_table),
     (_named("original"), original_tables),
     (_named("depth"), depth_table),
+    (lambda name, _: name == "service", service_tables),
 )
 """Which records a table is made of, and how it is written, in the order of docs/results.md."""
 
