@@ -5,10 +5,11 @@ python results/benchmarks/finetuning.py --weights W.safetensors --data cifar10:D
 Policies are frozen: the ones of integer programming (ilp), and uniform bits lowered to fit, both
 with the first and the last layer at 8 bits and 4-bit activations. A way is a line of FILE, JSON
 with what it changes of ``Way``. Each is trained, scored on the 5000 validation images, which the
-float network must not have seen, and compared in pairs with the way before this study (the
-defaults of ``Way``) on the same policy: accuracy, and divergence from the float network in nats.
-Rows are added to results/reference/finetuning.json; those that stand there are left out. Some
-of its rows stand against the way before learned rounding (against_before).
+float network must not have seen, and compared in pairs with the way that lacks one of its changes
+(``basis``), on the same policy: accuracy, and divergence from the float network in nats. Rows are
+added to results/reference/finetuning.json; those that stand there are left out. Rows without a
+basis are of commit 12909a2 and older, and stand against the defaults of ``Way`` (against_default)
+or the way before learned rounding (against_before).
 """
 
 import argparse
@@ -55,9 +56,9 @@ from haq.training.scoring import logits
 
 @dataclass(frozen=True)
 class Way:
-    """How a network is fine-tuned; the defaults are those of haq before this study.
+    """How a network is fine-tuned; the defaults are those of haq before learned rounding alone.
 
-    Above 3 bits those begin with nearest levels.
+    Above 3 bits those began with nearest levels.
 
     Attributes:
         agent: Of the policy: ilp, or uniform.

@@ -14,10 +14,81 @@ _DEFAULT = {
 }  # fmt: skip
 
 
+_NOW = _DEFAULT | {
+    "rounding_steps": 600, "rounding_batch": 32, "beside": 0.2, "fresh": True,
+    "rounding_images": 5000, "rounding_temperature": 4.0, "reach": 0,
+}  # fmt: skip
+
+_OF_ROUNDING = (
+    "start", "rounding_steps", "rounding_lr", "rounding_batch", "beside", "fresh", "mixed",
+    "rounding_images", "rounding_temperature", "reach",
+)  # fmt: skip
+
+
 def finetuning_table(records: list[dict[str, Any]]) -> str:
     """Return what each factor of fine-tuning does, in pairs with the defaults before the study."""
     (record,) = records
     rows = sorted(record["rows"], key=lambda row: (row["way"]["bits"], row["val_divergence"]))
+    former = [row for row in rows if "basis" not in row]
+    return _former_table(record, former) + "\n\n" + _table(rows)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows that say which way they are compared with."""
+    lead = (
+        "The same since learned rounding is the default: 600 steps of 32 images, augmented anew, "
+        "norms and clips of activations beside it at 0.2 of its rate; *no epoch* or an epoch of so "
+        "many images after it. *nearest*: the epoch begins with the nearest levels instead, or "
+        "nothing is trained; *blocks*: half the steps for each block alone, on the block's output, "
+        "then half of them for all; *progressive*: a third of the steps each at 4, 3 and the bits "
+        "asked for; *reach*: levels that a weight may move beyond its two neighbours. Each is "
+        "compared in pairs with the way that lacks one of its changes:"
+    )
+    head = ["bits, activations 4", "epoch, images", "changed", "seed", "validation", "divergence",
+            "against", "gain, points", "change", "CPU seconds"]  # fmt: skip
+    shown = [row for row in rows if "basis" in row]
+    shown.sort(key=lambda row: (row["way"]["bits"], row["way"]["images"], row["val_divergence"]))
+    return markdown(lead, head, [_way_now(row) for row in shown])
+
+
+def _way_now(row: dict[str, Any]) -> list[str]:
+    way, pair = row["way"], row.get("against")
+    gain, change = _pair(pair) if pair else ("-", "-")
+    return [
+        f"{way['agent']} {way['bits']:g}", f"{way['images']:,}" if way["images"] else "no epoch",
+        _words(way), str(way["seed"]), f"{row['val_accuracy']:.2%}", f"{row['val_divergence']:.4f}",
+        _basis(way, row["basis"]) if pair else "-", gain, change, f"{row['seconds']:.0f}",
+    ]  # fmt: skip
+
+
+def _basis(way: dict[str, Any], basis: dict[str, Any]) -> str:
+    """Return what a way is compared with, where that differs from it."""
+    if not basis["images"] and way["images"]:
+        return "no epoch"
+    return _words(basis)
+
+
+def _words(way: dict[str, Any]) -> str:
+    """Return what a way changes of what is done now, but for the images of its epoch."""
+    names = [n for n in way if n not in ("agent", "bits", "images", "seed") and way[n] != _NOW[n]]
+    if way["start"] == "nearest":
+        names = [n for n in names if n not in _OF_ROUNDING[1:]]
+    if not way["images"]:
+        names = [n for n in names if n in _OF_ROUNDING]
+    parts = [way[n] if n == "start" else f"{n} {way[n]}".removesuffix(" True") for n in names]
+    return ", ".join(parts) or "nothing"
+
+
+def _pair(pair: dict[str, Any]) -> tuple[str, str]:
+    half = pair["divergence_change_half_interval"]
+    return (
+        f"{100 * pair['gain']:+.2f} ± {100 * pair['gain_half_interval']:.2f}",
+        f"{pair['divergence_change']:+.1%} ± {half:.1%}",
+    )
+
+
+def _former_table(record: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """Return the rows that are compared with the defaults before learned rounding."""
     lead = (
         f"Ways to fine-tune {record['model']} on CIFAR-10 (JPEG), on a float network that has not "
         f"seen the {rows[0]['val_images']} validation images (it has "
@@ -38,11 +109,7 @@ def finetuning_table(records: list[dict[str, Any]]) -> str:
 
 def _way(row: dict[str, Any]) -> list[str]:
     way, pair = row["way"], row.get("against_default")
-    gain = change = "-"
-    if pair:
-        gain = f"{100 * pair['gain']:+.2f} ± {100 * pair['gain_half_interval']:.2f}"
-        half = pair["divergence_change_half_interval"]
-        change = f"{pair['divergence_change']:+.1%} ± {half:.1%}"
+    gain, change = _pair(pair) if pair else ("-", "-")
     return [
         f"{way['agent']} {way['bits']:g}", _changed(way), f"{row['val_accuracy']:.2%}", gain,
         f"{row['val_divergence']:.4f}", change, f"{row['seconds']:.0f}",
@@ -54,9 +121,7 @@ def _changed(way: dict[str, Any]) -> str:
     default = _DEFAULT | ({"start": "nearest"} if way["bits"] > 3 else {})
     names = [name for name in way if name not in ("agent", "bits") and way[name] != default[name]]
     if way["images"] == 0:
-        of_rounding = ("start", "rounding_steps", "rounding_lr", "rounding_batch", "beside",
-                       "fresh", "mixed")  # fmt: skip
-        names = [name for name in names if name in of_rounding]
+        names = [name for name in names if name in _OF_ROUNDING]
     parts = [name if way[name] is True else f"{name} {way[name]}" for name in names]
     return ", ".join([*(["no epoch"] if way["images"] == 0 else []), *parts]) or "nothing"
 
@@ -68,9 +133,9 @@ def goals_table(records: list[dict[str, Any]]) -> str:
         f"{record['model']} of the shared weights on CIFAR-10 (JPEG), 4-bit activations, first "
         "and last layer at 8 bits, fine-tuned with the defaults: test accuracy of the file in ONNX "
         "Runtime. Where fine-tuning did no good by validation images, the network without it was "
-        "handed over. *before*: 300 steps of learned rounding in batches of 64, then an epoch; at "
-        "45,000 images the epoch alone. *now*: 600 steps in batches of 32 at few bits, without an "
-        "epoch where there are few images. One seed:"
+        "handed over. *before*: up to 3 bits 300 steps of learned rounding in batches of 64, then "
+        "an epoch; above, and at 45,000 images, the epoch alone. *now*: 600 steps in batches of "
+        "32, without an epoch where there are fewer than 20,000 images. One seed:"
     )
     head = ["policy", "bits", "images", "defaults", "learned rounding", "test", "handed over",
             "CPU seconds"]  # fmt: skip
