@@ -38,6 +38,9 @@ where one is measured."""
 GROUP_CODES = (2, 4, 8)
 """Bits of a code in the kernels of weights in groups."""
 
+SIZE_NOT_TIME = "fewer than 8 bits of weights run in the kernels of 8: they gain size, not time"
+"""What is true of integer kernels in ONNX Runtime and TensorRT; weights in groups have others."""
+
 _ADDS_IN_16_BITS = 15
 """Most weight and activation bits in sum whose products no x86 kernel saturates: those without VNNI
 add two neighbouring products in 16 bits, and 2 * 255 * 63 and 2 * 127 * 127 are below 2**15."""

@@ -7,6 +7,7 @@ bits, shapes or batches. For rules, make a profile of it.
 import csv
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,12 @@ _COSTS: Mapping[str, tuple[str, str]] = {
     "flash_bytes": ("flash", "bytes"),
 }
 """Column to quantity and unit; a column is in lower case."""
+
+MOST = 1e30
+"""A cost is no larger, so that sums of costs are numbers too."""
+
+MOST_DIGITS = 16
+"""Of a whole number."""
 
 _BITS = {"weight_bits": "weight", "act_bits": "act"}
 _SIZES = ("c_in", "c_out", "groups")
@@ -74,7 +81,9 @@ def read(path: str | Path) -> Profile:
     except ValueError as error:
         raise TargetError(f"table {path}: not UTF-8 text; save it as that ({error})") from error
     try:
-        return _profile(path.name, _objects(text) if path.suffix == ".json" else _lines(text))
+        return _profile(
+            path.name, _objects(text) if path.suffix.lower() == ".json" else _lines(text)
+        )
     except ValidationError as error:
         raise TargetError(f"table {path}: {explain(error)}") from error
     except ValueError as error:
@@ -130,10 +139,13 @@ def _of_network(
 
 
 def _lines(text: str) -> list[_Line]:
-    header = next(iter(text.splitlines()), "")
+    lines = text.splitlines()
+    if lines and re.fullmatch("sep=[,;\t]", lines[0].strip(" \r"), re.IGNORECASE):
+        lines[0] = ""  # tells a spreadsheet how to read the file
+    header = next(filter(None, lines), "")
     separator = max(",;\t", key=header.count)
     try:
-        content = list(csv.reader(text.splitlines(), delimiter=separator, strict=True))
+        content = list(csv.reader(lines, delimiter=separator, strict=True))
     except csv.Error as error:
         raise ValueError(f"not a CSV file ({error})") from error
     rows = [(number, [cell.strip() for cell in row]) for number, row in enumerate(content, 1)]
@@ -150,8 +162,8 @@ def _lines(text: str) -> list[_Line]:
 def _objects(text: str) -> list[_Line]:
     """Return the rows of JSON: a list of objects, one a row, with the columns as their names."""
     try:
-        rows = json.loads(text)
-    except ValueError as error:
+        rows = json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({error})") from error
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise ValueError("it needs a list of objects, one for each row, and at least one")
@@ -159,7 +171,10 @@ def _objects(text: str) -> list[_Line]:
     _check_columns(columns)
     lines = []
     for number, row in enumerate(rows, 1):
-        line = _Line(number, {name: _cell(row.get(name, "")) for name in columns})
+        try:
+            line = _Line(number, {name: _cell(name, row.get(name, "")) for name in columns})
+        except ValueError as error:
+            raise ValueError(f"row {number}: {error}") from None
         for name in (*_BITS, *(name for name in columns if name in _COSTS)):
             if name not in row:
                 raise ValueError(f"row {number} has no {name!r}")
@@ -167,10 +182,21 @@ def _objects(text: str) -> list[_Line]:
     return lines
 
 
-def _cell(value: Any) -> str:
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for name, count in Counter(name for name, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f"an object has {name!r} {count} times")
+    return dict(pairs)
+
+
+def _cell(column: str, value: Any) -> str:
     if value is None:  # how JSON writes a cell that is empty
         return ""
-    return "x".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list) and column in _EXTENTS:
+        return "x".join(map(str, value))
+    if isinstance(value, bool | list | dict):
+        raise ValueError(f"{column} {json.dumps(value)}: give a text or a number")
+    return str(value)
 
 
 def _check_columns(columns: Sequence[str]) -> None:
@@ -249,7 +275,7 @@ def _shape(line: _Line) -> dict[str, Any]:
 
 def _whole(line: _Line, column: str) -> int:
     text = line.cells[column]
-    if not text.isdecimal():
+    if not (text.isascii() and text.isdecimal() and len(text) < MOST_DIGITS):
         raise ValueError(f"{_named(line)}: {column} {text!r} is not a whole number")
     return int(text)
 
@@ -257,11 +283,15 @@ def _whole(line: _Line, column: str) -> int:
 def _number(line: _Line, column: str) -> float:
     text = line.cells[column]
     try:
-        number = float(text)
+        number = math.nan if "_" in text else float(text)
     except ValueError:
         number = math.nan
-    if not 0 <= number < math.inf:
-        raise ValueError(f"{_named(line)}: {column} {text!r} is not a number of 0 or more")
+    if not 0 <= number <= MOST:
+        hint = "; write a decimal point, not a comma" if re.fullmatch(r"\d+,\d+", text) else ""
+        most = f" and at most {MOST:g}" if number > MOST else ""
+        raise ValueError(
+            f"{_named(line)}: {column} {text!r} is not a number of 0 or more{most}{hint}"
+        )
     return number
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from haq.allocation.costs import Target
 from haq.allocation.policy import FLOAT, Bits, listed, readers
 from haq.allocation.schemes import SEARCHED, STATIC, Formats
-from haq.errors import HaqError, look_up
+from haq.errors import HaqError, TargetError, look_up
 from haq.network.layers import EDGE_BITS, Layer
 
 _FLOATS = Bits(FLOAT, FLOAT)
@@ -46,6 +46,7 @@ def permitted(
     formats.check()
     formats.check_layers(layers)
     _check_ranges(layers, weight_bits, act_bits, pins)
+    _check_known(layers, target)
     together = readers(layers)
     allowed: dict[str, tuple[Bits, ...]] = {}
     for layer in layers:
@@ -75,6 +76,25 @@ def _check_ranges(
         look_up(known, "layer", name)
         if isinstance(bits, int) and bits not in SEARCHED:
             raise HaqError(f"pin {name}={bits}: give 2 to 8 bits")
+
+
+def _check_known(layers: Sequence[Layer], target: Target | None) -> None:
+    """Name all layers of which a target knows nothing, at once.
+
+    Raises:
+        TargetError: There are some.
+    """
+    unknown: dict[str, TargetError] = {}
+    for layer in layers if target is not None else ():
+        assert target is not None
+        try:
+            target.choices(layer)
+        except TargetError as error:
+            unknown[layer.name] = error
+    if unknown:
+        first, *others = unknown
+        more = f"; nor for {len(others)} other layers: {', '.join(others)}" if others else ""
+        raise TargetError(f"{unknown[first]}{more.replace('1 other layers', 'one other layer')}")
 
 
 def _narrowed(

@@ -260,6 +260,21 @@ def _place(table: CostTable, policy: Policy, name: str) -> int:
         ) from None
 
 
+def _check_runs(layers: Sequence[Layer], target: Target, bits: Bits) -> None:
+    """Name all layers that a target cannot run at some bits, at once.
+
+    Raises:
+        TargetError: There are some.
+    """
+    lacking = [
+        layer.name for layer in layers
+        if not layer.weights_alone and bits not in target.choices(layer)
+    ]  # fmt: skip
+    if lacking:
+        where = "" if len(lacking) == len(layers) else f" in {', '.join(lacking)}"
+        raise TargetError(f"{target.name} cannot run {bits}{where}")
+
+
 def reference(
     layers: Sequence[Layer],
     target: Target | None,
@@ -283,6 +298,8 @@ def reference(
     look_up({**UNITS, **(target.units if target else {})}, "quantity", quantity)
     weights = sum(layer.weights for layer in layers) + float_values
     asked = None if quantity in UNITS else target
+    if asked is not None:
+        _check_runs(layers, asked, bits)
     try:
         costs = [_costs(layer, bits, weights, asked)[quantity] for layer in layers]
         if isinstance(asked, Linked):

@@ -40,6 +40,10 @@ def profile_command(  # noqa: PLR0913 - one argument an option
     provider: Annotated[
         str, option(MEASURING, "Who computes: cpu, cuda or tensorrt.", metavar="NAME")
     ] = "cpu",
+    floats: Annotated[
+        str,
+        option(MEASURING, "What float layers compute in, on a GPU.", metavar="float32|float16"),
+    ] = "float32",
     threads: Annotated[
         int, option(MEASURING, "CPU threads of one operator.", metavar="N", min=1)
     ] = 1,
@@ -66,11 +70,12 @@ def profile_command(  # noqa: PLR0913 - one argument an option
     """
     from haq.cli.terminal.progress import progress
     from haq.errors import HaqError
-    from haq.hw_profiles.measure.onnx_runtime import Setup, check_provider
+    from haq.hw_profiles.measure.onnx_runtime import Setup, check_floats, check_provider
     from haq.runs.profiling.energy import meter_of
     from haq.runs.profiling.profile import check_cpu, check_out, describe, run_profile
     from haq.runs.profiling.subject import subject
 
+    check_floats(floats, provider)
     check_provider(provider)
     meter = meter_of(provider) if energy else None
     runs_on = check_cpu(cpu)
@@ -84,7 +89,7 @@ def profile_command(  # noqa: PLR0913 - one argument an option
         model, weights=weights, data=data, width=width, size=size, seed=seed, tokenizer=tokenizer,
         length=length, formats=formats,
     )  # fmt: skip
-    setup = Setup(provider, threads, batch)
+    setup = Setup(provider, threads, batch, floats)
     with progress() as on_progress:
         profile = run_profile(asked, out, setup, rounds, seed, on_progress, runs_on, meter)
     typer.echo(describe(profile))

@@ -1,15 +1,15 @@
 """Candidates of a search, built and measured end to end beside the networks of its profile."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
-
-import onnxruntime
 
 from haq.allocation.costs import CostTable, total
 from haq.allocation.policy import FLOAT, Bits, Policy
 from haq.errors import TargetError
 from haq.formats.onnx.writer import Cpu
 from haq.hw_profiles.measure import onnx_runtime
+from haq.hw_profiles.measure.network import machine_of, measure, version_of
 from haq.hw_profiles.measure.timing import Timing, drift
 from haq.hw_profiles.measured import FLOATS, STANDARD, Measured
 from haq.hw_profiles.profile import Profile
@@ -54,16 +54,17 @@ def setup_of(profile: Profile) -> onnx_runtime.Setup:
     provider = by_name.get(str(options.get("provider")))
     if not isinstance(profile.model, Measured) or provider is None:
         raise TargetError(f"{profile.name} was not measured in ONNX Runtime: see haq profile")
-    here = onnx_runtime.machine() | {"version": onnxruntime.__version__}
+    here = machine_of(provider) | {"version": version_of(provider)}
     there = {**options, "version": profile.runtime.version}
-    for what in ("cpu", "instructions", "version"):
-        if here[what] != there.get(what):
+    for what in ("cpu", "instructions", "version", "card"):
+        if here.get(what) != there.get(what):
             raise TargetError(
                 f"{profile.name} was measured with {what} {there.get(what)!r}, here it is "
-                f"{here[what]!r}: nothing can be checked here; make a profile of this machine "
+                f"{here.get(what)!r}: nothing can be checked here; make a profile of this machine "
                 "with haq profile"
             )
-    return onnx_runtime.Setup(provider, int(options["threads"]), profile.batch.reference)
+    floats = str(options.get("floats", "float32"))
+    return onnx_runtime.Setup(provider, int(options["threads"]), profile.batch.reference, floats)
 
 
 def cpu_of(profile: Profile) -> Cpu:
@@ -98,14 +99,14 @@ def measure_candidates(
     setup = setup_of(profile)
     asked = {str(place): policy for place, policy in enumerate(policies)}
     asked |= _references(profile, table)
-    sessions = {
-        name: checked_variant(lowered, policy, setup).session for name, policy in asked.items()
+    networks = {
+        name: checked_variant(lowered, policy, setup).network for name, policy in asked.items()
     }
 
     def on_round(done: int, most: int) -> None:
         on_progress(Progress("measure", done, most, f"{len(policies)} candidates"))
 
-    timings = onnx_runtime.measure(sessions, setup, rounds, seed=seed, on_round=on_round)
+    timings = measure(networks, setup, rounds, seed, on_round, math.inf)
     factor = _drift_since(profile, timings)
     return [
         _measurement(policy, total(table, policy, "latency"), timings[str(place)], factor)

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from haq.errors import HaqError
 from haq.formats.onnx.runtime import exact_kernels
 from haq.hw_profiles.measure.energy import find_meter
+from haq.hw_profiles.measure import card
 from haq.hw_profiles.measure.onnx_runtime import PROVIDERS, check_provider
 from haq.runs.folder import HOME
 from haq.runs.job import cores
@@ -101,7 +102,9 @@ def _kernels() -> Check:
 
 def _cuda() -> Check:
     if torch.cuda.is_available():
-        return Check("CUDA", torch.cuda.get_device_name(0), "PyTorch can compute on it", True)
+        held = card.state().get("held_back_by")
+        means = "PyTorch can compute on it" + (f"; held back now by {held}" if held else "")
+        return Check("CUDA", torch.cuda.get_device_name(0), means, True)
     return Check("CUDA", "no GPU that PyTorch can use", "everything is computed on the CPU", None)
 
 
@@ -110,6 +113,11 @@ def _provider(name: str) -> Check:
     try:
         check_provider(name)
     except HaqError:
+        if name == "tensorrt":
+            means = (
+                "haq profile --provider tensorrt needs an NVIDIA GPU: pip install 'haq[tensorrt]'"
+            )
+            return Check(what, "no TensorRT, or no GPU for it", means, None)
         means = f"haq profile --provider {name} needs an ONNX Runtime that has it"
         return Check(what, "not in this ONNX Runtime", means, None)
     return Check(what, "there", f"haq profile --provider {name} measures with it", True)

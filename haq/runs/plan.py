@@ -20,6 +20,7 @@ from haq.errors import BudgetError, HaqError, look_up
 from haq.formats.onnx.template import Template
 from haq.hw_profiles import ProfileTarget
 from haq.hw_profiles import load as load_target
+from haq.hw_profiles.measured import SIZE_NOT_TIME, Measured
 from haq.metrics import named
 from haq.network.graph import Graph, trace
 from haq.network.inputs import Inputs, random_inputs
@@ -273,6 +274,9 @@ def _cost_notes(graph: Graph, target: Target | None) -> Iterator[str]:
     costs = " and ".join(target.units)
     if graph.floats and isinstance(target, ProfileTarget) and not target.counts_floats:
         yield f"{costs} of {target.name} are without what stays float: it has no costs there"
+    model = target.profile.model if isinstance(target, ProfileTarget) else None
+    if isinstance(model, Measured) and "w7a8" in model.networks:
+        yield f"{costs} of {target.name}: {SIZE_NOT_TIME}"
     alone = [layer.name for layer in graph.layers if layer.weights_alone]
     counted = isinstance(target, ProfileTarget) and target.counts_floats
     if alone and not counted:

@@ -188,7 +188,7 @@ def measured_winner(
         setup_of(profile)
     except TargetError as error:
         return top, {"measured_latency": {"missing": str(error)}}
-    lowered = lowering(_candidates(folder, planned), cpu_of(profile))
+    lowered = lowering(_candidates(folder, planned), cpu_of(profile), setup_of(profile))
     measure = partial(
         measure_candidates, lowered, table=table, profile=profile, on_progress=on_progress
     )

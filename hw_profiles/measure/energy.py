@@ -5,6 +5,7 @@ there is no counter there is no meter, and no number either. A counter is that o
 or card: it also counts what else runs there, so what is taken while nothing runs is taken off.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,11 +50,21 @@ class Meter:
     joules_of: Callable[[Any], float]
 
     def window(self, run: Callable[[], None]) -> Window:
-        """Return the joules and seconds of a run; what it computes must be done when it ends."""
+        """Return the joules and seconds of a run; what it computes must be done when it ends.
+
+        Raises:
+            HaqError: The counter went backwards, or said nothing.
+        """
         self.monitor.begin_window(_KEY, sync_execution=False, restart=True)
         run()
         measured = self.monitor.end_window(_KEY, sync_execution=False)
-        return Window(float(self.joules_of(measured)), float(measured.time))
+        window = Window(float(self.joules_of(measured)), float(measured.time))
+        if not 0 <= window.joules < math.inf:
+            raise HaqError(
+                f"{self.name}: the counter says {window.joules:g} J for {window.seconds:.2f} s, "
+                "which is no energy; measure again, or leave --energy out"
+            )
+        return window
 
 
 def find_meter(processor: Literal["cpu", "gpu"]) -> Meter | None:
@@ -152,7 +163,7 @@ def idle_watts(
 
 
 def energy_of(
-    call: Callable[[], None],
+    call: Callable[[], object],
     meter: Meter,
     idle: float,
     seconds: float = SECONDS,
@@ -185,6 +196,11 @@ def energy_of(
         joules.append((window.joules - idle * window.seconds) / done)
         calls += done
     mean = sum(joules) / len(joules)
+    if mean <= 0 and not idle:
+        raise HaqError(
+            f"{meter.name}: the counter did not move in {WINDOWS} windows of {seconds:g} s, as those "
+            "of virtual machines do not; leave --energy out"
+        )
     if mean <= 0:
         raise HaqError(
             f"{meter.name}: a call takes no more than {idle:.2f} W, which is taken while nothing "

@@ -16,7 +16,8 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from haq.errors import TargetError, look_up
+from haq.errors import HaqError, TargetError, look_up
+from haq.hw_profiles.measure.nvidia import check_tensorrt
 from haq.hw_profiles.measure.timing import CLOCKS, QUANTILE, Timing, sampled
 
 PROVIDERS: Mapping[str, str] = {
@@ -34,11 +35,13 @@ class Setup:
         provider: A name in ``PROVIDERS``.
         threads: For one operator; they do not spin while they wait.
         batch: Images computed at once.
+        floats: What float layers compute in: "float32", or "float16" on a GPU.
     """
 
     provider: str = "cpu"
     threads: int = 1
     batch: int = 1
+    floats: str = "float32"
 
     @property
     def clock(self) -> str:
@@ -57,22 +60,53 @@ class Setup:
     @property
     def options(self) -> dict[str, str | int | float | bool]:
         """Return what else decides how fast a network runs, as it is kept in a profile."""
+        if self.provider == "tensorrt":
+            return {
+                "provider": PROVIDERS[self.provider], "threads": self.threads,
+                "floats": self.floats, "codes": "int8, zero point 0", "typing": "strong",
+                "cuda_graph": True, "clock": "CUDA events", "statistic": f"p{QUANTILE}",
+                "warm_ups": self.warm_ups,
+            }  # fmt: skip
+        own = {} if self.provider == "cpu" else {"floats": self.floats}
         return {
-            "provider": PROVIDERS[self.provider], "threads": self.threads,
+            "provider": PROVIDERS[self.provider], "threads": self.threads, **own,
             "inter_op_threads": 1, "spinning": False, "optimization": "ORT_ENABLE_ALL",
             "disabled_optimizers": "WeightBiasQuantization", "io_binding": True,
             "clock": self.clock, "statistic": f"p{QUANTILE}", "warm_ups": self.warm_ups,
         }  # fmt: skip
 
 
+FLOATS = ("float32", "float16")
+"""What float layers may compute in."""
+
+
+def check_floats(name: str, provider: str) -> None:
+    """Say so if float layers cannot compute in some type.
+
+    Raises:
+        HaqError: There is no such type, or it is of GPUs alone.
+    """
+    look_up(dict.fromkeys(FLOATS), "type of floats", name)
+    if provider == "cpu" and name != "float32":
+        raise HaqError(
+            f"floats {name}: ONNX Runtime's CPU kernels compute in float32 and convert; leave "
+            "--floats out, or measure a GPU by --provider"
+        )
+
+
 def check_provider(name: str) -> None:
     """Say so if ONNX Runtime cannot use a provider here.
 
+    TensorRT is asked without ONNX Runtime: see ``haq.hw_profiles.measure.network``.
+
     Raises:
         HaqError: There is no such provider.
-        TargetError: The ONNX Runtime installed here does not have it.
+        TargetError: The ONNX Runtime installed here does not have it, or TensorRT is not there.
     """
     provider = look_up(PROVIDERS, "provider", name)
+    if name == "tensorrt":
+        check_tensorrt()
+        return
     available = onnxruntime.get_available_providers()
     if provider not in available:
         raise TargetError(
@@ -120,9 +154,6 @@ def session(
 
 
 def _providers(name: str) -> list[Any]:
-    if name == "tensorrt":
-        options = {"trt_int8_enable": True, "trt_fp16_enable": True}
-        return [(PROVIDERS[name], options), PROVIDERS["cuda"], PROVIDERS["cpu"]]
     return [PROVIDERS["cuda"], PROVIDERS["cpu"]] if name == "cuda" else [PROVIDERS["cpu"]]
 
 

@@ -46,6 +46,7 @@ class Timing(NamedTuple):
         p90: Their 90th percentile.
         samples: How many there are.
         contended: Share of the samples in which another process took a core away.
+        drift: By how much the last quarter of the samples is slower than the first, a share.
     """
 
     us: float
@@ -55,11 +56,12 @@ class Timing(NamedTuple):
     p90: float
     samples: int
     contended: float
+    drift: float = 0.0
 
     def times(self, factor: float) -> "Timing":
         """Return the same in other units, or on a machine that is ``1 / factor`` as fast."""
         us, low, high, p50, p90 = (factor * value for value in self[:5])
-        return Timing(us, low, high, p50, p90, self.samples, self.contended)
+        return Timing(us, low, high, p50, p90, self.samples, self.contended, self.drift)
 
     @property
     def half_width(self) -> float:
@@ -85,9 +87,9 @@ def median_of(timings: Sequence[Timing]) -> Timing:
     (2.0, 3)
     """
     medians = (float(statistics.median(each)) for each in zip(*timings, strict=True))
-    us, low, high, p50, p90, _, contended = medians
+    us, low, high, p50, p90, _, contended, drift = medians
     samples = sum(timing.samples for timing in timings)
-    return Timing(us, low, high, p50, p90, samples, contended)
+    return Timing(us, low, high, p50, p90, samples, contended, drift)
 
 
 class Sample(NamedTuple):
@@ -104,11 +106,17 @@ def timing_of(samples: Sequence[Sample], seed: int) -> Timing:
     """
     quiet = [sample.us for sample in samples if not sample.interrupted]
     used = quiet if len(quiet) >= FEWEST_ROUNDS else [sample.us for sample in samples]
-    return percentile(used, seed)._replace(contended=1 - len(quiet) / len(samples))
+    contended = 1 - len(quiet) / len(samples)
+    return percentile(used, seed)._replace(contended=contended, drift=_drift_of(used))
+
+
+def _drift_of(values: Sequence[float]) -> float:
+    few = max(1, len(values) // 4)
+    return float(np.median(values[-few:]) / np.median(values[:few])) - 1
 
 
 def sampled(
-    calls: Mapping[str, Callable[[], None]],
+    calls: Mapping[str, Callable[[], float | None]],
     clock: Callable[[], int],
     rounds: int,
     enough: float,
@@ -122,7 +130,7 @@ def sampled(
     After ``FEWEST_ROUNDS``, it stops when every interval is narrow enough, or it took too long.
 
     Args:
-        calls: By name.
+        calls: By name. One that returns a number says itself how long it took, in microseconds.
         clock: In nanoseconds, such as one of ``CLOCKS``.
         rounds: The most there are.
         enough: Half width of every interval, as a share of its value.
@@ -146,12 +154,12 @@ def sampled(
     return {name: timing_of(some, seed) for name, some in samples.items()}
 
 
-def _sample(call: Callable[[], None], clock: Callable[[], int]) -> Sample:
+def _sample(call: Callable[[], float | None], clock: Callable[[], int]) -> Sample:
     call()  # what the candidate before it left in the caches is not this one's fault
     interruptions = _interruptions()
     started = clock()
-    call()
-    us = (clock() - started) / 1e3
+    own = call()
+    us = (clock() - started) / 1e3 if own is None else own
     return Sample(us, _interruptions() > interruptions)
 
 

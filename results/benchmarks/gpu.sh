@@ -2,17 +2,26 @@
 # Everything that needs a GPU, in one call of under nine minutes, on a machine that has Python alone.
 #
 #   results/benchmarks/gpu.sh OUT [WHEELS]
+#   results/benchmarks/gpu.sh --dry OUT      # the same steps on the CPU, by the Python in $PYTHON
 #
-# OUT gets a log for each step, profiles, the runs' summaries and steps.csv (step, seconds, code).
-# WHEELS is a folder of wheels where there is no network: the project's, PyTorch with CUDA,
-# onnxruntime-gpu, and tensorrt where it is to be tried. A step that fails does not end the others.
+# OUT gets a log for each step, profiles, the runs' summaries and steps.csv (step, seconds, code or
+# why it was not done). WHEELS is a folder of wheels where there is no network: the project's, PyTorch
+# with CUDA, onnxruntime-gpu, and tensorrt. A step that fails does not end the others; what it needs
+# and is not there is said in steps.csv.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
+dry=
+if [ "${1:-}" = --dry ]; then dry=1 && shift; fi
 out=$(mkdir -p "${1:?give a folder for what is measured}" && cd "$1" && pwd)
 wheels=${2:-}
 budget=530  # seconds of all steps together
+device=cuda providers="tensorrt" floats=float16 rounds=60 models="resnet20 mobilenet_v2"
 python=$out/venv/bin/python
+if [ -n "$dry" ]; then
+    device=cpu providers=cpu floats=float32 rounds=2 models=digits_mlp python=${PYTHON:-python3}
+fi
+haq() { step "$1" "$2" "$(dirname "$python")/haq" "${@:3}"; }
 
 left() { echo $((budget - SECONDS)); }
 
@@ -21,48 +30,71 @@ step() {  # step NAME SECONDS COMMAND...: at most so long, and no longer than wh
     shift 2
     [ "$most" -lt "$(left)" ] || most=$(left)
     if [ "$most" -lt 5 ]; then
-        echo "$name,0,not reached" >>"$out/steps.csv"
-        return
+        skipped "$name" "no time was left"
+        return 1
     fi
     timeout "$most" "$@" >"$out/$name.log" 2>&1
     code=$?
     echo "$name,$((SECONDS - began)),$code" | tee -a "$out/steps.csv"
+    return "$code"
 }
 
-install() {
+skipped() { echo "$1,0,not done: $2" | tee -a "$out/steps.csv"; }
+
+pip_install() {  # pip_install NAME SECONDS PACKAGE...
     local from=()
     [ -z "$wheels" ] || from=(--no-index --find-links "$wheels")
-    python3 -m venv "$out/venv" && "$python" -m pip install -q "${from[@]}" "$@"
+    step "$1" "$2" "$python" -m pip install -q "${from[@]}" "${@:3}"
 }
 
 : >"$out/steps.csv"
-step install 150 bash -c "$(declare -f install); wheels='$wheels' python='$python' out='$out'; install . pytest hypothesis"
-# The package with CUDA takes the place of the one without; both install the same module.
-step onnxruntime 60 "$python" -m pip install -q ${wheels:+--no-index --find-links "$wheels"} \
-    --force-reinstall --no-deps onnxruntime-gpu
-step card 20 nvidia-smi -q -d CLOCK,PERFORMANCE,POWER
-step doctor 20 "$out/venv/bin/haq" doctor
+if [ -z "$dry" ]; then
+    step venv 30 python3 -m venv "$out/venv"
+    pip_install install 120 . pytest hypothesis nvidia-ml-py
+    # The package with CUDA takes the place of the one without; both install the same module.
+    pip_install onnxruntime 40 --force-reinstall --no-deps onnxruntime-gpu
+    pip_install tensorrt 60 tensorrt || providers=
+    step card 20 nvidia-smi -q -d CLOCK,PERFORMANCE,POWER
+fi
+haq doctor 20 doctor
 step tests 60 "$python" -m pytest -q -p no:cacheprovider tests/runs/test_devices.py \
-    tests/hw_profiles/test_onnx_runtime.py tests/hw_profiles/test_engine.py
+    tests/hw_profiles/test_onnx_runtime.py tests/hw_profiles/test_engine.py \
+    tests/hw_profiles/test_card.py
 # A fine-tuned episode where networks are trained, on the device and on the CPU.
-for device in cuda cpu; do
-    step "episode-$device" 60 "$out/venv/bin/haq" search --model digits_cnn --device "$device" \
-        --evaluation finetune --agent uniform --budget avg_weight_bits=4 --out "$out/run-$device"
+for where in "$device" cpu; do
+    [ "$where-$dry" != cpu-1 ] || [ ! -e "$out/run-cpu" ] || continue
+    haq "episode-$where" 60 search --model digits_cnn --device "$where" --evaluation finetune \
+        --agent uniform --budget avg_weight_bits=4 --out "$out/run-$where"
 done
-for provider in cuda tensorrt; do
-    for model in digits_cnn resnet20 "mobilenet_v2 --size 64"; do
-        name=${model%% *}-$provider
-        # shellcheck disable=SC2086 - a model and its options
-        step "profile-$name" 45 "$out/venv/bin/haq" profile --model $model \
-            --provider "$provider" --rounds 60 --out "$out/$name.json"
+# Whole networks in ONNX Runtime: its CUDA provider has no integer convolutions, so no choice of bits.
+for model in $models; do
+    step "whole-$model" 40 "$python" results/benchmarks/gpu.py --model "$model" \
+        --provider "$device" --rounds "$rounds" --out "$out/whole-$model.json"
+done
+[ -n "$providers" ] || skipped profiles "TensorRT was not installed, see tensorrt.log"
+# Profiles: float16 and int8 engines, mixed ones to fit and others to check; then a search on them.
+for provider in $providers; do
+    for model in $models; do
+        profile=$out/$model-$provider.json
+        options=(--size 32)
+        [ "$model" != digits_mlp ] || options=()
+        if ! haq "profile-$model-$provider" 150 profile --model "$model" "${options[@]}" \
+            --provider "$provider" ${dry:---floats "$floats"} --rounds "$rounds" --out "$profile"
+        then
+            skipped "search-$model-$provider" "there is no profile, see profile-$model-$provider.log"
+            continue
+        fi
+        haq "cost-$model-$provider" 20 cost --model "$model" "${options[@]}" --target "$profile"
     done
+    # A search needs data that every machine has: the digits, on a profile of their network.
+    profile=$out/digits_cnn-$provider.json
+    haq "profile-digits_cnn-$provider" 90 profile --model digits_cnn --data digits \
+        --provider "$provider" --rounds "$rounds" --out "$profile" &&
+        haq "search-digits_cnn-$provider" 60 search --device "$device" --target "$profile" \
+            --budget latency=95%fp32 --agent ilp --out "$out/search-$provider"
 done
-for profile in "$out"/digits_cnn-*.json; do
-    [ -e "$profile" ] || continue
-    name=$(basename "$profile" .json)
-    step "search-$name" 40 "$out/venv/bin/haq" search --device cuda --target "$profile" \
-        --budget latency=80%fp32 --agent ilp --out "$out/search-$name"
-done
-step card-after 20 nvidia-smi -q -d CLOCK,PERFORMANCE,POWER
-rm -rf "$out/venv"
+if [ -z "$dry" ]; then
+    step card-after 20 nvidia-smi -q -d CLOCK,PERFORMANCE,POWER
+    rm -rf "$out/venv"
+fi
 cat "$out/steps.csv"

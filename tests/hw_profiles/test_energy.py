@@ -121,6 +121,25 @@ def test_what_is_not_above_idle_is_refused(machine) -> None:
         energy_of(lambda: own.runs(2, 40), meter_of(), 50, clock=lambda: own.now)
 
 
+def test_a_counter_that_stands_still_or_goes_backwards_is_no_meter(machine) -> None:
+    own = machine("package-0")
+    meter = meter_of()
+    idle = idle_watts(meter, 1, lambda seconds: own.runs(seconds, 0))
+    assert idle == 0
+    with pytest.raises(HaqError, match="the counter did not move in 3 windows of 1 s"):
+        energy_of(lambda: own.runs(2, 0), meter, idle, clock=lambda: own.now)
+    with pytest.raises(HaqError, match=r"the counter says -10 J for 2.00 s, which is no energy"):
+        idle_watts(meter, 2, lambda seconds: own.runs(seconds, -5))
+
+
+def test_the_spread_that_is_published_is_that_of_the_windows(machine) -> None:
+    own = machine("package-0")
+    watts = iter([40, 41, 40.5])
+    energy = energy_of(lambda: own.runs(2, next(watts)), meter_of(), 20, clock=lambda: own.now)
+    assert energy.joules == pytest.approx(2 * 20.5) and energy.calls == 3
+    assert energy.spread == pytest.approx(1 / 20.5)
+
+
 def test_a_machine_without_counters_has_no_meter(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(zeus_cpu, "_cpus", None)
     monkeypatch.setattr(zeus_cpu, "rapl_is_available", lambda: False)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def test_a_search_over_a_table_costs_what_its_rows_say(tmp_path: Path) -> None:
 
 def test_a_reference_without_rows_is_refused(tmp_path: Path) -> None:
     board = load(written(tmp_path, BOARD))
-    with pytest.raises(BudgetError, match="board.csv cannot run w4a4; take a reference it can"):
+    with pytest.raises(BudgetError, match="board.csv cannot run w4a4 in conv1; take a reference"):
         parse_budget("latency=50%w4a4", [CONV, FC], board)
 
 
@@ -89,6 +90,8 @@ def test_a_mark_at_the_start_tabs_and_empty_lines_are_a_spreadsheets_business(
     tmp_path: Path,
 ) -> None:
     text = "\ufefflayer\tweight_bits\tact_bits\tenergy_mj\n\t\t\t\nfc\t8\t8\t 2.5 \n\n"
+    assert load(written(tmp_path, text)).cost(FC, Bits(8, 8)) == {"energy": 2.5}
+    text = "sep=;\r\nlayer;weight_bits;act_bits;energy_mj\r\nfc;8;8;2.5\r\n"
     assert load(written(tmp_path, text)).cost(FC, Bits(8, 8)) == {"energy": 2.5}
 
 
@@ -117,6 +120,24 @@ def test_a_layer_without_rows_is_named(tmp_path: Path) -> None:
     message = r"board.csv has no row for layer 'conv2' \(.*\); did you mean 'conv1' there"
     with pytest.raises(TargetError, match=message):
         permitted([Layer("conv2", "conv", 3, 16)], board)
+
+
+def test_all_layers_without_rows_are_named_at_once(tmp_path: Path) -> None:
+    board = load(written(tmp_path, BOARD))
+    others = [Layer(name, "conv", 3, 16) for name in ("conv2", "a", "b")]
+    with pytest.raises(TargetError, match=r"layer 'conv2' .*; nor for 2 other layers: a, b$"):
+        permitted([CONV, *others, FC], board)
+    with pytest.raises(TargetError, match=r"; nor for one other layer: a$"):
+        permitted([CONV, *others[:2], FC], board)
+
+
+def test_all_layers_without_a_reference_are_named_at_once(tmp_path: Path) -> None:
+    board = load(written(tmp_path, BOARD))
+    layers = [CONV, replace(CONV, name="conv9"), FC]
+    more = BOARD + "conv9,8,8,1,1\n"
+    board = load(written(tmp_path, more))
+    with pytest.raises(TargetError, match=r"board.csv cannot run w4a4 in conv1, conv9$"):
+        reference(layers, board, "latency", Bits(4, 4))
 
 
 def test_bits_without_a_row_are_named(tmp_path: Path) -> None:
@@ -167,6 +188,17 @@ SHAPES = "kind,c_in,c_out,kernel,weight_bits,act_bits,latency_us"
         (f"{HEAD},clock_hz\nfc,8,8,1,2e8\nfc,4,8,1,1e8\n", "clock_hz is not the same in all rows"),
         (f"{HEAD},clock_hz\nfc,8,8,1,0\n", "clock_hz: Input should be greater than 0, not 0"),
         (f'{HEAD}\n"fc,8,8,1\n', "not a CSV file"),
+        (
+            "layer;weight_bits;act_bits;latency_us\nfc;8;8;1,5\n",
+            r"row 2 \(fc w8a8\): latency_us '1,5' is not .*; write a decimal point, not a comma",
+        ),
+        (f"{HEAD}\nfc,8,8,1_000\n", r"row 2 .*'1_000' is not a number"),
+        (f"{HEAD}\nfc,8,8,1e300\n", r"row 2 .*'1e300' is not .* and at most 1e\+30"),
+        (f"{HEAD}\nfc,8,8,1 us\n", r"row 2 .*'1 us' is not a number"),
+        (f"{HEAD}\nfc,٨,8,1\n", r"row 2 .*weight_bits '٨' is not a whole number"),
+        (f"{HEAD}\nfc,{'8' * 5000},8,1\n", "is not a whole number"),
+        (f"{HEAD}\nfc,16,8,1\n", r"row 2 \(fc w16a8\): weight: .*, not 16"),
+        ("layer,weight_bits,act_bits,latency\nfc,8,8,1\n", "unknown column 'latency'"),
         (
             f"{SHAPES}\nconv,3,16,3*3,8,8,1\n",
             r"row 2 \(conv w8a8\): kernel '3\*3': write it like 3x3",
@@ -224,6 +256,13 @@ def test_two_sides_of_a_shape_may_be_a_list(tmp_path: Path) -> None:
          '{"layer": "b", "weight_bits": 8, "latency_us": 1}]', "row 2 has no 'act_bits'"),
         ('[{"layer": "a", "weight_bits": 8, "act_bits": 8, "latency_us": -1}]', "row 1 .*-1"),
         ('[{"layer": "a", "weight_bits": 8, "act_bits": 8, "latency_us": null}]', "row 1 .*''"),
+        ("[" * 100_000, "not JSON"),
+        ('[{"layer": "a", "layer": "b", "weight_bits": 8}]', "an object has 'layer' 2 times"),
+        ('[{"layer": ["a", "b"], "weight_bits": 8, "act_bits": 8, "latency_us": 1}]',
+         r'row 1: layer \["a", "b"\]: give a text or a number'),
+        ('[{"layer": "a", "weight_bits": true, "act_bits": 8, "latency_us": 1}]',
+         "row 1: weight_bits true: give a text or a number"),
+        ('[{"layer": "a", "weight_bits": 8, "act_bits": 8, "latency_us": NaN}]', "'nan' is not"),
         ('[{"layer": "a", "weight_bits": 8.5, "act_bits": 8, "latency_us": 1}]', "whole number"),
     ],
 )  # fmt: skip

@@ -16,6 +16,17 @@ def ticking():
     return partial(next, itertools.count(0, 1000))
 
 
+def test_a_call_that_says_itself_how_long_it_took_is_believed():
+    own = iter([0.0, 7.0, 0.0, 7.0, 0.0, 7.0])
+    timings = timing.sampled({"a": lambda: next(own)}, ticking(), rounds=3, enough=1.0, seed=0)
+    assert timings["a"].us == 7
+
+
+def test_drift_is_of_the_last_quarter_against_the_first():
+    samples = [timing.Sample(us, False) for us in [10.0] * 10 + [11.0] * 20 + [12.0] * 10]
+    assert timing.timing_of(samples, 0).drift == pytest.approx(0.2)
+
+
 def test_candidates_are_interleaved_and_each_is_warm():
     called = []
     calls = {name: lambda name=name: called.append(name) for name in "abc"}

@@ -103,6 +103,27 @@ def test_a_search_mixes_no_devices_and_comes_to_the_same(tmp_path, data, fields,
     assert all(bool(value.isfinite().all()) for value in weights.values())
 
 
+@pytest.mark.filterwarnings("ignore:for .*copying from a non-meta parameter")
+@pytest.mark.parametrize("agent, fields", [("ilp", {}), ("uniform", {}), ("ilp", {"target": True})])
+def test_deterministic_agents_choose_the_same_policy_there(tmp_path, data, agent, fields, float32):
+    """Sensitivities, costs and rewards are those of the CPU, so what is chosen is too."""
+    asked = {"agent": agent, "evaluation": "cheap", "finalists": 0, "rounding_steps": 0}
+    if fields:
+        asked |= {"target": "gap9-ne16", "budgets": ("latency=70%w8a8", "size=60%w8a8")}
+    here = searched(tmp_path / "here", data, **asked)
+    with second_device():
+        there = searched(tmp_path / "there", data, DEVICE, **asked)
+    assert there["state"] == here["state"] == "finished"
+    lines = [(tmp_path / name / "trials.jsonl").read_text("utf-8") for name in ("here", "there")]
+    one, other = ([json.loads(line)["policy"] for line in some.splitlines()] for some in lines)
+    assert one == other and len(one) >= 1
+    chosen = [
+        json.loads((tmp_path / name / "policy.json").read_text("utf-8"))
+        for name in ("here", "there")
+    ]
+    assert chosen[0] == chosen[1]
+
+
 def test_the_second_device_refuses_what_a_gpu_refuses():
     with second_device() as device:
         model = network().to(device)

@@ -53,7 +53,8 @@ def lower_layer(file: Writer, node: onnx.NodeProto) -> None:
     folded = fold(module, norm, grid and InputGrid(torch.tensor(grid.scale), grid.top), integers)
     if grid is not None and (folded.scale is None or name in file.floats or not integers):
         # Otherwise ONNX Runtime quantizes the weights of a float layer between integer ones.
-        tensor, grid = file.add("Max", [tensor], f"{label}.float_input"), None
+        apart = None if file.symmetric else file.add("Max", [tensor], f"{label}.float_input")
+        tensor, grid = apart or tensor, None
     if isinstance(module, Transposed):
         exact = isinstance(module, Quantized) and bool(module.kernels)
         if exact and codes_read is not None and weight is None:
@@ -68,7 +69,7 @@ def lower_layer(file: Writer, node: onnx.NodeProto) -> None:
         _add_gemm(file, operands, result, label, shape_of(node), module.in_features)
         if shown:  # ONNX Runtime takes no kernel of integers for a result that is read again
             file.add("Max", [result], output)
-    elif grid is None or folded.scale is None or _is_rounded(file, output):
+    elif grid is None or folded.scale is None or file.symmetric or _is_rounded(file, output):
         operands = _operands(file, label, tensor, folded, grid, _is_depthwise(module), weight)
         file.nodes.append(helper.make_node("Conv", operands, [output], label, **_geometry(module)))
     else:
@@ -210,6 +211,8 @@ def _weight_codes(
 ) -> tuple[str, np.int8 | np.uint8]:
     """Return the tensor of a layer's codes, packed if they are few, and the code of zero."""
     values: Array = folded.weight.numpy()
+    if file.symmetric:
+        return file.constant(f"{label}.weight_codes", values), np.int8(0)
     largest = int(np.abs(values.astype(np.int16)).max(initial=0))
     wide = narrow_codes(file, label, values // np.int8(folded.factor))
     if wide is not None:
@@ -242,7 +245,7 @@ def _bias_codes(folded: Folded, units: Array) -> Array:
 
 def _bias(file: Writer, label: str, folded: Folded, grid: Grid | None) -> str:
     assert folded.bias is not None
-    if folded.scale is None or grid is None:
+    if folded.scale is None or grid is None or file.symmetric:
         return file.constant(f"{label}.bias_values", folded.bias.float().numpy())
     units = _units(folded, grid)
     return file.add(

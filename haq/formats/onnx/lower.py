@@ -55,6 +55,7 @@ def lower(
     metadata: Mapping[str, Any] | None = None,
     cpu: Cpu = "any",
     floats: Collection[str] = (),
+    symmetric: bool = False,
 ) -> onnx.ModelProto:
     """Return the ONNX file of a network: stock operators only, quantized as the network is.
 
@@ -68,6 +69,9 @@ def lower(
         metadata: Kept in the file's metadata; what is not a text is written as JSON.
         cpu: "vnni" keeps all weights int8, which is faster and right on CPUs with VNNI only.
         floats: Names of layers that compute in float although integers reach them.
+        symmetric: Write int8 codes around zero between quantizers, unpacked, as TensorRT reads
+            them. Tensors whose grid reaches above code 127, which those without negative values do
+            at 8 bits, then have half as many steps.
 
     Raises:
         ModelError: The template holds a constant that this network has otherwise.
@@ -75,7 +79,7 @@ def lower(
     Source: the pattern (QuantizeLinear and DequantizeLinear around every operator) is described in
     https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html.
     """
-    file = Writer(template, network, cpu, floats)
+    file = Writer(template, network, cpu, floats, symmetric)
     state = network.state_dict()
     for name, value in template.folded.items():
         if not torch.equal(state[name], value):

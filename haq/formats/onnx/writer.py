@@ -20,6 +20,10 @@ Cpu = Literal["any", "vnni"]
 """For which x86 CPUs a file is written: all, or those with VNNI."""
 
 
+INT8 = (-128, 127)
+"""The codes of int8."""
+
+
 class Grid(NamedTuple):
     """The codes of a dequantized tensor.
 
@@ -60,6 +64,7 @@ class Writer:
         original: Whether the nodes and the file keep the names that they have in the template.
         cpu: For which CPUs the file is.
         floats: Names of layers that compute in float whatever they read.
+        symmetric: Whether codes are int8 around zero, as TensorRT has them.
         nodes: So far.
         first: Nodes that go before all others.
         constants: By name.
@@ -67,11 +72,16 @@ class Writer:
     """
 
     def __init__(
-        self, template: Template, network: fx.GraphModule, cpu: Cpu, floats: Collection[str]
+        self,
+        template: Template,
+        network: fx.GraphModule,
+        cpu: Cpu,
+        floats: Collection[str],
+        symmetric: bool = False,
     ):
         self.network, self.norms = network, template.norms
         self.original = template.original
-        self.cpu, self.floats = cpu, floats
+        self.cpu, self.floats, self.symmetric = cpu, floats, symmetric
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
         self.grids: dict[str, Grid] = {}
@@ -167,6 +177,8 @@ class Writer:
 
     def quantized(self, tensor: str, grid: Grid, label: str, ends: tuple[int, int]) -> Grid:
         """Round a tensor to the codes of a grid between two ends; return the grid with its code."""
+        if self.symmetric:
+            return self._around_zero(tensor, grid, label, ends)
         scale = self.constant(f"{label}.scale", np.array(grid.scale))
         zero = self.constant(f"{label}.zero_point", np.array(grid.zero, np.uint8))
         code = self.add("QuantizeLinear", [tensor, scale, zero], f"{label}.quantized")
@@ -178,6 +190,28 @@ class Writer:
             code = self.add("Clip", [code, *names], f"{label}.clipped")
         self.ends[code] = ends
         return grid._replace(code=code, label=label)
+
+    def _around_zero(self, tensor: str, grid: Grid, label: str, ends: tuple[int, int]) -> Grid:
+        """Round a tensor to int8 codes around zero, clipped before where they are fewer.
+
+        A grid that reaches above code 127 has half as many steps: TensorRT has no unsigned codes.
+        """
+        lowest, highest = (end - grid.zero for end in ends)
+        coarser = 2 if highest > INT8[1] else 1
+        size = np.float32(grid.scale * coarser)
+        scale = self.constant(f"{label}.scale", np.array(size))
+        zero = self.constant(f"{label}.zero_point", np.array(0, np.int8))
+        lowest, highest = lowest // coarser, highest // coarser
+        # Between 0 and 127 it is the rectifier before that clips, or int8 itself.
+        if highest < INT8[1] or INT8[0] < lowest < 0:
+            values = [
+                self.constant(f"{label}.{which}", np.array(end * size, np.float32))
+                for which, end in (("lowest", lowest), ("highest", highest))
+            ]
+            tensor = self.add("Clip", [tensor, *values], f"{label}.clipped")
+        code = self.add("QuantizeLinear", [tensor, scale, zero], f"{label}.quantized")
+        self.ends[code] = ends
+        return Grid(size, 0, grid.top, code, label)
 
     def dequantized(self, grid: Grid, output: str) -> str:
         """Add the floats that a tensor of codes stands for."""

@@ -15,7 +15,7 @@ from haq.hw_profiles.measure.energy import (
     find_meter,
     idle_watts,
 )
-from haq.hw_profiles.measure.onnx_runtime import Bound, Setup
+from haq.hw_profiles.measure.onnx_runtime import Setup
 from haq.hw_profiles.measured import MeasuredEnergy, Passing
 from haq.runs.profiling.networks import Measurements, checked_variant
 from haq.runs.profiling.subject import Subject, lowering
@@ -66,10 +66,10 @@ def measure_energy(
     Raises:
         HaqError: Windows of a network differ too much.
     """
-    lowered = lowering(asked)
+    lowered = lowering(asked, setup=setup)
     energies: dict[str, Energy] = {}
     for done, (name, policy) in enumerate(policies.items(), 1):
-        call = Bound(checked_variant(lowered, policy, setup).session, setup).run
+        call = checked_variant(lowered, policy, setup).network.call()
         idle = idle_watts(meter, times.seconds, times.rest)
         energies[name] = energy_of(call, meter, idle, times.seconds, times.clock)
         on_progress(Progress("energy", done, len(policies)))

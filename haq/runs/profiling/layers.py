@@ -3,9 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 
 from haq.allocation.policy import Bits, Policy
-from haq.hw_profiles.measure import onnx_runtime
 from haq.hw_profiles.measure.fit import shared_out
-from haq.hw_profiles.measure.onnx_runtime import Setup
 from haq.hw_profiles.measured import CLIPPED, FLOATS, INTEGERS, kernel
 from haq.network.graph import Graph
 from haq.network.layers import Layer
@@ -17,10 +15,10 @@ _NODE_RUNS = 60
 
 
 def layer_latencies(
-    graph: Graph, setup: Setup, networks: Measurements, on_progress: OnProgress
+    graph: Graph, networks: Measurements, on_progress: OnProgress
 ) -> dict[str, dict[Bits, float]]:
     """Return layer to kernel to latency, so that the references' own latencies are their sums."""
-    times = _node_times(setup, networks, on_progress)
+    times = _node_times(networks, on_progress)
     owners = _owners(graph.layers)
     latencies: dict[str, dict[Bits, float]] = {name: {} for name in owners.values()}
     for reference, variant in networks.references.items():
@@ -29,7 +27,7 @@ def layer_latencies(
         ran = FLOATS if reference == "fp32" else kernel(_only(variant.policy, latencies))
         sums = dict.fromkeys(latencies, 0.0)
         for node, us in times[reference].items():
-            sums[owners[variant.origins.layers[node]]] += us
+            sums[owners[variant.network.owners[node]]] += us
         for name, us in sums.items():
             if kernel(variant.policy[name]) == ran:
                 latencies[name][ran] = us
@@ -60,15 +58,13 @@ def _only(policy: Policy, layers: Collection[str]) -> Bits:
     return next(policy[name] for name in layers if policy[name] != FLOATS)
 
 
-def _node_times(
-    setup: Setup, networks: Measurements, on_progress: OnProgress
-) -> dict[str, dict[str, float]]:
+def _node_times(networks: Measurements, on_progress: OnProgress) -> dict[str, dict[str, float]]:
     """Return reference to node to latency; they sum up to that of the whole network."""
     times = {}
     for done, (name, variant) in enumerate(networks.references.items(), 1):
-        nodes = onnx_runtime.node_times(variant.model, setup, _NODE_RUNS)
+        nodes = variant.network.node_times(_NODE_RUNS)
         # A function that is inlined as late as when it runs has nodes that are in no graph.
-        known = {node: us for node, us in nodes.items() if node in variant.origins.layers}
+        known = {node: us for node, us in nodes.items() if node in variant.network.owners}
         times[name] = shared_out(known, networks.timings[name].us)
         on_progress(Progress("layers", done, len(networks.references)))
     return times
@@ -77,7 +73,8 @@ def _node_times(
 def _clip_shares(graph: Graph, policy: Policy, times: Mapping[str, float]) -> dict[str, float]:
     """Return, for each layer of fewer than 8 bits, its share of what clipping all of them takes.
 
-    A tensor is rounded and clipped once, for the first layer that reads it.
+    A tensor is rounded and clipped once, for the first layer that reads it. Where that has no node
+    of its own, as in an engine that fuses it, all have the same share.
     """
     spent = {name: 0.0 for name, bits in policy.items() if kernel(bits) == CLIPPED}
     for point in graph.points:
@@ -85,4 +82,4 @@ def _clip_shares(graph: Graph, policy: Policy, times: Mapping[str, float]) -> di
             label = module_name(point.tensor, point.layers).removeprefix("quantizers.") + "."
             spent[point.layers[0]] += sum(us for n, us in times.items() if n.startswith(label))
     total = sum(spent.values())
-    return {name: us / total if total else 0.0 for name, us in spent.items()}
+    return {name: us / total if total else 1 / len(spent) for name, us in spent.items()}

@@ -1,16 +1,14 @@
 """Whole networks, measured: references and mixed ones, interleaved, group by group."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import onnx
-import onnxruntime
-
 from haq.allocation.policy import Policy, readers
 from haq.errors import HaqError, TargetError
-from haq.hw_profiles.measure import kernels, onnx_runtime
+from haq.hw_profiles.measure.network import Network, measure, opened
 from haq.hw_profiles.measure.onnx_runtime import Setup
-from haq.hw_profiles.measure.timing import Timing, drift, median_of
+from haq.hw_profiles.measure.timing import FEWEST_ROUNDS, Timing, drift, median_of
 from haq.hw_profiles.measured import FLOATS, STANDARD
 from haq.network.layers import Layer
 from haq.runs.profiling.policies import mixed, references
@@ -20,8 +18,15 @@ from haq.runs.progress import OnProgress, Progress
 MIXED = 48
 """Mixed policies that are measured; each half is predicted by a fit to the other one."""
 
+MIXED_ENGINES = 24
+"""The same in TensorRT, which takes seconds to build each."""
+
 SECONDS = 90.0
 """How long the measuring of all networks may take, if there were a few rounds."""
+
+DRIFT = 0.2
+"""How much slower or faster the float network may be in the end than in the beginning. Networks are
+interleaved, so that their ratios are right long before."""
 
 MEMORY_BYTES = 3 * 2**30
 """What the networks that are open at once may take, about; more are measured group by group."""
@@ -37,18 +42,12 @@ class Variant(NamedTuple):
     """A network at some policy, ready to be measured."""
 
     policy: Policy
-    model: bytes
-    session: onnxruntime.InferenceSession
-    origins: kernels.Origins
+    network: Network
 
 
 def variant(lowered: Lowered, policy: Policy, setup: Setup) -> Variant:
     """Return the network of a policy, opened under a setup."""
-    model = lowered(policy)
-    opened = onnx_runtime.opened(model, setup)
-    exported = onnx.load_from_string(model).graph
-    origins = kernels.Origins(exported, opened.graph, list(policy))
-    return Variant(policy, model, opened.session, origins)
+    return Variant(policy, opened(lowered(policy), setup, list(policy)))
 
 
 def checked_variant(lowered: Lowered, policy: Policy, setup: Setup) -> Variant:
@@ -57,13 +56,13 @@ def checked_variant(lowered: Lowered, policy: Policy, setup: Setup) -> Variant:
     Raises:
         TargetError: A layer runs in another kernel; its latency would be that of something else.
     """
-    opened = variant(lowered, policy, setup)
-    kernels.check_kernels(opened.origins.kernels, policy)
-    return opened
+    ready = variant(lowered, policy, setup)
+    ready.network.check(policy)
+    return ready
 
 
 class Measurements(NamedTuple):
-    """References by name, with their models; all networks' policies and timings by name."""
+    """References by name, opened; all networks' policies and timings by name."""
 
     references: Mapping[str, Variant]
     policies: Mapping[str, Policy]
@@ -81,9 +80,10 @@ def measure_networks(
     Raises:
         HaqError: There is nothing to mix, or a layer runs in another kernel than its bits claim.
     """
-    lowered, layers, formats = lowering(asked), asked.graph.layers, asked.formats
+    lowered, layers, formats = lowering(asked, setup=setup), asked.graph.layers, asked.formats
     able = quantizable(lowered, layers, setup) if "static" in formats.schemes else set()
-    drawn = mixed(layers, able, MIXED, seed, formats)
+    count = MIXED_ENGINES if setup.provider == "tensorrt" else MIXED
+    drawn = mixed(layers, able, count, seed, formats)
     mixtures = {str(number): one for number, one in enumerate(drawn)}
     if len(mixtures) < 2:
         raise HaqError(
@@ -133,23 +133,40 @@ def _measure(
     for opening in range(OPENINGS):
         if opening:
             for name, one in variants.items():
-                again = onnx_runtime.session(one.model, group.setup)
-                variants[name] = one._replace(session=again)
+                variants[name] = one._replace(network=one.network.reopened())
 
         def on_round(done: int, most: int, before: int = opening * rounds) -> None:
             on_progress(Progress("measure", before + done, OPENINGS * most, group.note))
 
-        times = onnx_runtime.measure(
-            {name: variant.session for name, variant in variants.items()},
-            group.setup,
-            rounds,
-            seed=group.seed + opening,
-            on_round=on_round,
-            seconds=group.seconds / OPENINGS,
-        )
+        networks = {name: variant.network for name, variant in variants.items()}
+        seconds = group.seconds / OPENINGS
+        times = measure(networks, group.setup, rounds, group.seed + opening, on_round, seconds)
         for name, timing in times.items():
             timings[name].append(timing)
+    check_speed(timings)
     return {name: median_of(some) for name, some in timings.items()}
+
+
+def check_speed(timings: Mapping[str, Sequence[Timing]]) -> None:
+    """Refuse figures of a machine that changed its speed while they were taken.
+
+    Args:
+        timings: Of every network in each opening.
+
+    Raises:
+        HaqError: The networks were much slower, or faster, in the end.
+    """
+    if any(timing.samples < FEWEST_ROUNDS for some in timings.values() for timing in some):
+        return
+    first, last = ({name: some[at].us for name, some in timings.items()} for at in (0, -1))
+    within = statistics.median(one.drift for some in timings.values() for one in some)
+    for change in (drift(last, first) - 1, within):
+        if abs(change) > DRIFT:
+            raise HaqError(
+                f"the networks took {change:+.0%} in the end against the beginning: the machine "
+                "changed its speed, as one that gets hot or busy does; fix its clock, or leave it "
+                "alone, and measure again"
+            )
 
 
 def _beside(
@@ -183,14 +200,19 @@ def quantizable(lowered: Lowered, layers: Sequence[Layer], setup: Setup) -> set[
     """
     everywhere = {layer.name: FLOATS if layer.weights_alone else STANDARD for layer in layers}
     standard = variant(lowered, everywhere, setup)
-    of_layers = standard.origins.kernels
-    floats = {name for name, _ in kernels.misplaced(of_layers, standard.policy)}
+    instead = dict(standard.network.misplaced(standard.policy))
+    floats = set(instead)
     floats |= {layer.name for layer in layers if layer.weights_alone}
     able = {name for name, group in readers(layers).items() if floats.isdisjoint(group)}
     if not able:
-        operators = ", ".join(sorted({op for some in of_layers.values() for op in some}))
+        operators = ", ".join(sorted(set(instead.values())))
         raise TargetError(
             f"{setup.options['provider']} runs no layer of this network in an integer kernel "
             f"(it takes {operators}): there are no bits to choose from"
+            + (
+                "; of NVIDIA's, --provider tensorrt has integer convolutions"
+                if setup.provider == "cuda"
+                else ""
+            )
         )
     return able

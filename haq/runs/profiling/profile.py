@@ -6,22 +6,21 @@ change of precision costs and, each half predicted by what the other one says, h
 are off.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
-
-import onnxruntime
 
 from haq.errors import HaqError, look_up
 from haq.files import write_text
 from haq.formats.onnx.runtime import exact_kernels
 from haq.formats.onnx.writer import Cpu
 from haq.hw_profiles.document import write_json
-from haq.hw_profiles.measure import fit, onnx_runtime
+from haq.hw_profiles.measure import card, fit, onnx_runtime
 from haq.hw_profiles.measure.energy import SECONDS, WINDOWS, Meter
+from haq.hw_profiles.measure.network import machine_of, version_of
 from haq.hw_profiles.measure.onnx_runtime import Setup
 from haq.hw_profiles.measure.timing import QUANTILE, Timing
-from haq.hw_profiles.measured import Interval, Measured, Passing, Validation
+from haq.hw_profiles.measured import SIZE_NOT_TIME, Interval, Measured, Passing, Validation
 from haq.hw_profiles.profile import FORMAT, Profile
 from haq.hw_profiles.rows import Cost, Row, Table, shape_of
 from haq.hw_profiles.schema import Batch, BitRule, Quantity, Runtime
@@ -72,8 +71,10 @@ def run_profile(
     onnx_runtime.check_provider(setup.provider)
     check_cpu(cpu)
     check_out(out)
+    before = card_of(setup)
     networks = measure_networks(asked, setup, rounds, seed, on_progress)
-    latencies = layer_latencies(asked.graph, setup, networks, on_progress)
+    after = card_of(setup)
+    latencies = layer_latencies(asked.graph, networks, on_progress)
     model, rows = _model(asked, setup, networks, latencies)
     energies: fit.Rows | None = None
     if meter is not None:
@@ -81,8 +82,31 @@ def run_profile(
         own, energies = fitted_energy(networks, joules, rows, model.tensors, setup.batch)
         model = model.model_copy(update={"energy": own})
     profile = _profile(out.stem, asked, setup, cpu, model, rows, energies)
+    profile = with_card(profile, before, after)
     write_text(out, write_json(profile))
     return profile
+
+
+State = Mapping[str, str | int | float | bool]
+
+
+def card_of(setup: Setup) -> State:
+    """Return what a GPU says of its clocks now, and of what holds it back; nothing for a CPU."""
+    return {} if setup.provider == "cpu" else card.state()
+
+
+def with_card(profile: Profile, before: State, after: State) -> Profile:
+    """Return a profile that says how its GPU was before and right after it was measured."""
+    changing = [name for name in after if name not in ("card", "driver")]
+    known = {
+        f"{name}_{when}": state[name]
+        for when, state in (("before", before), ("after", after))
+        for name in changing if name in state
+    }  # fmt: skip
+    options = {**profile.runtime.options, **known}
+    return profile.model_copy(
+        update={"runtime": profile.runtime.model_copy(update={"options": options})}
+    )
 
 
 def check_cpu(name: str) -> Cpu:
@@ -146,15 +170,21 @@ def _profile(
     rows: fit.Rows,
     energies: fit.Rows | None,
 ) -> Profile:
-    machine, version = onnx_runtime.machine(), onnxruntime.__version__
+    machine, version = machine_of(setup.provider), version_of(setup.provider)
+    runtime = "TensorRT" if setup.provider == "tensorrt" else "ONNX Runtime"
     threads = f"{setup.threads} thread" + "s" * (setup.threads > 1)
+    where = (
+        f"{setup.provider}, {threads}"
+        if setup.provider == "cpu"
+        else (f"{setup.provider}, floats in {setup.floats}")
+    )
     return Profile(
         format=FORMAT,
         name=name,
-        title=f"{asked.name} in ONNX Runtime {version}, {setup.provider}, {threads}",
-        device=str(machine["cpu"] or "unknown processor"),
+        title=f"{asked.name} in {runtime} {version}, {where}",
+        device=str(machine.get("card") or machine["cpu"] or "unknown processor"),
         runtime=Runtime(
-            name="ONNX Runtime",
+            name=runtime,
             version=version,
             options=setup.options | machine | {"runs_on": cpu},
         ),
@@ -171,8 +201,8 @@ def _latency(setup: Setup, model: Measured) -> Quantity:
     return Quantity(
         unit="us",
         provenance="measured",
-        source=f"haq profile: {setup.clock}, p{QUANTILE} of {rounds} interleaved rounds; layers "
-        "from the profiler's times, scaled to the whole network",
+        source=f"haq profile: {setup.options['clock']}, p{QUANTILE} of {rounds} interleaved "
+        "rounds; layers from the profiler's times, scaled to the whole network",
         error=model.validation.worst_error,
     )
 
@@ -234,6 +264,14 @@ def describe(profile: Profile) -> str:
     if model.energy is not None:
         lines += [f"{name}  {joules:,.1f} uJ" for name, joules in model.energy.networks.items()]
         lines.append(f"energy: {validated(model.energy.validation)}")
+    slowed = card.slowed({"held_back_by": profile.runtime.options.get("held_back_by_after", "")})
+    if slowed:
+        lines.append(
+            f"the GPU was held back by {', '.join(slowed)}: cool it or raise its limit, and the "
+            "figures are those of its full speed"
+        )
+    if "w7a8" in model.networks:
+        lines.append(SIZE_NOT_TIME)
     if interrupted > BUSY:
         lines.append(
             f"other processes interrupted {interrupted:.0%} of the calls: "

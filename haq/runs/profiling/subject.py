@@ -11,10 +11,12 @@ from haq.allocation.schemes import STATIC, Formats
 from haq.compression.chain import as_in_file
 from haq.datasets import load as load_data
 from haq.errors import HaqError
+from haq.formats.onnx.half import in_half
 from haq.formats.onnx.lower import lower
 from haq.formats.onnx.template import template
 from haq.formats.onnx.writer import Cpu
 from haq.formats.stand_in import stand_in
+from haq.hw_profiles.measure.onnx_runtime import Setup
 from haq.models import build
 from haq.models.sources import about
 from haq.models.weights import load_weights
@@ -36,6 +38,9 @@ PLACEHOLDER_CLIP = 6.0
 """Where activations are clipped without data: latency does not depend on it (ReLU6 fits in)."""
 
 _CALIBRATION_IMAGES = 64
+
+CPU = Setup()
+"""Who runs files, unless something else is said."""
 
 
 @dataclass(frozen=True)
@@ -132,18 +137,23 @@ def placeholder_clips(graph: Graph) -> Clips:
 Lowered = Callable[[Policy], bytes]
 
 
-def lowering(asked: Subject, cpu: Cpu = "any") -> Lowered:
+def lowering(asked: Subject, cpu: Cpu = "any", setup: Setup = CPU) -> Lowered:
     """Return the function from a policy to its ONNX file; the export itself is done once, here.
 
     Args:
         asked: The network.
         cpu: What the files are for, as for ``haq.formats.onnx.lower.lower``.
+        setup: Who runs them: TensorRT reads codes around zero, and GPUs compute in float16 what is
+            in float16.
     """
     exported = template(stand_in(asked.graph)[0], asked.sample)
 
     def lowered(policy: Policy) -> bytes:
         network = quantize(asked.graph, policy, asked.clips)
-        file: bytes = lower(exported, network, cpu=cpu).SerializeToString()
-        return file
+        file = lower(exported, network, cpu=cpu, symmetric=setup.provider == "tensorrt")
+        serialized: bytes = (
+            in_half(file) if setup.floats == "float16" else file
+        ).SerializeToString()
+        return serialized
 
     return lowered
