@@ -14,8 +14,8 @@ from packaging.requirements import Requirement
 
 from haq.errors import HaqError
 from haq.formats.onnx.runtime import exact_kernels
-from haq.hw_profiles.measure.energy import find_meter
 from haq.hw_profiles.measure import card
+from haq.hw_profiles.measure.energy import find_meter
 from haq.hw_profiles.measure.onnx_runtime import PROVIDERS, check_provider
 from haq.runs.folder import HOME
 from haq.runs.job import cores

@@ -198,8 +198,8 @@ def energy_of(
     mean = sum(joules) / len(joules)
     if mean <= 0 and not idle:
         raise HaqError(
-            f"{meter.name}: the counter did not move in {WINDOWS} windows of {seconds:g} s, as those "
-            "of virtual machines do not; leave --energy out"
+            f"{meter.name}: the counter did not move in {WINDOWS} windows of {seconds:g} s, as "
+            "those of virtual machines do not; leave --energy out"
         )
     if mean <= 0:
         raise HaqError(

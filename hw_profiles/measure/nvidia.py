@@ -31,8 +31,8 @@ def tensorrt() -> Any:
         return import_module("tensorrt")
     except (ImportError, OSError) as error:
         raise TargetError(
-            "provider 'tensorrt' needs TensorRT's package and an NVIDIA GPU: pip install 'haq[tensorrt]', "
-            f"or measure with --provider cpu ({error})"
+            "provider 'tensorrt' needs TensorRT's package and an NVIDIA GPU: pip install "
+            f"'haq[tensorrt]', or measure with --provider cpu ({error})"
         ) from error
 
 

@@ -1,11 +1,13 @@
 """What a card says of itself, by NVIDIA's own names and bits."""
 
-import pynvml
+import pytest
 from measured_parts import measured_profile
 
 from haq.hw_profiles.measure.card import slowed, state
 from haq.hw_profiles.profile import Profile
 from haq.runs.profiling.profile import with_card
+
+pynvml = pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed (haq[tensorrt])")
 
 
 class Nvml:
