@@ -116,7 +116,7 @@ def lower_table(file: Writer, node: onnx.NodeProto) -> None:
     how = helper.get_node_attr_value(node, "approximate").decode()
     factor = helper.get_node_attr_value(node, "factor")
     size = step_of(file, name_of(node), factor)
-    if size is None:
+    if size is None or file.symmetric:  # codes around zero are no places in a table
         file.add("Gelu", [tensor], output, approximate=how)
         return
     module = file.network.get_submodule(name_of(node))
