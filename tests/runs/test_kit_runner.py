@@ -181,17 +181,13 @@ def test_rows_of_two_devices_are_not_mixed(told):
 
 @pytest.fixture
 def there(tmp_path_factory, monkeypatch):
-    """The home of another machine, by an ssh and an scp that go nowhere."""
+    """The home of another machine, by an ssh that goes nowhere."""
     place = tmp_path_factory.mktemp("there")
     programs, home = place / "bin", place / "home"
     programs.mkdir()
     home.mkdir()
     (programs / "ssh").write_text(
         '#!/bin/sh\n[ -e "$THERE" ] || exit 255\ncd "$THERE" && exec sh -c "$2"\n'
-    )
-    (programs / "scp").write_text(
-        "#!/bin/sh\nshift\nfor f; do last=$f; done\n"
-        'case "$1" in *:*) cp "$THERE/${1#*:}" "$last";; *) cp -r "$1" "$THERE/${last#*:}";; esac\n'
     )
     for program in programs.iterdir():
         program.chmod(0o755)
@@ -289,6 +285,16 @@ def test_a_board_that_cannot_be_reached_is_said_and_nothing_is_lost(told, there,
     with pytest.raises(HaqError, match="ssh to me@board: ssh does not start"):
         over_ssh(told)
     assert (told / MEASURED).read_text() == own
+
+
+def test_a_kit_that_does_not_arrive_is_said(told, there, monkeypatch):
+    ssh = there.parent / "bin" / "ssh"
+    ssh.write_text(
+        '#!/bin/sh\ncase "$2" in tar*) exit 3;; *) cd "$THERE" && exec sh -c "$2";; esac\n'
+    )
+    with pytest.raises(HaqError, match="copying to me@board ended with code 3"):
+        over_ssh(told)
+    assert not (told / MEASURED).exists()
 
 
 def test_kits_of_one_name_lie_in_folders_of_their_own(tmp_path_factory, told, there):

@@ -1,4 +1,7 @@
-"""Run the runner of a kit, here or on another machine over ssh, and bring back what it measured."""
+"""Run the runner of a kit, here or on another machine over ssh, and bring back what it measured.
+
+Nothing but ssh is needed here, and a shell with tar and cat there: many boards have no scp or sftp.
+"""
 
 import hashlib
 import os
@@ -6,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +41,7 @@ def run_kit(
     _done(["ssh", host, f"mkdir -p {there}"], f"ssh to {host}")
     # What an earlier start measured there, and could not bring back, is not copied over.
     _fetch(folder, host, there)
-    _done(["scp", "-qr", f"{folder}/.", f"{host}:{there}/"], f"copying to {host}")
+    _copy(folder, host, there)
     command = shlex.join([python, RUNNER, *options])
     try:
         _done(["ssh", host, f"cd {there} && {command}"], f"the runner on {host}")
@@ -81,10 +85,11 @@ def _fetch(folder: Path, host: str, there: str) -> bool:
         HaqError: Other figures are here already.
     """
     coming = folder / f"{MEASURED}.part"
-    command = ["scp", "-q", f"{host}:{there}/{MEASURED}", str(coming)]
     try:
-        done = subprocess.run(command, check=False, stderr=subprocess.DEVNULL)
-        if done.returncode or not coming.exists():
+        with coming.open("wb") as file:
+            asked = ["ssh", host, f"cat {there}/{MEASURED}"]
+            done = subprocess.run(asked, check=False, stdout=file, stderr=subprocess.DEVNULL)
+        if done.returncode:
             return False
         own, new = (_whole_lines(path) for path in (folder / MEASURED, coming))
         if new.startswith(own):
@@ -95,10 +100,34 @@ def _fetch(folder: Path, host: str, there: str) -> bool:
                 "figures; take one of the two away"
             )
         return True
-    except OSError as error:
-        raise HaqError(f"fetching from {host}: scp does not start ({error.strerror})") from error
     finally:
         coming.unlink(missing_ok=True)
+
+
+def _copy(folder: Path, host: str, there: str) -> None:
+    """Bring a kit to another machine.
+
+    Raises:
+        HaqError: It did not arrive.
+    """
+    command = ["ssh", host, f"tar -xf - -C {there}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        try:
+            with process.stdin as pipe, tarfile.open(fileobj=pipe, mode="w|") as archive:
+                for path in sorted(folder.rglob("*")):
+                    name = path.relative_to(folder).as_posix()
+                    archive.add(path, name, recursive=False, filter=_of_nobody)
+        except BrokenPipeError:
+            pass  # the code says why
+    _check_code(process.returncode, f"copying to {host}")
+
+
+def _of_nobody(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Return an entry whose owner will be whoever unpacks it."""
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = ""
+    return entry
 
 
 def _whole_lines(path: Path) -> bytes:
@@ -112,5 +141,9 @@ def _done(command: Sequence[str], what: str) -> None:
         code = subprocess.run(command, check=False).returncode
     except OSError as error:
         raise HaqError(f"{what}: {command[0]} does not start ({error.strerror})") from error
+    _check_code(code, what)
+
+
+def _check_code(code: int, what: str) -> None:
     if code:
         raise HaqError(f"{what} ended with code {code}; see above, and give the command again")
