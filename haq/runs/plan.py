@@ -132,6 +132,7 @@ def plan(
         *_format_notes(choices),
         *_unpinned_notes(job, graph.layers, floats),
         *_width_notes(graph, widths),
+        *_kernel_notes(target),
     )
     return Plan(
         model, sample, graph, target, table, budgets, job.budgets, images, notes, widths=widths
@@ -274,9 +275,6 @@ def _cost_notes(graph: Graph, target: Target | None) -> Iterator[str]:
     costs = " and ".join(target.units)
     if graph.floats and isinstance(target, ProfileTarget) and not target.counts_floats:
         yield f"{costs} of {target.name} are without what stays float: it has no costs there"
-    model = target.profile.model if isinstance(target, ProfileTarget) else None
-    if isinstance(model, Measured) and "w7a8" in model.networks:
-        yield f"{costs} of {target.name}: {SIZE_NOT_TIME}"
     alone = [layer.name for layer in graph.layers if layer.weights_alone]
     counted = isinstance(target, ProfileTarget) and target.counts_floats
     if alone and not counted:
@@ -284,6 +282,13 @@ def _cost_notes(graph: Graph, target: Target | None) -> Iterator[str]:
             f"{costs} of {target.name} are without {listed(alone)}: what is looked up, or "
             "multiplied in float by an LSTM, GRU or RNN, counts in size alone"
         )
+
+
+def _kernel_notes(target: Target | None) -> Iterator[str]:
+    """Yield a sentence if a target was measured in kernels of 8 bits for fewer."""
+    model = target.profile.model if isinstance(target, ProfileTarget) else None
+    if target is not None and isinstance(model, Measured) and "w7a8" in model.networks:
+        yield f"{' and '.join(target.units)} of {target.name}: {SIZE_NOT_TIME}"
 
 
 def _format_notes(choices: Mapping[str, Sequence[Bits]]) -> Iterator[str]:

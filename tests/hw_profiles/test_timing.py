@@ -96,5 +96,5 @@ def test_drift_is_the_mean_of_what_was_measured_twice():
 
 def test_a_timing_on_a_machine_half_as_fast():
     one = timing.Timing(10, 8, 12, 11, 20, 40, 0.25)
-    assert one.times(2) == (20, 16, 24, 22, 40, 40, 0.25)
+    assert one.times(2) == (20, 16, 24, 22, 40, 40, 0.25, 0)
     assert one.times(2).half_width == one.half_width == 0.2
