@@ -106,7 +106,7 @@ def test_a_pin_of_8_bits_gives_way_to_the_nearest_pair_that_is_offered_and_it_is
     of_user = planned(measured, pins={"conv2": 8})
     assert of_user.table.choices["conv2"] == (Bits(7, 8),)
     assert of_user.notes[:-1] == ("layer 'conv2' is pinned to w7a8: here does not offer w8a8",)
-    assert planned(measured, pins={"conv2": 4}).notes == ()
+    assert planned(measured, pins={"conv2": 4}).notes[:-1] == ()
     assert planned("bismo-edge").notes == ()
 
 
