@@ -31,6 +31,9 @@ _COSTS: Mapping[str, tuple[str, str]] = {
 MOST = 1e30
 """A cost is no larger, so that sums of costs are numbers too."""
 
+MOST_SHOWN = 40
+"""Characters of a cell in a sentence."""
+
 MOST_DIGITS = 16
 """Of a whole number."""
 
@@ -276,7 +279,7 @@ def _shape(line: _Line) -> dict[str, Any]:
 def _whole(line: _Line, column: str) -> int:
     text = line.cells[column]
     if not (text.isascii() and text.isdecimal() and len(text) < MOST_DIGITS):
-        raise ValueError(f"{_named(line)}: {column} {text!r} is not a whole number")
+        raise ValueError(f"{_named(line)}: {column} {_short(text)!r} is not a whole number")
     return int(text)
 
 
@@ -290,7 +293,7 @@ def _number(line: _Line, column: str) -> float:
         hint = "; write a decimal point, not a comma" if re.fullmatch(r"\d+,\d+", text) else ""
         most = f" and at most {MOST:g}" if number > MOST else ""
         raise ValueError(
-            f"{_named(line)}: {column} {text!r} is not a number of 0 or more{most}{hint}"
+            f"{_named(line)}: {column} {_short(text)!r} is not a number of 0 or more{most}{hint}"
         )
     return number
 
@@ -298,7 +301,13 @@ def _number(line: _Line, column: str) -> float:
 def _named(line: _Line) -> str:
     cells = line.cells
     what = cells.get("layer") or cells.get("kind") or "no layer"
-    return f"row {line.number} ({what} w{cells['weight_bits']}a{cells['act_bits']})"
+    weight, act = (_short(cells[column]) for column in _BITS)
+    return f"row {line.number} ({what} w{weight}a{act})"
+
+
+def _short(text: str) -> str:
+    """Return a cell as it is shown in a sentence."""
+    return text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "…"
 
 
 def _check_once(lines: Sequence[_Line], rows: Sequence[Row]) -> None:
