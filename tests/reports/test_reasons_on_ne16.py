@@ -27,9 +27,7 @@ def test_a_bit_less_changes_nothing_for_a_pointwise_layer_but_its_damage():
     known = Sensitivity("kl", 9, dict.fromkeys(policy, widths), {name: {8: 0.0} for name in policy})
     budget = parse_budget("latency=90%w8a8", LAYERS, target)
     sentences = reasons(table, table, policy, [budget], known)
-    assert (
-        "Weights at 8 bits: 7 would change nothing in the latency and raise"
-        in (sentences["expand"])
-    )
+    why = sentences["expand"]
+    assert why.startswith("Weights at 8 bits: 7 would change nothing in latency and raise")
     # 97 800 cycles at 4 bits, 88 200 at 3: the rows of the engine's model.
     assert "eights at 4 bits: 3 would save 9,600 cycles" in sentences["dw"]
