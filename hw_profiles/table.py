@@ -132,7 +132,7 @@ def _of_network(
     kept = [name for name in columns if name not in (NETWORK, *NOTES)]
     _check_columns(kept)
     lines = [
-        _Line(number, {name: _cell(row[name]) for name in kept})
+        _Line(number, {name: _cell(name, row[name]) for name in kept})
         for number, row in enumerate(rows, 1)
         if not network or row[NETWORK] == network
     ]
