@@ -55,7 +55,7 @@ def test_a_network_is_profiled_and_its_mixtures_are_predicted(
     works = 1 + 2 + 3 + 4 + 5
     assert model.networks["fp32"].value == pytest.approx(price * works)
     assert model.networks["w7a8"].value == pytest.approx(PRICE["Int8"] * works)
-    assert model.validation.policies >= 6 and model.validation.worst_error < 0.05
+    assert model.validation.policies >= 6 and model.validation.worst_error < 0.1
     assert model.validation.rank_correlation > 0.95
     target = load(str(out))
     layers = asked.graph.layers
