@@ -24,6 +24,9 @@ LOG = logging.getLogger("haq.service.api")
 MOST_ERRORS = 20
 """How many errors of one request an answer lists; it says how many more there are."""
 
+MOST_LETTERS = 500
+"""Of a sentence: what is wrong may be told with a value that is as long as the request."""
+
 
 _HEADINGS = {
     400: "This request cannot be read", 401: "Sign in first", 403: "This is not allowed",
@@ -45,6 +48,11 @@ def refusal(headers: Headers, status: int, message: str) -> Response:
     return _answer(headers, status, message)
 
 
+def _short(text: str) -> str:
+    half = MOST_LETTERS // 2
+    return text if len(text) <= MOST_LETTERS else f"{text[:half]} … {text[-half:]}"
+
+
 def _answer(
     headers: Headers,
     status: int,
@@ -52,6 +60,9 @@ def _answer(
     fields: list[FieldProblem] | None = None,
     wait_s: float | None = None,
 ) -> Response:
+    message = _short(message)
+    for field in fields or []:
+        field.message = _short(field.message)
     more = {} if wait_s is None else {"Retry-After": str(int(wait_s) + 1)}
     if status == 401:
         more["WWW-Authenticate"] = "Bearer"

@@ -344,10 +344,14 @@ class Waiting:
         self.choices = lambda settings: release.wait(60)
 
 
-def test_a_job_is_small(client):
+def test_a_job_is_small_and_so_is_what_is_said_of_it(client):
     answer = client.post("/v1/runs", json={**ASKED, "distill": {"kd": "a" * checks.MOST_BYTES}})
     assert answer.status_code == 422
-    assert len(answer.text) < 1000
+    assert len(answer.text) < 3000
+    assert "a weight is a finite number" in answer.json()["message"]  # at its end
+    pins = {f"{number:0200}": 4 for number in range(999)} | {"x" * 200: 4}
+    padded = {**ASKED, "pins": pins, "budgets": ["avg_weight_bits=4" + " " * 180] * 8}
+    assert client.post("/v1/runs", json=padded).status_code == 422
 
 
 def test_the_service_is_ready_once_nothing_is_left_to_load(visitor, client, monkeypatch):

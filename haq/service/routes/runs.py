@@ -70,7 +70,7 @@ def read_sweep(sweep: RunId, service: Shared, who: Reader) -> SweepOut:
 @router.get("/line", tags=["runs"])
 def line(service: Shared, who: Reader) -> Line:
     """Say who works, how many runs are under way, and when those begin that wait."""
-    standing = store.standing(service.engine)
+    standing = store.standing(service.engine, service.settings.order == "fair")
     waits = estimates.waits(standing, store.paces(service.engine))
     return Line(
         workers=standing.workers, running=len(standing.running),
