@@ -36,11 +36,12 @@ async def paste(service: Shared, who: Sender, form: Form) -> Response:
 
     try:
         await run_in_threadpool(uploads.check_room, service.engine, who.name, service.limits)
-        received = await uploads.receive(service.settings, pieces(), uploads.TARGET_BYTES)
-        await run_in_threadpool(
-            uploads.keep, service.engine, service.settings, service.limits, who.name, "target",
-            "".join(c for c in name if c.isprintable()), received,
-        )  # fmt: skip
+        with service.upload(who):
+            received = await uploads.receive(service.settings, pieces(), uploads.TARGET_BYTES)
+            await run_in_threadpool(
+                uploads.keep, service.engine, service.settings, service.limits, who.name, "target",
+                "".join(c for c in name if c.isprintable()), received,
+            )  # fmt: skip
     except HaqError as error:
         return await run_in_threadpool(_page, service, who, form, {"text": str(error)})
     return RedirectResponse("/uploads", 303)
