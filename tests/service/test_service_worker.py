@@ -334,7 +334,7 @@ def test_a_lease_lost_between_the_end_and_the_write_is_no_try(tmp_path):
     def another_takes_it():
         with engine.begin() as connection:
             connection.execute(update(RUNS).values(lease_until=0.0))
-        store.claim(engine, "another", 3600, settings.tries)
+        store.claim(engine, "another", 500, settings.tries)
 
     work_once(engine, settings, Finished(before=another_takes_it))
     run = store.find(engine, run_id)
