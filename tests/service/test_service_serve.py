@@ -145,10 +145,13 @@ def test_what_a_driver_says_is_repeated_without_the_password():
 
 
 OPTIONS = [
-    (["serve", "--files", "FILE"], "the folder of the database FILE/haq.sqlite cannot be made: "),
     (
-        ["token", "list", "--files", "BAD"],
-        "the database at BAD/haq.sqlite does not answer: file is",
+        ["serve", "--files", "{file}"],
+        "the folder of the database {file}/haq.sqlite cannot be made: ",
+    ),
+    (
+        ["token", "list", "--files", "{bad}"],
+        "the database at {bad}/haq.sqlite does not answer: file is",
     ),
     (["serve", "--data", "c=cifar11:/tmp"], "data c=cifar11:/tmp: unknown data 'cifar11'"),
     (["serve", "--data", "c=folder:/no/where"], "data c=folder:/no/where: there is no /no/where"),
@@ -166,10 +169,10 @@ OPTIONS = [
 
 @pytest.mark.parametrize("words, sentence", OPTIONS, ids=[" ".join(row[0]) for row in OPTIONS])
 def test_a_mistake_of_the_operator_is_one_sentence(tmp_path, words, sentence):
-    places = {"FILE": tmp_path / "file", "BAD": tmp_path / "bad"}
-    places["FILE"].write_text("")
-    places["BAD"].mkdir()
-    (places["BAD"] / "haq.sqlite").write_text("no database " * 100)
+    places = {"{file}": tmp_path / "file", "{bad}": tmp_path / "bad"}
+    places["{file}"].write_text("")
+    places["{bad}"].mkdir()
+    (places["{bad}"] / "haq.sqlite").write_text("no database " * 100)
     for name, place in places.items():
         words = [word.replace(name, str(place)) for word in words]
         sentence = sentence.replace(name, str(place))
