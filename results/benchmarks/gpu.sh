@@ -16,10 +16,11 @@ if [ "${1:-}" = --dry ]; then dry=1 && shift; fi
 out=$(mkdir -p "${1:?give a folder for what is measured}" && cd "$1" && pwd)
 wheels=${2:-}
 budget=530  # seconds of all steps together
-device=cuda providers="tensorrt" floats=float16 rounds=60 models="resnet20 mobilenet_v2"
-python=$out/venv/bin/python
+device=cuda providers=tensorrt rounds=60 python=$out/venv/bin/python
+models=(resnet20 mobilenet_v2) size=(--size 32) floats=(--floats float16)
 if [ -n "$dry" ]; then
-    device=cpu providers=cpu floats=float32 rounds=2 models=digits_mlp python=${PYTHON:-python3}
+    device=cpu providers=cpu rounds=2 python=${PYTHON:-python3}
+    models=(digits_mlp) size=() floats=()
 fi
 haq() { step "$1" "$2" "$(dirname "$python")/haq" "${@:3}"; }
 
@@ -60,38 +61,43 @@ haq doctor 20 doctor
 step tests 60 "$python" -m pytest -q -p no:cacheprovider tests/runs/test_devices.py \
     tests/hw_profiles/test_onnx_runtime.py tests/hw_profiles/test_engine.py \
     tests/hw_profiles/test_card.py
+# Profiles: float16 and int8 engines, and mixed ones that check the predictions.
+profile_of() {  # profile_of MODEL SECONDS OPTION...
+    local provider name
+    for provider in $providers; do
+        name=$1-$provider
+        haq "profile-$name" "$2" profile --model "$1" "${@:3}" --provider "$provider" \
+            "${floats[@]}" --rounds "$rounds" --out "$out/$name.json"
+        if [ -e "$out/$name.json" ]; then
+            haq "cost-$name" 20 cost --model "$1" "${@:3}" --target "$out/$name.json"
+        else
+            skipped "cost-$name" "there is no profile, see profile-$name.log"
+        fi
+    done
+}
+[ -n "$providers" ] || skipped profiles "TensorRT was not installed, see tensorrt.log"
+profile_of "${models[0]}" 120 "${size[@]}"
+# A search needs data that every machine has: the digits, on a profile of their network.
+profile_of digits_cnn 60 --data digits
+for provider in $providers; do
+    [ ! -e "$out/digits_cnn-$provider.json" ] ||
+        haq "search-$provider" 60 search --device "$device" --agent ilp \
+            --target "$out/digits_cnn-$provider.json" --budget latency=95%fp32 \
+            --out "$out/search-$provider"
+done
+# Whole networks in ONNX Runtime: its CUDA provider has no integer convolutions, so no choice of bits.
+for model in "${models[@]}"; do
+    step "whole-$model" 30 "$python" results/benchmarks/gpu.py --model "$model" \
+        --provider "$device" --rounds "$rounds" --out "$out/whole-$model.json"
+done
 # A fine-tuned episode where networks are trained, on the device and on the CPU.
-for where in "$device" cpu; do
-    [ "$where-$dry" != cpu-1 ] || [ ! -e "$out/run-cpu" ] || continue
+for where in cpu "$device"; do
+    [ ! -e "$out/run-$where" ] || continue
     haq "episode-$where" 60 search --model digits_cnn --device "$where" --evaluation finetune \
         --agent uniform --budget avg_weight_bits=4 --out "$out/run-$where"
 done
-# Whole networks in ONNX Runtime: its CUDA provider has no integer convolutions, so no choice of bits.
-for model in $models; do
-    step "whole-$model" 40 "$python" results/benchmarks/gpu.py --model "$model" \
-        --provider "$device" --rounds "$rounds" --out "$out/whole-$model.json"
-done
-[ -n "$providers" ] || skipped profiles "TensorRT was not installed, see tensorrt.log"
-# Profiles: float16 and int8 engines, mixed ones to fit and others to check; then a search on them.
-for provider in $providers; do
-    for model in $models; do
-        profile=$out/$model-$provider.json
-        options=(--size 32)
-        [ "$model" != digits_mlp ] || options=()
-        if ! haq "profile-$model-$provider" 150 profile --model "$model" "${options[@]}" \
-            --provider "$provider" ${dry:---floats "$floats"} --rounds "$rounds" --out "$profile"
-        then
-            skipped "search-$model-$provider" "there is no profile, see profile-$model-$provider.log"
-            continue
-        fi
-        haq "cost-$model-$provider" 20 cost --model "$model" "${options[@]}" --target "$profile"
-    done
-    # A search needs data that every machine has: the digits, on a profile of their network.
-    profile=$out/digits_cnn-$provider.json
-    haq "profile-digits_cnn-$provider" 90 profile --model digits_cnn --data digits \
-        --provider "$provider" --rounds "$rounds" --out "$profile" &&
-        haq "search-digits_cnn-$provider" 60 search --device "$device" --target "$profile" \
-            --budget latency=95%fp32 --agent ilp --out "$out/search-$provider"
+for model in "${models[@]:1}"; do
+    profile_of "$model" 150 "${size[@]}"
 done
 if [ -z "$dry" ]; then
     step card-after 20 nvidia-smi -q -d CLOCK,PERFORMANCE,POWER
