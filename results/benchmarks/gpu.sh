@@ -82,8 +82,8 @@ profile_of digits_cnn 60 --data digits
 for provider in $providers; do
     [ ! -e "$out/digits_cnn-$provider.json" ] ||
         haq "search-$provider" 60 search --device "$device" --agent ilp \
-            --target "$out/digits_cnn-$provider.json" --budget latency=95%fp32 \
-            --out "$out/search-$provider"
+            --target "$out/digits_cnn-$provider.json" --budget latency=120%fp32 \
+            --budget size=40%fp32 --out "$out/search-$provider"
 done
 # Whole networks in ONNX Runtime: its CUDA provider has no integer convolutions, so no choice of bits.
 for model in "${models[@]}"; do
