@@ -13,7 +13,10 @@ def export_command(
     run: RunFolder,
     format: Annotated[
         str,
-        typer.Option(help="onnx, for ONNX Runtime, or safetensors, for haq.load.", metavar="NAME"),
+        typer.Option(
+            help="onnx, for ONNX Runtime, tensorrt, for TensorRT, or safetensors, for haq.load.",
+            metavar="NAME",
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The file to write.", metavar="FILE")],
     cpu: Annotated[
@@ -30,7 +33,7 @@ def export_command(
 ) -> None:
     """Write a run's network as a file to take away."""
     from haq.errors import HaqError, look_up
-    from haq.runs.export import CPUS, FORMATS, cpu_note, float32_note
+    from haq.runs.export import CPUS, FORMATS, cpu_note, float32_note, tensorrt_note
 
     write = look_up(FORMATS, "format", format)
     look_up(dict.fromkeys(CPUS), "cpu", cpu)
@@ -41,6 +44,7 @@ def export_command(
     written = write(run, out, cpu=cpu) if format == "onnx" else write(run, out)
     typer.echo(f"{out}: {out.stat().st_size / 1000:.1f} kB")
     notes = [cpu_note(written), float32_note(written)] if format == "onnx" else []
+    notes += [tensorrt_note(written)] if format == "tensorrt" else []
     for note in filter(None, notes):
         typer.echo(note)
     if format == "onnx" and measure:

@@ -9,6 +9,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from haq.allocation.policy import FLOAT
 from haq.errors import HaqError, ModelError
 from haq.files import write_bytes
 from haq.formats import checkpoint
@@ -17,9 +18,10 @@ from haq.formats.onnx.lower import FLOAT32, lower
 from haq.formats.onnx.runtime import exact_kernels
 from haq.formats.onnx.saturation import EXACT_KERNELS, exact_but_slower, saturating
 from haq.formats.onnx.template import template
-from haq.formats.onnx.writer import Cpu
+from haq.formats.onnx.writer import INT8, Cpu
 from haq.metrics import metric_of
 from haq.network.inputs import Inputs, random_inputs
+from haq.quantization.fake_quant import Rounding
 from haq.runs.api import Run
 from haq.runs.handover import check_kernels
 from haq.runs.restored import Restored, origin, restored
@@ -37,6 +39,13 @@ COMPARED = 16
 
 APART = 0.05
 """The largest error of a new file's median image, see ``haq.formats.onnx.comparison.error``."""
+
+
+HALVED = "haq.half_as_many_steps"
+"""Key in the metadata of a file for TensorRT of the tensors of which that is true."""
+
+ROUGHLY = 0.25
+"""The largest error of a file in which tensors have half as many steps."""
 
 
 def export_checkpoint(
@@ -83,11 +92,7 @@ def export_onnx(
             another kernel than its bits claim; or its answers are not those of the network. No file
             is written then.
     """
-    path = Path(out)
-    if path.suffix != ".onnx":
-        raise HaqError(f"{path}: the name of an ONNX file ends in .onnx")
-    if path.is_dir():
-        raise HaqError(f"{path} is a folder; give the name of a file")
+    path = _checked(out)
     if cpu not in CPUS:
         raise HaqError(f"cpu must be one of {', '.join(CPUS)}, not {cpu!r}")
     finished = restored(run, model)
@@ -101,6 +106,71 @@ def export_onnx(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, file.SerializeToString())
     return file
+
+
+def export_tensorrt(
+    run: Run | str | os.PathLike[str], out: str | os.PathLike[str], model: nn.Module | None = None
+) -> onnx.ModelProto:
+    """Write the network of a run as a file for NVIDIA's TensorRT, and return it.
+
+    Codes are int8 around zero, unpacked. Tensors without negative values have half as many steps at
+    8 bits of activations, as TensorRT has no unsigned codes: ``tensorrt_note`` names them.
+
+    Args:
+        run: As for ``export_onnx``.
+        out: As for ``export_onnx``.
+        model: As for ``export_onnx``.
+
+    Raises:
+        HaqError: As ``restored``; the network cannot be exported, or has weights in groups or
+            other formats that this file has no form for; or its answers are not those of the
+            network. No file is written then.
+    """
+    path = _checked(out)
+    finished = restored(run, model)
+    network, policy = finished.network, finished.policy
+    special = [name for name, bits in policy.items() if bits.is_special]
+    if special:
+        raise HaqError(
+            f"{_names(special)}: groups, codebooks and layers that round as they run have no form "
+            "in a file for TensorRT; export with --format onnx"
+        )
+    halved = [
+        name.removeprefix("quantizers.") for name, module in network.named_modules()
+        if isinstance(module, Rounding) and module.bits != FLOAT and module.levels[1] > INT8[1]
+    ]  # fmt: skip
+    about = {**_metadata(finished, "any")["haq"], "runtime": "tensorrt"}
+    metadata = {"haq": about, HALVED: ", ".join(halved)}
+    file = lower(template(network, finished.sample), network, metadata, symmetric=True)
+    apart = error(file, network, _compared(finished))
+    if not apart <= (ROUGHLY if halved else APART):
+        raise ModelError(
+            f"the file does not answer as the network: the error of the median image is "
+            f"{apart:.1%}; nothing was written; please report it with the model"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, file.SerializeToString())
+    return file
+
+
+def tensorrt_note(file: onnx.ModelProto) -> str | None:
+    """Return which tensors have half as many steps in a file for TensorRT, in one line."""
+    halved = next((entry.value for entry in file.metadata_props if entry.key == HALVED), "")
+    if not halved:
+        return None
+    return (
+        f"{_names(halved.split(', '))}: without negative values 8 bits are 7 in TensorRT, which "
+        "has no unsigned codes; a search with --act-bits 7 scores what is handed over"
+    )
+
+
+def _checked(out: str | os.PathLike[str]) -> Path:
+    path = Path(out)
+    if path.suffix != ".onnx":
+        raise HaqError(f"{path}: the name of an ONNX file ends in .onnx")
+    if path.is_dir():
+        raise HaqError(f"{path} is a folder; give the name of a file")
+    return path
 
 
 def _metadata(finished: Restored, cpu: Cpu) -> dict[str, Any]:
@@ -188,6 +258,7 @@ def _names(layers: list[str], most: int = 4) -> str:
 
 FORMATS: Mapping[str, Callable[..., Any]] = {
     "onnx": export_onnx,
+    "tensorrt": export_tensorrt,
     "safetensors": export_checkpoint,
 }
 """Name of a format to a function of the run and the file to write."""

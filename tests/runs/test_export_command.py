@@ -1,9 +1,12 @@
 """A run's network as a file to take away: haq export, and the same from Python."""
 
+import json
 import shutil
 import sys
 from importlib.metadata import version
 
+import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -130,6 +133,29 @@ def test_a_module_of_ones_own_is_exported_from_python(tmp_path):
         haq.export_checkpoint(tmp_path / "own", "three.safetensors")
     with pytest.raises(CheckpointError, match="it holds a network of 'Detector'"):
         haq.load("one.safetensors")
+
+
+# The file for TensorRT
+
+
+def test_a_file_for_tensorrt_has_int8_codes_around_zero_and_says_what_that_costs(
+    finished, monkeypatch, capsys
+):
+    assert (
+        haq_command(monkeypatch, "export", finished, "--format", "tensorrt", "--out", "t.onnx") == 0
+    )
+    assert "without negative values 8 bits are 7 in TensorRT" in capsys.readouterr().out
+    file = onnx.load("t.onnx")
+    kinds = {one.data_type for one in file.graph.initializer}
+    assert onnx.TensorProto.INT8 in kinds and onnx.TensorProto.UINT8 not in kinds
+    images = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    network = onnxruntime.InferenceSession("t.onnx", providers=["CPUExecutionProvider"])
+    answers = network.run(None, {network.get_inputs()[0].name: images.numpy()})[0]
+    with torch.no_grad():
+        expected = by_hand(finished)(images)
+    assert (answers.argmax(1) == expected.argmax(1).numpy()).mean() >= 0.9
+    about = json.loads(next(e.value for e in file.metadata_props if e.key == "haq"))
+    assert about["runtime"] == "tensorrt"
 
 
 # What is refused
