@@ -34,6 +34,7 @@ parser.add_argument("--weights", required=True)
 parser.add_argument("--data", required=True)
 parser.add_argument("--bits", type=float, nargs="+", default=[4, 3])
 parser.add_argument("--epochs", type=int, default=10, help="of MCT's GPTQ; 0: without it")
+parser.add_argument("--clips", choices=("max", "mse"), default="max", help="of Model-Optimizer")
 parser.add_argument("--seed", type=int, default=0)
 asked = parser.parse_args()
 
@@ -79,20 +80,19 @@ def write(method, bits, achieved, network, seconds):
 def mct(bits):
     """Sony's mixed precision, then its gradient-based rounding."""
     import model_compression_toolkit as toolkit
-    from model_compression_toolkit.core.common.network_editors import (
-        EditRule,
-        actions,
-        node_filters,
+    from model_compression_toolkit.core.common.matchers.node_matcher import BaseNodeMatcher
+    from model_compression_toolkit.core.common.network_editors import EditRule, actions
+    from model_compression_toolkit.core.common.quantization.node_quantization_config import (
+        ActivationQuantizationMode,
     )
 
-    class Every(node_filters.NodeTypeFilter):
-        def __init__(self):
-            pass
-
-        def match(self, node):
+    class Every(BaseNodeMatcher):
+        def apply(self, node):
             return True
 
-    floats = actions.ChangeCandidatesActivationQuantConfigAttr(enable_activation_quantization=False)
+    floats = actions.ChangeCandidatesActivationQuantConfigAttr(
+        quant_mode=ActivationQuantizationMode.NO_QUANT
+    )
     core = toolkit.core.CoreConfig(
         mixed_precision_config=toolkit.core.MixedPrecisionQuantizationConfig(
             num_of_images=SENSITIVITY_IMAGES
@@ -139,7 +139,7 @@ def modelopt(bits):
                 {"quantizer_name": "*", "enable": False},
                 {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": width, "axis": 0}},
             ],
-            "algorithm": "max",
+            "algorithm": asked.clips,
         }
         for width in (2, 3, 4, 8)
     ]
@@ -153,7 +153,13 @@ def modelopt(bits):
         num_calib_steps=len(images), num_score_steps=len(images),
     )  # fmt: skip
     used = float(state["best"]["constraints"]["effective_bits"])
-    write("auto_quantize, kl_div", bits, used, network, time.process_time() - started)
+    write(
+        f"auto_quantize, kl_div, {asked.clips} clips",
+        bits,
+        used,
+        network,
+        time.process_time() - started,
+    )
 
 
 for bits in asked.bits:
