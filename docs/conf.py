@@ -58,6 +58,7 @@ nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_merge_streams = True
+suppress_warnings = ["myst-nb.lexer"]  # of notebooks that are not run: -D nb_execution_mode=off
 
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
