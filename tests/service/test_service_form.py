@@ -53,19 +53,26 @@ def said(answer, field):
     return sentence.replace("&#39;", "'").replace("&#34;", '"')
 
 
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    """What the API and the form offer."""
+    client = Visitor(tmp_path_factory.mktemp("shown")).client
+    return client.get("/v1/choices").json(), unescape(client.get("/new").text)
+
+
 @pytest.mark.parametrize("name", AGENTS)
-def test_every_agent_is_explained(client, name):
+def test_every_agent_is_explained(shown, name):
+    offered, page = shown
     about = choices.AGENTS_ABOUT[name]
     assert 20 < len(about) < 140 and about.endswith(".")
-    assert client.get("/v1/choices").json()["explained"]["agents"][name] == about
-    assert about in unescape(client.get("/new").text)
+    assert offered["explained"]["agents"][name] == about and about in page
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_every_target_is_explained(client, name):
-    [target] = [t for t in client.get("/v1/choices").json()["targets"] if t["name"] == name]
-    assert len(target["about"]) > 10
-    assert f'<option value="{name}">' in client.get("/new").text
+def test_every_target_is_explained(shown, name):
+    offered, page = shown
+    [target] = [one for one in offered["targets"] if one["name"] == name]
+    assert len(target["about"]) > 10 and f'<option value="{name}">' in page
 
 
 def test_no_word_is_left_unexplained(client):

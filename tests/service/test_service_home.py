@@ -275,12 +275,15 @@ def test_a_broken_search_says_so_in_its_log_without_a_traceback(tmp_path):
     assert "Traceback" not in text and "secret" not in text
 
 
-def test_a_log_keeps_its_last_megabytes(tmp_path):
+def test_a_log_keeps_its_last_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(log, "MOST_BYTES", 5000)
     with log.written(tmp_path, lambda where: None):
-        for _ in range(60_000):
-            logging.getLogger("haq.x").info("a line of some length, over and over, without an end")
+        for number in range(300):
+            logging.getLogger("haq.x").info("line %d of some length, over and over", number)
     files = list(tmp_path.iterdir())
-    assert len(files) == 2 and sum(file.stat().st_size for file in files) <= 2 * log.MOST_BYTES
+    assert len(files) == 2 and sum(file.stat().st_size for file in files) <= 10_000
+    assert log.tail(tmp_path, 1).endswith("line 299 of some length, over and over")
+    assert log.whole(tmp_path).count("\n") > log.tail(tmp_path).count("\n")
 
 
 def test_downloads_begin_with_the_network(client, visitor):
