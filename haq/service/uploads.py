@@ -189,6 +189,8 @@ def _check_target(file: Path, folder: Path) -> None:
             )
         build(profile)
     except TargetError as error:
+        if "recursion" in str(error):
+            raise TargetError("the file is nested too deeply") from None
         what = "the profile" if kind == "profile.json" else "the table"
         sentence = re.sub(r"^(profile|table) [^:]*: ", "", str(error).replace(str(path), "it"))
         raise TargetError(f"{what} cannot be used: {sentence}") from error

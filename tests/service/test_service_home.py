@@ -66,7 +66,7 @@ def test_what_waits_has_a_position_and_an_estimate(client, visitor):
 
 def test_others_runs_count_in_the_line_but_are_not_shown(tmp_path):
     visitor = Visitor(tmp_path, is_open=False)
-    run_of(visitor.engine, Job(**ASKED), title="of bob", owner="bob")
+    run_of(visitor.engine, Job(**ASKED), title="of aaron", owner="aaron")
     mine = run_of(visitor.engine, Job(**ASKED), title="of ada", owner="ada")
     standing = store.standing(visitor.engine)
     assert estimates.waits(standing, {})[mine].position == 2
