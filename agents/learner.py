@@ -41,17 +41,24 @@ class Replay(ReplayBuffer):
 
     baseline: float | None = None
     scaled: bool = False
+    _known: tuple[tuple[bool, int] | None, float] = None, 1.0
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """Return random transitions, the moving average brought up to date and subtracted."""
         batch = super().sample(batch_size, env)
         if self.scaled:
-            spread = float(self.rewards[: self.size()].std())
-            batch = batch._replace(rewards=batch.rewards / (spread or 1.0))
+            batch = batch._replace(rewards=batch.rewards / self._spread())
         mean = float(batch.rewards.mean())
         before = mean if self.baseline is None else self.baseline
         self.baseline = before + BASELINE_RATE * (mean - before)
         return batch._replace(rewards=batch.rewards - self.baseline)
+
+    def _spread(self) -> float:
+        """Return the standard deviation of all rewards, worked out once for so many of them."""
+        if self._known[0] != (self.full, self.pos):
+            deviation = float(self.rewards[: self.size()].std())
+            self._known = (self.full, self.pos), deviation or 1.0
+        return self._known[1]
 
 
 class Perceptron:

@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box
 
-from haq.allocation.budgets import Budget, fit
+from haq.allocation.budgets import Budget, Fitting
 from haq.allocation.budgets.limit import all_within, spent
 from haq.allocation.choices import share_activations
 from haq.allocation.costs import CostTable, total
@@ -156,11 +156,13 @@ class QuantizationEnv(gym.Env[Array, Array]):
         self.table = table
         self.evaluate = evaluate
         self.budgets = tuple(budgets)
+        self._fit = Fitting(table, self.budgets)
         self.float_score, self.reward = Score(float_accuracy, float_loss), reward
         self._reward = REWARDS[reward] if isinstance(reward, str) else reward
         self.sensitivity = sensitivity
         self.action_space = Box(0.0, 1.0, (1,), np.float32)
-        self._first = {name: group[0] for name, group in readers(table.layers).items()}
+        self._readers = readers(table.layers)
+        self._first = {name: group[0] for name, group in self._readers.items()}
         self._choices = share_activations(table.layers, table.choices)
         self._walk = _steps(table, self._choices, self._first)
         if not self._walk:
@@ -285,15 +287,14 @@ class QuantizationEnv(gym.Env[Array, Array]):
                 bits for bits in left[step.layer] if option_of(bits, "weights") == option
             )
             return
-        for name, first in self._first.items():
-            if first == step.layer:
-                left[name] = tuple(bits for bits in left[name] if bits.act == option[0])
+        for name in self._readers[step.layer]:
+            left[name] = tuple(bits for bits in left[name] if bits.act == option[0])
 
     def _fitted(self, proposed: Policy) -> Policy:
         """Bring a policy within the budgets; those of the episodes under way are remembered."""
         key = tuple(proposed.values())
         if key not in self._within:
-            self._within[key] = fit(proposed, self.table, self.budgets)
+            self._within[key] = self._fit(proposed)
             if len(self._within) > REMEMBERED:
                 self._within.popitem(last=False)
         return self._within[key]

@@ -5,7 +5,7 @@ where that gets stuck; so "no policy fits" is said only when it is true.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -44,19 +44,41 @@ def fit(policy: Policy, table: CostTable, budgets: Sequence[Budget]) -> dict[str
     Source: Wang et al., "HAQ: Hardware-Aware Automated Quantization with Mixed Precision",
     arXiv:1811.08886, section 3.2.
     """
-    check_policy(policy, table.layers)
-    current = {layer.name: policy[layer.name] for layer in table.layers}
-    if all_within(spent(table, current, budgets), budgets):
-        return current
-    descent = _Descent(table, current, budgets)
-    while True:
-        moved = False
-        for layer in reversed(table.layers):
-            moved |= descent.lower(layer.name)
-            if all_within(descent.costs, budgets):
-                return descent.policy
-        if not moved:
-            return _nearest(policy, table, budgets)
+    return Fitting(table, budgets)(policy)
+
+
+class Fitting:
+    """``fit`` of many policies under the same budgets, which remembers what they have in common.
+
+    Args:
+        table: As for ``fit``.
+        budgets: As for ``fit``.
+    """
+
+    def __init__(self, table: CostTable, budgets: Sequence[Budget]) -> None:
+        self.table, self.budgets = table, budgets
+        self._steps: _Steps | None = None
+
+    def __call__(self, policy: Policy) -> dict[str, Bits]:
+        """Return the policy, lowered until it keeps every budget; see ``fit``."""
+        table, budgets = self.table, self.budgets
+        check_policy(policy, table.layers)
+        current = {layer.name: policy[layer.name] for layer in table.layers}
+        if all_within(spent(table, current, budgets), budgets):
+            return current
+        self._steps = self._steps or _Steps(table, budgets)
+        descent = _Descent(self._steps, current)
+        while True:
+            moved = False
+            for layer in reversed(table.layers):
+                moved |= descent.lower(layer.name)
+                if all_within(descent.costs, budgets):
+                    return descent.policy
+            if not moved:
+                return _nearest(policy, table, budgets)
+
+
+_Key = tuple[str | bytes, ...]
 
 
 class _Options(NamedTuple):
@@ -75,15 +97,18 @@ class _Options(NamedTuple):
     moves: list[Mapping[str, Bits]]
 
 
-class _Descent:
-    """A policy on its way down, with what it costs.
+class _Steps:
+    """What all descents under the same budgets have in common.
 
-    Sums are kept in whole multiples of 2**-1074, so that adding and taking away is exact and the
-    costs are those of ``total`` to the last digit.
+    Attributes:
+        edges: Layer to the edges at any layer that moves along with it.
+        rows: Quantity of a budget to the costs of each layer's choices.
+        options: Layers' choices, by what their costs depend on.
+        ordered: The moves that cost less than what a layer has, by the same and by what it has.
     """
 
-    def __init__(self, table: CostTable, policy: dict[str, Bits], budgets: Sequence[Budget]):
-        self.table, self.policy, self.budgets = table, policy, budgets
+    def __init__(self, table: CostTable, budgets: Sequence[Budget]) -> None:
+        self.table, self.budgets = table, budgets
         self.reading = readers(table.layers)
         self.groups = {
             name: tuple(dict.fromkeys([*group, *table.groups[name]]))
@@ -94,9 +119,24 @@ class _Descent:
             quantity: {name: row.tolist() for name, row in table.rows[quantity].items()}
             for quantity in {budget.quantity for budget in budgets}
         }
-        self.sums = [self._sum(budget.quantity) for budget in budgets]
+        self.options: dict[_Key, _Options] = {}
+        self.ordered: dict[tuple[_Key, Bits], list[Mapping[str, Bits]]] = {}
+
+
+class _Descent:
+    """A policy on its way down, with what it costs.
+
+    Sums are kept in whole multiples of 2**-1074, so that adding and taking away is exact and the
+    costs are those of ``total`` to the last digit.
+    """
+
+    def __init__(self, steps: _Steps, policy: dict[str, Bits]) -> None:
+        self.steps, self.policy = steps, policy
+        self.table, self.budgets = steps.table, steps.budgets
+        self.reading, self.groups, self.edges = steps.reading, steps.groups, steps.edges
+        self.rows = steps.rows
+        self.sums = [self._sum(budget.quantity) for budget in self.budgets]
         self.costs = [_rounded(cost) for cost in self.sums]
-        self._options: dict[tuple[str | bytes, ...], _Options] = {}
 
     def _sum(self, quantity: str) -> int:
         everything = list(self.table.choices)
@@ -149,39 +189,39 @@ class _Descent:
         names = (*self.groups[name], *(end for e in edges for end in (e.producer, e.consumer)))
         return {near: self.policy[near] for near in names}
 
-    def _cheaper(self, name: str, quantity: str) -> Iterator[Mapping[str, Bits]]:
-        """Give the moves to another choice of the layer that cost less, nearest cost first.
+    def _cheaper(self, name: str, quantity: str) -> Sequence[Mapping[str, Bits]]:
+        """Return the moves to another choice of the layer that cost less, nearest cost first.
 
         Those that raise neither of its bit-widths nor its channels come before the others, and
         those for which more bits cost less come last of either. At equal cost the activations go
         down before the weights, as in the original implementation.
         """
         now, group, edges = self.policy[name], self.groups[name], self.edges[name]
-        limit = math.fsum(self._parts(quantity, group, edges, self.policy))
-        ordered = []
-        for cost, in_vain, bits, moves in zip(*self._options_of(name, quantity), strict=True):
-            if cost < limit:
-                raises = bits.weight > now.weight or bits.act > now.act or bits.keep > now.keep
-                fewer = (bits.act >= now.act, -bits.weight - bits.act, -bits.weight)
-                ordered.append(((raises, in_vain, -cost, *fewer), moves))
-        for _, moves in sorted(ordered, key=itemgetter(0)):
-            yield moves
-
-    def _options_of(self, name: str, quantity: str) -> _Options:
-        """Return the choices of a layer that all can follow who move along with it."""
-        if len(self.groups[name]) > 1:
-            return self._options_of_reader(name, quantity)
+        if len(group) > 1:
+            limit = math.fsum(self._parts(quantity, group, edges, self.policy))
+            return _ordered(self._options_of_reader(name, quantity), now, limit)
         # What the neighbours have counts only by what it makes of the costs on the edges: on a
         # runtime these are few cases, such as float and quantized.
-        columns = [self._column(edge, name, quantity) for edge in self.edges[name]]
-        key: tuple[str | bytes, ...] = (name, quantity, *(column.tobytes() for column in columns))
-        if key not in self._options:
+        columns = [self._column(edge, name, quantity) for edge in edges]
+        key: _Key = (name, quantity, *(column.tobytes() for column in columns))
+        moves = self.steps.ordered.get((key, now))
+        if moves is None:
+            options = self._options_of(key, columns)
+            limit = options.costs[self.table.positions[name][now]]
+            moves = self.steps.ordered[key, now] = _ordered(options, now, limit)
+        return moves
+
+    def _options_of(self, key: _Key, columns: Sequence[NDArray[np.float64]]) -> _Options:
+        """Return the choices of a layer that nobody moves along with."""
+        known = self.steps.options
+        if key not in known:
+            name, quantity = str(key[0]), str(key[1])
             choices = self.table.choices[name]
             parts = [self.rows[quantity][name], *(column.tolist() for column in columns)]
             costs = list(map(math.fsum, zip(*parts, strict=True)))
             moves: list[Mapping[str, Bits]] = [{name: bits} for bits in choices]
-            self._options[key] = _Options(costs, _in_vain(costs, choices), list(choices), moves)
-        return self._options[key]
+            known[key] = _Options(costs, _in_vain(costs, choices), list(choices), moves)
+        return known[key]
 
     def _column(self, edge: Edge, name: str, quantity: str) -> NDArray[np.float64]:
         """Return what each choice of a layer costs on an edge, the other end being as it is."""
@@ -205,6 +245,17 @@ class _Descent:
                 options.append((cost, bits, moves))
         costs, choices = [cost for cost, _, _ in options], [bits for _, bits, _ in options]
         return _Options(costs, _in_vain(costs, choices), choices, [m for _, _, m in options])
+
+
+def _ordered(options: _Options, now: Bits, limit: float) -> list[Mapping[str, Bits]]:
+    """Return the moves that cost less than a limit, in the order of ``_Descent._cheaper``."""
+    ordered = []
+    for cost, in_vain, bits, moves in zip(*options, strict=True):
+        if cost < limit:
+            raises = bits.weight > now.weight or bits.act > now.act or bits.keep > now.keep
+            fewer = (bits.act >= now.act, -bits.weight - bits.act, -bits.weight)
+            ordered.append(((raises, in_vain, -cost, *fewer), moves))
+    return [moves for _, moves in sorted(ordered, key=itemgetter(0))]
 
 
 def _edges_of_groups(
