@@ -58,15 +58,17 @@ def divergence(answer: Tensor, reference: Tensor, temperature: float = 1.0) -> T
     return (wide(answer) - reference).square().mean() / spread
 
 
-def divergences(answer: Tensor, reference: Tensor) -> Tensor:
-    """Return the terms that ``divergence`` is the mean of at a temperature of 1, (N,).
+def divergences(answer: Tensor, reference: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return the terms that ``divergence`` is the mean of, (N,).
 
     >>> divergences(torch.zeros(2, 2), torch.tensor([[0.0, 0.0], [9.0, 9.0]])).tolist()
     [0.0, 0.0]
     """
     if answer.dim() == 2 and answer.shape[1] > 1:
-        log_q, log_p = (wide(logits).log_softmax(1) for logits in (answer, reference.detach()))
-        return functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+        both = (wide(answer), wide(reference.detach()))
+        log_q, log_p = (functional.log_softmax(logits / temperature, 1) for logits in both)
+        apart = functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+        return apart * temperature**2
     reference = wide(reference.detach())
     spread = (reference - reference.mean()).square().mean().clamp_min(1e-30)
     return (wide(answer) - reference).square().reshape(len(answer), -1).mean(1) / spread

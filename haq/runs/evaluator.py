@@ -156,6 +156,12 @@ class Evaluator:
         return replace(train, images=train.images[self._chosen], labels=train.labels[self._chosen])
 
     @cached_property
+    def others(self) -> Part:
+        """Training images in random order, not augmented: no episode is scored on them."""
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        return Part(self.data.train, torch.randperm(len(self.data.train), generator=generator))
+
+    @cached_property
     def teacher(self) -> Teacher | None:
         """What the float network answers to them, if only its answers are learned from."""
         if not _answers_suffice(self.recipe):
@@ -195,6 +201,7 @@ class Evaluator:
             "graph",
             "data",
             "unseen",
+            "others",
             "places",
             "teacher",
             "_corrected",

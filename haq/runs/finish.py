@@ -15,6 +15,7 @@ from haq.quantization.convert import convert_and_check
 from haq.quantization.fake_quant import quantize
 from haq.runs.accuracy_target import reach
 from haq.runs.coded_size import kept, summary_fields
+from haq.runs.confirm import confirmed
 from haq.runs.evaluation import Evaluation
 from haq.runs.executors import Request
 from haq.runs.folder import read_json, write_json
@@ -117,23 +118,28 @@ def _chosen(
     planned, evaluation, trials = search.planned, search.evaluation, search.trials
     summary: dict[str, Any] = {}
     top, weights, tuned = best(trials), None, evaluation.tuned is None
+    confirmation = confirmed(search)
+    if confirmation is not None:
+        top, summary["confirmed"] = confirmation
     if evaluation.tuned is not None and search.job.finalists:
-        top, weights, summary["finalists"] = _play_off(search, tuned_networks)
+        top, weights, summary["finalists"] = _play_off(
+            search, tuned_networks, top if confirmation is not None else None
+        )
         tuned = weights is not None
     network = evaluation.tuned if evaluation.tuned and tuned else evaluation.network
 
     def evaluate(policy: Policy) -> Score:
         return evaluation.score(network(policy))
 
-    confirmed, latency = measured_winner(
+    measured, latency = measured_winner(
         search.folder, planned, trials, top, evaluate, search.on_progress
     )
-    if weights is None or confirmed is not top:
-        model = network(confirmed.policy)
+    if weights is None or measured is not top:
+        model = network(measured.policy)
     else:
         model = _restored(evaluation, top.policy, weights)
-    confirmed, model = kept(search, confirmed, model, network)
-    return confirmed, model, tuned, summary | latency
+    measured, model = kept(search, measured, model, network)
+    return measured, model, tuned, summary | latency
 
 
 def _restored(evaluation: Evaluation, policy: Policy, weights: bytes) -> fx.GraphModule:
@@ -153,16 +159,17 @@ class _Entrant(NamedTuple):
 
 
 def _play_off(
-    search: Search, tuned_networks: dict[Key, Judged]
+    search: Search, tuned_networks: dict[Key, Judged], confirmed: Trial | None
 ) -> tuple[Trial, bytes | None, list[dict[str, Any]]]:
     """Fine-tune the networks of the best trials; return the best, its weights, and all scores.
 
-    Beside them stands the best network of the episodes: without weights where that made none
-    better than that. How they are compared says ``haq.runs.judge``; their scores where it cannot.
+    Beside them stands the best network of the episodes, the one that was confirmed if any was:
+    without weights where fine-tuning made none better than that. How they are compared says
+    ``haq.runs.judge``; their scores where it cannot.
     """
-    finalists, judge = _finalists(search), search.evaluation.judge
+    finalists, judge = _finalists(search, confirmed), search.evaluation.judge
     metric = search.evaluation.metric
-    top = min(finalists, key=lambda trial: (-trial.accuracy, rank(trial)))
+    top = confirmed or min(finalists, key=lambda trial: (-trial.accuracy, rank(trial)))
     untuned = _Entrant(top, None, Score(top.accuracy, top.loss))
     # Weights come back only from networks that are to be compared.
     least = untuned.score if judge is None else None
@@ -200,14 +207,17 @@ def _network(search: Search, entrant: _Entrant) -> fx.GraphModule:
     return _restored(evaluation, entrant.trial.policy, entrant.weights)
 
 
-def _finalists(search: Search) -> list[Trial]:
-    """Return the best trials of different policies.
+def _finalists(search: Search, confirmed: Trial | None) -> list[Trial]:
+    """Return the best trials of different policies, the one that was confirmed first.
 
     The known answers that an agent begins with always take part.
     """
     job, trials = search.job, search.trials
-    ranked = {policy_key(trial.policy): trial for trial in sorted(trials, key=rank, reverse=True)}
-    finalists = sorted(ranked.values(), key=rank)[: job.finalists]
+    first = [] if confirmed is None else [confirmed]
+    ranked: dict[Key, Trial] = {}
+    for trial in [*first, *sorted(trials, key=rank)]:
+        ranked.setdefault(policy_key(trial.policy), trial)
+    finalists = list(ranked.values())[: job.finalists]
     for known in trials[: find(job.agent).references]:
         if not any(trial.policy == known.policy for trial in finalists):
             finalists.append(known)

@@ -65,20 +65,25 @@ class Judge:
     def judged(self, model: nn.Module) -> Judged:
         """Return what a network does; of a quantized one, what its file does."""
         if self._floats is None:
-            self._floats, _ = self._answers(self._evaluator.graph.traced)
-        answers, labels = self._answers(model)
+            self._floats, _ = answers_of(self._evaluator, self._evaluator.graph.traced, self.images)
+        answers, labels = answers_of(self._evaluator, model, self.images)
         away = divergences(answers.double(), self._floats.double())
         rows, counted = aligned(answers, labels)
         return Judged(rows.argmax(1) == counted, away)
 
-    def _answers(self, model: nn.Module) -> tuple[Tensor, Tensor]:
-        answer = self._evaluator.integer_answer(model) or partial(logits, model, quick=True)
-        answers, labels = [], []
-        for index in torch.arange(len(self.images)).split(125):
-            pictures, right = self.images.batch(index)
-            answers.append(answer(pictures).cpu())
-            labels.append(right)
-        return torch.cat(answers), torch.cat(labels)
+
+def answers_of(evaluator: Evaluator, model: nn.Module, images: Split) -> tuple[Tensor, Tensor]:
+    """Return what a network answers to images, (N, ...), and their labels.
+
+    Of a quantized network that is what its file answers, where that is exact here.
+    """
+    answer = evaluator.integer_answer(model) or partial(logits, model, quick=True)
+    answers, labels = [], []
+    for index in torch.arange(len(images)).split(125):
+        pictures, right = images.batch(index)
+        answers.append(answer(pictures).cpu())
+        labels.append(right)
+    return torch.cat(answers), torch.cat(labels)
 
 
 def winner(judged: Sequence[Judged]) -> int:

@@ -1,16 +1,19 @@
-"""How much nearer to the float network the trust region comes than the integer program.
+"""How much nearer to the float network agents come than the integer program, under any budget.
 
 python results/benchmarks/trust_region.py --weights W.safetensors --data cifar10:DIR --seeds 0
 
 ``trust`` and ``guided`` play as many episodes as a search would, each from the policy of ``ilp``;
-policies are scored on half of the validation images, statistics corrected, nothing trained. The
-answer of ``trust`` is its best candidate, that of ``guided`` its best episode. They are judged
-against the policy of ``ilp`` on the other half of the validation images and on test images, image
-by image. A seed has other halves, other images for the sensitivities and other draws. Writes a row
-to results/reference/trust-region.json as each agent ends, and leaves out those that stand there.
+policies are scored on half of the validation images, statistics corrected, nothing trained. Then
+the answer is confirmed on training images, as in a search (haq.runs.confirm). The best policy by
+its score ("scored") and the one that is handed on ("confirmed") are judged against the policies of
+``ilp`` and of ``uniform`` (its best width and the next one lowered, the better by score) on the
+test images, image by image. A seed has another half, other images for the sensitivities and other
+draws. Writes a row to results/reference/trust-region.json as each agent ends, and leaves out those
+that stand there.
 """
 
 import argparse
+import itertools
 import tempfile
 import time
 from pathlib import Path
@@ -18,18 +21,19 @@ from pathlib import Path
 import torch
 
 from haq.agents import AGENTS, play
-from haq.agents.trust_region import TrustRegion
-from haq.allocation.trials import Score
+from haq.allocation.trials import Score, Trial, best, rank
 from haq.datasets import load
 from haq.envs.quantization import QuantizationEnv
 from haq.models.weights import load_weights
 from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as runs
+from haq.runs.confirm import confirmed
 from haq.runs.evaluation import labeled
 from haq.runs.float_network import fresh_model
 from haq.runs.job import parse_job
 from haq.runs.plan import images_of, plan
 from haq.runs.samples import Part
+from haq.runs.state import Search
 from haq.training.scoring import logits
 
 parser = argparse.ArgumentParser()
@@ -37,7 +41,8 @@ parser.add_argument("--model", default="resnet20")
 parser.add_argument("--width", type=float, default=1.0)
 parser.add_argument("--weights", required=True)
 parser.add_argument("--data", required=True)
-parser.add_argument("--limit", type=float, default=2.25, help="Average bits of the weights.")
+parser.add_argument("--budgets", nargs="+", default=["avg_weight_bits=2.25"],
+                    help="Or TARGET:BUDGET.")  # fmt: skip
 parser.add_argument("--agents", nargs="+", default=["trust", "guided"])
 parser.add_argument("--episodes", type=int, default=60)
 parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -100,51 +105,64 @@ def played(name, planned, evaluation, seed):
     return episodes, spent, time.process_time() - started - spent
 
 
-def row_of(key, planned, evaluation):
-    """Play an agent and judge its answer."""
+def trial_of(number, episode):
+    """Return an episode as the trial that a search would write."""
+    info = episode.info
+    return Trial(
+        number, info["policy"], info["cost"], info["accuracy"], info["loss"], episode.reward, 0.0
+    )
+
+
+def row_of(key, job, planned, evaluation):
+    """Play an agent, confirm its answer and judge it."""
     episodes, evaluations, own = played(key["agent"], planned, evaluation, key["seed"])
-    losses = [episode.info["loss"] for episode in episodes]
-    answers = [
-        at for at, one in enumerate(episodes)
-        if key["agent"] != "trust" or at < TrustRegion.references or one.notes["region"]
-    ]  # fmt: skip
-    number = min(answers, key=losses.__getitem__)
-    uniform = min(episodes[1:3], key=lambda episode: episode.info["loss"])
-    chosen = [episodes[0], episodes[number], uniform]
-    policies = [episode.info["policy"] for episode in chosen]
-    generator = torch.Generator().manual_seed(key["seed"])
-    torch.randperm(len(data.train), generator=generator)  # as the evaluator draws them
-    others = torch.randperm(len(data.val), generator=generator)[evaluation_images:]
-    test = torch.arange(asked.test_images)
-    start, end = compared(evaluation, planned, policies[:2], Part(data.val, others))
-    on_test = list(compared(evaluation, planned, policies, Part(data.test, test)))
+    trials = [trial_of(*numbered) for numbered in enumerate(episodes)]
+    job = job.model_copy(update={"agent": key["agent"]})
+    search = Search(job, Path(), planned, evaluation, None, trials, lambda _: None)
+    started = time.process_time()
+    confirmation = confirmed(search)
+    confirming = time.process_time() - started
+    scored = best(trials)
+    chosen = {
+        "ilp": trials[0], "uniform": min(trials[1:3], key=rank), "scored": scored,
+        "confirmed": scored if confirmation is None else confirmation.trial,
+    }  # fmt: skip
+    test = Part(data.test, torch.arange(asked.test_images))
+    distinct = {trial.episode: trial.policy for trial in chosen.values()}
+    each = dict(zip(distinct, compared(evaluation, planned, distinct.values(), test), strict=True))
+    apart = {name: each[trial.episode] for name, trial in chosen.items()}
     return key | {
-        "validation": judged(start, end), "test": judged(on_test[0], on_test[1]),
-        "uniform_on_test": judged(on_test[0], on_test[2]),
-        "start": [bits.weight for bits in policies[0].values()],
-        "end": [bits.weight for bits in policies[1].values()],
-        "chosen_episode": number, "losses": [round(loss, 4) for loss in losses],
-        "candidates": [
-            {"episode": at, "region": int(one.notes["region"]), "loss": round(losses[at], 4)}
-            for at, one in enumerate(episodes) if one.notes.get("region")
-        ],
-        "cpu_seconds": {"evaluations": round(evaluations, 1), "agent": round(own, 2)},
+        "test": {
+            f"{name} against {rival}": judged(apart[rival], apart[name])
+            for name, rival in (
+                ("confirmed", "ilp"), ("confirmed", "uniform"), ("scored", "ilp"),
+                ("uniform", "ilp"),
+            )
+        },
+        "policies": {name: [(bits.weight, bits.act) for bits in trial.policy.values()]
+                     for name, trial in chosen.items()},
+        "chosen_episode": {name: trial.episode for name, trial in chosen.items()},
+        "losses": [round(trial.loss, 4) for trial in trials],
+        "confirmation": None if confirmation is None else confirmation.summary,
+        "cpu_seconds": {"evaluations": round(evaluations, 1), "agent": round(own, 2),
+                        "confirmation": round(confirming, 1)},
     }  # fmt: skip
 
 
-def prepared(seed):
-    """Return the plan and the evaluation of a search."""
+def prepared(budget, seed):
+    """Return the job, the plan and the evaluation of a search."""
+    target, _, limit = budget.rpartition(":")
+    how = {"target": target} if target else {"act_bits": 4}
     job = parse_job(
         model=asked.model, width=asked.width, data="cifar10", agent="guided", evaluation="cheap",
-        budgets=(f"avg_weight_bits={asked.limit:g}",), act_bits=4, seed=seed, threads=1,
-        final_epochs=0,
+        budgets=(limit,), seed=seed, threads=1, final_epochs=0, **how,
     )  # fmt: skip
     model = fresh_model(asked.model, data, width=asked.width, seed=0)
     load_weights(model, asked.weights)
     model.eval()
     planned = plan(job, model, images_of(data))
     with tempfile.TemporaryDirectory() as folder:
-        return planned, labeled(job, Path(folder), planned, data, lambda _: None), job.val_images
+        return job, planned, labeled(job, Path(folder), planned, data, lambda _: None)
 
 
 def rows():
@@ -152,16 +170,17 @@ def rows():
     return runs.read_json(place)["rows"] if place.exists() else []
 
 
-for seed in asked.seeds:
+for seed, budget in itertools.product(asked.seeds, asked.budgets):
     prepared_once = None
     for agent in asked.agents:
         key = {"model": asked.model, "weights": Path(asked.weights).stem, "data": data.name,
-               "avg_weight_bits": asked.limit, "act_bits": 4, "agent": agent,
-               "episodes": asked.episodes, "seed": seed}  # fmt: skip
+               "budget": budget, "agent": agent, "episodes": asked.episodes,
+               "seed": seed}  # fmt: skip
         if any(key.items() <= row.items() for row in rows()):
             continue
-        planned, evaluation, evaluation_images = prepared_once = prepared_once or prepared(seed)
-        row = row_of(key, planned, evaluation)
+        prepared_once = prepared_once or prepared(budget, seed)
+        row = row_of(key, *prepared_once)
         record = {"what": __doc__.splitlines()[0], "rows": [*rows(), row], **script_provenance()}
         runs.write_json(place, record)
-        print({name: row[name] for name in row if name != "losses"}, flush=True)
+        shown = ("budget", "agent", "seed", "test", "chosen_episode", "cpu_seconds")
+        print({name: row[name] for name in shown}, flush=True)

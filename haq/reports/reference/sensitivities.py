@@ -38,24 +38,29 @@ def second_order_table(records: list[dict[str, Any]]) -> str:
         f"a chain of 200 layers {seconds['chain of 200']:.1f}. Divergence of what the integer "
         f"program chooses by each, with 4-bit activations and corrected statistics, on "
         f"{record['test_images']} test images. *In context*: rescaled by each layer's share of the "
-        "divergence of the whole policy (path attribution), which is worse where statistics are "
-        "corrected, so no search does it; *completeness* is the sum of those shares over the "
-        "divergence:"
+        "divergence of the whole policy (path attribution); *halfway*: by the root of that; "
+        "*again*: once more, in the context of the nearest of these on 1,000 training images; "
+        "*kept*: the nearest on those, where that is beyond chance, else the policy by second "
+        "order. *Completeness* is the sum of the shares over the divergence:"
     )
+    ways = ["exact", "second_order", "in_context", "halfway", "again", "kept"]
+    known = {record["model"]: record["budgets"], **record.get("other_networks", {})}
     rows = [
         [
-            f"{row['avg_weight_bits']:g}",
-            *(_with_error(row, name) for name in ("exact", "second_order", "in_context")),
-            f"{row['completeness']:.2f}",
+            f"{model}, {row['avg_weight_bits']:g} bits",
+            *(_with_error(row, name) for name in ways), f"{row['completeness']:.2f}",
         ]
-        for row in record["budgets"]
+        for model, budgets in known.items() for row in budgets
     ]  # fmt: skip
-    head = ["average bits", "exact", "second order", "in context", "completeness"]
-    return markdown(lead, head, rows)
+    return markdown(
+        lead, ["network", *(way.replace("_", " ") for way in ways), "completeness"], rows
+    )
 
 
 def _with_error(row: dict[str, Any], name: str) -> str:
-    return f"{row['divergence'][name]:.3f} ± {row['standard_error'][name]:.3f}"
+    if name not in row["divergence"]:
+        return ""
+    return f"{row['divergence'][name]:.4f} ± {row['standard_error'][name]:.4f}"
 
 
 def accuracy_target_table(records: list[dict[str, Any]]) -> str:

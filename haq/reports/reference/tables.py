@@ -27,6 +27,7 @@ from haq.reports.reference.quantizers import (
 from haq.reports.reference.rivals import minilm_table, rounding_table
 from haq.reports.reference.searches import (
     agents_table,
+    images_needed_table,
     measured_table,
     neighbours_table,
     searches_table,
@@ -95,6 +96,7 @@ TABLES: Sequence[tuple[Callable[[str, dict[str, Any]], bool], Callable[[Records]
     (_named("neighbours"), neighbours_table),
     (_named("quick-policy"), quick_policy_table),
     (_named("second-order"), second_order_table),
+    (_named("images-needed"), images_needed_table),
     (_named("trust-region"), trust_region_table),
     (_named("workers"), workers_table),
     (_named("accuracy-target"), accuracy_target_table),
