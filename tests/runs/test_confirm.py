@@ -1,6 +1,7 @@
 """The answer of a search is confirmed on images that scored nothing, or the start is handed on."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,12 +9,17 @@ import torch
 
 from haq.allocation.policy import Bits, read_policy
 from haq.allocation.trials import Trial
+from haq.datasets import load
 from haq.distillation.kd import divergence, divergences
 from haq.runs import confirm
 from haq.runs.confirm import SURE, Apart, Confirmed, entrants, images_of, nearer
+from haq.runs.evaluator import Evaluator
 from haq.runs.folder import read_trials
 from haq.runs.job import parse_job
 from haq.runs.run import run
+from haq.runs.samples import Part
+
+DIGITS = load("digits")
 
 
 def trial(episode: int, bits: int, reward: float, **changes: Any) -> Trial:
@@ -124,6 +130,26 @@ def test_else_the_nearest_known_answer_is(monkeypatch: pytest.MonkeyPatch) -> No
     assert answer.trial.episode == 1 and not answer.summary["accepted"]
     assert decided(monkeypatch, [1.0, 0.7], [0.9]).trial.episode == 1
     assert decided(monkeypatch, [0.7, 1.0], [0.9]).trial.episode == 0
+
+
+def test_the_images_that_decide_have_compared_nothing() -> None:
+    evaluator: Any = SimpleNamespace(others=Part(DIGITS.train, torch.arange(100).flip(0)))
+    search: Any = None
+    comparison = confirm._Comparison(search, evaluator, (20, 50))
+    assert comparison.first.chosen.tolist() == list(range(99, 79, -1))
+    assert comparison.last.chosen.tolist() == list(range(79, 29, -1))
+
+
+def test_they_are_training_images_each_once_in_an_order_of_the_seed() -> None:
+    def others(seed: int) -> Part:
+        evaluator = object.__new__(Evaluator)
+        evaluator.data, evaluator.seed = DIGITS, seed
+        return evaluator.others
+
+    one, other = others(0), others(1)
+    assert one.split is DIGITS.train
+    assert sorted(one.chosen.tolist()) == list(range(len(DIGITS.train)))
+    assert one.chosen.tolist() != other.chosen.tolist() and one.chosen[0] != 0
 
 
 GUIDED: dict[str, Any] = {
