@@ -28,6 +28,11 @@ def second_order_table(records: list[dict[str, Any]]) -> str:
     """Return how sensitivities to second order compare with the exact ones."""
     (record,) = records
     seconds, ranks = record["seconds"], record["with_exact"]
+    known = {record["model"]: record["budgets"], **record.get("other_networks", {})}
+    ways = [
+        way for way in _WAYS
+        if any(way in row["divergence"] for budgets in known.values() for row in budgets)
+    ]  # fmt: skip
     lead = (
         "Sensitivities to second order (one forward and one backward for all layers and widths) "
         f"against the exact isolated ones, {record['model']}: rank correlation over all layers and "
@@ -37,14 +42,10 @@ def second_order_table(records: list[dict[str, Any]]) -> str:
         f"{seconds['resnet20, exact']:.1f}; on 64 images resnet56 takes {seconds['resnet56']:.1f}, "
         f"a chain of 200 layers {seconds['chain of 200']:.1f}. Divergence of what the integer "
         f"program chooses by each, with 4-bit activations and corrected statistics, on "
-        f"{record['test_images']} test images. *In context*: rescaled by each layer's share of the "
-        "divergence of the whole policy (path attribution); *halfway*: by the root of that; "
-        "*again*: once more, in the context of the nearest of these on 1,000 training images; "
-        "*kept*: the nearest on those, where that is beyond chance, else the policy by second "
-        "order. *Completeness* is the sum of the shares over the divergence:"
+        f"{record['test_images']} test images. "
+        + " ".join(text for way, text in _WAYS.items() if text and way in ways)
+        + " *Completeness* is the sum of the shares over the divergence:"
     )
-    ways = ["exact", "second_order", "in_context", "halfway", "again", "kept"]
-    known = {record["model"]: record["budgets"], **record.get("other_networks", {})}
     rows = [
         [
             f"{model}, {row['avg_weight_bits']:g} bits",
@@ -55,6 +56,17 @@ def second_order_table(records: list[dict[str, Any]]) -> str:
     return markdown(
         lead, ["network", *(way.replace("_", " ") for way in ways), "completeness"], rows
     )
+
+
+_WAYS = {
+    "exact": "", "second_order": "",
+    "in_context": "*In context*: rescaled by each layer's share of the divergence of the whole "
+    "policy (path attribution); that is farther everywhere, so no search does it.",
+    "halfway": "*Halfway*: by the root of that.",
+    "again": "*Again*: once more, in the context of the nearest of these on 1,000 training images.",
+    "kept": "*Kept*: the nearest on those where that is beyond chance, else by second order.",
+}  # fmt: skip
+"""Ways of choosing, and what a table says of them where it has them."""
 
 
 def _with_error(row: dict[str, Any], name: str) -> str:
