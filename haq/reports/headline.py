@@ -106,6 +106,10 @@ def _float_card(record: RunRecord) -> list[Card]:
     note = f"{metric.text(final)} against {metric.text(floats)}"
     if images := summary.get("test_set", {}).get("images"):
         note += f", {images:,} test inputs"
+    if not metric.higher:
+        note += "; lower is better"
+    if drop is None and (own := summary.get("final_test_interval")):
+        note += f"; {metric.text(own[0])} to {metric.text(own[1])} with 95 % confidence"
     if drop is not None:
         low, high = (metric.difference(-end, 0.0).partition(" ")[0] for end in drop["interval"])
         note = f"95 % interval {high} to {low}; {note}"
