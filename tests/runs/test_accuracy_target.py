@@ -17,7 +17,7 @@ from haq.runs.accuracy_target import RISKS
 from haq.runs.folder import read_trials
 from haq.runs.job import JobError, parse_job
 from haq.runs.run import run
-from haq.service.pages.new import _fields
+from haq.service.pages.fields import fields_of
 from haq.training.paired import Paired, largest_drop
 
 TARGET = {"model": "digits_mlp", "float_epochs": 4, "val_images": 300, "rounding_steps": 4,
@@ -137,5 +137,5 @@ def test_an_unknown_quantity_is_refused(tmp_path):
 
 def test_the_form_asks_for_it_without_agent_and_budget():
     form = {"model": "digits_cnn", "agent": "guided", "episodes": "60", "max_drop": "1.5"}
-    assert _fields(form) == {"model": "digits_cnn", "max_drop": "1.5"}
+    assert fields_of(form) == {"model": "digits_cnn", "max_drop": "1.5"}
     assert len(RISKS) == 3 and sum(RISKS) == pytest.approx(0.05)
