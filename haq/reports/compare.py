@@ -191,7 +191,7 @@ def _of_set(section: Section, images: int) -> Section:
 
 
 def _sections(folders: Sequence[Path], rows: Sequence[Row]) -> list[Section]:
-    sections = [*leaders_section(folders, rows), *_against(rows), *_front(rows)]
+    sections = [*_against(rows), *_front(rows), *leaders_section(folders, rows)]
     sections.append(Section("runs", "Runs", tables=[_table(rows)]))
     trials = {row["run"]: read_trials(folder) for folder, row in zip(folders, rows, strict=True)}
     if any(len(own) > 1 for own in trials.values()):

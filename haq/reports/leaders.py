@@ -32,7 +32,7 @@ def leaders_section(folders: Sequence[Path], rows: Sequence[Row]) -> list[Sectio
     best = order[0]
     rights = [read_tested(folders[at]).get("final") for at in order]
     columns = ("run", "model", "data", "budget", "agent", f"test {metric.said}", "95 % interval",
-               "below the best", "95 % interval of that")  # fmt: skip
+               "against the best", "95 % interval of that")  # fmt: skip
     cells, apart, unknown = [], 0, 0
     for at, right in zip(order, rights, strict=True):
         row, first = rows[at], rows[best]
