@@ -213,8 +213,8 @@ def _onnx_latency_card(latency: Mapping[str, Any]) -> Card:
         f"{own / latency[name]['value']:.2f} {said}"
         for name, said in _COMPARED.items() if name in latency
     ]  # fmt: skip
-    note = "; ".join([", ".join(times), "ONNX Runtime, one thread"])
-    return Card("Latency, measured", amount(own, unit), note)
+    note = "; ".join([", ".join(times), "one thread"])
+    return Card("Latency in ONNX Runtime, measured", amount(own, unit), note)
 
 
 def _checked_card(record: RunRecord) -> list[Card]:

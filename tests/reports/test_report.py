@@ -468,7 +468,8 @@ def test_what_was_measured_in_onnx_runtime_is_told(plain_run, tmp_path):
     assert "Latency, measured" in text
     results.write_json(folder / "summary.json", summary)
     text = report_html(folder)
-    assert "0.50 of float, 1.20 of quantize_static at 8 bits; ONNX Runtime, one thread" in text
+    assert "0.50 of float, 1.20 of quantize_static at 8 bits; one thread" in text
+    assert "Latency in ONNX Runtime, measured" in text
 
 
 def test_pictures_without_a_browser_are_one_sentence(tmp_path, monkeypatch):
