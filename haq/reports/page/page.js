@@ -5,7 +5,7 @@
   const paper = matchMedia("print");
   const PRINT_WIDTH = 660; // pixels: what fits on A4 and on Letter
   const PRINT_HEIGHT = 780;
-  const PRINT_SHARE = 0.66; // of the height on a screen: two charts fit a page
+  const PRINT_SHARE = 0.58; // of the height on a screen: two charts fit a page
   const CONFIG = {
     responsive: true, displaylogo: false,
     modeBarButtons: [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"], ["toImage"]],
@@ -26,7 +26,7 @@
     if (printing) {
       layout.width = PRINT_WIDTH;
       layout.height = Math.min(PRINT_SHARE * layout.height, PRINT_HEIGHT);
-      layout.font = { ...layout.font, size: 10 };
+      layout.font = { ...layout.font, size: 9 };
     }
     Plotly.react(plot, data, layout, CONFIG);
     // The label of the chart says what it shows; its buttons stay.
