@@ -6,6 +6,7 @@ Takes about five minutes on one core, most of them searches.
 """
 
 import base64
+import io
 import json
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 from browser_parts import CHROMIUM, DRIVER, FLAGS
+from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from service_parts import wait_for
@@ -99,7 +101,8 @@ def picture(
     wait_for(lambda: browser.execute_script("return document.readyState") == "complete")
     clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
     shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png", "clip": clip})
-    file.write_bytes(base64.b64decode(shot["data"]))
+    whole = Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB")
+    whole.quantize(128, dither=Image.Dither.NONE).save(file, optimize=True)
     print(file, file.stat().st_size, "bytes")
 
 
