@@ -52,7 +52,7 @@ def test_a_run_leaves_these_files(finished):
     assert {path.name for path in folder.iterdir()} == {
         "job.json", "float.safetensors", "clips.safetensors", "trials.jsonl", "policy.json",
         "weights.safetensors", "summary.json", "float_test.json", "tested.json",
-        "sample.safetensors",
+        "sample.safetensors", "agent.safetensors",
     }  # fmt: skip
 
 
