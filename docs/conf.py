@@ -6,17 +6,22 @@ appear as they are, under the links by which they name one another on any forge.
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 from haq_site import setup_site  # noqa: E402 - found through the path above
+from jupyter_cache.executors import utils  # noqa: E402
 
 # Notebooks call the command line of this environment, in one thread, and write no colour codes.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 os.environ |= {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "100"}
+
+# Else a line is broken wherever a chunk of a program's output happens to end.
+utils.executenb = partial(utils.executenb, coalesce_streams=True)
 
 project = "HAQ"
 author = copyright = "The HAQ authors"
