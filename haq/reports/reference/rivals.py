@@ -58,8 +58,10 @@ def rounding_table(ptq: Record, rivals: Record) -> str:
     lead = (
         f"{ptq['model']} on {TITLES[ptq['data']]}, weights in {BITS[0]} and {BITS[1]} bits on "
         "average, activations in float, without labels and without fine-tuning; each tool chooses "
-        f"the bits of layers itself. Test accuracy (float {float_row['test_accuracy']:.2%}), and "
-        "CPU seconds of one thread (`python results/benchmarks/ptq.py` and `rivals.py`):"
+        "the bits of layers itself: HAQ among 2 to 8, Model-Optimizer among 2, 3, 4 and 8, Sony's "
+        "tool among 2, 4 and 8, whose GPTQ was not run. Test accuracy "
+        f"(float {float_row['test_accuracy']:.2%}), and CPU seconds of one "
+        "thread (`python results/benchmarks/ptq.py` and `rivals.py`):"
     )
     cells: dict[str, dict[float, Record]] = {}
     for row in rows:
