@@ -56,7 +56,8 @@ def _strangers(row: Mapping[str, Any]) -> str:
         f"{row['held_connections']:,} connections that send or read next to nothing: "
         f"{row['answers_of_500_and_above']} answers of 500 and above, "
         f"{row['internal_errors_logged']} internal errors; `/healthz` was asked "
-        f"{row['healthz_asked']:,} times, {row['healthz_failed']} without an answer, the slowest "
+        f"{row['healthz_asked']:,} times, {row['healthz_failed']} without an answer, "
+        f"{row['healthz_over_one_second']} after more than a second, the slowest "
         f"after {row['healthz_slowest_s']:.2f} s (median {1000 * row['healthz_median_s']:.0f} ms, "
         f"load of the machine {row['load']:.1f} on {row['cores']} cores)."
     )
