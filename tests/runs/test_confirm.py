@@ -1,5 +1,6 @@
 """The answer of a search is confirmed on images that scored nothing, or the start is handed on."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,6 +44,8 @@ def test_those_that_scored_higher_than_every_known_answer_are_compared_again() -
 def test_a_known_answer_that_scored_best_needs_no_confirmation() -> None:
     trials = [trial(0, 2, -1), trial(1, 3, -2), trial(2, 4, -1), trial(3, 2, -1)]
     assert entrants(trials, references=2)[1] == []  # a tie is no gain
+    trials[2] = replace(trials[2], accuracy=0.6)
+    assert entrants(trials, references=2)[1] == []  # nor is one that is more accurate
     assert entrants(trials, references=0) == ([], [])
     assert entrants([trial(0, 2, -1, stopped=True), trial(1, 3, -2)], references=1) == ([], [])
 
