@@ -27,14 +27,24 @@ def side_by_side(record: RunRecord) -> dict[str, Three]:
         eights = [layer["cost_w8a8"].get(quantity) for layer in layers]
         rest = rest if quantity in WITHOUT_TARGET else 0.0
         eight = None if None in eights else math.fsum([*eights, rest])
-        whole = {"size": math.fsum(4 * layer["params"] for layer in layers) + rest,
-                 "bops": math.fsum(layer["macs"] * FLOAT**2 for layer in layers)}  # fmt: skip
-        full = whole.get(quantity)
+        full = _float_cost(record, quantity, rest)
         if record.planned and quantity not in WITHOUT_TARGET:
             full = _reference(record.planned, quantity, Bits(FLOAT, FLOAT))
             eight = _reference(record.planned, quantity, Bits(8, 8))
         costs[quantity] = (full, eight, summary["cost"][quantity])
     return costs
+
+
+def _float_cost(record: RunRecord, quantity: str, rest: float) -> float | None:
+    """Return what all channels cost in float; None where the layers do not tell it."""
+    rows = [(layer["params"], layer["macs"]) for layer in record.summary["layers"]]
+    if record.planned is not None:
+        rows = [(layer.weights + layer.biases, layer.macs) for layer in record.planned.table.layers]
+    elif any(layer.get("keep", 1.0) < 1 for layer in record.summary["layers"]):
+        return None  # its readers keep all of theirs, and yet have fewer weights
+    whole = {"size": math.fsum(4 * params for params, _ in rows) + rest,
+             "bops": math.fsum(macs * FLOAT**2 for _, macs in rows)}  # fmt: skip
+    return whole.get(quantity)
 
 
 def _reference(planned: Plan, quantity: str, bits: Bits) -> float | None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -100,6 +101,20 @@ def test_the_interval_of_the_drop_is_of_pairs(folder):
         assert share == pytest.approx(summary[f"{of}_test_accuracy"])
     lost = int((right["float"] & ~right["final"]).sum())
     assert summary["test_drop"]["lost"] == lost
+
+
+def test_float_has_all_its_channels_where_the_run_has_fewer(tmp_path):
+    asked = {"model": "digits_cnn", "widths": [1.0, 0.5], "budgets": ["size=2.2kB"]}
+    run(parse_job(**SMALL | asked, agent="ilp", episodes=1), tmp_path)
+    record = read_run(tmp_path)
+    assert record.planned is not None and min(bits.keep for bits in record.policy.values()) < 1
+    costs = side_by_side(record)
+    assert costs["size"][0] == 4 * sum(
+        layer.weights + layer.biases for layer in record.planned.table.layers)  # fmt: skip
+    assert costs["bops"][0] == 16 * costs["bops"][1]  # 32 * 32 against 8 * 8
+    elsewhere = replace(record, planned=None)  # where the model cannot be made again
+    assert side_by_side(elsewhere)["size"][0] is None
+    assert "smaller than float" not in headline(elsewhere, side_by_side(elsewhere))
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 1000])
