@@ -288,6 +288,8 @@ def _job_error(error: Mapping[str, Any]) -> JobError:
     key = f" {inner[0]}=" if field == "pins" and inner else " "
     shown = value if isinstance(value, str | int | float) else repr(value)
     rule = _RULES.get(str(field), "give text")
+    if error["type"] == "tuple_type" and not inner:
+        rule += "; write a list, in brackets"
     return JobError(str(field), f"{option(str(field))}{key}{shown}: {rule}")
 
 

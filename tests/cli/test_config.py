@@ -51,6 +51,11 @@ def test_a_file_says_what_options_would(tmp_path):
     assert by_file.pins == {"fc1": 6} and by_file.lr == 0.005
 
 
+def test_a_pinned_layer_may_be_called_by_a_number():
+    Path("job.yaml").write_text("pins: {0: 4, 2: 8}\n")
+    assert asked("--config", "job.yaml").pins == {"0": 4, "2": 8}
+
+
 def test_an_option_goes_before_the_file(tmp_path):
     (tmp_path / "job.yaml").write_text("budgets: [size=9kB]\npins: {fc1: 6}\nseed: 7\n")
     job = asked("--config", "job.yaml", "--budget", "size=8kB", "--pin", "none")
@@ -72,6 +77,7 @@ def test_the_job_of_a_run_asks_for_that_run_again(tmp_path):
         ("- model", "holds no fields: write lines such as 'model: resnet20'"),
         ("", "holds no fields"),
         ("model: \x07", "is neither YAML nor JSON"),
+        ("[" * 5000, "is neither YAML nor JSON"),
         ("!!python/object/apply:os.getcwd []", "is neither YAML nor JSON"),
     ],
 )

@@ -79,6 +79,11 @@ def test_activations_are_searched_where_a_budget_counts_them():
         ({"train_images": 1}, "--train-images 1: give a whole number of images, 2 or more"),
         ({"budgets": ()}, "a search needs a budget"),
         ({"budgets": 3}, "--budget 3: a budget is text such as"),
+        (
+            {"budgets": "size=9kB"},
+            "--budget size=9kB: a budget is text .*; write a list, in brackets",
+        ),
+        ({"groups": 32}, "--groups 32: give the weights of a group.*; write a list, in brackets"),
         ({"model": 3}, "--model 3: give text"),
         ({"sed": 1}, "a search has no field 'sed' \\(known: act_bits, agent, "),
         ({"paper": True, "agent": "ilp"}, "--paper is a way to run ddpg, not ilp"),
