@@ -54,6 +54,13 @@ def test_a_command_after_a_quiet_one_speaks_again(tmp_path, capsys):
     assert "later" not in log.read_text(encoding="utf-8")
 
 
+def test_a_quiet_command_whose_log_is_refused_silences_no_other(tmp_path, capsys):
+    with pytest.raises(HaqError), output(quiet=True, log=tmp_path):
+        pass
+    say("later")
+    assert capsys.readouterr().err == "later\n"
+
+
 def test_a_log_is_added_to(tmp_path):
     for _ in range(2):
         with output(quiet=True, log=tmp_path / "haq.log"):

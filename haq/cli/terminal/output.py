@@ -82,8 +82,8 @@ def output(quiet: bool, log: Path | None) -> Iterator[None]:
     Raises:
         HaqError: The log cannot be written.
     """
-    before, level = _quiet.set(quiet), LOG.level
     handler = _handler(log) if log else logging.NullHandler()
+    before, level = _quiet.set(quiet), LOG.level
     LOG.addHandler(handler)
     LOG.setLevel(logging.INFO if log else level)
     try:
