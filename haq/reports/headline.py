@@ -23,13 +23,14 @@ def headline(record: RunRecord, costs: Costs) -> str:
     """Return what came of a run, in two or three sentences."""
     parts = [_policy_sentence(record)]
     summary, metric = record.summary, metric_of(record.summary)
-    final, floats = (summary.get(metric.key(f"{of}_test")) for of in ("final", "float"))
+    tested = _tested(summary, metric)
     size = costs.get("size", (None, None, None))
     smaller = f"{size[0] / size[2]:.1f} times smaller than float" if size[0] and size[2] else ""
-    if final is not None and floats is not None:
-        text = _against_float(summary, metric)
+    if tested is not None:
+        final, floats = tested
         parts.append(
-            f"It has {metric.text(final)} test {metric.said}, {text} float ({metric.text(floats)})"
+            f"It has {metric.text(final)} test {metric.said}, "
+            f"{_against_float(final, floats, metric)} float ({metric.text(floats)})"
             + (f", and is {smaller}." if smaller else ".")
         )
     elif smaller:
@@ -55,9 +56,16 @@ def _span(widths: Sequence[int]) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def _against_float(summary: Mapping[str, Any], metric: Metric) -> str:
+def _tested(summary: Mapping[str, Any], metric: Metric) -> tuple[float, float] | None:
+    """Return the test values of the network handed over and of float; None without both."""
+    final, floats = (summary.get(metric.key(f"{of}_test")) for of in ("final", "float"))
+    if final is None or floats is None or not math.isfinite(final - floats):
+        return None
+    return final, floats
+
+
+def _against_float(own: float, floats: float, metric: Metric) -> str:
     """Return by how much a run is above or below float, such as "1.45 points below"."""
-    own, floats = summary[metric.key("final_test")], summary[metric.key("float_test")]
     gain = metric.difference(own, floats)
     if not any(digit in gain for digit in "123456789"):
         return "the same as"
@@ -95,13 +103,14 @@ def cards(record: RunRecord, costs: Costs) -> list[Card]:
 
 def _float_card(record: RunRecord) -> list[Card]:
     summary, metric = record.summary, metric_of(record.summary)
-    final, floats = (summary.get(metric.key(f"{of}_test")) for of in ("final", "float"))
-    if final is None or floats is None:
+    tested = _tested(summary, metric)
+    if tested is None:
         top, before = summary[metric.key("episode_val")], summary.get(metric.key("float_val"))
         last = summary.get(metric.key("final_val"))
         label = f"Validation {metric.said}" if last is not None else f"Best {kind_of(record)}"
         note = f"float {value(before, metric)}"
         return [Card(label, value(top if last is None else last, metric), note)]
+    final, floats = tested
     drop = summary.get("test_drop")
     note = f"{metric.text(final)} against {metric.text(floats)}"
     if images := summary.get("test_set", {}).get("images"):

@@ -1,6 +1,7 @@
 """What a report says first, its layer table, and that it names no path of a machine."""
 
 import json
+import math
 import os
 import re
 from dataclasses import replace
@@ -242,6 +243,15 @@ def test_what_there_is_nothing_of_has_no_section(folder):
 
 def test_a_page_without_charts_has_no_script_that_draws():
     assert len(render("A", "b", [Section("a", "A")])) < 30_000
+
+
+@pytest.mark.parametrize("field", ["final_test_accuracy", "float_test_accuracy"])
+def test_a_test_value_that_is_no_number_is_not_said(folder, field):
+    record = read_run(folder)
+    odd = replace(record, summary={**record.summary, field: math.nan})
+    shown = cards(odd, side_by_side(odd))
+    assert shown[0].label == "Validation accuracy"
+    assert "nan" not in headline(odd, side_by_side(odd)) + str(shown)
 
 
 def test_unfinished_runs_have_no_checked_card(folder):
