@@ -7,6 +7,7 @@ the search are compared as they are in episodes, on validation images that no po
 where there are enough of them.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -66,6 +67,8 @@ def uniform_reference(
     try:
         for number, each in enumerate(policies, 1):
             worth.append(_worth(evaluation, each, known.get(policy_key(each))))
+            if not math.isfinite(worth[-1].value):
+                return None
             on_progress(Progress("uniform", number, len(policies)))
     except DivergedError:
         return None

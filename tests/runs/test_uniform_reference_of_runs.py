@@ -1,8 +1,12 @@
 """What every search is compared with: uniform bits, evaluated as its own policy."""
 
+import math
+
 import numpy as np
 import pytest
+import torch
 
+from haq import search
 from haq.allocation.budgets import Budget, uniform_references
 from haq.allocation.costs import CostTable
 from haq.allocation.policy import Bits
@@ -68,3 +72,20 @@ def test_equal_answers_leave_the_chance_of_what_was_not_seen():
     """Hand-worked: nothing lost of 100 bounds the drop by z**2 / (n + z**2), z = 1.96."""
     low, high = drop_interval(Paired(100, 1.0, 0, 0))
     assert high == pytest.approx(3.8415 / 103.8415, rel=1e-3) and low == -high
+
+
+def test_uniform_bits_that_give_no_number_are_no_reference(tmp_path):
+    """A perplexity may overflow, and JSON has no word for that."""
+    called = []
+
+    def evaluate(network):
+        called.append(network)
+        # The float network, the episode and what came of it.
+        return 1.0 if len(called) <= 3 else math.inf
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    result = search(model, torch.randn(64, 4), evaluate=evaluate, agent="random", episodes=1,
+                    weight_bits=(2, 8), pins={}, budgets=["avg_weight_bits=5"], rounding_steps=0,
+                    out=tmp_path / "run")  # fmt: skip
+    assert len(called) > 3 and result.summary["uniform_reference"] is None
