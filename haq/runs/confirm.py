@@ -7,7 +7,6 @@ than those answers, on images again others and beyond what chance explains. Else
 answer is handed on.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,23 +16,23 @@ from haq.agents import find
 from haq.allocation.trials import Trial, rank
 from haq.distillation.kd import divergences
 from haq.runs.evaluator import LEAST_UNSEEN, Evaluator
-from haq.runs.judge import answers_of
+from haq.runs.judge import BEYOND, answers_of, errors_nearer
 from haq.runs.progress import Progress
-from haq.runs.samples import Part
+from haq.runs.samples import FREEZABLE, Part
 from haq.runs.state import Search, policy_key
 from haq.training.scoring import TEMPERATURE
 
 SURE = 1.64
 """Standard errors by which a policy must be nearer than a known answer: 95 %, one-sided."""
 
-BEYOND = 1.96
-"""Standard errors by which a known answer must be farther than another to be left out."""
-
 FEW, EPISODES_EACH = 8, 8
 """Policies that are compared again, at most, and one for so many episodes."""
 
 TIMES = 4
 """Images of the last comparison, as a multiple of those of an episode."""
+
+KEPT = FREEZABLE // 4
+"""Values of a network's answers that are kept at a time; comparing takes ten times as much."""
 
 
 class Apart(NamedTuple):
@@ -65,10 +64,16 @@ def confirmed(search: Search) -> Confirmed | None:
     if evaluator is None or not evaluator.recipe.agreement or search.job.evaluation != "cheap":
         return None
     known, challengers = entrants(search.trials, find(search.job.agent).references)
-    sizes = images_of(len(search.trials), len(evaluator.validation), len(evaluator.others))
+    sizes = images_of(len(search.trials), len(evaluator.validation), _there(evaluator))
     if not challengers or sizes is None:
         return None
     return _Comparison(search, evaluator, sizes).decided(known, challengers)
+
+
+def _there(evaluator: Evaluator) -> int:
+    """Return how many training images there are, or of how many the answers can be kept."""
+    kept = evaluator.answers
+    return 0 if kept is None else min(len(evaluator.others), KEPT // kept[0].numel())
 
 
 def entrants(trials: Sequence[Trial], references: int) -> tuple[list[Trial], list[Trial]]:
@@ -114,13 +119,6 @@ def images_of(episodes: int, scored: int, there: int) -> tuple[int, int] | None:
     return (first, last) if last >= LEAST_UNSEEN else None
 
 
-def errors_nearer(one: Tensor, other: Tensor) -> float:
-    """Return by how many standard errors the other network is nearer, image by image."""
-    gain = (one - other).double()
-    mean, error = float(gain.mean()), float(gain.std()) / math.sqrt(len(gain))
-    return mean / error if error > 0 else math.copysign(math.inf, mean) if mean else 0.0
-
-
 def nearer(start: Apart, other: Apart) -> bool:
     """Return whether a network is nearer than another one, beyond what chance explains.
 
@@ -148,7 +146,8 @@ class _Comparison:
             nearest = min(known, key=lambda trial: _mean(few[trial.episode]))
             known = [
                 trial for trial in known
-                if errors_nearer(few[trial.episode].softened, few[nearest.episode].softened)
+                if trial is nearest
+                or errors_nearer(few[trial.episode].softened, few[nearest.episode].softened)
                 <= BEYOND
             ]  # fmt: skip
         else:

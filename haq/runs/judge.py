@@ -24,7 +24,7 @@ from haq.training.paired import paired
 from haq.training.scoring import logits
 
 BEYOND = 1.96
-"""Standard errors by which an accuracy must be higher to decide."""
+"""Standard errors from which on a difference is more than chance: 95 %, of two sides."""
 
 
 class Judged(NamedTuple):
@@ -86,6 +86,12 @@ def answers_of(evaluator: Evaluator, model: nn.Module, images: Split) -> tuple[T
     return torch.cat(answers), torch.cat(labels)
 
 
+def errors_nearer(one: Tensor, other: Tensor) -> float:
+    """Return by how many standard errors the other network is nearer, image by image."""
+    gain = (one - other).double()
+    return _errors(float(gain.mean()), float(gain.std()) / math.sqrt(len(gain)))
+
+
 def winner(judged: Sequence[Judged]) -> int:
     """Return the number of the best of several networks trained alike: of equals the first.
 
@@ -115,7 +121,7 @@ def better(trained: Judged, before: Judged) -> bool:
     [True, False]
     """
     lead = _lead(before, trained)
-    return lead > BEYOND or (lead >= 0 and _nearer(before, trained) > BEYOND)
+    return lead > BEYOND or (lead >= 0 and errors_nearer(before.away, trained.away) > BEYOND)
 
 
 def best_tuned(judged: Sequence[Judged]) -> int:
@@ -160,13 +166,6 @@ def _lead(one: Judged, other: Judged) -> float:
     """Return by how many standard errors the other network is more accurate."""
     pairs = paired(one.right, other.right)
     return _errors(-pairs.drop, pairs.error)
-
-
-def _nearer(one: Judged, other: Judged) -> float:
-    """Return by how many standard errors the other network is nearer to the float network."""
-    gain = (one.away - other.away).double()
-    mean, error = float(gain.mean()), float(gain.std()) / math.sqrt(len(gain))
-    return _errors(mean, error)
 
 
 def _errors(mean: float, error: float) -> float:

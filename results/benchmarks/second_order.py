@@ -41,9 +41,10 @@ from haq.quantization.sensitivity import sensitivity
 from haq.reports.reference.publish import REFERENCE, script_provenance
 from haq.runs import folder as runs
 from haq.runs.calibration import calibration_batches, sensitivity_images
-from haq.runs.confirm import SURE, errors_nearer
+from haq.runs.confirm import SURE
 from haq.runs.evaluator import corrected
 from haq.runs.float_network import fresh_model
+from haq.runs.judge import errors_nearer
 from haq.runs.places import Places
 from haq.training.scoring import TEMPERATURE, logits
 

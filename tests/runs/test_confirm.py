@@ -197,3 +197,20 @@ def test_episodes_score_the_divergence_at_a_temperature_of_2() -> None:
     assert float(divergences(one, other, 2.0).sum()) == pytest.approx(by_hand, rel=1e-5)
     mean = float(divergences(one, other, 2.0).mean())
     assert float(divergence(one, other, 2.0)) == pytest.approx(mean, rel=1e-5)
+
+
+def test_no_more_images_are_compared_than_their_answers_can_be_kept_of() -> None:
+    def there(answers: torch.Tensor | None) -> int:
+        evaluator: Any = SimpleNamespace(answers=answers, others=range(1000))
+        return confirm._there(evaluator)
+
+    assert there(torch.zeros(2, 10)) == 1000
+    assert there(torch.zeros(2, 2**10, 2**7)) == 2**9  # of pixels or of tokens: 2**26 values
+    assert there(None) == 0  # too many even for the images of an episode
+
+
+def test_a_known_answer_that_gives_no_number_costs_no_run_its_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer = decided(monkeypatch, [float("nan"), 1.0], [0.9, 0.8])
+    assert answer.trial.episode in {0, 1} and not answer.summary["accepted"]
