@@ -57,7 +57,7 @@ def names_of_paths(jobs: Iterable[Mapping[str, Any]], places: Iterable[Path]) ->
         jobs: Of the runs, their fields as JSON has them.
         places: Folders of the runs.
     """
-    names = {str(Path.home()): "~", os.getcwd(): "."}
+    names = {os.path.expanduser("~"): "~", os.getcwd(): "."}
     for place in places:
         whole = place.resolve()
         names |= {str(above): "." for above in whole.parents[:2]}

@@ -23,6 +23,7 @@ from haq.reports.record import read_run
 from haq.reports.report import report_fragments, report_html
 from haq.reports.side_by_side import side_by_side
 from haq.reports.steps import Step, steps
+from haq.reports.summary import summary_section
 from haq.runs import folder as results
 from haq.runs.figures import write_figures
 from haq.runs.job import parse_job
@@ -92,6 +93,40 @@ def test_the_first_sentences_hold_the_answer(folder):
     assert text.startswith("The best policy of digits_mlp has ")
     assert f"It has {summary['final_test_accuracy']:.2%} test accuracy" in text
     assert "times smaller than float" in text and "uniform bits" in text
+
+
+def test_sentences_and_cards_by_hand(folder):
+    record = read_run(folder)
+    uniform = {
+        "weight_bits": 3, "act_bits": 8, "lowered": 0, "cost": {"size": 5000.0}, "same": False,
+        "images": 400, "apart": True, "tuned": True, "own": 0.8, "uniform": 0.77,
+        "interval": [0.01, 0.05],
+    }  # fmt: skip
+    budget = {"quantity": "size", "unit": "bytes", "limit": 8000.0, "achieved": 6000.0}
+    known = {
+        "final_test_accuracy": 0.9, "float_test_accuracy": 0.95, "uniform_reference": uniform,
+        "budgets": [budget],
+    }  # fmt: skip
+    of_hand = replace(record, summary={**record.summary, **known})
+    costs = {"size": (32_000.0, 8000.0, 4000.0)}
+    text = headline(of_hand, costs)
+    assert "90.00% test accuracy, 5.00 points below float (95.00%)" in text
+    assert "8.0 times smaller than float" in text
+    assert "better than the best uniform bits within the budgets: +3.00 points (+1.00 to" in text
+    shown = {card.label: card for card in cards(of_hand, costs)}
+    against = shown["Against best uniform bits"]
+    assert against.value == "+3.00 points"
+    assert against.note.startswith("95 % interval +1.00 to +5.00; 80.00% against 77.00% of 3-bit")
+    assert shown["Budget on size"].note == "75.0% of the limit, 8 kB"
+    assert shown["Budget on size"].share == 0.75
+    assert shown["Size"].note == "8.0 times smaller than float (32 kB)"
+    rows = summary_section(of_hand).tables[0].rows
+    compared = next(row for row in rows if row[0].text == "fine-tuned, as compared")
+    assert [cell.text for cell in compared[3:]] == ["77.00%", "80.00%"]
+    sizes = next(row for row in rows if row[0].text == "size")
+    assert sizes[3].text == "5 kB"  # of the uniform bits
+    tests = next(row for row in rows if row[0].text == "test accuracy")
+    assert (tests[1].text, tests[3].text, tests[4].text) == ("95.00%", "–", "90.00%")  # noqa: RUF001
 
 
 def test_the_interval_of_the_drop_is_of_pairs(folder):
@@ -205,6 +240,16 @@ def test_paths_become_names_the_longest_first(tmp_path):
     texts = [f"cannot read {tmp_path}/photos/a.png", f"see {tmp_path}/runs/one/job.json", "w4/a8"]
     assert scrubbed(texts, names) == ["cannot read photos/a.png", "see one/job.json", "w4/a8"]
     assert scrubbed(f"{os.path.expanduser('~')}/x", names) in ("~/x", "./x")
+
+
+def test_pages_are_made_for_a_user_without_a_home(monkeypatch):
+    def nobody(number):
+        raise KeyError(number)
+
+    pwd = pytest.importorskip("pwd")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    assert "~" not in names_of_paths([], [])
 
 
 def test_no_page_names_a_path_of_the_machine(folder):
