@@ -111,6 +111,8 @@ def test_sentences_and_cards_by_hand(folder):
     costs = {"size": (32_000.0, 8000.0, 4000.0)}
     text = headline(of_hand, costs)
     assert "90.00% test accuracy, 5.00 points below float (95.00%)" in text
+    higher = replace(of_hand, summary={**of_hand.summary, "final_test_accuracy": 0.97})
+    assert "97.00% test accuracy, 2.00 points above float (95.00%)" in headline(higher, costs)
     assert "8.0 times smaller than float" in text
     assert "better than the best uniform bits within the budgets: +3.00 points (+1.00 to" in text
     shown = {card.label: card for card in cards(of_hand, costs)}
