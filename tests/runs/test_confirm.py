@@ -214,3 +214,25 @@ def test_a_known_answer_that_gives_no_number_costs_no_run_its_answer(
 ) -> None:
     answer = decided(monkeypatch, [float("nan"), 1.0], [0.9, 0.8])
     assert answer.trial.episode in {0, 1} and not answer.summary["accepted"]
+
+
+def test_the_last_word_is_on_images_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, Any]] = []
+
+    def measured(self: Any, trials: list[Trial], images: Any, rows: Any, what: str) -> Any:
+        seen.append((what, images))
+        return {one.episode: apart(torch.arange(3.0) + one.episode) for one in trials}
+
+    comparison: Any = object.__new__(confirm._Comparison)
+    comparison.first, comparison.last = range(30), range(90)
+    comparison.evaluator = SimpleNamespace(validation=range(10))
+    monkeypatch.setattr(confirm._Comparison, "_apart", measured)
+    comparison.decided([trial(0, 2, -3)], [trial(1, 3, -2), trial(2, 4, -1)])
+    assert seen == [("compared", range(30)), ("decided", range(90))]
+
+
+def test_the_few_are_ranked_by_all_images_so_far() -> None:
+    comparison: Any = object.__new__(confirm._Comparison)
+    comparison.first, comparison.evaluator = range(30), SimpleNamespace(validation=range(10))
+    # 10 images at 2.0, 30 at 1.0
+    assert comparison._both(trial(0, 2, -2.0), apart(torch.ones(30))) == pytest.approx(1.25)
