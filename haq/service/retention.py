@@ -118,7 +118,7 @@ def _old(engine: Engine, settings: Settings) -> list[Old]:
 def _deleted(engine: Engine, settings: Settings, one: Old) -> bool:
     try:
         if one.kind == "run":
-            store.hide(engine, one.id)
+            store.hide(engine, one.id, if_over=True)
         else:
             upload = uploads.find(engine, one.id, None)
             if upload is None:

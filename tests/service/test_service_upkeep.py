@@ -176,6 +176,23 @@ def test_what_is_too_old_goes_and_what_is_under_way_or_published_stays(tmp_path)
     assert not settings.run_folder(old).exists()
 
 
+def test_a_run_that_is_queued_again_while_others_are_looked_at_stays(tmp_path, monkeypatch):
+    settings, engine = opened(tmp_path)
+    run_id = run_of(engine, JOB)
+    store.cancel(engine, run_id)
+    with engine.begin() as connection:
+        connection.execute(update(RUNS).values(finished=0.0))
+
+    def queued_again(folder):
+        if store.find(engine, run_id).state == "cancelled":
+            store.retry(engine, run_id)
+        return 0
+
+    monkeypatch.setattr(place, "size_of", queued_again)
+    assert retention.clean(engine, settings, Keep(seconds=1.0)) == []
+    assert store.find(engine, run_id).state == "queued"
+
+
 def test_of_too_much_the_oldest_goes(tmp_path):
     settings, engine = opened(tmp_path)
     runs = [done(engine, settings, size=1000, age_s=age) for age in (1.0, 3.0, 2.0)]

@@ -158,16 +158,21 @@ def annotate(
         return current(connection, run_id)
 
 
-def hide(engine: Engine, run_id: str) -> None:
+def hide(engine: Engine, run_id: str, if_over: bool = False) -> None:
     """Take a run out of every list; its files and its row are for ``forget``.
 
+    Args:
+        engine: The database.
+        run_id: Which run.
+        if_over: Whether one that waits stays too.
+
     Raises:
-        Conflict: It is running.
+        Conflict: It is running, or waits and is to stay then.
     """
     with engine.begin() as connection:
         run = locked(connection, run_id)
-        if run.state == "running":
-            raise Conflict("the run is running; cancel it first")
+        if run.state == "running" or (if_over and run.state not in OVER):
+            raise Conflict(f"the run is {run.state}; cancel it first")
         change(connection, run_id, state=GONE, key=None)
 
 
