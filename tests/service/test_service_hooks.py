@@ -88,6 +88,16 @@ def test_it_is_told_once_when_the_run_ends(visitor):
     assert len(deliver(visitor)) == 1  # it ended once more
 
 
+def test_a_run_that_is_queued_again_while_its_end_is_told_is_told_of_again(visitor):
+    run_id = asked(visitor)
+    store.cancel(visitor.engine, run_id)
+    hooks.deliver(
+        visitor.engine, visitor.settings, lambda *_: store.retry(visitor.engine, run_id) and 200
+    )
+    store.cancel(visitor.engine, run_id)
+    assert len(deliver(visitor)) == 1
+
+
 @pytest.mark.parametrize("status", [500, 302, None])
 def test_it_is_tried_five_times_and_no_more(visitor, status):
     store.cancel(visitor.engine, asked(visitor))
