@@ -174,10 +174,11 @@ def _check_target(file: Path, folder: Path) -> None:
     from haq.hw_profiles import build, find
     from haq.hw_profiles.measured import Measured
 
-    content = file.read_bytes()
-    start = content[:1000].decode(errors="replace").lstrip("\ufeff \t\r\n")
+    text = file.read_bytes().decode(errors="replace")
+    start = text[:1000].lstrip("\ufeff \t\r\n")
     kind = {"{": "profile.json", "[": "table.json"}.get(start[:1], "table.csv")
-    if content.count(b"\n" if kind == "table.csv" else b"{") > MOST_ROWS:
+    rows = len(text.splitlines()) - 1 if kind == "table.csv" else text.count("{")
+    if rows > MOST_ROWS:
         raise TargetError(f"the table cannot be used: it has more than {MOST_ROWS} rows")
     path = file.rename(folder / kind)
     try:

@@ -294,6 +294,7 @@ def test_hardware_of_ones_own_costs_what_it_says(tmp_path, content, unit):
         (TABLE + "conv1,8,8,1\n", "row 37"),
         (TABLE.replace("conv2,3,8,0.375", "conv2,3,8,-1"), "row 10"),
         (TABLE + "conv1,8,8,1\n" * uploads.MOST_ROWS, "more than 10000 rows"),
+        (TABLE + "conv1,8,8,1\r" * uploads.MOST_ROWS, "more than 10000 rows"),
         ("[" + "{}," * uploads.MOST_ROWS + "{}]", "more than 10000 rows"),
         (b"\xff\xfe\x00", "not UTF-8 text"), ("", "it needs a header"), (b"\x00", "the table"),
     ],
