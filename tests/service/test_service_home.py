@@ -1,6 +1,7 @@
 """What people look at first: the first page, the list, notes, logs, downloads, errors as pages."""
 
 import contextlib
+import html
 import io
 import json
 import logging
@@ -186,6 +187,18 @@ def test_pages_of_every_order_hold_each_run_once(client, visitor, order):
         if after is None:
             break
     assert len(seen) == len(set(seen)) == 8
+
+
+def test_a_list_goes_on_behind_the_longest_title(client, visitor):
+    for number in range(51):
+        title = "\N{ABACUS}" * 198 + f"{number:02}"
+        run_of(visitor.engine, Job(**ASKED), title=title, owner="local")
+    after = client.get("/v1/runs?order=title&limit=50").json()["next"]
+    rest = client.get("/v1/runs", params={"order": "title", "after": after}).json()["runs"]
+    assert [run["title"][-2:] for run in rest] == ["50"]
+    page = client.get("/runs?order=title").text
+    [more] = re.findall('rel="next" href="([^"]+)"', page)
+    assert f"/runs/{rest[0]['id']}" in client.get(html.unescape(more)).text
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from haq.errors import HaqError
 from haq.service import artifacts, estimates, findings, log, place, store
 from haq.service.pages.html import html
 from haq.service.pages.visitors import Form, Sender, Visitor
-from haq.service.routes.runs import place_of
+from haq.service.routes.runs import place_of, text_of_place
 from haq.service.security import Principal
 from haq.service.shapes import Notes, RunOut, field_of, sentence, tags_of
 from haq.service.shared import Refusal, RunId, Service, Shared
@@ -67,8 +67,7 @@ def runs_page(
     more = ""
     if len(runs) > PAGE:
         runs = runs[:PAGE]
-        last = json.dumps([store.ORDERS[asked.order].value(runs[-1]), runs[-1].id])
-        more = urlencode(asked._asdict() | {"before": last})
+        more = urlencode(asked._asdict() | {"before": text_of_place(runs[-1], asked.order)})
     standing = store.standing(service.engine, service.settings.order == "fair")
     caption = _ORDERS[asked.order]
     return html(

@@ -118,8 +118,7 @@ def list_runs(
 
 
 def _cursor(run: store.Run, order: str) -> str:
-    place = json.dumps([store.ORDERS[order].value(run), run.id])
-    return base64.urlsafe_b64encode(place.encode()).decode()
+    return base64.urlsafe_b64encode(text_of_place(run, order).encode()).decode()
 
 
 def _place(cursor: str | None, order: str) -> tuple[float | str, str] | None:
@@ -129,6 +128,11 @@ def _place(cursor: str | None, order: str) -> tuple[float | str, str] | None:
         return place_of(base64.urlsafe_b64decode(cursor).decode(), order)
     except ValueError:  # of base64, UTF-8, JSON or the place
         raise Refusal(422, "after: give what `next` of the page before said", "after") from None
+
+
+def text_of_place(run: store.Run, order: str) -> str:
+    """Return the text of the place behind a run in a list, which ``place_of`` reads."""
+    return json.dumps([store.ORDERS[order].value(run), run.id], ensure_ascii=False)
 
 
 def place_of(text: str, order: str) -> tuple[float | str, str]:
