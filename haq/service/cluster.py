@@ -57,7 +57,9 @@ def _hold(settings: Settings, count: int, address: str, stop: threading.Event) -
             del held[one]
             LOG.error("a worker in the cluster ended; another one starts")
             stop.wait(_LOOK_S)
-    ray.wait([actor.end.remote() for actor in held.values()], num_returns=count, timeout=_LEAVE_S)
+    ends = [actor.end.remote() for actor in held.values()]
+    if ends:  # of those that were not lost just now
+        ray.wait(ends, num_returns=len(ends), timeout=_LEAVE_S)
     ray.shutdown()
 
 
