@@ -61,11 +61,13 @@ def sweep_page(sweep: RunId, service: Shared, who: Visitor) -> HTMLResponse:
 
 
 def _page(service: Service, who: Any, title: str, runs: Sequence[store.Run]) -> HTMLResponse:
-    columns = [_column(service.settings.run_folder(run.id), run) for run in runs]
+    folders = {run.id: service.settings.run_folder(run.id) for run in runs}
+    summaries = {run_id: _summary(folder) for run_id, folder in folders.items()}
+    columns = [_column(folders[run.id], run, summaries[run.id]) for run in runs]
     begun = [one.id for one in runs if one.episodes][:_COMPARED]
     quantities = list(dict.fromkeys(name for column in columns for name in column.cost))
     over = sum(run.state in store.OVER for run in runs)
-    fronts = _fronts(service, runs)
+    fronts = _fronts(runs, summaries)
     asked = _asked(runs)
     return html(
         "compare.html", who, here="runs", title=title, columns=columns, quantities=quantities,
@@ -98,8 +100,7 @@ def _shared(of: Mapping[str, str]) -> list[str]:
     return list(texts) if len(set(of.values())) == 1 else []
 
 
-def _column(folder: Path, run: store.Run) -> Column:
-    summary = _summary(folder)
+def _column(folder: Path, run: store.Run, summary: Mapping[str, Any]) -> Column:
     units = summary.get("units", {})
     cost = {
         f"{spoken(name)}": amount(value, units.get(name, ""))
@@ -116,11 +117,13 @@ def _summary(folder: Path) -> dict[str, Any]:
         return {}  # there is none yet, or it is being written
 
 
-def _fronts(service: Service, runs: Sequence[store.Run]) -> list[dict[str, Any]]:
+def _fronts(
+    runs: Sequence[store.Run], summaries: Mapping[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
     """Return a front for each kind of runs that can be compared: tested on the same images."""
     groups: dict[tuple[str, ...], list[tuple[store.Run, dict[str, Any]]]] = {}
     for run in runs:
-        summary = _summary(service.settings.run_folder(run.id))
+        summary = summaries[run.id]
         metric = summary.get("metric", "")
         if run.state != "finished" or metric_of(summary).key("final_test") not in summary:
             continue
