@@ -8,7 +8,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from starlette.concurrency import run_in_threadpool
 
 from haq.errors import HaqError
-from haq.service import store, uploads
+from haq.service import place, store, uploads
 from haq.service.pages.html import html
 from haq.service.pages.visitors import Form, Sender, Visitor
 from haq.service.security import Principal
@@ -43,7 +43,8 @@ async def paste(service: Shared, who: Sender, form: Form) -> Response:
                 "".join(c for c in name if c.isprintable()), received,
             )  # fmt: skip
     except HaqError as error:
-        return await run_in_threadpool(_page, service, who, form, {"text": str(error)})
+        sentence = place.without_paths(str(error), service.settings)
+        return await run_in_threadpool(_page, service, who, form, {"text": sentence})
     return RedirectResponse("/uploads", 303)
 
 
