@@ -144,7 +144,7 @@ def _told(engine: Engine, settings: Settings, send: Send, run_id: str, left: int
         status = 0
         LOG.warning("a hook was not told: %s", type(error).__name__, extra={"run": run_id})
     if 200 <= status < 300:
-        # Where the run was queued again meanwhile, its next end is to be told too.
+        # Where the run ended again meanwhile, that is to be told too.
         still = (RUNS.c.id == run_id) & (RUNS.c.hook_left == left - 1)
         with engine.begin() as connection:
             connection.execute(update(RUNS).where(still).values(hook_left=0))

@@ -88,14 +88,29 @@ def test_it_is_told_once_when_the_run_ends(visitor):
     assert len(deliver(visitor)) == 1  # it ended once more
 
 
-def test_a_run_that_is_queued_again_while_its_end_is_told_is_told_of_again(visitor):
+def test_a_run_that_ends_again_while_its_end_is_told_is_told_of_again(visitor):
     run_id = asked(visitor)
+
+    def ends_again(*_):
+        store.retry(visitor.engine, run_id)
+        store.cancel(visitor.engine, run_id)
+        return 200
+
     store.cancel(visitor.engine, run_id)
-    hooks.deliver(
-        visitor.engine, visitor.settings, lambda *_: store.retry(visitor.engine, run_id) and 200
-    )
-    store.cancel(visitor.engine, run_id)
+    hooks.deliver(visitor.engine, visitor.settings, ends_again)
     assert len(deliver(visitor)) == 1
+
+
+def test_a_run_that_was_given_up_for_dead_and_then_ended_well_is_told_of_twice(visitor):
+    asked(visitor)
+    run = store.claim(visitor.engine, "worker", 60, tries=1)
+    with visitor.engine.begin() as connection:
+        connection.execute(update(RUNS).values(lease_until=0.0))
+    assert store.claim(visitor.engine, "another", 60, tries=1) is None
+    told = deliver(visitor)
+    store.finish(visitor.engine, store.Lease(run.id, run.fence))
+    told += deliver(visitor)
+    assert [said["state"] for _, said in told] == ["failed", "finished"]
 
 
 @pytest.mark.parametrize("status", [500, 302, None])

@@ -9,6 +9,7 @@ channels  networks by their ids, and those published under a name
 leases    what workers do, while they hold the lease of a run
 """
 
+from haq.service.store.changes import HOOK_TRIES
 from haq.service.store.channels import (
     Published,
     channels,
@@ -38,7 +39,6 @@ from haq.service.store.leases import (
 from haq.service.store.line import Standing, leave, paces, sign_of_life, standing
 from haq.service.store.lists import ORDERS, listed, of_sweep, tags
 from haq.service.store.queue import (
-    HOOK_TRIES,
     Beside,
     annotate,
     cancel,

@@ -2,11 +2,14 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, case, select, update
 
 from haq.service.store.events import add_event
-from haq.service.store.rows import COLUMNS, GONE, Conflict, Run, run_of
+from haq.service.store.rows import COLUMNS, GONE, OVER, Conflict, Run, run_of
 from haq.service.tables import RUNS, now
+
+HOOK_TRIES = 5
+"""How often the end of a run is told, at most."""
 
 
 def locked(connection: Connection, run_id: str) -> Run:
@@ -31,7 +34,10 @@ def change(connection: Connection, run_id: str, **values: Any) -> None:
 def enter(
     connection: Connection, run_id: str, state: str, message: str | None = None, **values: Any
 ) -> None:
-    """Bring a run into a state, with the event that says so."""
+    """Bring a run into a state, with the event that says so; each end is for its hook to tell."""
+    if state in OVER:
+        tries = case((RUNS.c.hook.is_not(None), HOOK_TRIES), else_=0)
+        values = {"hook_left": tries, "hook_at": 0.0, **values}
     change(connection, run_id, state=state, message=message, **values)
     data = {"state": state} | ({} if message is None else {"message": message})
     add_event(connection, run_id, "state", data)

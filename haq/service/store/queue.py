@@ -17,8 +17,6 @@ from haq.service.store.events import add_event
 from haq.service.store.rows import COLUMNS, GONE, OVER, Conflict, Run, current, run_of
 from haq.service.tables import RUNS, now
 
-HOOK_TRIES = 5
-
 
 class Beside(NamedTuple):
     """What a user says of a run beside its job and its title.
@@ -80,7 +78,7 @@ def submit(
         "not_before": 0.0, "fence": 0, "attempts": 0, "cancel": False, "done": 0, "total": 0,
         "note": "", "episodes": 0, "episodes_asked": job.episodes, "events": 0,
         "tags": joined(beside.tags), "remark": beside.remark, "sweep": beside.sweep,
-        "hook": beside.hook, "hook_left": HOOK_TRIES if beside.hook else 0,
+        "hook": beside.hook, "hook_left": 0,
         "busy_s": 0.0, "size_bytes": 0,
     }  # fmt: skip
     try:
@@ -134,7 +132,6 @@ def retry(engine: Engine, run_id: str) -> Run:
         enter(
             connection, run_id, "queued",
             attempts=0, cancel=False, not_before=0.0, finished=None, traceback=None,
-            hook_left=HOOK_TRIES if run.hook else 0, hook_at=0.0,
         )  # fmt: skip
         return current(connection, run_id)
 
