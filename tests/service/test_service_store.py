@@ -4,17 +4,18 @@ import json
 import threading
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import update
+from sqlalchemy import MetaData, Table, update
 from sqlalchemy.exc import OperationalError
 
 from haq.errors import HaqError
 from haq.runs.job import Job
 from haq.service import store
-from haq.service.database import check_current, connect, migrate, reading
+from haq.service.database import _config, check_current, connect, migrate, reading
 from haq.service.store.leases import Lease, LeaseLost, Progress
 from haq.service.store.rows import Conflict
 from haq.service.tables import METADATA, RUNS
@@ -67,6 +68,34 @@ def test_a_database_of_a_newer_version_is_said_in_a_sentence(engine):
     for bring in (migrate, check_current):
         with pytest.raises(HaqError, match=r"of a newer haq than this one|at revision 9999"):
             bring(engine)
+
+
+def test_rows_of_the_version_before_are_kept_and_can_be_worked_on(database):
+    engine = connect(database)
+    run_id, upload_id = "a" * 32, "b" * 32
+    with engine.begin() as connection:
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+        runs, uploads = (Table(name, MetaData(), autoload_with=connection)
+                         for name in ("runs", "uploads"))  # fmt: skip
+        connection.execute(runs.insert().values(
+            id=run_id, owner="ada", title="of old", asked=JOB.model_dump_json(), state="queued",
+            created=1.0, updated=1.0, not_before=0.0, fence=0, attempts=0, cancel=False, done=0,
+            total=0, note="", episodes=0, episodes_asked=3, events=0,
+        ))  # fmt: skip
+        connection.execute(uploads.insert().values(
+            id=upload_id, owner="ada", kind="data", name="pets", size_bytes=7, sha256="",
+            classes=2, images=8, created=1.0,
+        ))  # fmt: skip
+    migrate(engine)
+    assert store.stored(engine, "ada") == 7
+    [run] = store.listed(engine)
+    assert (run.words, run.remark, run.sweep, run.hook, run.busy_s) == ([], "", None, None, 0.0)
+    store.report(engine, claimed(engine), 60.0, Progress(), [trial(0)], busy_s=2.0)
+    run = store.find(engine, run_id)
+    assert (run.state, run.episodes, run.busy_s) == ("running", 1, 2.0)
+    engine.dispose()
 
 
 def test_migrating_again_changes_nothing(engine):
