@@ -153,8 +153,11 @@ def test_signed_activations_have_codes_around_the_middle_of_their_bits(case, act
     while reading.nodes[tensor].op_type != "DequantizeLinear":
         tensor = reading.nodes[tensor].input[0]
     code, _, zero = reading.nodes[tensor].input
-    _, lowest, highest = reading.nodes[code].input
     assert reading.arrays[zero] == 2 ** (act - 1)
+    if act == 8:  # a byte ends by itself where its codes do
+        assert reading.nodes[code].op_type == "QuantizeLinear"
+        return
+    _, lowest, highest = reading.nodes[code].input
     assert (reading.arrays[lowest], reading.arrays[highest]) == (1, 2**act - 1)
 
 

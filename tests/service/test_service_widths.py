@@ -69,7 +69,7 @@ def test_the_report_says_why_and_the_files_are_of_the_narrower_network(visitor, 
         ({"widths": [1, 0.75], "budgets": ["avg_weight_bits=3"]}, "budgets", "does not go with"),
         ({"widths": []}, "channel_multiple", "--channel-multiple 8 is for --widths"),
         ({"channel_multiple": 512}, "widths", "keep a multiple of 512"),
-        ({"widths": [1, 2]}, "widths.1", "less than or equal to 1"),
+        ({"widths": [1, 2]}, "widths.1", "give at most 1"),
         ({"widths": [1]}, "widths", "leaves nothing to choose"),
     ],
 )

@@ -10,7 +10,7 @@ from haq.distillation.settings import distillation_of, read_distillation
 from haq.errors import DivergedError, HaqError
 from haq.models import build
 from haq.training.distilling import distilling
-from haq.training.scoring import logits, score
+from haq.training.scoring import TEMPERATURE, logits, score
 from haq.training.teacher import teacher_from
 from haq.training.train import _one_cycle, train
 
@@ -261,8 +261,9 @@ def test_the_score_by_hand():
 def test_a_score_against_another_network_by_hand():
     rows = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
     split = TensorSplit(rows.view(2, 2, 1, 1), torch.tensor([0, 1]), (0.0,) * 2, (1.0,) * 2)
-    p = torch.tensor([2.0, 0.0], dtype=torch.float64).softmax(0)
-    by_hand = float((torch.log(0.5 / p) * 0.5).sum()) / 2  # the second answer agrees
+    p = (torch.tensor([2.0, 0.0], dtype=torch.float64) / TEMPERATURE).softmax(0)
+    apart = float((torch.log(0.5 / p) * 0.5).sum()) * TEMPERATURE**2
+    by_hand = apart / 2  # the second answer agrees
     for batch in (1, 500):
         found = score(nn.Flatten(), split, batch, reference=torch.zeros(2, 2))
         assert found == (0.5, pytest.approx(by_hand), False)
