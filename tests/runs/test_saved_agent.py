@@ -1,9 +1,12 @@
 """The networks of a run's agent, kept and loaded again."""
 
+import math
+
 import pytest
 import torch
 
 import haq
+from haq.agents import Agent, Proposal
 from haq.allocation.trials import Trial
 from haq.datasets import load
 from haq.errors import RunError
@@ -54,6 +57,22 @@ def test_what_the_agent_lost_stands_with_the_episodes(folder):
     assert trials["agent_sigma"][20] == 0.5
     line = (folder / "trials.jsonl").read_text().splitlines()[-1]
     assert Trial.from_line(line).notes["critic_loss"] == trials["agent_critic_loss"][22]
+
+
+class Boastful(Agent):
+    """Says of itself what is no number."""
+
+    def propose(self, number):
+        actions = [0.5] * self.env.n_steps
+        return Proposal(actions, (), {"hope": math.inf, "doubt": math.nan, "number": number})
+
+
+def test_notes_that_are_no_numbers_do_not_reach_the_file(splits, tmp_path):
+    name = f"{__name__}:Boastful"
+    run = haq.search(
+        build("digits_mlp"), splits, out=tmp_path / "own", agent=name, episodes=1, **QUICK
+    )
+    assert [trial.notes for trial in run.trials] == [{"number": 0}]
 
 
 def test_a_run_that_keeps_no_agent_says_so(folder, splits, tmp_path):
