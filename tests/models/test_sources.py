@@ -110,6 +110,15 @@ def test_a_library_that_breaks_when_imported_is_not_called_missing(tmp_path, mon
         library("broken_by_torch", "vision", "model broken_by_torch:a", ModelError)
 
 
+def test_a_library_that_lacks_another_one_says_which(tmp_path, monkeypatch):
+    (tmp_path / "half_there.py").write_text("import nowhere_at_all\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        ModelError, match=r"cannot be imported \(No module named 'nowhere_at_all'\)"
+    ):
+        library("half_there", "vision", "model half_there:a", ModelError)
+
+
 def test_a_module_of_the_users_own_is_no_prefix():
     assert named("my_package.nets:factory") is None
     with pytest.raises(HaqError, match="my_package"):
