@@ -11,7 +11,8 @@ from haq.reports.charts.sensitivity import measure_name
 from haq.reports.charts.theme import amount, spoken
 from haq.reports.record import RunRecord
 from haq.runs.coded_cost import clips_of_weights, with_coded_size
-from haq.runs.plan import every_choice
+from haq.runs.job import Job
+from haq.runs.plan import Plan, every_choice
 
 
 def reasons(
@@ -234,8 +235,14 @@ def why(record: RunRecord) -> dict[str, str]:
     planned = record.planned
     if planned is None or not record.policy:
         return {}
-    every = every_choice(planned)
-    if CODED in planned.table.rows:
-        clips = clips_of_weights(planned.graph, record.job, every)
-        every = with_coded_size(every, planned.graph, clips)
+    every = all_costs(planned, record.job)
     return reasons(planned.table, every, record.policy, limits_of(record), record.sensitivity)
+
+
+def all_costs(planned: Plan, job: Job) -> CostTable:
+    """Return what all bits cost that the target runs, coded bytes with them where they count."""
+    every = every_choice(planned)
+    if CODED not in planned.table.rows:
+        return every
+    clips = clips_of_weights(planned.graph, job, every)
+    return with_coded_size(every, planned.graph, clips)

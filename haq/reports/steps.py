@@ -5,13 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from haq.allocation.budgets import Budget
-from haq.allocation.costs import CODED, CostTable, total
+from haq.allocation.costs import CostTable, total
 from haq.allocation.policy import FLOAT, Policy, readers
 from haq.allocation.sensitivities import Sensitivity
-from haq.reports.reasons import fits, limits_of, moved
+from haq.reports.reasons import all_costs, fits, limits_of, moved
 from haq.reports.record import RunRecord
-from haq.runs.coded_cost import clips_of_weights, with_coded_size
-from haq.runs.plan import every_choice
 
 REASONS: Mapping[str, str] = {
     "pinned": "fixed by the job or the target",
@@ -48,10 +46,7 @@ def steps_of(record: RunRecord) -> dict[str, Step]:
     planned = record.planned
     if planned is None or not record.policy:
         return {}
-    every = every_choice(planned)
-    if CODED in planned.table.rows:
-        every = with_coded_size(every, planned.graph, clips_of_weights(
-            planned.graph, record.job, every))  # fmt: skip
+    every = all_costs(planned, record.job)
     return steps(planned.table, every, record.policy, limits_of(record), record.sensitivity)
 
 

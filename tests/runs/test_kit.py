@@ -30,36 +30,29 @@ from haq.runs.kit.read import MEASURED, contents_of, read_kit
 from haq.runs.profiling.subject import lowering
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("kits") / "kit"
-    make_kit(subject(), folder, Choices(WIDTHS))
-    return folder
-
-
 @pytest.fixture
-def kit(made, tmp_path):
+def kit(whole_kit, tmp_path):
     """The kit without its ONNX files, which reading does not need."""
     for name in ("kit.json", RUNNER):
-        (tmp_path / name).write_bytes((made / name).read_bytes())
+        (tmp_path / name).write_bytes((whole_kit / name).read_bytes())
     return tmp_path
 
 
-def test_a_kit_has_each_distinct_layer_once_at_each_width(made):
-    contents = contents_of(made)
+def test_a_kit_has_each_distinct_layer_once_at_each_width(whole_kit):
+    contents = contents_of(whole_kit)
     assert len(contents.shapes) == 4  # b and c are equal
     alone = [about for about in contents.files.values() if "shape" in about]
     assert len(alone) == 4 * len(WIDTHS)
     mixed = [about["policy"] for about in contents.files.values() if "policy" in about]
     assert len(mixed) == len(WIDTHS) + 24
     assert {frozenset(policy) for policy in mixed} == {frozenset("a b c d fc".split())}
-    assert sorted(path.name for path in (made / "files").iterdir()) == sorted(contents.files)
+    assert sorted(path.name for path in (whole_kit / "files").iterdir()) == sorted(contents.files)
 
 
-def test_every_file_runs_and_holds_as_many_bits_as_it_says(made):
-    contents = contents_of(made)
+def test_every_file_runs_and_holds_as_many_bits_as_it_says(whole_kit):
+    contents = contents_of(whole_kit)
     for name, about in contents.files.items():
-        path = made / "files" / name
+        path = whole_kit / "files" / name
         network = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         place = network.get_inputs()[0]
         given = np.ones([size if isinstance(size, int) else 1 for size in place.shape], np.float32)
@@ -298,9 +291,9 @@ def test_nothing_was_measured_yet(kit):
         read_kit(kit, "board")
 
 
-def test_a_folder_that_is_there_is_not_written_to(made):
+def test_a_folder_that_is_there_is_not_written_to(whole_kit):
     with pytest.raises(HaqError, match="it is there already"):
-        make_kit(subject(), made, Choices(WIDTHS))
+        make_kit(subject(), whole_kit, Choices(WIDTHS))
 
 
 def test_a_layer_that_no_file_is_made_of_is_named_and_nothing_is_left(tmp_path):
@@ -329,10 +322,10 @@ def test_what_no_kit_can_be_made_of_is_refused(tmp_path, options, sentence, caps
     assert not out.exists()
 
 
-def test_the_runner_is_copied_as_it_is(made):
+def test_the_runner_is_copied_as_it_is(whole_kit):
     from haq.runs.kit import run_kit
 
-    assert (made / RUNNER).read_bytes() == Path(run_kit.__file__).read_bytes()
+    assert (whole_kit / RUNNER).read_bytes() == Path(run_kit.__file__).read_bytes()
 
 
 def test_the_tutorial_can_be_followed_line_by_line(tmp_path, monkeypatch):

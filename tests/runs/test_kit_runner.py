@@ -7,31 +7,24 @@ import sys
 
 import onnxruntime
 import pytest
-from kit_parts import WIDTHS, board, subject
+from kit_parts import board
 from typer.testing import CliRunner
 
 from haq.cli.main import app
 from haq.errors import HaqError
 from haq.hw_profiles import load
 from haq.runs.kit.device import run_kit
-from haq.runs.kit.make import RUNNER, Choices, make_kit
+from haq.runs.kit.make import RUNNER
 from haq.runs.kit.read import MEASURED, contents_of, read_kit
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("kits") / "kit"
-    make_kit(subject(), folder, Choices(WIDTHS))
-    return folder
-
-
 @pytest.fixture
-def told(made, tmp_path):
+def told(whole_kit, tmp_path):
     """A kit whose files have their latency written beside them, for a command that reads it."""
-    contents = contents_of(made)
+    contents = contents_of(whole_kit)
     (tmp_path / "files").mkdir()
     for name in ("kit.json", RUNNER):
-        (tmp_path / name).write_bytes((made / name).read_bytes())
+        (tmp_path / name).write_bytes((whole_kit / name).read_bytes())
     for name in contents.files:
         (tmp_path / "files" / name).write_text(f"latency {board(contents, name)}\n")
     return tmp_path

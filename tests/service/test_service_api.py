@@ -20,16 +20,6 @@ from haq.service.shapes import JobRequest
 from haq.service.store.leases import Lease
 
 
-@pytest.fixture
-def visitor(tmp_path):
-    return Visitor(tmp_path)
-
-
-@pytest.fixture
-def client(visitor):
-    return visitor.client
-
-
 def test_a_run_is_created_and_can_be_read(client):
     made = client.post("/v1/runs", json=ASKED)
     assert made.status_code == 201

@@ -26,16 +26,6 @@ FORM = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def visitor(tmp_path):
-    return Visitor(tmp_path)
-
-
-@pytest.fixture
-def client(visitor):
-    return visitor.client
-
-
 def post(client, **changes):
     return client.post("/new", data=FORM | changes, follow_redirects=False)
 

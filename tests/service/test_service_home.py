@@ -22,16 +22,6 @@ from haq.service.store import Lease
 PAGE = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 
 
-@pytest.fixture
-def visitor(tmp_path):
-    return Visitor(tmp_path)
-
-
-@pytest.fixture
-def client(visitor):
-    return visitor.client
-
-
 def test_a_new_service_says_what_to_do_and_that_nobody_works(client):
     text = client.get("/").text
     assert "Nothing was asked for yet" in text and "Try it with handwritten digits" in text

@@ -23,11 +23,6 @@ NETWORKS = [files.quantized(files.moved(KNOWN, 0.01, number), 4) for number in r
 IDS = [parse(data).id for data in NETWORKS]
 
 
-@pytest.fixture
-def visitor(tmp_path):
-    return Visitor(tmp_path)
-
-
 def run_with(visitor, number, owner="local"):
     """Return a finished run whose exported checkpoint is one of the networks."""
     run = visitor.finished(owner)

@@ -16,16 +16,6 @@ FORM = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def visitor(tmp_path):
-    return Visitor(tmp_path)
-
-
-@pytest.fixture
-def client(visitor):
-    return visitor.client
-
-
 def post(client, place, **fields):
     return client.post(place, data=fields, follow_redirects=False)
 

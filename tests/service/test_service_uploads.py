@@ -45,16 +45,6 @@ def archive(around="", suffix="png"):
     return out.getvalue()
 
 
-@pytest.fixture
-def visitor(tmp_path):
-    return Visitor(tmp_path)
-
-
-@pytest.fixture
-def client(visitor):
-    return visitor.client
-
-
 def send(client, kind, content, **parameters):
     return client.post(f"/v1/uploads/{kind}", content=content, params=parameters, headers=OCTETS)
 

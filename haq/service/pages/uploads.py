@@ -8,11 +8,12 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from starlette.concurrency import run_in_threadpool
 
 from haq.errors import HaqError
-from haq.service import place, store, uploads
+from haq.service import place, uploads
 from haq.service.pages.html import html
 from haq.service.pages.visitors import Form, Sender, Visitor
+from haq.service.routes.uploads import remove_upload
 from haq.service.security import Principal
-from haq.service.shared import Refusal, Service, Shared
+from haq.service.shared import Service, Shared
 
 router = APIRouter()
 
@@ -53,13 +54,7 @@ def delete(
     upload_id: Annotated[str, Path(pattern="^[0-9a-f]{32}$")], service: Shared, who: Sender
 ) -> Response:
     """Delete an upload that no run needs any more."""
-    upload = uploads.find(service.engine, upload_id, who.sees)
-    if upload is None:
-        raise Refusal(404, f"there is no upload {upload_id}")
-    try:
-        uploads.remove(service.engine, service.settings, upload)
-    except store.Conflict as error:
-        raise Refusal(409, str(error)) from None
+    remove_upload(upload_id, service, who)
     return RedirectResponse("/uploads", 303)
 
 
