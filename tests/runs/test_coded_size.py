@@ -17,6 +17,9 @@ from haq.formats.update.sizes import coded_bytes
 from haq.network.graph import trace
 from haq.quantization.groups import group_codes, group_scales
 from haq.quantization.quantizer import codes
+from haq.reports.reasons import all_costs, why
+from haq.reports.record import read_run
+from haq.reports.steps import steps_of
 from haq.runs import coded_size
 from haq.runs.coded_cost import budgets_of, clips_of_weights, with_coded_size
 from haq.runs.job import parse_job
@@ -48,6 +51,17 @@ def run(model, tmp_path_factory):
         budgets=["coded_size=4kB"], agent="ilp", rounding_steps=1,
         out=tmp_path_factory.mktemp("runs") / "run",
     )  # fmt: skip
+
+
+def test_a_report_knows_the_coded_bytes_of_layers_that_are_fixed(run, model):
+    record = read_run(run.folder, model)
+    step = steps_of(record)["one"]  # pinned: its table has no other choice
+    assert (step.reason, step.lower) == ("pinned", 7)
+    every = all_costs(record.planned, record.job)
+    lower = run.policy | {"one": run.policy["one"]._replace(weight=7)}
+    known, less = total(every, run.policy, CODED), total(every, lower, CODED)
+    assert step.saves == pytest.approx((known - less) / known, rel=1e-6)
+    assert set(why(record)) == set(run.policy)
 
 
 def test_the_packet_of_a_run_keeps_its_budget_and_is_as_predicted(run, model, tmp_path):
